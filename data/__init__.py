@@ -1,0 +1,1 @@
+"""Recipes and builders for clip sets, and the shipped clips and checkpoints."""

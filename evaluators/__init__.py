@@ -1,0 +1,1 @@
+"""Measuring: clips, prompts, checkpoints and exact scores. Knows nothing of the search."""

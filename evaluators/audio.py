@@ -1,0 +1,81 @@
+"""Sound as numpy arrays: load, resample, cut, mix, normalise. 16 kHz mono float32 everywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from evaluators.errors import UserError
+
+Wave = NDArray[np.float32]
+RATE = 16_000  # samples a second: what Whisper-style front ends expect
+PEAK = 0.9 * 10 ** (-3 / 20)  # peak after normalisation: 0.9 with 3 dB of headroom
+FRAME = 320  # 20 ms, the step of the activity measure
+ACTIVE_DB = 30.0  # a frame is active when it is less than this far below the loudest one
+
+
+def load(path: Path) -> Wave:
+    """The recording as ``[samples]`` float32 at 16 kHz, channels averaged.
+
+    Raises:
+        UserError: The file cannot be decoded or holds no sample.
+    """
+    try:
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"audio file {str(path)!r} cannot be read ({error})") from None
+    mono = wave.mean(axis=1)
+    if rate != RATE:
+        mono = soxr.resample(mono, rate, RATE)
+    if not len(mono):
+        raise UserError(f"audio file {str(path)!r} holds no sample")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def frame_power(wave: Wave) -> NDArray[np.float64]:
+    """Mean power of each 20 ms frame; a last part frame counts as one."""
+    padded = np.pad(wave.astype(np.float64), (0, -len(wave) % FRAME))
+    counts = np.full(len(padded) // FRAME, FRAME)
+    counts[-1] -= len(padded) - len(wave)
+    return (padded.reshape(-1, FRAME) ** 2).sum(axis=1) / counts
+
+
+def active_frames(wave: Wave) -> NDArray[np.bool_]:
+    """Which 20 ms frames lie within 30 dB of the loudest one."""
+    power = frame_power(wave)
+    return power >= power.max() * 10 ** (-ACTIVE_DB / 10)
+
+
+def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> Wave:
+    """Gaussian noise of unit power whose spectrum falls by `slope_db` per octave: 0 is white, -3 pink."""
+    # Frequencies below 50 Hz are levelled off: a falling spectrum would put all power into them.
+    frequency = np.maximum(np.fft.rfftfreq(samples, 1 / RATE), 50.0)
+    gain = (frequency / 1000.0) ** (slope_db / (20 * np.log10(2)))
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * gain, samples)
+    return np.asarray(noise / np.sqrt((noise**2).mean()), dtype=np.float32)
+
+
+def add_noise(wave: Wave, noise: Wave, snr_db: float) -> tuple[Wave, float]:
+    """Foreground plus noise at `snr_db`, both measured on the frames where the foreground is active.
+
+    Returns:
+        The mixture (not normalised, may exceed 1) and the SNR measured after mixing, in dB.
+    """
+    active = active_frames(wave)
+    signal = frame_power(wave)[active].mean()
+    gain = np.sqrt(signal / 10 ** (snr_db / 10) / frame_power(noise)[active].mean())
+    scaled = (noise * gain).astype(np.float32)
+    measured = 10 * np.log10(signal / frame_power(scaled)[active].mean())
+    return wave + scaled, float(measured)
+
+
+def normalise(wave: Wave) -> Wave:
+    """Scaled to a peak of 0.9 with 3 dB of headroom. Never by RMS, which would undo the SNR's mark on level."""
+    return np.asarray(wave * (PEAK / np.abs(wave).max()), dtype=np.float32)
+
+
+def shuffle(wave: Wave, seed: int) -> Wave:
+    """The same samples in random order: equal level, no content. A control condition."""
+    return np.random.default_rng(seed).permutation(wave)

@@ -1,0 +1,111 @@
+"""Checkpoints: which weights, in which precision, with which adapter, and what they were trained on."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluators.errors import UserError
+from evaluators.prompts import Prompt, prompt_from
+
+POCKET = Path(__file__).resolve().parent.parent / "data" / "pocket"
+SHIPPED = {"pocket-base": POCKET / "base", "pocket-lora": POCKET / "lora"}
+Quantisation = Literal["none", "nf4"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be scored.
+
+    Attributes:
+        name: What the person called it: a shipped name, a directory or a hub id.
+        base: Directory of the base weights.
+        adapter: Directory of a LoRA adapter, or None.
+        quantisation: ``none``, or ``nf4``: 4-bit NormalFloat with double quantisation.
+        trained_on: Source ids that weights or adapter have heard; None if unknown.
+        prompt: The prompt an adapter was trained with; None if there is no adapter or it is unknown.
+    """
+
+    name: str
+    base: Path
+    adapter: Path | None
+    quantisation: Quantisation
+    trained_on: frozenset[str] | None
+    prompt: Prompt | None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
+        parts = [_folder_digest(self.base), _folder_digest(self.adapter) if self.adapter else "", self.quantisation]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def open_checkpoint(name: str, adapter: Path | None = None, quantisation: Quantisation = "none") -> Checkpoint:
+    """The checkpoint for a shipped name, a directory (base or adapter) or a hub id. Loads no weights.
+
+    Raises:
+        UserError: No such checkpoint, or its weights are not in safetensors.
+    """
+    folder = SHIPPED.get(name) or Path(name)
+    if not folder.is_dir():
+        folder = _download(name)
+    if (folder / "adapter_config.json").is_file():
+        if adapter is not None:
+            raise UserError(f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights")
+        adapter = folder
+        raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+        # Shipped adapters name their base by its folder beside them, others by directory or hub id.
+        folder = next((p for p in ((adapter / raw), SHIPPED.get(raw), Path(raw)) if raw and p and p.is_dir()), None) or _download(raw)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers checkpoint")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not read")
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled weights are not read")
+    heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
+    known = [sources for sources in heard if sources is not None]
+    prompt = None
+    if adapter is not None and (adapter / "training.json").is_file():
+        raw_prompt = _json(adapter / "training.json").get("prompt")
+        if raw_prompt:
+            prompt = prompt_from(raw_prompt, tuple(raw_prompt["answers"]), str(adapter / "training.json"))
+    return Checkpoint(name, folder, adapter, quantisation, frozenset().union(*known) if known else None, prompt)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"checkpoint {name!r} is neither one of {', '.join(SHIPPED)}, nor a directory, "
+                        f"nor a hub id that can be loaded ({reason})") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _trained_on(folder: Path) -> frozenset[str] | None:
+    path = folder / "training.json"
+    return frozenset(_json(path)["sources"]) if path.is_file() else None
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that decide what the model computes."""
+    if folder.parent.name == "snapshots":  # a hub snapshot is named by its commit
+        return folder.name
+    whole = hashlib.sha256()
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model") and p.name != "training.json")
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    return whole.hexdigest()

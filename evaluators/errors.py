@@ -1,0 +1,12 @@
+"""The one error that is shown to a person without a traceback."""
+
+
+class UserError(Exception):
+    """Wrong use: a flag, a file or a clip. Says what is wrong, the value, what was expected, how to mend it.
+
+    Verbs print the sentence and exit with code 2; nothing has been written by then.
+    """
+
+
+class PauseError(Exception):
+    """A fault outside the program (network, server, disk, device). The same command resumes; exit code 1."""

@@ -1,0 +1,181 @@
+"""Prompts and tasks, their YAML files, and the one template that training, scoring and generation share."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluators.errors import UserError
+
+SYSTEM = "You classify audio content."  # system message of the published study
+SPECIAL = re.compile(r"<\|[^|>\s]{1,40}\|>")  # what ChatML-style tokenizers treat as control tokens
+ROOT = Path(__file__).resolve().parent.parent / "prompts"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is decided about a clip. `labels[0]` is the positive class of hit rate and AUROC."""
+
+    name: str
+    labels: tuple[str, ...]
+    description: str
+
+
+SPEECH_TASK = Task(
+    name="speech",
+    labels=("SPEECH", "NONSPEECH"),
+    description="Decide whether a very short, noisy audio clip (200-1000 ms) contains human speech. "
+    "Clips without speech hold music, animals, environmental sound or noise.",
+)
+TASKS = {SPEECH_TASK.name: SPEECH_TASK}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The words a model is asked with.
+
+    Attributes:
+        text: The user's message, after the audio.
+        answers: Per label, in the task's order, the words that count as that answer.
+        system: The system message, before the audio.
+    """
+
+    text: str
+    answers: tuple[tuple[str, tuple[str, ...]], ...] = (("SPEECH", ("A",)), ("NONSPEECH", ("B",)))
+    system: str = SYSTEM
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over canonical JSON of everything the model is shown or judged by."""
+        raw = json.dumps([self.text, self.answers, self.system], ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(raw.encode()).hexdigest()
+
+    @property
+    def prompt_id(self) -> str:
+        """12 hex digits that name the prompt in every table."""
+        return self.digest[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in prompt files."""
+        answers = {label: words[0] if len(words) == 1 else list(words) for label, words in self.answers}
+        return {"text": self.text, "answers": answers, "system": self.system}
+
+
+def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
+    """A prompt from plain data; unknown keys, missing answers and values that YAML took for something else are errors."""
+    unknown = sorted(set(raw) - {"text", "answers", "system"})
+    if unknown:
+        raise UserError(f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system")
+    text = raw.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: text is {text!r}; expected the prompt's words as a quoted string")
+    system = raw.get("system", SYSTEM)
+    if not isinstance(system, str):
+        raise UserError(f"{where}: system is {system!r}; expected a quoted string")
+    given = raw.get("answers", dict(zip(labels, "ABCDEFGH", strict=False)))
+    if not isinstance(given, Mapping) or set(given) != set(labels):
+        raise UserError(f"{where}: answers are {given!r}; expected one entry for each of {', '.join(labels)}")
+    answers = []
+    for label in labels:
+        words = given[label] if isinstance(given[label], list) else [given[label]]
+        if not words or not all(isinstance(word, str) and word.strip() for word in words):
+            raise UserError(f"{where}: answer of {label} is {given[label]!r}; expected words in quotes "
+                            '(YAML reads a bare YES or NO as true or false)')
+        answers.append((label, tuple(words)))
+    return Prompt(text, tuple(answers), system)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping with two equal keys, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain data, with errors that name the file."""
+    if not path.is_file():
+        raise UserError(f"file {str(path)!r} does not exist")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+
+
+def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
+    """Prompts of a YAML file: a mapping with the single key `prompts`, a list of {text, answers, system}.
+
+    Raises:
+        UserError: Unknown or repeated keys, no prompt, the same prompt twice, or a value of the wrong type.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict) or set(raw) != {"prompts"} or not isinstance(raw["prompts"], list) or not raw["prompts"]:
+        raise UserError(f"{path}: expected the single key 'prompts' with a list of prompts")
+    prompts = []
+    for number, entry in enumerate(raw["prompts"], 1):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: prompt {number} is {entry!r}; expected a mapping with the key text")
+        prompts.append(prompt_from(entry, labels, f"{path}: prompt {number}"))
+    if len({p.digest for p in prompts}) < len(prompts):
+        raise UserError(f"{path}: a prompt stands twice; remove one of them")
+    return prompts
+
+
+class _Dumper(yaml.SafeDumper):
+    """Multi-line prompts as literal blocks, so that a person can read them."""
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", text, style="|" if "\n" in text and not re.search(r"[ \t]\n|[^\x20-\x7e\n]", text) else None))
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_prompts(prompts: Iterable[Prompt]) -> str:
+    """A prompt file's text."""
+    return dump_yaml({"prompts": [p.to_dict() for p in prompts]})
+
+
+# The template, as (text, is a control token) pieces. Between control tokens a tokenizer works on each piece alone,
+# so encoding the pieces one by one gives the ids of the whole, and a prompt can never bring a control token along.
+Piece = tuple[str, bool]
+
+
+def before_audio(system: str) -> tuple[Piece, ...]:
+    """Everything that stands before the audio tokens."""
+    return (("<|im_start|>", True), (f"system\n{system}", False), ("<|im_end|>", True), ("\n", False),
+            ("<|im_start|>", True), ("user\nAudio 1: ", False), ("<|audio_bos|>", True))
+
+
+def after_audio(text: str) -> tuple[Piece, ...]:
+    """Everything from the end of the audio to the place where the answer starts."""
+    return (("<|audio_eos|>", True), (f"\n{text}", False), ("<|im_end|>", True), ("\n", False),
+            ("<|im_start|>", True), ("assistant\n", False))
+
+
+def encode(tokenizer: Any, pieces: Iterable[Piece]) -> list[int]:
+    """Token ids of template pieces; text is encoded as text even where it spells a control token."""
+    ids: list[int] = []
+    for text, control in pieces:
+        if control:
+            ids.append(tokenizer.convert_tokens_to_ids(text))
+        else:
+            ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return ids

@@ -1,0 +1,425 @@
+"""Exact answer log-probabilities from Qwen2-Audio, at the cost of the prompt's own tokens.
+
+Three savings, none of them an approximation:
+
+1. The audio tower runs on the clip's own frames. The stock model pads to its whole window (30 s) and masks the
+   padding as keys in every layer, so valid positions never see it.
+2. The chat template puts the audio before the question. Keys and values of system message and audio are computed
+   once per clip; every prompt pays for its own tokens only.
+3. Only the hidden states at the answer are put through the last layer's feed-forward and the head.
+
+Prefixes are right-padded to a bucket and the padding is masked, so clips of any duration share a batch. In bf16
+every batch has the same shape (rows x prefix bucket x suffix bucket), so a score does not depend on its neighbours.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluators.answers import Answers, find_answers
+from evaluators.audio import RATE, load, shuffle
+from evaluators.checkpoint import Checkpoint
+from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.prompts import Prompt, after_audio, before_audio, encode
+from evaluators.scores import ScoreTable
+
+log = logging.getLogger(__name__)
+SCORER = "1"  # raise it whenever a change can change a score: it is part of every cache key
+PREFIX_BUCKET = 24  # prefix lengths are padded to multiples of this
+SUFFIX_BUCKET = 4  # suffix lengths likewise
+TOWER_BATCH = 64  # clips of one length that go through the audio tower together
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu, cuda or mps") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def default_rows(device: torch.device) -> int:
+    """Rows of a batch, by the size of the device: fixed for a kind of card, so that cached scores stay valid."""
+    if device.type != "cuda":
+        return 256
+    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return 128 if gib > 60 else 64 if gib > 30 else 32 if gib > 15 else 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence to run after a prefix, and what to read from its end.
+
+    `reads` holds (label, sequence): the sequence's tokens are the targets of the last ``len(sequence)`` positions.
+    """
+
+    prompt: int
+    ids: tuple[int, ...]
+    reads: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def rows_of(number: int, suffix: Sequence[int], answers: Answers) -> list[Row]:
+    """The rows that score a prompt: one for all single-token answers, one more for every longer answer."""
+    single = tuple((label, s) for label, group in enumerate(answers.sequences) for s in group if len(s) == 1)
+    rows = [Row(number, tuple(suffix), single)] if single else []
+    for label, group in enumerate(answers.sequences):
+        rows += [Row(number, (*suffix, *s[:-1]), ((label, s),)) for s in group if len(s) > 1]
+    return rows
+
+
+@dataclass
+class Prefixes:
+    """Keys and values of system message and audio for some clips: per layer ``[clip, head, position, channel]``."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor  # [clip], valid positions
+
+    @property
+    def bytes(self) -> int:
+        """Memory they take."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+
+class Transformer:
+    """The language model's layers, run over a shared prefix. Calls the model's own modules, LoRA and 4-bit included."""
+
+    def __init__(self, model: Any, compiled: bool = False) -> None:
+        self.model = model
+        self.lm = model.model.language_model
+        config = model.config.text_config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.device, self.dtype = self.lm.embed_tokens.weight.device, self.lm.norm.weight.dtype
+        self._layer: Callable[..., Any] = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[row, 1, position, channel]`` for integer positions ``[row, position]``."""
+        cos, sin = self.lm.rotary_emb(torch.empty(0, device=self.device, dtype=self.dtype), positions)
+        return cos[:, None], sin[:, None]
+
+    def _eager(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
+               before: tuple[Tensor, Tensor] | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """One decoder layer. `before`: keys and values of the prefix; `keep`: positions whose output is needed."""
+        rows, length, _ = x.shape
+        attention = layer.self_attn
+        h = layer.input_layernorm(x)
+        q = attention.q_proj(h).view(rows, length, self.heads, self.head_dim).transpose(1, 2)
+        k = attention.k_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = attention.v_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        all_k, all_v = (k, v) if before is None else (torch.cat([before[0], k], 2), torch.cat([before[1], v], 2))
+        if keep is not None:  # [row, read]: the last layer works on these positions only
+            q = q.gather(2, keep[:, None, :, None].expand(-1, self.heads, -1, self.head_dim))
+            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
+            mask = None if mask is None else mask.gather(2, keep[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+        out = F.scaled_dot_product_attention(q, all_k, all_v, attn_mask=mask, is_causal=mask is None,
+                                             enable_gqa=self.heads != self.kv_heads)
+        x = x + attention.o_proj(out.transpose(1, 2).reshape(rows, -1, self.heads * self.head_dim))
+        return x + layer.mlp(layer.post_attention_layernorm(x)), k, v
+
+    def prefix(self, embeddings: Tensor, lengths: Tensor) -> Prefixes:
+        """Keys and values for right-padded embeddings ``[clip, position, channel]`` of the given valid lengths."""
+        cos, sin = self.rotary(torch.arange(embeddings.shape[1], device=self.device)[None])
+        x, keys, values = embeddings, [], []
+        for layer in self.lm.layers:
+            x, k, v = self._eager(layer, x, cos, sin, None, None, None)
+            keys.append(k)
+            values.append(v)
+        return Prefixes(keys, values, lengths)
+
+    def read(self, prefixes: Prefixes, clip: Tensor, ids: Tensor, lengths: Tensor, reads: int, wanted: Tensor) -> Tensor:
+        """Log-probabilities ``[row, read, wanted]`` in nats at the last `reads` positions of each row.
+
+        Args:
+            prefixes: From `prefix`.
+            clip: ``[row]``, index into the prefixes.
+            ids: ``[row, position]``, right-padded suffix tokens.
+            lengths: ``[row]``, valid suffix positions.
+            reads: How many positions to read, counted from each row's end.
+            wanted: ``[wanted]``, token ids to read.
+        """
+        rows, length = ids.shape
+        pad = prefixes.keys[0].shape[2]
+        valid = prefixes.lengths[clip]
+        cos, sin = self.rotary(valid[:, None] + torch.arange(length, device=self.device)[None])
+        seen = torch.arange(pad, device=self.device)[None] < valid[:, None]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        mask = torch.cat([seen[:, None, None].expand(-1, 1, length, -1), causal[None, None].expand(rows, 1, -1, -1)], 3)
+        keep = (lengths[:, None] - reads + torch.arange(reads, device=self.device)[None]).clamp(min=0)
+        x = self.lm.embed_tokens(ids)
+        last = len(self.lm.layers) - 1
+        for i, layer in enumerate(self.lm.layers):
+            before = (prefixes.keys[i][clip], prefixes.values[i][clip])
+            x, _, _ = self._layer(layer, x, cos, sin, mask, before, keep if i == last else None)
+        logits = self.model.lm_head(self.lm.norm(x)).float()
+        return logits[..., wanted] - logits.logsumexp(-1, keepdim=True)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864), halves convention."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+def encode_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
+    """Audio embeddings ``[clip, token, channel]`` of clips of the same length.
+
+    Args:
+        model: A Qwen2AudioForConditionalGeneration.
+        mel: ``[clip, mel bin, frame]``, at least ``2 * v + 2`` frames or the model's whole window.
+        frames: Valid 10 ms frames; ``v = (frames - 1) // 2 + 1`` of them remain after the convolutions,
+            ``v // 2`` tokens after pooling.
+    """
+    tower = model.model.audio_tower
+    valid = (frames - 1) // 2 + 1
+    x = mel[:, :, : 2 * valid + 2].to(tower.conv1.weight.dtype)
+    x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
+    x = x + tower.embed_positions.weight[:valid]
+    for layer in tower.layers:
+        x = layer(x, None)
+    x = tower.layer_norm(tower.avg_pooler(x.transpose(1, 2)).transpose(1, 2))
+    return model.model.multi_modal_projector(x)
+
+
+class QwenAudio:
+    """An Evaluator for Qwen2-Audio checkpoints. Weights are loaded on the first score, not before.
+
+    Args:
+        checkpoint: What to score.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        rows: Sequences a batch; halved when memory runs out. None: by the size of the device.
+        compiled: Compile the decoder layer (CUDA): slow first batch, faster after.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", rows: int | None = None,
+                 compiled: bool = False) -> None:
+        self.checkpoint = checkpoint
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.rows = rows or default_rows(self.device)
+        self.compiled = compiled
+        self.forwards = 0  # evals that went through the model
+        self._embedded: dict[tuple[str, str], Tensor] = {}  # audio embeddings by content, kept for the whole run
+        self._prefixes: OrderedDict[tuple[Any, ...], Prefixes] = OrderedDict()
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, adapter, quantisation, precision, device class, scorer version and (in bf16) batch shape."""
+        parts: dict[str, Any] = {"scorer": SCORER, "checkpoint": self.checkpoint.digest, "dtype": str(self.dtype),
+                                 "device": self.device.type}
+        if self.dtype != torch.float32:
+            card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+            parts |= {"card": card, "shape": [self.rows, PREFIX_BUCKET, SUFFIX_BUCKET], "compiled": self.compiled}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Tokenizer and feature extractor of the base checkpoint."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.checkpoint.base)
+
+    @functools.cached_property
+    def transformer(self) -> Transformer:
+        """The loaded model."""
+        return Transformer(load_model(self.checkpoint, self.device, self.dtype), self.compiled)
+
+    def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """See `Evaluator.score`."""
+        tokenizer = self.processor.tokenizer
+        answers = [find_answers(tokenizer, prompt) for prompt in prompts]
+        labels = len(prompts[0].answers)
+        logp = np.full((len(prompts), len(clips), labels), -np.inf, dtype=np.float32)
+        top = logp.copy()
+        by_system: dict[str, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            by_system.setdefault(prompt.system, []).append(number)
+        with torch.inference_mode():
+            for system, numbers in by_system.items():
+                rows = [row for n in numbers for row in rows_of(n, encode(tokenizer, after_audio(prompts[n].text)), answers[n])]
+                for start, chunk in self._clip_chunks(clips, system):
+                    self._score_chunk(rows, chunk, start, system, logp, top)
+        if np.isnan(logp).any():
+            p, c, _ = np.argwhere(np.isnan(logp))[0]
+            raise RuntimeError(f"prompt {prompts[p].prompt_id} on clip {clips[c].clip_id!r} gave NaN: the weights or the precision are broken")
+        self.forwards += len(prompts) * len(clips)
+        return ScoreTable(tuple(prompts), tuple(clips), logp, top)
+
+    def _clip_chunks(self, clips: Sequence[Clip], system: str) -> list[tuple[int, list[Clip]]]:
+        """Clips whose prefixes fit in memory together."""
+        config = self.transformer.model.config.text_config
+        per_token = 2 * config.num_hidden_layers * self.transformer.kv_heads * self.transformer.head_dim * self.dtype.itemsize
+        size = max(self.rows if self.device.type == "cuda" else 1, int(self._prefix_budget() // (per_token * 2 * PREFIX_BUCKET)))
+        return [(start, list(clips[start : start + size])) for start in range(0, len(clips), size)]
+
+    def _prefix_budget(self) -> float:
+        if self.device.type != "cuda":
+            return 1 * 2**30
+        return 0.2 * torch.cuda.get_device_properties(self.device).total_memory
+
+    def _score_chunk(self, rows: Sequence[Row], clips: Sequence[Clip], start: int, system: str,
+                     logp: np.ndarray, top: np.ndarray) -> None:
+        prefixes = self._retry(lambda: self._prefix(clips, system))
+        groups: dict[tuple[int, int], list[tuple[Row, int]]] = {}
+        for row in rows:
+            reads = max(len(s) for _, s in row.reads)
+            length = -(-len(row.ids) // SUFFIX_BUCKET) * SUFFIX_BUCKET
+            groups.setdefault((length, reads), []).extend((row, c) for c in range(len(clips)))
+        for (length, reads), jobs in groups.items():
+            done = 0
+            while done < len(jobs):
+                batch = jobs[done : done + self.rows]
+                found = self._retry(lambda b=batch, n=length, r=reads: self._batch(prefixes, b[: self.rows], n, r))
+                for (row, clip), values in zip(batch, found, strict=False):
+                    for label, value in values:
+                        cell = (row.prompt, start + clip, label)
+                        logp[cell] = np.logaddexp(logp[cell], value)
+                        top[cell] = max(top[cell], value)
+                done += len(found)
+
+    def _batch(self, prefixes: Prefixes, jobs: Sequence[tuple[Row, int]], length: int, reads: int) -> list[list[tuple[int, float]]]:
+        """Per job the (label, log-probability) of each of its answers."""
+        wanted = sorted({token for row, _ in {id(r): (r, 0) for r, _ in jobs}.values() for _, s in row.reads for token in s})
+        column = {token: i for i, token in enumerate(wanted)}
+        fixed = self.rows if self.dtype != torch.float32 else len(jobs)
+        padded = list(jobs) + [jobs[-1]] * (fixed - len(jobs))
+        ids = torch.zeros(fixed, length, dtype=torch.long)
+        for i, (row, _) in enumerate(padded):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        lengths = torch.tensor([len(row.ids) for row, _ in padded])
+        clip = torch.tensor([c for _, c in padded])
+        out = self.transformer.read(prefixes, clip.to(self.device), ids.to(self.device), lengths.to(self.device), reads,
+                                    torch.tensor(wanted, device=self.device)).cpu().numpy()
+        return [[(label, float(sum(out[i, reads - len(s) + k, column[t]] for k, t in enumerate(s)))) for label, s in row.reads]
+                for i, (row, _) in enumerate(jobs)]
+
+    def _retry(self, work: Callable[[], Any]) -> Any:
+        """Runs `work`; when memory runs out, frees what is kept, halves the batch and tries again."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise
+            self._prefixes.clear()
+            torch.cuda.empty_cache()
+            self.rows //= 2
+            log.warning("out of memory: batches of %d rows from here on", self.rows)
+
+    def _prefix(self, clips: Sequence[Clip], system: str) -> Prefixes:
+        key = (system, *((clip.sha256, clip.audio) for clip in clips))
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+            return self._prefixes[key]
+        audio = self._embed(clips)
+        head = self.transformer.lm.embed_tokens(torch.tensor(encode(self.processor.tokenizer, before_audio(system)), device=self.device))
+        lengths = [len(head) + len(a) for a in audio]
+        bucket = -(-max(lengths) // PREFIX_BUCKET) * PREFIX_BUCKET
+        parts = []
+        for first in range(0, len(clips), self.rows):
+            group = range(first, min(first + self.rows, len(clips)))
+            count = self.rows if self.dtype != torch.float32 else len(group)
+            x = torch.zeros(count, bucket, head.shape[-1], dtype=self.transformer.dtype, device=self.device)
+            x[:, : len(head)] = head
+            for i, c in enumerate(group):
+                x[i, len(head) : lengths[c]] = audio[c]
+            part = self.transformer.prefix(x, torch.tensor([lengths[c] for c in group], device=self.device))
+            parts.append(Prefixes([k[: len(group)] for k in part.keys], [v[: len(group)] for v in part.values], part.lengths))
+        whole = parts[0] if len(parts) == 1 else Prefixes(
+            [torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)],
+            [torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)],
+            torch.cat([p.lengths for p in parts]))
+        while self._prefixes and sum(p.bytes for p in self._prefixes.values()) + whole.bytes > self._prefix_budget():
+            self._prefixes.popitem(last=False)
+        self._prefixes[key] = whole
+        return whole
+
+    def _embed(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """Audio embeddings ``[token, channel]`` of each clip, computed once per content."""
+        extractor = self.processor.feature_extractor
+        new: dict[int, dict[tuple[str, str], Clip]] = {}
+        waves = {}
+        for clip in clips:
+            key = (clip.sha256, clip.audio)
+            if key not in self._embedded and key not in waves:
+                waves[key] = clip_wave(clip)
+                if len(waves[key]) > extractor.n_samples:
+                    raise UserError(f"clip {clip.clip_id!r} lasts {len(waves[key]) / RATE:.2f} s, the model hears "
+                                    f"{extractor.n_samples / RATE:.0f} s; cut it first")
+                new.setdefault(-(-len(waves[key]) // extractor.hop_length), {})[key] = clip
+        for frames, group in new.items():
+            keys = list(group)
+            for i in range(0, len(keys), TOWER_BATCH):
+                part = keys[i : i + TOWER_BATCH]
+                mel = clip_mel(extractor, [waves[k] for k in part]).to(self.device)
+                for k, tokens in zip(part, encode_audio(self.transformer.model, mel, frames).to(self.transformer.dtype), strict=True):
+                    self._embedded[k] = tokens.clone()
+        return [self._embedded[clip.sha256, clip.audio] for clip in clips]
+
+
+def clip_wave(clip: Clip) -> np.ndarray:
+    """What is heard: the recording, silence of its length, or its own samples in random order."""
+    wave = load(clip.path)
+    if clip.audio == "silence":
+        return np.zeros_like(wave)
+    if clip.audio == "shuffled":
+        return shuffle(wave, int(clip.sha256[:12], 16))
+    return wave
+
+
+def clip_mel(extractor: Any, waves: Sequence[np.ndarray]) -> Tensor:
+    """Log-mel features of waves that fill equally many frames, by the checkpoint's own extractor.
+
+    Padded a little past the clip instead of to the whole window: the log floor comes from the clip's maximum and
+    the frames that the tower reads end before the new edge, so the values are those of the full window.
+    """
+    frames = -(-max(map(len, waves)) // extractor.hop_length)
+    samples = min(extractor.n_samples, (frames + 8) * extractor.hop_length)
+    out = extractor(list(waves), sampling_rate=RATE, padding="max_length", max_length=samples, return_tensors="pt")
+    features: Tensor = out["input_features"]
+    return features
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
+    from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    options: dict[str, Any] = {}
+    if checkpoint.quantisation == "nf4":
+        options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                                             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype),
+                   "device_map": {"": device}}
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint.base, dtype=dtype, use_safetensors=True, **options)
+    if not options:
+        model = model.to(device)
+    if checkpoint.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(checkpoint.adapter), use_safetensors=True).get_base_model()
+    return model.eval().requires_grad_(False)
