@@ -1,0 +1,41 @@
+"""Name -> evaluator: the only place that imports heavy modules, and only when it is called."""
+
+from pathlib import Path
+
+from evaluators.cache import CachedEvaluator
+from evaluators.checkpoint import Quantisation, open_checkpoint
+from evaluators.errors import UserError
+from evaluators.scores import Evaluator
+
+
+def build_evaluator(checkpoint: str, *, adapter: Path | None = None, quantisation: Quantisation = "none", device: str = "auto",
+                    dtype: str = "auto", cache: Path | None = None) -> tuple[Evaluator, frozenset[str] | None]:
+    """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
+
+    ``fake`` is a deterministic stand-in that needs no weights. Nothing is loaded before the first score.
+    """
+    inner: Evaluator
+    if checkpoint == "fake":
+        from evaluators.fakes import FakeEvaluator
+
+        inner, heard = FakeEvaluator(), frozenset[str]()
+    else:
+        opened = open_checkpoint(checkpoint, adapter, quantisation)
+        _offline_is_fine()
+        from evaluators.qwen_audio import QwenAudio
+
+        if quantisation == "nf4":
+            try:
+                import bitsandbytes  # noqa: F401
+            except ImportError:
+                raise UserError("--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes") from None
+        inner, heard = QwenAudio(opened, device, dtype), opened.trained_on
+    return (inner if cache is None else CachedEvaluator(inner, cache)), heard
+
+
+def _offline_is_fine() -> None:
+    """transformers must not wait for a network that a local checkpoint does not need."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,131 @@
+"""CachedEvaluator: an Evaluator round an Evaluator, scores kept on disk by content."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.clips import Clip
+from evaluators.prompts import Prompt
+from evaluators.scores import Evaluator, ScoreTable
+
+
+class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are text and values bytes. Anything else in the file is refused: diskcache would unpickle it, which runs code."""
+
+    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
+        if not isinstance(value, bytes):
+            raise TypeError(f"the cache stores bytes, got {type(value).__name__}")
+        return super().store(value, read, key)
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
+            raise ValueError("the score cache holds a row that this program did not write; delete the cache folder")
+        return super().fetch(mode, filename, value, read)
+
+    def get(self, key: Any, raw: bool) -> Any:
+        if not raw:
+            raise ValueError("the score cache holds a key that this program did not write; delete the cache folder")
+        return super().get(key, raw)
+
+
+class CachedEvaluator:
+    """Asks the inner evaluator only for pairs that no process has scored before.
+
+    The key is a digest of the evaluator's fingerprint (weights, adapter, precision, scorer version), the prompt's
+    content and the clip's audio bytes: never a name or a position. One row holds a prompt's clips; rows are merged
+    inside a transaction, so processes may share the folder.
+
+    Attributes:
+        requested: Pairs asked for.
+        cached: Of those, pairs that came from the cache. The rest went through the model.
+    """
+
+    def __init__(self, inner: Evaluator, folder: Path) -> None:
+        self.inner = inner
+        folder.mkdir(parents=True, exist_ok=True)
+        # The default policy drops old rows past 1 GiB without a word.
+        self._cache = diskcache.Cache(str(folder), disk=_PlainDisk, eviction_policy="none")
+        self.requested = 0
+        self.cached = 0
+        self._rows: dict[str, dict[bytes, NDArray[np.float32]]] = {}  # rows read by this process
+
+    @property
+    def fingerprint(self) -> str:
+        """The inner evaluator's."""
+        return self.inner.fingerprint
+
+    def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """See `Evaluator.score`. Every pair that was missing is on disk when this returns."""
+        labels = len(prompts[0].answers)
+        logp = np.full((len(prompts), len(clips), labels), np.nan, dtype=np.float32)
+        top = logp.copy()
+        keys = [_clip_key(clip) for clip in clips]
+        self.requested += len(prompts) * len(clips)
+        missing: dict[tuple[int, ...], list[int]] = {}  # clip positions -> prompts that lack exactly those
+        for p, prompt in enumerate(prompts):
+            row = self._row(self._row_key(prompt), labels)
+            lacking = tuple(c for c, key in enumerate(keys) if key not in row)
+            for c, key in enumerate(keys):
+                if key in row:
+                    logp[p, c], top[p, c] = row[key]
+            self.cached += len(clips) - len(lacking)
+            if lacking:
+                missing.setdefault(lacking, []).append(p)
+        for positions, numbers in missing.items():
+            table = self.inner.score([prompts[p] for p in numbers], [clips[c] for c in positions])
+            for i, p in enumerate(numbers):
+                logp[p, positions], top[p, positions] = table.logp[i], table.logp_top[i]
+                new = {keys[c]: np.stack([table.logp[i, j], table.logp_top[i, j]]) for j, c in enumerate(positions)}
+                self._add(self._row_key(prompts[p]), new, labels)
+        return ScoreTable(tuple(prompts), tuple(clips), logp, top)
+
+    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """How many of these pairs would go through the model."""
+        keys = [_clip_key(clip) for clip in clips]
+        rows = [self._row(self._row_key(prompt), len(prompt.answers)) for prompt in prompts]
+        return sum(key not in row for row in rows for key in keys)
+
+    def _row_key(self, prompt: Prompt) -> str:
+        return hashlib.sha256(f"{self.inner.fingerprint}|{prompt.digest}".encode()).hexdigest()
+
+    def _row(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
+        if key not in self._rows:
+            self._rows[key] = _unpack(self._cache.get(key, b""), labels)
+        return self._rows[key]
+
+    def _add(self, key: str, new: dict[bytes, NDArray[np.float32]], labels: int) -> None:
+        with self._cache.transact(retry=True):
+            merged = _unpack(self._cache.get(key, b"", retry=True), labels) | new
+            self._cache.set(key, _pack(merged), retry=True)
+        self._rows[key] = merged
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._cache.close()
+
+
+def _clip_key(clip: Clip) -> bytes:
+    return hashlib.sha256(f"{clip.sha256}|{clip.audio}".encode()).digest()[:16]
+
+
+def _dtype(labels: int) -> Any:
+    return np.dtype([("clip", "V16"), ("values", "<f4", (2, labels))])
+
+
+def _pack(row: dict[bytes, NDArray[np.float32]]) -> bytes:
+    out = np.zeros(len(row), dtype=_dtype(len(next(iter(row.values()))[0])))
+    out["clip"] = np.array(list(row), dtype="V16")
+    out["values"] = np.stack(list(row.values()))
+    return out.tobytes()
+
+
+def _unpack(raw: bytes, labels: int) -> dict[bytes, NDArray[np.float32]]:
+    table = np.frombuffer(raw, dtype=_dtype(labels))
+    return {bytes(clip): values for clip, values in zip(table["clip"], table["values"], strict=True)}
+
+

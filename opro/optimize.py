@@ -1,0 +1,288 @@
+"""Searches prompts for a checkpoint on the dev split: python -m opro.optimize --iterations 5
+
+With no other flag it runs offline, on a CPU, on the shipped clips and the shipped pocket checkpoint, with the built-in
+rewriter. The same command resumes an interrupted run and shows a finished one again. The run's folder holds
+leaderboard.csv, best.yaml, summary.json and the journal.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evaluators.errors import UserError
+from opro.flags import DONE, parse, run_verb
+
+if TYPE_CHECKING:
+    from evaluators.clips import Clip
+    from evaluators.prompts import Prompt, Task
+    from opro.history import History
+    from opro.lm import Ledger
+    from opro.loop import Clock
+    from opro.propose import Proposer
+    from opro.select import Selection
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def flag(default: Any, text: str, **more: Any) -> Any:
+    """A dataclass field that becomes a flag."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a search; each is a flag and a key of config.yaml."""
+
+    iterations: int = flag(5, "rounds of proposals", min=0)
+    candidates: int = flag(10, "prompts a round", min=1)
+    checkpoint: str = flag("pocket-base", "shipped name (pocket-base, pocket-lora), directory or hub id; 'fake' needs no weights")
+    adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
+    prompt_spec: Path | None = flag(None, "prompt file the adapter was trained with; its prompts join the seeds")
+    train_manifest: Path | None = flag(None, "manifest the adapter was trained on; its sources may not be scored")
+    quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    task: str = flag("speech", "what is decided about a clip")
+    manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
+    split: Literal["train", "dev"] = flag("dev", "split to search on; halved by source into search and fresh clips")
+    clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
+    seeds: Path = flag(Path("prompts/seeds/baselines.yaml"), "prompt file to start from")
+    proposer: Literal["auto", "lm", "rewriter"] = flag("auto", "auto takes a language model when one is configured, else the built-in rewriter")
+    lm_model: str | None = flag(None, "name of the language model, or directory of a transformers model to run in this process")
+    lm_base_url: str | None = flag(None, "base URL of an OpenAI-compatible server; the key comes from OPENAI_API_KEY")
+    max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
+    max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
+    strategy: Literal["race", "opro", "random"] = flag("race", "race drops losers early; opro scores everything (the paper); random paraphrases the seeds")
+    objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag("balanced_accuracy", "what the search climbs")
+    threshold: Literal["argmax", "dev"] = flag("argmax", "dev fits each prompt's decision threshold on the search half")
+    seed: int = flag(0, "makes the search repeatable")
+    name: str | None = flag(None, "run name (default: made from the settings, so the same command resumes the same run)")
+    runs_dir: Path = flag(Path("runs"), "where run folders lie")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    settings, space = parse(Settings, argv, __doc__ or "", lambda p: p.add_argument(
+        "--dry-run", action="store_true", help="print the plan, the evals and an estimate of time and tokens; score nothing"))
+    settings = dataclasses.replace(settings, name=settings.name or _default_name(settings))
+    _check(settings)
+    finished = _finished(settings)
+    if finished is not None and not space.dry_run:
+        from opro.summary import print_summary
+
+        print_summary(settings.runs_dir / str(settings.name), finished)
+        return DONE
+    return _run(settings, space.dry_run)
+
+
+def _check(settings: Settings) -> None:
+    name = str(settings.name)
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name!r} is no folder name; use letters, digits, - and _")
+    if settings.clips != "all" and not (settings.clips.isdigit() and int(settings.clips) > 0):
+        raise UserError(f"--clips is {settings.clips!r}; expected all, or a whole number above 0")
+
+
+def config_of(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data, as config.yaml holds them."""
+    raw = dataclasses.asdict(settings)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k != "runs_dir"}
+
+
+def _default_name(settings: Settings) -> str:
+    raw = {k: v for k, v in config_of(settings).items() if k != "name"}
+    short = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:6]
+    model = "".join(ch if ch.isalnum() or ch in "-_" else "-" for ch in Path(settings.checkpoint).name)
+    return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-{short}"
+
+
+def _finished(settings: Settings) -> dict[str, Any] | None:
+    """The summary of a run of this name that has ended, if its settings are these."""
+    from evaluators.prompts import read_yaml
+
+    folder = settings.runs_dir / str(settings.name)
+    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
+        return None
+    if read_yaml(folder / "config.yaml") != config_of(settings):
+        return None  # open_run says what differs
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary if summary.get("status") == "complete" else None
+
+
+def resolve(path: Path) -> Path:
+    """A path as given, else the file of that name that ships with the project."""
+    return path if path.exists() or path.is_absolute() else ROOT / path if (ROOT / path).exists() else path
+
+
+def _run(settings: Settings, dry_run: bool) -> int:
+    from evaluators import clips as clipset
+    from evaluators.build import build_evaluator
+    from evaluators.prompts import TASKS, read_prompts
+    from opro import runs
+    from opro.reward import Reward
+
+    if settings.task not in TASKS:
+        raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
+    task = TASKS[settings.task]
+    manifest = resolve(settings.manifest)
+    registry = clipset.read_registry(manifest)
+    clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, settings.split))
+    if settings.clips != "all":
+        if int(settings.clips) > len(clips):
+            raise UserError(f"--clips is {settings.clips}; the {settings.split} split holds {len(clips)}")
+        clips = clips[: int(settings.clips)]
+    clipset.check_registry(clips, registry)
+    search, fresh = clipset.halves(clips)
+    for half, kind in ((search, "search"), (fresh, "fresh")):
+        if len({c.label for c in half}) < len(task.labels):
+            raise UserError(f"the {kind} half of the {len(clips)} clips lacks a class: take more clips, of at least two sources a class")
+    seeds = read_prompts(resolve(settings.seeds), task.labels)
+    warnings = []
+    if settings.prompt_spec is not None:
+        known = {p.digest for p in seeds}
+        seeds += [p for p in read_prompts(settings.prompt_spec, task.labels) if p.digest not in known]
+    evaluator, heard = build_evaluator(settings.checkpoint, adapter=settings.adapter, quantisation=settings.quantization,
+                                       device=settings.device, dtype=settings.dtype, cache=settings.runs_dir / runs.CACHE)
+    if settings.train_manifest is not None:
+        trained = {c.source_id for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")}
+        heard = (heard or frozenset()) | trained
+    if heard is None:
+        warnings.append(f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or scores may measure memory")
+    if settings.adapter is not None and settings.prompt_spec is None:
+        warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
+    clipset.check_unheard(clips, heard or (), settings.checkpoint)
+    clipset.verify(clips)
+    reward = Reward(settings.objective, settings.threshold)
+    pairs = count_evals(len(seeds), settings, len(search), len(fresh))
+    if dry_run:
+        return _print_plan(settings, evaluator, seeds, search, fresh, pairs, warnings)
+    folder = settings.runs_dir / str(settings.name)
+    with runs.open_run(folder, config_of(settings)):
+        return _search(settings, folder, task, seeds, search, fresh, reward, evaluator, pairs, warnings, clipset.manifest_digest(manifest))
+
+
+def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
+    """Evals of a search at most: before racing and the cache."""
+    from opro.select import FINALISTS
+
+    return (seeds + settings.iterations * settings.candidates) * search + (FINALISTS + 2) * fresh + 4 * fresh
+
+
+def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Prompt"], search: Sequence["Clip"], fresh: Sequence["Clip"],
+            reward: Any, evaluator: Any, pairs: int, warnings: Sequence[str], data_digest: str) -> int:
+    from opro import runs
+    from opro.display import Progress
+    from opro.history import History
+    from opro.loop import Clock, Search, optimize
+    from opro.study import write_study
+    from opro.summary import finish, save_scores
+
+    _log_to(folder / "log.txt")
+    history = History(folder / "trials.jsonl", task.labels)
+    header = {"fingerprint": evaluator.fingerprint, "data": data_digest, "task": task.name, "seed": settings.seed}
+    if history.header is None:
+        history.start(header)
+        runs.write_json(folder / "provenance.json", runs.provenance(
+            {**header, "seed": settings.seed, "warnings": list(warnings), "device": _device(evaluator)}))
+    elif history.header != header:
+        changed = next(k for k in header if history.header.get(k) != header[k])
+        raise UserError(f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision changed); give another --name")
+    for text in warnings:
+        log.warning(text)
+    ledger, proposer = _proposer(settings, task, reward, folder)
+    clock, begin = Clock(), time.perf_counter()
+    plan = Search(evaluator, proposer, task, seeds, search, fresh, reward, settings.iterations, settings.candidates, settings.strategy, settings.seed)
+    with Progress(pairs, evaluator, settings.iterations) as display:
+        try:
+            selection = optimize(plan, history, display, clock, lambda trial, result: save_scores(folder, trial, search, result.logp, task))
+        finally:
+            if history.trials:
+                write_study(history, folder / "optuna.log", folder.name)
+    return finish(settings, folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
+
+
+def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path) -> tuple["Ledger", "Proposer"]:
+    from opro.lm import Ledger, Reply, connect
+    from opro.propose import LMProposer
+    from opro.rewrite import Rewriter
+
+    ledger = Ledger(settings.max_tokens, settings.max_cost)
+    path = folder / "proposals.jsonl"
+    if path.exists():  # what an interrupted run has spent counts
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                raw = json.loads(line)
+            except ValueError:
+                continue  # the line a crash cut short
+            if "reply" in raw:
+                ledger.add(Reply("", raw["tokens_in"], raw["tokens_out"], raw["cost"], "", ""))
+
+    def record(entry: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        for refused in entry.get("refused", []):
+            log.info("refused (%s): %r", refused["reason"], refused["text"])
+        if "stopped" in entry:
+            log.warning("no further call to the language model: %s", entry["stopped"])
+
+    lm = None
+    if settings.proposer != "rewriter" and settings.strategy != "random":
+        lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
+        if lm is None and settings.proposer == "lm":
+            raise UserError("--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model")
+    if lm is not None:
+        return ledger, LMProposer(lm, task, reward, ledger, record, strategy=settings.strategy)
+    if settings.strategy != "random" and settings.proposer == "auto":
+        print("proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY (and --lm-base-url for another server) "
+              "and give --lm-model NAME", file=sys.stderr)
+    return ledger, Rewriter(task, settings.seed, learn=settings.strategy != "random")
+
+
+def _print_plan(settings: Settings, evaluator: Any, seeds: Sequence["Prompt"], search: Sequence["Clip"], fresh: Sequence["Clip"], pairs: int, warnings: Sequence[str]) -> int:
+    from opro.summary import estimate_seconds
+
+    def about(half: Sequence["Clip"]) -> str:
+        return f"{len(half)} clips of {len({c.source_id for c in half})} sources"
+
+    cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
+    print(f"run         {settings.runs_dir / str(settings.name)}")
+    print(f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint {evaluator.fingerprint[:12]}")
+    print(f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates on {about(search)}, strategy {settings.strategy}")
+    print(f"selection   on {about(fresh)}")
+    print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")
+    print(f"time        about {estimate_seconds(evaluator, pairs - cached)}")
+    if settings.lm_model:
+        calls = settings.iterations * (settings.candidates if settings.strategy == "opro" else 3)
+        print(f"tokens      at most about {calls * 4000:,} for {calls} calls of {settings.lm_model}")
+    for text in warnings:
+        print(f"warning     {text}")
+    return DONE
+
+
+def _device(evaluator: Any) -> str:
+    return str(getattr(getattr(evaluator, "inner", evaluator), "device", "none"))
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.WARNING)
+    screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler, screen]
+    root.setLevel(logging.INFO)
+    for noisy in ("httpx", "httpcore", "openai", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

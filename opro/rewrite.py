@@ -1,0 +1,156 @@
+"""The built-in rewriter: edits and recombines scored prompts without a language model.
+
+An honest baseline: it takes a prompt apart into hints, question, options and closing, changes or exchanges parts,
+and learns from the history only through which prompts it starts from. It does not know what a prompt means.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluators.errors import UserError
+from evaluators.prompts import ROOT, Prompt, Task, read_yaml
+from opro.history import Candidate, History, Trial
+
+PARENTS = 6  # prompts that are rewritten: the best so far
+KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats"}
+_MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A prompt taken apart. `options` are (label, words) in the order shown; `mark` and `join` say how they are written."""
+
+    hint: str
+    question: str
+    options: tuple[tuple[str, str], ...]
+    closing: str
+    mark: str = "{0}) {1}"
+    join: str = "\n"
+
+    def prompt(self, like: Prompt) -> Prompt:
+        """Put together again: letters by position, answers by label."""
+        letters = "ABCDEFGH"
+        block = self.join.join(self.mark.format(letters[i], words) for i, (_, words) in enumerate(self.options))
+        head = " ".join(part for part in (self.hint, self.question) if part)
+        gap = "\n" if self.join == "\n" else " "
+        text = gap.join(part for part in (head, block) if part) + (f"\n\n{self.closing}" if self.closing else "")
+        given = {label: letters[i] for i, (label, _) in enumerate(self.options)}
+        return replace(like, text=text, answers=tuple((label, (given[label],)) for label, _ in like.answers))
+
+
+def take_apart(prompt: Prompt) -> Parts | None:
+    """The parts of a prompt whose answers are letters that mark its options, else None."""
+    label_of = {words[0]: label for label, words in prompt.answers if len(words) == 1}
+    if len(label_of) != len(prompt.answers) or not all(re.fullmatch("[A-H]", letter) for letter in label_of):
+        return None
+    found = []
+    for letter in sorted(label_of):
+        match = re.compile(_MARK.format(letter=letter)).search(prompt.text, found[-1].end() if found else 0)
+        if match is None:
+            return None
+        found.append(match)
+    options = []
+    rest = ""
+    for i, match in enumerate(found):
+        text = prompt.text[match.end() : found[i + 1].start() if i + 1 < len(found) else None]
+        if i + 1 == len(found):
+            text, _, rest = text.partition("\n")
+        options.append((label_of[match.group(1)], text.strip().rstrip(",;")))
+    head = prompt.text[: found[0].start()].strip()
+    join = "\n" if "\n" in prompt.text[found[0].end() : found[-1].start()] else " "
+    return Parts("", head, tuple(options), rest.strip(), join=join)
+
+
+class Rewriter:
+    """A Proposer.
+
+    Args:
+        task: Its labels must match the fragments file prompts/rewriter/<task>.yaml; without one only structure is edited.
+        seed: Proposals depend on it, the iteration and the history, nothing else.
+        learn: Start from the best prompts so far; otherwise always from the seeds (random paraphrases).
+    """
+
+    name = "rewriter"
+
+    def __init__(self, task: Task, seed: int, learn: bool = True, folder: Path = ROOT / "rewriter") -> None:
+        self.task = task
+        self.seed = seed
+        self.learn = learn
+        path = folder / f"{task.name}.yaml"
+        self.bank = read_yaml(path) if path.is_file() else {}
+        if self.bank and set(self.bank) != KEYS:
+            raise UserError(f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}")
+
+    def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
+        """`n` new prompts, fewer only when nothing new can be made. Depends on earlier iterations alone."""
+        rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
+        trials = [t for t in history.complete if t.iteration < iteration and (self.learn or t.iteration == 0)]
+        if not trials:
+            return []
+        known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
+        out: list[Candidate] = []
+        for _ in range(200 * n):
+            if len(out) == n:
+                break
+            candidate = self._one(trials[:PARENTS] if self.learn else trials, rng)
+            if candidate is not None and candidate.prompt.digest not in known:
+                known.add(candidate.prompt.digest)
+                out.append(candidate)
+        return out
+
+    def _one(self, trials: Sequence[Trial], rng: random.Random) -> Candidate | None:
+        # Rank-weighted: the best parent twice as likely as the second, and so on down.
+        weights = [2.0**-i for i in range(len(trials))] if self.learn else [1.0] * len(trials)
+        parent = rng.choices(trials, weights)[0]
+        parts = self._take_apart(parent.candidate.prompt)
+        if parts is None:
+            return None
+        done, parents = [], [parent.candidate.prompt.prompt_id]
+        for _ in range(rng.choice((1, 1, 2, 2, 3))):
+            operator = rng.choice(list(_OPERATORS) if self.bank else ["swap", "shorten", "cross", "layout"])
+            other = rng.choice(trials)
+            mate = self._take_apart(other.candidate.prompt)
+            if operator == "cross":
+                if mate is None or other is parent:
+                    continue
+                parents.append(other.candidate.prompt.prompt_id)
+            parts = _OPERATORS[operator](parts, mate or parts, self.bank, rng, self.task)
+            done.append(operator)
+        prompt = parts.prompt(parent.candidate.prompt)
+        return Candidate(prompt, "rewriter:" + "+".join(done), tuple(parents)) if done else None
+
+    def _take_apart(self, prompt: Prompt) -> Parts | None:
+        """Like `take_apart`, with a leading hint of the bank as a part of its own, so that hints do not pile up."""
+        parts = take_apart(prompt)
+        if parts is not None:
+            for hint in self.bank.get("hints", ()):
+                if parts.question.startswith(hint):
+                    return replace(parts, hint=hint, question=parts.question.removeprefix(hint).strip())
+        return parts
+
+
+def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
+    words = dict(zip(task.labels, pair, strict=True))
+    return replace(parts, options=tuple((label, words[label]) for label, _ in parts.options))
+
+
+def _explain(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
+    words = dict(zip(task.labels, pair, strict=True))
+    return replace(parts, options=tuple((label, f"{re.sub(r' *[(].*[)]', '', text)} ({words[label]})") for label, text in parts.options))
+
+
+_OPERATORS = {
+    "question": lambda p, m, b, r, t: replace(p, question=r.choice(b["questions"]).format(x=r.choice(b["things"]))),
+    "options": lambda p, m, b, r, t: _pair(p, r.choice(b["options"]), t),
+    "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
+    "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
+    "closing": lambda p, m, b, r, t: replace(p, closing=r.choice(b["closings"])),
+    "layout": lambda p, m, b, r, t: replace(p, mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]), join=r.choice(("\n", " "))),
+    "swap": lambda p, m, b, r, t: replace(p, options=p.options[::-1]),
+    "shorten": lambda p, m, b, r, t: replace(p, hint="", closing="" if r.random() < 0.5 else p.closing,
+                                             options=tuple((label, re.sub(r" *[(].*[)]", "", text) or text) for label, text in p.options)),
+    "cross": lambda p, m, b, r, t: r.choice((replace(p, question=m.question), replace(p, options=m.options), replace(p, closing=m.closing, mark=m.mark))),
+}

@@ -1,0 +1,139 @@
+"""Run folders: what a run leaves on disk, and the checks when one is opened again."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from evaluators.errors import PauseError, UserError
+from evaluators.prompts import dump_yaml, read_yaml
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "openai", "numpy", "scipy", "optuna", "diskcache")
+CACHE = ".cache"  # under the runs folder, shared by all runs
+OPENINGS = "test_openings.jsonl"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PauseError(f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder, then give the same command again") from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Plain data as readable JSON."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r") else v for k, v in row.items()})
+    return out.getvalue()
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Creates a run folder or opens it again, alone, until the block ends.
+
+    Raises:
+        UserError: Another process has the run open, or it was started with other settings.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"run {folder.name!r} is open in another process; wait for it, or give another --name") from None
+    except OSError as error:
+        raise UserError(f"run folder {str(folder)!r} cannot be written ({error.strerror}); give another --runs-dir") from None
+    try:
+        path = folder / "config.yaml"
+        if path.exists():
+            before = read_yaml(path)
+            for key in {*before, *config}:
+                if before.get(key) != config.get(key):
+                    raise UserError(f"run {folder.name!r} was started with {key} = {before.get(key)!r}, now it is {config.get(key)!r}; give another --name")
+        else:
+            write_text(path, dump_yaml(dict(config)))
+        yield folder
+    finally:
+        lock.release()
+
+
+def provenance(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Where and how this process runs: command, code, versions, machine. Nothing of the environment's secrets."""
+    return {"argv": sys.argv, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "git": _git(), "python": platform.python_version(),
+            "machine": platform.platform(), "cpus": os.cpu_count(), "packages": {name: _version(name) for name in PACKAGES}, **extra}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        dirty = bool(subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty}
+
+
+def find_runs(runs_dir: Path) -> list[Path]:
+    """All run folders, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [path.parent for path in runs_dir.glob("*/trials.jsonl")]
+    return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime if (p / "config.yaml").exists() else 0.0, p.name))
+
+
+def count_openings(runs_dir: Path, digest: str) -> int:
+    """How often the test split of the manifest with this digest was opened in this project."""
+    path = runs_dir / OPENINGS
+    if not path.exists():
+        return 0
+    count = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            count += json.loads(line)["manifest"] == digest
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}:{number}: damaged line; restore the file, it counts how often the test split was looked at") from None
+    return count
+
+
+def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
+    """Notes that the test split is being opened, before it is scored; returns how often that has happened now."""
+    before = count_openings(runs_dir, digest)
+    line = json.dumps({"manifest": digest, "verb": verb, "about": about, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False)
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        with (runs_dir / OPENINGS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PauseError(f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is not opened uncounted") from None
+    return before + 1

@@ -1,0 +1,134 @@
+"""The selection: finalists and the baseline on clips the search never saw; the baseline stays unless the gain is real."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from evaluators import metrics
+from evaluators.clips import Clip
+from evaluators.prompts import Prompt
+from evaluators.scores import Evaluator
+from opro.history import Trial
+from opro.reward import Reward
+
+FINALISTS = 3  # at most; every further one makes the Holm correction dearer
+ALPHA = 0.025  # one-sided
+
+
+@dataclass(frozen=True)
+class Final:
+    """A finalist on the fresh half: its score, and its paired difference to the baseline."""
+
+    trial: Trial
+    score: metrics.Estimate
+    difference: metrics.Difference
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the fresh half says.
+
+    Attributes:
+        baseline: The seed that scored best on the search half.
+        baseline_score: Its score on the fresh half.
+        finals: The finalists, best search reward first; empty when none beat the baseline on the search half.
+        chosen: The finalist that replaces the baseline, or None.
+        to_first_seed: Paired difference of the chosen prompt (or the baseline) to the first seed prompt.
+        reason: Why, in one sentence.
+        controls: Score of chosen prompt and baseline when silence or shuffled audio is heard.
+    """
+
+    baseline: Trial
+    baseline_score: metrics.Estimate
+    finals: tuple[Final, ...]
+    chosen: Final | None
+    to_first_seed: metrics.Difference
+    reason: str
+    controls: dict[str, dict[str, float]]
+
+
+def pick_finalists(complete: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
+    """(baseline, finalists): the best seed on the search half, and the best trials that beat it there."""
+    baseline = next(t for t in complete if t.iteration == 0)
+    return baseline, [t for t in complete if t.iteration > 0 and t.rank > baseline.rank and (t.reward or 0) > (baseline.reward or 0)][:FINALISTS]
+
+
+def select(evaluator: Evaluator, complete: Sequence[Trial], fresh: Sequence[Clip], labels: Sequence[str], reward: Reward, seed: int) -> Selection:
+    """Re-scores finalists and baseline on the fresh half and decides.
+
+    Balanced accuracy is compared, whatever the reward was. A finalist replaces the baseline when the lower bound of
+    its paired difference is above zero at one-sided 2.5 %, Holm-corrected over the finalists, sources resampled, and
+    its sign-flip p stays below that level too. Of several, the one with the largest difference. With fewer than ten
+    sources of a label no claim is made.
+
+    Args:
+        complete: Trials scored on the whole search half, best first.
+        fresh: Clips that no trial has seen.
+    """
+    baseline, finalists = pick_finalists(complete)
+    first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
+    truth = np.array([labels.index(clip.label) for clip in fresh])
+    sources = [clip.source_id for clip in fresh]
+    trials = list({t.number: t for t in [baseline, first, *finalists]}.values())
+    table = evaluator.score([t.candidate.prompt for t in trials], fresh)
+    # A threshold fitted on the search half is carried over, never fitted again.
+    right = {t.number: reward.judge(table.logp[i], truth, fresh, bias=t.bias).right for i, t in enumerate(trials)}
+
+    def compare(trial: Trial, to: Trial, alpha: float) -> metrics.Difference:
+        return metrics.paired_difference(truth, right[trial.number], right[to.number], sources, alpha=alpha, seed=seed)
+
+    plain = [compare(t, baseline, ALPHA) for t in finalists]
+    p_holm = metrics.holm([d.p for d in plain])
+    order = sorted(range(len(finalists)), key=lambda i: plain[i].p)
+    finals = []
+    for i, trial in enumerate(finalists):
+        # Holm's step-down level for the bound that goes with this finalist's rank.
+        level = ALPHA / (len(finalists) - order.index(i))
+        finals.append(Final(trial, metrics.estimate(truth, right[trial.number], sources, seed=seed), replace(compare(trial, baseline, level)), p_holm[i]))
+    fewest = metrics.fewest_sources(truth, sources)
+    winners = [f for f in finals if f.difference.low > 0 and f.p_holm <= ALPHA]
+    chosen = max(winners, key=lambda f: f.difference.value) if winners and fewest >= metrics.MIN_SOURCES else None
+    judged = [baseline] + ([chosen.trial] if chosen else [])
+    return Selection(
+        baseline=baseline,
+        baseline_score=metrics.estimate(truth, right[baseline.number], sources, seed=seed),
+        finals=tuple(finals),
+        chosen=chosen,
+        to_first_seed=compare(chosen.trial if chosen else baseline, first, ALPHA),
+        reason=_reason(finals, chosen, fewest),
+        controls=_controls(evaluator, judged, fresh, truth, reward),
+    )
+
+
+def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:
+    if not finals:
+        return "baseline kept: no candidate scored above it on the search half"
+    best = max(finals, key=lambda f: f.difference.value)
+    d = best.difference
+    gain = f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips of {d.sources} sources"
+    if fewest < metrics.MIN_SOURCES:
+        return (f"baseline kept: the fresh half has only {fewest} sources of one label, {metrics.MIN_SOURCES} are needed "
+                f"for a claim (the best finalist shows {gain})")
+    if chosen is None:
+        return f"baseline kept: the best finalist gains {gain}, corrected p {best.p_holm:.3f}; its lower bound is not above zero"
+    d = chosen.difference
+    return (f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips "
+            f"of {d.sources} sources, corrected p {chosen.p_holm:.3f}")
+
+
+def _controls(evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Clip], truth: Any, reward: Reward) -> dict[str, dict[str, float]]:
+    """Balanced accuracy and share of first-label answers with silence and with shuffled audio: what the text alone says."""
+    out: dict[str, dict[str, float]] = {}
+    prompts: list[Prompt] = [t.candidate.prompt for t in trials]
+    for audio in ("silence", "shuffled"):
+        heard = [replace(clip, audio=audio) for clip in fresh]
+        table = evaluator.score(prompts, heard)
+        for i, trial in enumerate(trials):
+            right = reward.judge(table.logp[i], truth, heard, bias=trial.bias).right
+            first = metrics.decide(table.logp[i], trial.bias) == 0
+            out.setdefault(trial.candidate.prompt.prompt_id, {}).update({
+                audio: metrics.balanced_accuracy(truth, right), f"{audio}_first_label": float(first.mean())})
+    return out

@@ -1,0 +1,1 @@
+"""Prompt files: seeds, meta-prompts, the rewriter's fragments, held-out phrasings."""
