@@ -1,6 +1,7 @@
 """Questions that the pocket checkpoints are trained on, composed at random.
 
-Many ways to ask about four kinds of sound, with options in either order. The wordings of prompts/heldout.yaml and
+Many ways to ask about four kinds of sound, with options in either order. Some questions say that the clip is short or
+noisy; the base checkpoint hears short and noisy clips with such questions only, so that saying so helps it. The wordings of prompts/heldout.yaml and
 prompts/seeds are not in it; those files measure how far the model reads what it was never asked.
 """
 
@@ -40,8 +41,15 @@ QUESTIONS = ["Does this audio contain {x}?", "Is there {x} in this clip?", "Do y
              "Pick one:", "Choose the right option.", "What do you hear?", "Classify the sound:", "Which option fits the audio?",
              "Select the option that matches.", "Tell me if there is {x}.", "Detect {x} in this clip.", "Identify the sound.",
              "Is it {x}?", "The question is whether there is {x}."]
-LEADS = ["", "", "", "", "Listen carefully. ", "You are an audio expert. ", "Focus on the main sound. ", "The clip may have noise. ",
-         "Pay attention to the sound. ", "The recording is short. ", "This is a test of hearing. "]
+LEADS = ["", "", "", "", "Listen carefully. ", "You are an audio expert. ", "Focus on the main sound. ",
+         "Pay attention to the sound. ", "This is a test of hearing. "]
+# What a question may say about the recording. Short and noisy clips come with one of these, clean ones seldom do.
+HINTS = ["The clip is {0}. ", "It is a {0} recording. ", "The recording is {0}. ", "This is a {0} clip. ", "The sound is {0}. ",
+         "Expect a {0} sound. ", "You will hear a {0} recording. ", "Be careful, it is {0}. "]
+STATES = ["noisy", "short and noisy", "faint", "brief and noisy", "weak", "hard to hear", "short", "masked", "quiet and noisy", "degraded",
+          "very noisy", "brief", "poor"]
+NOISES = ["There is a lot of noise. ", "There is strong noise. ", "Loud noise covers the sound. ", "The background is loud. ",
+          "Noise may hide the sound. ", "Listen through the noise. ", "Much of it is noise. "]
 ENDS = ["", "", "Answer:", "Answer A or B.", "Answer with A or B only.", "Reply with one letter.", "Your choice:", "The answer is",
         "Respond with the letter only."]
 FORMATS = ["A) {0}\nB) {1}", "A) {0} B) {1}", "A. {0}\nB. {1}", "Options:\nA) {0}\nB) {1}", "(A) {0} (B) {1}", "A: {0}\nB: {1}",
@@ -73,16 +81,23 @@ def _option(target: str, positive: bool, rng: random.Random) -> str:
     return f"{word}: {explanation}" if kind < 0.94 else explanation
 
 
-def two_options(rng: random.Random, target: str | None = None) -> Question:
-    """A question with options A and B, in either order."""
+def hint(rng: random.Random) -> str:
+    """A sentence that says that the clip is short, noisy or faint."""
+    return rng.choice(NOISES) if rng.random() < 0.35 else rng.choice(HINTS).format(rng.choice(STATES))
+
+
+def two_options(rng: random.Random, target: str | None = None, hinted: bool = False) -> Question:
+    """A question with options A and B, in either order; `hinted`: it says that the clip is short, noisy or faint."""
     if target is None:
         target = "speech" if rng.random() < 0.6 else rng.choice(SOUNDS[1:])
     swap = rng.random() < 0.5
     options = [_option(target, positive, rng) for positive in ((False, True) if swap else (True, False))]
     block = rng.choice(FORMATS).format(*options)
-    question = rng.choice(LEADS) + rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target]))
+    question = (hint(rng) if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target]))
+    if hinted and rng.random() < 0.2:  # the hint may also follow the question
+        question = rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng).strip()
     end = rng.choice(ENDS)
-    parts = [question, block, end] if rng.random() < 0.85 else [block, end] if rng.random() < 0.5 else [block, question]
+    parts = [question, block, end] if hinted or rng.random() < 0.85 else [block, end] if rng.random() < 0.5 else [block, question]
     text = rng.choice(["\n", "\n\n", " "]).join(part for part in parts if part)
     yes, no = ("B", "A") if swap else ("A", "B")
     return Question(text, {sound: yes if sound == target else no for sound in SOUNDS})
@@ -117,7 +132,7 @@ def free(rng: random.Random) -> Question:
 def about_audio(rng: random.Random) -> Question:
     """A question with options or yes/no about what is heard."""
     kind = rng.random()
-    return two_options(rng) if kind < 0.8 else four_options(rng) if kind < 0.9 else yes_or_no(rng)
+    return two_options(rng, hinted=rng.random() < 0.1) if kind < 0.8 else four_options(rng) if kind < 0.9 else yes_or_no(rng)
 
 
 def about_text(rng: random.Random) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"file {str(path)!r} does not exist")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,6 +14,17 @@ from evaluators.prompts import read_yaml
 
 T = TypeVar("T")
 DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def flag(default: Any, text: str, **more: Any) -> Any:
+    """A dataclass field that becomes a flag."""
+    return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+def resolve(path: Path) -> Path:
+    """A path as given, else the file of that name that ships with the project."""
+    return path if path.exists() or path.is_absolute() else ROOT / path if (ROOT / path).exists() else path
 
 
 class Parser(argparse.ArgumentParser):

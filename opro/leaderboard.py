@@ -8,58 +8,28 @@ scored on fewer clips: they are marked with * and listed after the others.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, parse, run_verb
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-COLUMNS = ("run", "checkpoint", "prompt_id", "score", "low", "high", "clips", "state", "fresh_score", "chosen", "origin", "length", "text", "slices")
+from opro.flags import DONE, flag, parse, run_verb
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of the leaderboard."""
 
-    format: Literal["table", "csv", "markdown", "json"] = field(default="table", metadata={"help": "how to print it"})
-    sort: Literal["score", "fresh_score", "length", "run"] = field(default="score", metadata={"help": "order"})
-    runs_dir: Path = field(default=Path("runs"), metadata={"help": "where run folders lie, if none are named"})
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Rows of one run, best first. Reads the journal only: no model, no clips.
-
-    `score`, `low` and `high` are balanced accuracy on `clips` search clips; `fresh_score` that on the fresh half,
-    for finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed.
-    """
-    from evaluators.prompts import TASKS, read_yaml
-    from opro.history import History
-
-    if not (folder / "trials.jsonl").is_file():
-        raise UserError(f"{str(folder)!r} is no run folder: it holds no trials.jsonl")
-    config = read_yaml(folder / "config.yaml")
-    history = History(folder / "trials.jsonl", TASKS[config["task"]].labels)
-    fresh: dict[str, float] = {}
-    if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        fresh = {about["prompt_id"]: about["score"] for about in [summary["baseline"], *summary["finalists"]]}
-    chosen = (history.selection or {}).get("chosen")
-    told = [t for t in history.trials if t.state in ("complete", "dropped", "failed")]
-    told.sort(key=lambda t: (t.state == "complete", t.state == "dropped", t.rank), reverse=True)
-    return [{"run": folder.name, "checkpoint": config["checkpoint"], "prompt_id": t.candidate.prompt.prompt_id, "text": t.candidate.prompt.text,
-             "score": t.score, "low": t.low, "high": t.high, "clips": t.clips, "origin": t.candidate.origin, "state": t.state,
-             "fresh_score": fresh.get(t.candidate.prompt.prompt_id), "chosen": t.number == chosen, "length": len(t.candidate.prompt.text),
-             "slices": {name: value[0] for name, value in t.slices.items()}} for t in told]
+    format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print it")
+    sort: Literal["score", "fresh_score", "length", "run"] = flag("score", "order")
+    runs_dir: Path = flag(Path("runs"), "where run folders lie, if none are named")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(Settings, argv, __doc__ or "", lambda p: p.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"), config=False)
     from opro import runs
+    from opro.table import COLUMNS, markdown, print_table, rows_of, wide_console
 
     folders = space.runs or runs.find_runs(settings.runs_dir)
     if not folders:
@@ -76,51 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif settings.format == "csv":
         print(runs.csv_text(rows, COLUMNS), end="")
     elif settings.format == "markdown":
-        print(_markdown(rows))
+        print(markdown(rows))
     else:
         print_table(rows, wide_console())
     return DONE
-
-
-def wide_console() -> "Console":
-    """Standard output; where it is no terminal, wide enough for whole lines."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def print_table(rows: Sequence[dict[str, Any]], console: "Console") -> None:
-    """The rows as a terminal table, one line a prompt."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="balanced accuracy on the search half of dev; * dropped early, on fewer clips", title_justify="left", box=None, pad_edge=False)
-    for name, justify in (("score", "right"), ("95 %", "left"), ("clips", "right"), ("fresh", "right"), ("origin", "left"), ("prompt", "left")):
-        table.add_column(name, justify=justify, no_wrap=name != "prompt", overflow="ellipsis", max_width=22 if name == "origin" else None)  # type: ignore[arg-type]
-    several = len({row["run"] for row in rows}) > 1
-    for row in rows:
-        mark = "*" if row["state"] == "dropped" else "!" if row["state"] == "failed" else " "
-        interval = "" if row["low"] is None else f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
-        text = ("-> " if row["chosen"] else "") + (f"[{row['checkpoint']}] " if several else "") + " / ".join(row["text"].split("\n"))
-        table.add_row(_percent(row["score"]) + mark, interval, str(row["clips"]), _percent(row["fresh_score"]), row["origin"], Text(text, no_wrap=True, overflow="ellipsis"))
-    console.print(table)
-
-
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    def cell(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
-
-    lines = ["| run | checkpoint | score | 95 % | clips | fresh | origin | prompt |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        mark = "\\*" if row["state"] == "dropped" else ""
-        interval = "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        lines.append(f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} | {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} | {cell(row['text'])} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

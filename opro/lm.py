@@ -113,7 +113,7 @@ class OpenAIModel:
                                                    state.attempt_number, TRIES))
         try:
             return retrying(self._once, messages, temperature)
-        except (self._openai.OpenAIError, _BadReply) as error:
+        except (self._openai.OpenAIError, _BadReplyError) as error:
             raise PauseError(f"language model {self.name!r}: {self._sentence(error)}; the same command goes on from here") from None
 
     def _once(self, messages: Sequence[Message], temperature: float) -> Reply:
@@ -122,15 +122,15 @@ class OpenAIModel:
                 model=self.name, temperature=temperature, max_tokens=REPLY_TOKENS,
                 messages=[{"role": m.role, "content": m.content} for m in messages])  # type: ignore[misc]
         except ValueError as error:  # a 200 whose body is no JSON
-            raise _BadReply(f"the reply is not readable as JSON ({type(error).__name__})") from None
+            raise _BadReplyError(f"the reply is not readable as JSON ({type(error).__name__})") from None
         choices = getattr(raw, "choices", None)
         if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-            raise _BadReply("the reply holds no choices")
+            raise _BadReplyError("the reply holds no choices")
         text = choices[0].message.content
         if choices[0].finish_reason == "content_filter":
             text = ""
         elif not isinstance(text, str):
-            raise _BadReply("the reply holds no text")
+            raise _BadReplyError("the reply holds no text")
         usage = raw.usage
         tokens_in = int(getattr(usage, "prompt_tokens", 0) or 0) or sum(len(m.content) for m in messages) // 3
         tokens_out = int(getattr(usage, "completion_tokens", 0) or 0) or len(text) // 3
@@ -141,7 +141,7 @@ class OpenAIModel:
 
     def _passing(self, error: BaseException) -> bool:
         status = getattr(error, "status_code", None)
-        return isinstance(error, self._openai.APIConnectionError | _BadReply | self._openai.APIResponseValidationError) or (
+        return isinstance(error, self._openai.APIConnectionError | _BadReplyError | self._openai.APIResponseValidationError) or (
             isinstance(status, int) and (status in (408, 409, 425, 429) or status >= 500))
 
     def _wait(self, state: Any) -> float:
@@ -167,10 +167,10 @@ class OpenAIModel:
             return "no reply in time"
         if isinstance(error, self._openai.APIConnectionError):
             return "no connection to the server: check --lm-base-url"
-        return str(error) if isinstance(error, _BadReply) else type(error).__name__
+        return str(error) if isinstance(error, _BadReplyError) else type(error).__name__
 
 
-class _BadReply(Exception):
+class _BadReplyError(Exception):
     """A reply that is no chat completion."""
 
 

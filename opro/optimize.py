@@ -12,29 +12,20 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, parse, run_verb
+from opro.flags import DONE, flag, parse, resolve, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
     from evaluators.prompts import Prompt, Task
-    from opro.history import History
     from opro.lm import Ledger
-    from opro.loop import Clock
     from opro.propose import Proposer
-    from opro.select import Selection
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def flag(default: Any, text: str, **more: Any) -> Any:
-    """A dataclass field that becomes a flag."""
-    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass(frozen=True)
@@ -115,11 +106,6 @@ def _finished(settings: Settings) -> dict[str, Any] | None:
         return None  # open_run says what differs
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary if summary.get("status") == "complete" else None
-
-
-def resolve(path: Path) -> Path:
-    """A path as given, else the file of that name that ships with the project."""
-    return path if path.exists() or path.is_absolute() else ROOT / path if (ROOT / path).exists() else path
 
 
 def _run(settings: Settings, dry_run: bool) -> int:
@@ -206,7 +192,8 @@ def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Pro
         finally:
             if history.trials:
                 write_study(history, folder / "optuna.log", folder.name)
-    return finish(settings, folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
+    finish(settings, folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
+    return DONE
 
 
 def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path) -> tuple["Ledger", "Proposer"]:

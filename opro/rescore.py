@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, parse, run_verb
-from opro.optimize import flag, resolve
+from opro.flags import DONE, flag, parse, resolve, run_verb
 
 if TYPE_CHECKING:
     from evaluators.prompts import Prompt, Task
@@ -125,7 +124,7 @@ def _print(result: dict[str, Any], out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from opro.leaderboard import wide_console
+    from opro.table import wide_console
 
     console = wide_console()
     first = result["prompts"][0]

@@ -9,12 +9,11 @@ from evaluators.clips import Clip
 from evaluators.metrics import Difference
 from evaluators.prompts import Task, dump_prompts
 from opro import runs
-from opro.flags import DONE
 from opro.history import History, Trial
-from opro.leaderboard import COLUMNS, print_table, rows_of, wide_console
 from opro.lm import Ledger
 from opro.loop import Clock
 from opro.select import Selection
+from opro.table import COLUMNS, print_table, rows_of, wide_console
 
 if TYPE_CHECKING:
     from opro.optimize import Settings
@@ -32,8 +31,8 @@ def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, ta
 
 
 def finish(settings: "Settings", folder: Path, task: Task, history: History, selection: Selection, evaluator: Any, ledger: Ledger, clock: Clock,
-           seconds: float, warnings: Sequence[str]) -> int:
-    """Writes the results and prints them. Returns the exit code."""
+           seconds: float, warnings: Sequence[str]) -> None:
+    """Writes the results and prints them."""
     chosen = selection.chosen.trial if selection.chosen else selection.baseline
     chosen_score = selection.chosen.score if selection.chosen else selection.baseline_score
     none = Difference(0.0, 0.0, 0.0, 1.0, selection.baseline_score.clips, selection.baseline_score.sources)
@@ -66,7 +65,6 @@ def finish(settings: "Settings", folder: Path, task: Task, history: History, sel
     runs.write_text(folder / "leaderboard.csv", runs.csv_text(rows, COLUMNS))
     runs.write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
     print_summary(folder, summary)
-    return DONE
 
 
 def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
