@@ -192,7 +192,7 @@ def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Pro
         finally:
             if history.trials:
                 write_study(history, folder / "optuna.log", folder.name)
-    finish(settings, folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
+    finish(config_of(settings), folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
     return DONE
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evaluators.clips import Clip
 from evaluators.metrics import Difference
@@ -14,9 +14,6 @@ from opro.lm import Ledger
 from opro.loop import Clock
 from opro.select import Selection
 from opro.table import COLUMNS, print_table, rows_of, wide_console
-
-if TYPE_CHECKING:
-    from opro.optimize import Settings
 
 
 def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, task: Task) -> None:
@@ -30,7 +27,7 @@ def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, ta
     runs.write_text(folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", runs.csv_text(rows, columns))
 
 
-def finish(settings: "Settings", folder: Path, task: Task, history: History, selection: Selection, evaluator: Any, ledger: Ledger, clock: Clock,
+def finish(config: Mapping[str, Any], folder: Path, task: Task, history: History, selection: Selection, evaluator: Any, ledger: Ledger, clock: Clock,
            seconds: float, warnings: Sequence[str]) -> None:
     """Writes the results and prints them."""
     chosen = selection.chosen.trial if selection.chosen else selection.baseline
@@ -43,8 +40,8 @@ def finish(settings: "Settings", folder: Path, task: Task, history: History, sel
                 "low": score.low, "high": score.high, "search_score": trial.score}
 
     summary: dict[str, Any] = {
-        "status": "complete", "checkpoint": settings.checkpoint, "fingerprint": evaluator.fingerprint, "task": task.name, "seed": settings.seed,
-        "iterations": settings.iterations, "trials": len(history.trials), "proposer": settings.proposer, "strategy": settings.strategy,
+        "status": "complete", "checkpoint": config["checkpoint"], "fingerprint": evaluator.fingerprint, "task": task.name, "seed": config["seed"],
+        "iterations": config["iterations"], "trials": len(history.trials), "proposer": config["proposer"], "strategy": config["strategy"],
         "baseline": about(selection.baseline, selection.baseline_score), "chosen": about(chosen, chosen_score),
         "baseline_kept": selection.chosen is None, "reason": selection.reason,
         "gain": {"estimate": gain.value, "low": gain.low, "high": gain.high, "clips": gain.clips, "sources": gain.sources},

@@ -1,0 +1,73 @@
+"""Shared fixtures: small manifests, the pocket evaluator, verbs as functions."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from evaluators.clips import NEEDED, read_manifest
+from evaluators.prompts import ROOT as PROMPTS
+from evaluators.prompts import SPEECH_TASK, read_prompts
+
+LABELS = SPEECH_TASK.labels
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "data" / "demo"
+
+
+@pytest.fixture(scope="session")
+def seeds():
+    return read_prompts(PROMPTS / "seeds" / "baselines.yaml", LABELS)
+
+
+@pytest.fixture(scope="session")
+def heldout():
+    return read_prompts(PROMPTS / "heldout.yaml", LABELS)
+
+
+@pytest.fixture(scope="session")
+def dev_clips():
+    return read_manifest(DEMO, LABELS, "dev")
+
+
+@pytest.fixture(scope="session")
+def pocket():
+    """The shipped base checkpoint behind the evaluator, float32 on the CPU."""
+    from evaluators.checkpoint import open_checkpoint
+    from evaluators.qwen_audio import QwenAudio
+
+    return QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32")
+
+
+@pytest.fixture
+def make_manifest(tmp_path) -> Callable[..., Path]:
+    """Writes a folder of short noise clips with a manifest; `change` edits the rows before they are written."""
+
+    def make(sources: int = 24, per_source: int = 2, change: Callable[[list[dict]], None] = lambda rows: None, name: str = "clips", columns=NEEDED) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = []
+        for s in range(sources):
+            label = LABELS[s % 2]
+            for k in range(per_source):
+                samples = (200, 500)[k % 2] * 16
+                path = folder / f"s{s}-{k}.wav"
+                soundfile.write(path, np.random.default_rng([s, k]).normal(0, 0.1, samples).astype("float32"), 16000)
+                rows.append({"clip_id": f"s{s}-{k}", "path": path.name, "label": label, "category": "speech" if s % 2 == 0 else "music",
+                             "duration_ms": samples // 16, "snr_db": (0, 10)[k % 2], "condition": f"k{k}", "source_id": f"source{s}",
+                             "split": "dev", "licence": "CC0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        change(rows)
+        with (folder / "manifest.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return folder
+
+    return make
