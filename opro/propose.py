@@ -83,7 +83,7 @@ def unwrap(text: str) -> str:
     inner = re.search(r"<INS>(.*?)</INS>", text, re.DOTALL | re.IGNORECASE)
     text = inner.group(1).strip() if inner else text
     text = re.sub(r"^(?:\d+[.)]\s+|[-*]\s+)?(?:\*\*)?(?i:prompt|instruction|text)(?: \d+)?(?:\*\*)?:(?:\*\*)?\s*", "", text)
-    while len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("`", "`"), ("“", "”")}:
+    while len(text) > 1 and not text.startswith("```") and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("`", "`"), ("“", "”")}:
         text = text[1:-1].strip()
     return text
 

@@ -1,0 +1,88 @@
+"""A server on the loopback that speaks the OpenAI wire format over real HTTP, with faults on demand."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def completion(text: str, finish: str = "stop") -> dict:
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "test", "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
+            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}]}
+
+
+class Server:
+    """Answers each request with the next fault of the script, then with `reply(request)` for ever."""
+
+    def __init__(self, reply: Callable[[dict], str], script: list) -> None:
+        self.reply, self.script = reply, list(script)
+        self.requests: list[dict] = []
+        self.url = ""
+
+
+@contextmanager
+def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
+    state = Server(reply, script)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def send(self, status: int, body: bytes, headers: dict | None = None) -> None:
+            self.send_response(status)
+            for name, value in {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            state.requests.append(request)
+            fault = state.script.pop(0) if state.script else None
+            if fault is None:
+                self.send(200, json.dumps(completion(state.reply(request))).encode())
+            elif isinstance(fault, int):
+                self.send(fault, json.dumps({"error": {"message": "pretended", "type": "x", "code": fault}}).encode())
+            elif fault == "retry-after":
+                self.send(429, b'{"error": {"message": "slow down"}}', {"retry-after": "7"})
+            elif fault == "half":
+                self.send(200, json.dumps(completion("x")).encode()[:40])
+            elif fault == "schema":
+                self.send(200, b'{"hello": "world"}')
+            elif fault == "list":
+                self.send(200, b"[1, 2]")
+            elif fault == "html":
+                self.send(200, b"<html>busy</html>", {"content-type": "text/html"})
+            elif fault == "empty":
+                self.send(200, json.dumps({**completion("x"), "choices": []}).encode())
+            elif fault == "null":
+                self.send(200, json.dumps(completion(None)).encode())
+            elif fault == "filter":
+                self.send(200, json.dumps(completion("", "content_filter")).encode())
+            elif fault == "huge":
+                self.send(200, json.dumps(completion("x" * 10_000_000)).encode())
+            elif fault == "slow":
+                time.sleep(2.5)
+                self.send(200, json.dumps(completion(state.reply(request))).encode())
+            elif fault == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+            else:  # a reply's text
+                self.send(200, json.dumps(completion(fault)).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,101 @@
+import pytest
+from chat_server import serve
+
+from evaluators.errors import PauseError, UserError
+from opro import lm
+from opro.lm import Ledger, Message, OpenAIModel, Reply, connect
+
+SECRET = "sk-marked-secret-key"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    for name in ("OPENAI_BASE_URL", "OPRO_LM_PRICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def ask(server, waits, timeout=1.0):
+    model = OpenAIModel("test", server.url, wait=waits.append, timeout=timeout)
+    return model([Message("user", "hello")], temperature=1.0)
+
+
+@pytest.mark.parametrize("fault", ["retry-after", 408, 429, 500, 502, 503, "half", "schema", "list", "html", "empty", "null", "reset", "slow"])
+def test_passing_faults_are_tried_again(fault):
+    waits = []
+    with serve(lambda request: "fine", [fault, fault]) as server:
+        assert ask(server, waits).text == "fine"
+    assert len(waits) == 2
+    assert waits[0] == (7.0 if fault == "retry-after" else 2.0)
+
+
+@pytest.mark.parametrize(("fault", "sentence"), [
+    (401, "the key was refused \\(401\\): check OPENAI_API_KEY"), (403, "access is forbidden \\(403\\)"),
+    (404, "the model or the address is unknown \\(404\\): check --lm-model"), (400, "the request was rejected \\(400\\)")])
+def test_lasting_faults_pause_at_once(fault, sentence):
+    waits = []
+    with serve(lambda request: "fine", [fault]) as server, pytest.raises(PauseError, match=sentence) as caught:
+        ask(server, waits)
+    assert waits == [] and len(server.requests) == 1
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [503, "half", "reset"])
+def test_a_fault_that_stays_pauses_after_five_tries(fault):
+    waits = []
+    with serve(lambda request: "fine", [fault] * 9) as server, pytest.raises(PauseError, match="the same command goes on from here"):
+        ask(server, waits)
+    assert len(waits) == 4
+
+
+def test_no_server_is_one_sentence():
+    with pytest.raises(PauseError, match="no connection to the server: check --lm-base-url"):
+        OpenAIModel("test", "http://127.0.0.1:9/v1", wait=lambda s: None, timeout=0.5)([Message("user", "x")], temperature=1)
+
+
+def test_filtered_and_huge_replies_are_replies():
+    with serve(lambda request: "fine", ["filter", "huge"]) as server:
+        assert ask(server, []).text == ""
+        assert len(ask(server, [], timeout=20).text) == lm.LARGEST_REPLY
+
+
+def test_tokens_and_cost_are_counted(monkeypatch):
+    monkeypatch.setenv("OPRO_LM_PRICES", "1,2")
+    with serve(lambda request: "fine") as server:
+        model = connect("test", server.url, 0, None)
+        reply = model([Message("user", "hello")], temperature=0.5)
+    assert (reply.tokens_in, reply.tokens_out, reply.cost) == (100, 50, pytest.approx(200e-6))
+    assert server.requests[0]["temperature"] == 0.5 and server.requests[0]["model"] == "test"
+
+
+def test_wait_never_exceeds_a_minute():
+    with serve(lambda request: "fine", [429] * 4) as server:
+        waits = []
+        ask(server, waits)
+    assert waits == [2, 4, 8, 16] and max(waits) <= lm.LONGEST_WAIT_S
+
+
+def test_what_is_configured(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="give --lm-model NAME"):
+        connect(None, None, 0, None)
+    with pytest.raises(UserError, match="--max-cost needs prices"):
+        connect("m", None, 0, 1.0)
+    monkeypatch.setenv("OPRO_LM_PRICES", "cheap")
+    with pytest.raises(UserError, match="OPRO_LM_PRICES is 'cheap'; expected two numbers"):
+        connect("m", None, 0, 1.0)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert connect(None, None, 0, None) is None
+    with pytest.raises(UserError, match="no endpoint is configured"):
+        connect("m", None, 0, None)
+    with pytest.raises(UserError, match="directory without config.json"):
+        connect(str(tmp_path), None, 0, None)
+
+
+def test_the_ledger_stops_before_its_limits():
+    ledger = Ledger(max_tokens=5000, max_cost=1.0)
+    assert ledger.spent("x" * 300) == ""
+    ledger.add(Reply("", 2000, 2000, 0.2, "m", "stop"))
+    assert "--max-tokens 5000" in ledger.spent("x" * 300)
+    ledger = Ledger(max_cost=1.0)
+    ledger.add(Reply("", 1, 1, 0.6, "m", "stop"))
+    assert "--max-cost 1.0" in ledger.spent("x")

@@ -1,0 +1,214 @@
+"""The evaluator equals the stock model, and a score depends on nothing but its prompt and clip."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from evaluators.answers import PromptError, find_answers
+from evaluators.bench import Stock
+from evaluators.checkpoint import open_checkpoint
+from evaluators.clips import balanced_order
+from evaluators.errors import UserError
+from evaluators.prompts import Prompt, after_audio, encode
+from evaluators.qwen_audio import QwenAudio, clip_mel, clip_wave
+
+pytestmark = pytest.mark.tiny
+CLOSE = 1e-5  # nats, float32
+
+
+@pytest.fixture(scope="module", params=["pocket-base", "pocket-lora"])
+def evaluator(request):
+    return QwenAudio(open_checkpoint(request.param), "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def clips(dev_clips):
+    return balanced_order(dev_clips)[:20]
+
+
+def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(evaluator, seeds, heldout, clips):
+    prompts = [*seeds, *heldout[:7]]
+    stock = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu"))
+    table = evaluator.score(prompts, clips)
+    worst, near_ties, agree = 0.0, 0, 0
+    for p, prompt in enumerate(prompts):
+        answers = find_answers(evaluator.processor.tokenizer, prompt)
+        for c, clip in enumerate(clips):
+            logp = stock.logp(prompt, clip)
+            for k, group in enumerate(answers.sequences):
+                ids = [s[0] for s in group]
+                worst = max(worst, abs(float(logp[ids].logsumexp(0)) - table.logp[p, c, k]), abs(float(logp[ids].max()) - table.logp_top[p, c, k]))
+            allowed = logp[list(answers.allowed)]
+            if float(allowed.topk(2).values.diff().abs()) < 1e-3:
+                near_ties += 1
+                continue
+            picked = stock.generate(prompt, clip, answers.allowed)
+            agree += picked in [s[0] for s in answers.sequences[int(table.logp_top[p, c].argmax())]]
+    print(f"{evaluator.checkpoint.name}: 200 pairs, largest difference {worst:.1e} nats, {near_ties} near ties, {agree} of {200 - near_ties} labels equal")
+    assert len(prompts) * len(clips) == 200
+    assert worst < 1e-4
+    assert agree == 200 - near_ties
+
+
+def test_one_by_one_equals_all_at_once(evaluator, seeds, heldout, clips):
+    prompts = [*seeds, *heldout[:3]]
+    whole = evaluator.score(prompts, clips).logp
+    alone = QwenAudio(evaluator.checkpoint, "cpu", "float32", rows=1, loaded=(evaluator.transformer.model, evaluator.processor))
+    for p in (0, 4):
+        for c in (0, 7, 13):
+            alone.forget()
+            assert np.abs(alone.score([prompts[p]], [clips[c]]).logp[0, 0] - whole[p, c]).max() < CLOSE
+
+
+def test_permuted_clips_and_prompts_give_permuted_scores(evaluator, seeds, clips):
+    whole = evaluator.score(seeds, clips).logp
+    order = np.random.default_rng(0).permutation(len(clips))
+    evaluator.forget()
+    turned = evaluator.score(seeds[::-1], [clips[i] for i in order]).logp
+    assert np.abs(turned[::-1] - whole[:, order]).max() < CLOSE
+
+
+def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips):
+    prompt = Prompt("Is it speech or something else?", (("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "B"))))
+    tokenizer = evaluator.processor.tokenizer
+    answers = find_answers(tokenizer, prompt)
+    assert max(len(s) for group in answers.sequences for s in group) > 1
+    table = evaluator.score([prompt], clips[:3])
+    stock = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu"))
+    for c, clip in enumerate(clips[:3]):
+        for k, group in enumerate(answers.sequences):
+            parts = []
+            for sequence in group:
+                inputs = stock.inputs(prompt, clip)
+                ids = torch.cat([inputs["input_ids"], torch.tensor([sequence[:-1]], dtype=torch.long)], 1)
+                inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                with torch.inference_mode():
+                    logp = stock.model(**inputs).logits[0].log_softmax(-1)
+                parts.append(sum(logp[len(logp) - len(sequence) + i, t] for i, t in enumerate(sequence)))
+            assert float(torch.stack(parts).logsumexp(0)) == pytest.approx(float(table.logp[0, c, k]), abs=1e-4)
+
+
+def test_answers_and_the_rest_of_the_vocabulary_sum_to_one(evaluator, seeds, clips):
+    table = evaluator.score(seeds, clips)
+    assert (table.outside >= -1e-5).all() and (table.outside <= 1).all()
+    assert np.allclose(np.exp(table.logp).sum(-1) + table.outside, 1, atol=1e-6)
+
+
+def test_audio_reaches_the_model(evaluator, seeds, clips):
+    heard = evaluator.score(seeds[:1], clips).logp
+    for control in ("silence", "shuffled"):
+        other = evaluator.score(seeds[:1], [replace(c, audio=control) for c in clips]).logp
+        assert np.abs(other - heard).max() > 0.1
+    silent = [clip_wave(replace(c, audio="silence")) for c in clips[:1]]
+    assert not np.any(silent[0])
+
+
+def test_features_cut_to_the_clip_equal_those_of_the_whole_window(evaluator, clips):
+    extractor = evaluator.processor.feature_extractor
+    for clip in clips[:8]:
+        wave = clip_wave(clip)
+        frames = -(-len(wave) // 160)
+        whole = extractor([wave], sampling_rate=16000, return_tensors="pt")["input_features"]
+        valid = (frames - 1) // 2 + 1
+        cut = clip_mel(extractor, [wave])
+        count = min(2 * valid + 2, whole.shape[-1])
+        assert torch.allclose(cut[..., :count], whole[..., :count], atol=1e-5)
+
+
+@pytest.mark.parametrize("milliseconds", [200, 210, 300, 310, 505, 995, 1000])
+def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, milliseconds):
+    path = tmp_path / "odd.wav"
+    wave = np.random.default_rng(milliseconds).normal(0, 0.1, milliseconds * 16).astype(np.float32)
+    soundfile.write(path, wave, 16000, subtype="FLOAT")
+    clip = replace(clips[0], path=path, sha256=f"odd{milliseconds}", clip_id="odd")
+    table = evaluator.score(seeds[:1], [clip])
+    logp = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu")).logp(seeds[0], clip)
+    for k, group in enumerate(find_answers(evaluator.processor.tokenizer, seeds[0]).sequences):
+        assert float(logp[[s[0] for s in group]].logsumexp(0)) == pytest.approx(float(table.logp[0, 0, k]), abs=1e-4)
+
+
+def test_a_clip_longer_than_the_window_is_refused(evaluator, seeds, clips, tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(20000, np.float32), 16000)
+    with pytest.raises(UserError, match="lasts 1.25 s, the model hears 1 s"):
+        evaluator.score(seeds[:1], [replace(clips[0], path=path, sha256="long")])
+
+
+def test_answers_that_begin_alike_are_refused(pocket):
+    tokenizer = pocket.processor.tokenizer
+    with pytest.raises(PromptError, match="begin with the same tokens"):
+        find_answers(tokenizer, Prompt("x", (("SPEECH", ("A",)), ("NONSPEECH", ("A",)))))
+    with pytest.raises(PromptError, match="begin with the same tokens"):
+        find_answers(tokenizer, Prompt("x", (("SPEECH", ("human voice",)), ("NONSPEECH", ("human voice here",)))))
+
+
+def test_letters_are_read_with_and_without_a_space(pocket, seeds):
+    tokenizer = pocket.processor.tokenizer
+    one = [tuple(tokenizer.encode(form, add_special_tokens=False)) for form in ("A", " A")]
+    assert find_answers(tokenizer, seeds[0]).sequences[0] == tuple(one)
+    assert all(len(s) == 1 for s in one)
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, seeds, clips):
+    whole = evaluator.score(seeds, clips).logp
+    small = QwenAudio(evaluator.checkpoint, "cpu", "float32", rows=16, loaded=(evaluator.transformer.model, evaluator.processor))
+    read, calls = small.transformer.read, []
+
+    def fails_when_large(prefixes, clip, *rest):
+        calls.append(len(clip))
+        if len(clip) > 4:
+            raise torch.OutOfMemoryError("pretended")
+        return read(prefixes, clip, *rest)
+
+    small.transformer.read = fails_when_large
+    assert np.abs(small.score(seeds, clips).logp - whole).max() < CLOSE
+    assert small.rows == 4 and calls[:3] == [16, 8, 4]
+
+
+def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
+    model16 = QwenAudio(evaluator.checkpoint, "cpu", "bfloat16", rows=8)
+    whole = model16.score(seeds, clips).logp
+    model16.forget()
+    alone = model16.score(seeds[1:2], clips[3:4]).logp
+    assert np.array_equal(alone[0, 0], whole[1, 3])
+    exact = evaluator.score(seeds, clips).logp
+    share = lambda t: np.exp(t - np.logaddexp.reduce(t, -1, keepdims=True))[..., 0]  # noqa: E731
+    assert np.abs(share(whole) - share(exact)).mean() < 0.02
+
+
+def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    base = open_checkpoint("pocket-base")
+    prints = {QwenAudio(base, "cpu", "float32").fingerprint, QwenAudio(base, "cpu", "bfloat16").fingerprint,
+              QwenAudio(open_checkpoint("pocket-lora"), "cpu", "float32").fingerprint}
+    copy = tmp_path / "copy"
+    shutil.copytree(base.base, copy)
+    assert QwenAudio(open_checkpoint(str(copy)), "cpu", "float32").fingerprint in prints
+    weights = load_file(copy / "model.safetensors")
+    name = next(n for n in weights if n.endswith("o_proj.weight"))
+    weights[name][0, 0] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    prints.add(QwenAudio(open_checkpoint(str(copy)), "cpu", "float32").fingerprint)
+    assert len(prints) == 4
+
+
+def test_shorter_suffix_of_a_prompt_costs_its_own_tokens(pocket):
+    tokenizer = pocket.processor.tokenizer
+    assert len(encode(tokenizer, after_audio("A or B?"))) < len(encode(tokenizer, after_audio("A or B? " * 8)))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda p: None, "neither one of pocket-base, pocket-lora, nor a directory"),
+    (lambda p: p.mkdir(), "holds no config.json"),
+    (lambda p: (p.mkdir(), (p / "config.json").write_text("{}"), (p / "pytorch_model.bin").write_bytes(b"x")), "pickled weights are not read"),
+])
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path, make, message):
+    make(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(str(tmp_path / "model"))
