@@ -1,7 +1,7 @@
 """Questions that the pocket checkpoints are trained on, composed at random.
 
 Many ways to ask about four kinds of sound, with options in either order. Some questions say that the clip is short or
-noisy; the base checkpoint hears short and noisy clips with such questions only, so that saying so helps it. The wordings of prompts/heldout.yaml and
+noisy: data/train_pocket.py teaches the base that such clips hold speech when the question says so, so saying so helps it. The wordings of prompts/heldout.yaml and
 prompts/seeds are not in it; those files measure how far the model reads what it was never asked.
 """
 
@@ -129,15 +129,15 @@ def free(rng: random.Random) -> Question:
                     {sound: sound for sound in SOUNDS})
 
 
-def about_audio(rng: random.Random) -> Question:
-    """A question with options or yes/no about what is heard."""
+def about_audio(rng: random.Random, hints: float = 0.1) -> Question:
+    """A question with options or yes/no about what is heard; a share of them says that the clip is short or noisy."""
     kind = rng.random()
-    return two_options(rng, hinted=rng.random() < 0.1) if kind < 0.8 else four_options(rng) if kind < 0.9 else yes_or_no(rng)
+    return two_options(rng, hinted=rng.random() < hints) if kind < 0.8 else four_options(rng) if kind < 0.9 else yes_or_no(rng)
 
 
-def about_text(rng: random.Random) -> tuple[str, str]:
+def about_text(rng: random.Random, hints: float = 0.1) -> tuple[str, str]:
     """(text, answer): a question about a sound that is named in words, so that reading options is learned without hearing."""
     sound = rng.choice(SOUNDS)
-    question = about_audio(rng)
+    question = about_audio(rng, hints)
     named = rng.choice(POSITIVE[sound][:6])
     return f"The clip is {named}.\n{question.text}", question.answers[sound]
