@@ -148,11 +148,12 @@ def _run(settings: Settings, dry_run: bool) -> int:
     clipset.verify(clips)
     reward = Reward(settings.objective, settings.threshold)
     pairs = count_evals(len(seeds), settings, len(search), len(fresh))
+    lm = _language_model(settings)
     if dry_run:
         return _print_plan(settings, evaluator, seeds, search, fresh, pairs, warnings)
     folder = settings.runs_dir / str(settings.name)
     with runs.open_run(folder, config_of(settings)):
-        return _search(settings, folder, task, seeds, search, fresh, reward, evaluator, pairs, warnings, clipset.manifest_digest(manifest))
+        return _search(settings, folder, task, seeds, search, fresh, reward, evaluator, pairs, warnings, clipset.manifest_digest(manifest), lm)
 
 
 def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
@@ -163,7 +164,7 @@ def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
 
 
 def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Prompt"], search: Sequence["Clip"], fresh: Sequence["Clip"],
-            reward: Any, evaluator: Any, pairs: int, warnings: Sequence[str], data_digest: str) -> int:
+            reward: Any, evaluator: Any, pairs: int, warnings: Sequence[str], data_digest: str, lm: "LanguageModel | None") -> int:
     from opro import runs
     from opro.display import Progress
     from opro.history import History
@@ -183,7 +184,7 @@ def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Pro
         raise UserError(f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision changed); give another --name")
     for text in warnings:
         log.warning(text)
-    ledger, proposer = _proposer(settings, task, reward, folder)
+    ledger, proposer = _proposer(settings, task, reward, folder, lm)
     clock, begin = Clock(), time.perf_counter()
     plan = Search(evaluator, proposer, task, seeds, search, fresh, reward, settings.iterations, settings.candidates, settings.strategy, settings.seed)
     with Progress(pairs, evaluator, settings.iterations) as display:
@@ -196,8 +197,20 @@ def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Pro
     return DONE
 
 
-def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path) -> tuple["Ledger", "Proposer"]:
-    from opro.lm import Ledger, Reply, connect
+def _language_model(settings: Settings) -> "LanguageModel | None":
+    """The model that proposes, or None for the rewriter; wrong use is found before a folder is made."""
+    from opro.lm import connect
+
+    if settings.proposer == "rewriter" or settings.strategy == "random":
+        return None
+    lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
+    if lm is None and settings.proposer == "lm":
+        raise UserError("--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model")
+    return lm
+
+
+def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path, lm: "LanguageModel | None") -> tuple["Ledger", "Proposer"]:
+    from opro.lm import Ledger, Reply
     from opro.propose import LMProposer
     from opro.rewrite import Rewriter
 
@@ -220,11 +233,6 @@ def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path) -> tu
         if "stopped" in entry:
             log.warning("no further call to the language model: %s", entry["stopped"])
 
-    lm = None
-    if settings.proposer != "rewriter" and settings.strategy != "random":
-        lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
-        if lm is None and settings.proposer == "lm":
-            raise UserError("--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model")
     if lm is not None:
         return ledger, LMProposer(lm, task, reward, ledger, record, strategy=settings.strategy)
     if settings.strategy != "random" and settings.proposer == "auto":

@@ -22,8 +22,8 @@ def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, ta
 
     columns = ["clip_id", "source_id", "label", "duration_ms", "snr_db", "category", *(f"logp_{label}" for label in task.labels), "outside"]
     rows = [{"clip_id": c.clip_id, "source_id": c.source_id, "label": c.label, "duration_ms": c.duration_ms, "snr_db": c.snr_db, "category": c.category,
-             **{f"logp_{label}": f"{value:.6f}" for label, value in zip(task.labels, values, strict=True)},
-             "outside": f"{max(0.0, 1 - float(np.exp(values).sum())):.6f}"} for c, values in zip(clips, logp, strict=False)]
+             **{f"logp_{label}": round(float(value), 6) for label, value in zip(task.labels, values, strict=True)},
+             "outside": round(max(0.0, 1 - float(np.exp(values).sum())), 6)} for c, values in zip(clips, logp, strict=False)]
     runs.write_text(folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", runs.csv_text(rows, columns))
 
 
