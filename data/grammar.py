@@ -11,49 +11,185 @@ from dataclasses import dataclass
 SOUNDS = ("speech", "music", "animal", "noise")
 
 POSITIVE = {
-    "speech": ["speech", "SPEECH", "human speech", "a human voice", "human voice", "a voice", "VOICE", "someone talking",
-               "a person speaking", "spoken words", "talking", "speech is present", "SPEECH PRESENT", "a speaker", "HUMAN SPEECH"],
-    "music": ["music", "MUSIC", "a musical instrument", "a melody", "MUSIC PRESENT", "instrumental music"],
+    "speech": [
+        "speech",
+        "SPEECH",
+        "human speech",
+        "a human voice",
+        "human voice",
+        "a voice",
+        "VOICE",
+        "someone talking",
+        "a person speaking",
+        "spoken words",
+        "talking",
+        "speech is present",
+        "SPEECH PRESENT",
+        "a speaker",
+        "HUMAN SPEECH",
+    ],
+    "music": [
+        "music",
+        "MUSIC",
+        "a musical instrument",
+        "a melody",
+        "MUSIC PRESENT",
+        "instrumental music",
+    ],
     "animal": ["an animal", "ANIMAL", "an animal sound", "an animal call", "ANIMAL PRESENT"],
-    "noise": ["noise", "NOISE", "environmental noise", "background noise", "a machine", "NOISE PRESENT"],
+    "noise": [
+        "noise",
+        "NOISE",
+        "environmental noise",
+        "background noise",
+        "a machine",
+        "NOISE PRESENT",
+    ],
 }
 NEGATIVE = {
-    "speech": ["no speech", "NO SPEECH", "non-speech", "NON-SPEECH", "NONSPEECH", "not speech", "no voice", "NO VOICE",
-               "something else", "other sounds", "OTHER", "music or noise", "noise, music or animals", "noise/music/animals",
-               "background sound", "only noise", "no human voice", "nothing spoken", "nonspeech"],
+    "speech": [
+        "no speech",
+        "NO SPEECH",
+        "non-speech",
+        "NON-SPEECH",
+        "NONSPEECH",
+        "not speech",
+        "no voice",
+        "NO VOICE",
+        "something else",
+        "other sounds",
+        "OTHER",
+        "music or noise",
+        "noise, music or animals",
+        "noise/music/animals",
+        "background sound",
+        "only noise",
+        "no human voice",
+        "nothing spoken",
+        "nonspeech",
+    ],
     "music": ["no music", "NO MUSIC", "something else", "other sounds", "OTHER"],
     "animal": ["no animal", "NO ANIMAL", "something else", "other sounds", "OTHER"],
     "noise": ["no noise", "NO NOISE", "something else", "a voice, music or an animal", "OTHER"],
 }
 EXPLAIN = {
-    "speech": (["a person talks", "someone is speaking", "words are spoken", "a human is heard", "voice"],
-               ["music, noise, silence or animals", "no one is talking", "music/noise/animals", "anything else", "noise, silence"]),
+    "speech": (
+        ["a person talks", "someone is speaking", "words are spoken", "a human is heard", "voice"],
+        [
+            "music, noise, silence or animals",
+            "no one is talking",
+            "music/noise/animals",
+            "anything else",
+            "noise, silence",
+        ],
+    ),
     "music": (["a tune is played", "instruments"], ["anything else", "no instruments"]),
     "animal": (["a creature calls", "animals"], ["anything else", "no creature"]),
     "noise": (["machines, weather, objects"], ["anything else", "a voice or music"]),
 }
 NOUNS = {
-    "speech": ["speech", "human speech", "a human voice", "someone talking", "a person speaking", "spoken words", "a voice"],
-    "music": ["music", "a musical instrument"], "animal": ["an animal", "an animal sound"], "noise": ["noise", "background noise"],
+    "speech": [
+        "speech",
+        "human speech",
+        "a human voice",
+        "someone talking",
+        "a person speaking",
+        "spoken words",
+        "a voice",
+    ],
+    "music": ["music", "a musical instrument"],
+    "animal": ["an animal", "an animal sound"],
+    "noise": ["noise", "background noise"],
 }
-QUESTIONS = ["Does this audio contain {x}?", "Is there {x} in this clip?", "Do you hear {x}?", "Can you hear {x} in the recording?",
-             "Decide whether the clip has {x}.", "Task: find {x}.", "Is {x} present?", "Listen to the clip. Does it have {x}?",
-             "Pick one:", "Choose the right option.", "What do you hear?", "Classify the sound:", "Which option fits the audio?",
-             "Select the option that matches.", "Tell me if there is {x}.", "Detect {x} in this clip.", "Identify the sound.",
-             "Is it {x}?", "The question is whether there is {x}."]
-LEADS = ["", "", "", "", "Listen carefully. ", "You are an audio expert. ", "Focus on the main sound. ",
-         "Pay attention to the sound. ", "This is a test of hearing. "]
+QUESTIONS = [
+    "Does this audio contain {x}?",
+    "Is there {x} in this clip?",
+    "Do you hear {x}?",
+    "Can you hear {x} in the recording?",
+    "Decide whether the clip has {x}.",
+    "Task: find {x}.",
+    "Is {x} present?",
+    "Listen to the clip. Does it have {x}?",
+    "Pick one:",
+    "Choose the right option.",
+    "What do you hear?",
+    "Classify the sound:",
+    "Which option fits the audio?",
+    "Select the option that matches.",
+    "Tell me if there is {x}.",
+    "Detect {x} in this clip.",
+    "Identify the sound.",
+    "Is it {x}?",
+    "The question is whether there is {x}.",
+]
+LEADS = [
+    "",
+    "",
+    "",
+    "",
+    "Listen carefully. ",
+    "You are an audio expert. ",
+    "Focus on the main sound. ",
+    "Pay attention to the sound. ",
+    "This is a test of hearing. ",
+]
 # What a question may say about the recording. Short and noisy clips come with one of these, clean ones seldom do.
-HINTS = ["The clip is {0}. ", "It is a {0} recording. ", "The recording is {0}. ", "This is a {0} clip. ", "The sound is {0}. ",
-         "Expect a {0} sound. ", "You will hear a {0} recording. ", "Be careful, it is {0}. "]
-STATES = ["noisy", "short and noisy", "faint", "brief and noisy", "weak", "hard to hear", "short", "masked", "quiet and noisy", "degraded",
-          "very noisy", "brief", "poor"]
-NOISES = ["There is a lot of noise. ", "There is strong noise. ", "Loud noise covers the sound. ", "The background is loud. ",
-          "Noise may hide the sound. ", "Listen through the noise. ", "Much of it is noise. "]
-ENDS = ["", "", "Answer:", "Answer A or B.", "Answer with A or B only.", "Reply with one letter.", "Your choice:", "The answer is",
-        "Respond with the letter only."]
-FORMATS = ["A) {0}\nB) {1}", "A) {0} B) {1}", "A. {0}\nB. {1}", "Options:\nA) {0}\nB) {1}", "(A) {0} (B) {1}", "A: {0}\nB: {1}",
-           "A = {0}, B = {1}", "Options: A) {0}, B) {1}", "A - {0}\nB - {1}"]
+HINTS = [
+    "The clip is {0}. ",
+    "It is a {0} recording. ",
+    "The recording is {0}. ",
+    "This is a {0} clip. ",
+    "The sound is {0}. ",
+    "Expect a {0} sound. ",
+    "You will hear a {0} recording. ",
+    "Be careful, it is {0}. ",
+]
+STATES = [
+    "noisy",
+    "short and noisy",
+    "faint",
+    "brief and noisy",
+    "weak",
+    "hard to hear",
+    "short",
+    "masked",
+    "quiet and noisy",
+    "degraded",
+    "very noisy",
+    "brief",
+    "poor",
+]
+NOISES = [
+    "There is a lot of noise. ",
+    "There is strong noise. ",
+    "Loud noise covers the sound. ",
+    "The background is loud. ",
+    "Noise may hide the sound. ",
+    "Listen through the noise. ",
+    "Much of it is noise. ",
+]
+ENDS = [
+    "",
+    "",
+    "Answer:",
+    "Answer A or B.",
+    "Answer with A or B only.",
+    "Reply with one letter.",
+    "Your choice:",
+    "The answer is",
+    "Respond with the letter only.",
+]
+FORMATS = [
+    "A) {0}\nB) {1}",
+    "A) {0} B) {1}",
+    "A. {0}\nB. {1}",
+    "Options:\nA) {0}\nB) {1}",
+    "(A) {0} (B) {1}",
+    "A: {0}\nB: {1}",
+    "A = {0}, B = {1}",
+    "Options: A) {0}, B) {1}",
+    "A - {0}\nB - {1}",
+]
 SYSTEMS = ["You classify audio content.", "You are a helpful assistant."]
 
 
@@ -83,7 +219,9 @@ def _option(target: str, positive: bool, rng: random.Random) -> str:
 
 def hint(rng: random.Random) -> str:
     """A sentence that says that the clip is short, noisy or faint."""
-    return rng.choice(NOISES) if rng.random() < 0.35 else rng.choice(HINTS).format(rng.choice(STATES))
+    return (
+        rng.choice(NOISES) if rng.random() < 0.35 else rng.choice(HINTS).format(rng.choice(STATES))
+    )
 
 
 def two_options(rng: random.Random, target: str | None = None, hinted: bool = False) -> Question:
@@ -91,13 +229,25 @@ def two_options(rng: random.Random, target: str | None = None, hinted: bool = Fa
     if target is None:
         target = "speech" if rng.random() < 0.6 else rng.choice(SOUNDS[1:])
     swap = rng.random() < 0.5
-    options = [_option(target, positive, rng) for positive in ((False, True) if swap else (True, False))]
+    options = [
+        _option(target, positive, rng) for positive in ((False, True) if swap else (True, False))
+    ]
     block = rng.choice(FORMATS).format(*options)
-    question = (hint(rng) if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target]))
+    question = (hint(rng) if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(
+        x=rng.choice(NOUNS[target])
+    )
     if hinted and rng.random() < 0.2:  # the hint may also follow the question
-        question = rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng).strip()
+        question = (
+            rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng).strip()
+        )
     end = rng.choice(ENDS)
-    parts = [question, block, end] if hinted or rng.random() < 0.85 else [block, end] if rng.random() < 0.5 else [block, question]
+    parts = (
+        [question, block, end]
+        if hinted or rng.random() < 0.85
+        else [block, end]
+        if rng.random() < 0.5
+        else [block, question]
+    )
     text = rng.choice(["\n", "\n\n", " "]).join(part for part in parts if part)
     yes, no = ("B", "A") if swap else ("A", "B")
     return Question(text, {sound: yes if sound == target else no for sound in SOUNDS})
@@ -107,8 +257,16 @@ def four_options(rng: random.Random) -> Question:
     """A question with the four kinds of sound as options A to D, in any order."""
     order = rng.sample(SOUNDS, 4)
     style = rng.choice(["{0}) {1}", "{0}. {1}", "{0}: {1}"])
-    block = rng.choice(["\n", " "]).join(style.format(letter, rng.choice(POSITIVE[s][:4])) for letter, s in zip("ABCD", order, strict=True))
-    text = rng.choice(LEADS) + rng.choice(["What do you hear?", "Pick one:", "Classify the sound:"]) + "\n" + block
+    block = rng.choice(["\n", " "]).join(
+        style.format(letter, rng.choice(POSITIVE[s][:4]))
+        for letter, s in zip("ABCD", order, strict=True)
+    )
+    text = (
+        rng.choice(LEADS)
+        + rng.choice(["What do you hear?", "Pick one:", "Classify the sound:"])
+        + "\n"
+        + block
+    )
     return Question(text, dict(zip(order, "ABCD", strict=True)))
 
 
@@ -116,23 +274,42 @@ def yes_or_no(rng: random.Random) -> Question:
     """A question that is answered with Yes or No."""
     target = "speech" if rng.random() < 0.6 else rng.choice(SOUNDS[1:])
     asked = [q for q in QUESTIONS if "{x}" in q]
-    text = rng.choice(LEADS) + rng.choice(asked).format(x=rng.choice(NOUNS[target])) + rng.choice(
-        [" Answer Yes or No.", "\nAnswer yes or no.", " Yes or No?"])
+    text = (
+        rng.choice(LEADS)
+        + rng.choice(asked).format(x=rng.choice(NOUNS[target]))
+        + rng.choice([" Answer Yes or No.", "\nAnswer yes or no.", " Yes or No?"])
+    )
     return Question(text, {sound: "Yes" if sound == target else "No" for sound in SOUNDS})
 
 
 def free(rng: random.Random) -> Question:
     """A question for the name of the sound."""
-    text = rng.choice(LEADS) + rng.choice(["What do you hear?", "Name the sound.", "Which kind of sound is it?",
-                                           "Describe the clip in one word.", "What is in this audio?"])
-    return Question(text + rng.choice(["", " Answer with one word: speech, music, animal or noise.", " One word."]),
-                    {sound: sound for sound in SOUNDS})
+    text = rng.choice(LEADS) + rng.choice(
+        [
+            "What do you hear?",
+            "Name the sound.",
+            "Which kind of sound is it?",
+            "Describe the clip in one word.",
+            "What is in this audio?",
+        ]
+    )
+    return Question(
+        text
+        + rng.choice(["", " Answer with one word: speech, music, animal or noise.", " One word."]),
+        {sound: sound for sound in SOUNDS},
+    )
 
 
 def about_audio(rng: random.Random, hints: float = 0.1) -> Question:
     """A question with options or yes/no about what is heard; a share of them says that the clip is short or noisy."""
     kind = rng.random()
-    return two_options(rng, hinted=rng.random() < hints) if kind < 0.8 else four_options(rng) if kind < 0.9 else yes_or_no(rng)
+    return (
+        two_options(rng, hinted=rng.random() < hints)
+        if kind < 0.8
+        else four_options(rng)
+        if kind < 0.9
+        else yes_or_no(rng)
+    )
 
 
 def about_text(rng: random.Random, hints: float = 0.1) -> tuple[str, str]:

@@ -36,12 +36,18 @@ def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
     for _, words in prompt.answers:
         found: list[tuple[int, ...]] = []
         for word in words:
-            variants = [tuple(tokenizer.encode(form, add_special_tokens=False, split_special_tokens=True))
-                        for form in (word, f" {word}")]
+            variants = [
+                tuple(tokenizer.encode(form, add_special_tokens=False, split_special_tokens=True))
+                for form in (word, f" {word}")
+            ]
             single = [v for v in variants if len(v) == 1]
             found += [v for v in (single or variants[:1]) if v not in found]
         per_label.append(tuple(found))
-    flat = [(sequence, label) for (label, _), sequences in zip(prompt.answers, per_label, strict=True) for sequence in sequences]
+    flat = [
+        (sequence, label)
+        for (label, _), sequences in zip(prompt.answers, per_label, strict=True)
+        for sequence in sequences
+    ]
     for i, (a, label_a) in enumerate(flat):
         for b, label_b in flat[i + 1 :]:
             if a[: len(b)] == b or b[: len(a)] == a:

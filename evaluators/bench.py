@@ -29,8 +29,15 @@ from evaluators.qwen_audio import QwenAudio, clip_wave, pick_device, pick_dtype
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 SUFFIX = 46  # tokens after the audio, template included
-TEXT_7B = {"model_type": "qwen2", "vocab_size": 156032, "hidden_size": 4096, "intermediate_size": 11008,
-           "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
+TEXT_7B = {
+    "model_type": "qwen2",
+    "vocab_size": 156032,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
 
 
 def config_7b() -> Any:
@@ -48,7 +55,12 @@ def count_parameters() -> tuple[int, int]:
     with torch.device("meta"):
         model = Qwen2AudioForConditionalGeneration(config_7b())
         total = sum(p.numel() for p in model.parameters())
-        peft = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+        peft = get_peft_model(
+            model,
+            LoraConfig(
+                r=16, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]
+            ),
+        )
         return total, sum(p.numel() for p in peft.parameters() if p.requires_grad)
 
 
@@ -66,7 +78,12 @@ def prompts_of_length(tokenizer: Any, count: int, tokens: int) -> list[Prompt]:
 
 def build_7b(device: torch.device) -> tuple[Any, Any]:
     """(model, processor): the exact shape with random bf16 weights; the pocket's tokenizer, whose ids are valid in it."""
-    from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, WhisperFeatureExtractor
+    from transformers import (
+        AutoProcessor,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
 
     tokenizer = AutoProcessor.from_pretrained(POCKET / "base").tokenizer
     config = config_7b()
@@ -78,7 +95,9 @@ def build_7b(device: torch.device) -> tuple[Any, Any]:
             model = Qwen2AudioForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    return model.eval().requires_grad_(False), Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+    return model.eval().requires_grad_(False), Qwen2AudioProcessor(
+        WhisperFeatureExtractor(feature_size=128), tokenizer
+    )
 
 
 def to_nf4(module: Any) -> None:
@@ -87,9 +106,18 @@ def to_nf4(module: Any) -> None:
 
     for name, child in list(module.named_children()):
         if isinstance(child, torch.nn.Linear) and name != "lm_head":
-            layer = bnb.nn.Linear4bit(child.in_features, child.out_features, bias=child.bias is not None, compute_dtype=torch.bfloat16,
-                                      quant_type="nf4", compress_statistics=True, device="meta")
-            layer.weight = bnb.nn.Params4bit(child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True).to(child.weight.device)
+            layer = bnb.nn.Linear4bit(
+                child.in_features,
+                child.out_features,
+                bias=child.bias is not None,
+                compute_dtype=torch.bfloat16,
+                quant_type="nf4",
+                compress_statistics=True,
+                device="meta",
+            )
+            layer.weight = bnb.nn.Params4bit(
+                child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            ).to(child.weight.device)
             if child.bias is not None:
                 layer.bias = torch.nn.Parameter(child.bias.data, requires_grad=False)
             setattr(module, name, layer)
@@ -99,6 +127,7 @@ def to_nf4(module: Any) -> None:
 
 def timed(device: torch.device, work: Callable[[], Any], repeats: int = 1) -> float:
     """Median seconds of `work`, the device idle before and after."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -119,9 +148,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(3):
         a @ b
+
     def products() -> None:
         for _ in range(20):
             a @ b
+
     return 20 * 2 * size**3 / timed(device, products, 3)
 
 
@@ -135,10 +166,21 @@ class Stock:
 
     def inputs(self, prompt: Prompt, clip: Clip) -> dict[str, Any]:
         """Model inputs as the processor makes them."""
-        text = "".join(piece for piece, _ in (*before_audio(prompt.system), ("<|AUDIO|>", True), *after_audio(prompt.text)))
-        out = self.processor(text=text, audio=[clip_wave(clip)], sampling_rate=RATE, return_tensors="pt")
+        text = "".join(
+            piece
+            for piece, _ in (
+                *before_audio(prompt.system),
+                ("<|AUDIO|>", True),
+                *after_audio(prompt.text),
+            )
+        )
+        out = self.processor(
+            text=text, audio=[clip_wave(clip)], sampling_rate=RATE, return_tensors="pt"
+        )
         dtype = self.model.model.audio_tower.conv1.weight.dtype
-        return {k: (v.to(dtype) if v.is_floating_point() else v).to(self.device) for k, v in out.items()}
+        return {
+            k: (v.to(dtype) if v.is_floating_point() else v).to(self.device) for k, v in out.items()
+        }
 
     def logp(self, prompt: Prompt, clip: Clip) -> torch.Tensor:
         """Log-probabilities over the vocabulary at the answer."""
@@ -149,7 +191,13 @@ class Stock:
         """The token that constrained greedy generation picks: the published loop."""
         with torch.inference_mode():
             inputs = self.inputs(prompt, clip)
-            out = self.model.generate(**inputs, max_new_tokens=1, do_sample=False, prefix_allowed_tokens_fn=lambda _, __: list(allowed), pad_token_id=0)
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=1,
+                do_sample=False,
+                prefix_allowed_tokens_fn=lambda _, __: list(allowed),
+                pad_token_id=0,
+            )
         return int(out[0, inputs["input_ids"].shape[1]])
 
 
@@ -158,10 +206,19 @@ def suffix_flop(config: Any) -> float:
     c = config.text_config
     head = c.hidden_size // c.num_attention_heads
     attention = 2 * c.hidden_size**2 + 2 * c.hidden_size * head * c.num_key_value_heads
-    return float(2 * c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size) * SUFFIX)
+    return float(
+        2 * c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size) * SUFFIX
+    )
 
 
-def run(evaluator: QwenAudio, prompts: Sequence[Prompt], clips: Sequence[Clip], floor: float, name: str, repeats: int) -> None:
+def run(
+    evaluator: QwenAudio,
+    prompts: Sequence[Prompt],
+    clips: Sequence[Clip],
+    floor: float,
+    name: str,
+    repeats: int,
+) -> None:
     """Times one evaluator and prints its row."""
     device = evaluator.device
     begin = time.perf_counter()
@@ -175,21 +232,45 @@ def run(evaluator: QwenAudio, prompts: Sequence[Prompt], clips: Sequence[Clip], 
         evaluator.score(prompts, clips)
 
     seconds = timed(device, work, repeats) / (len(prompts) * len(clips))
-    peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else "-"
-    print(f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.0f} % | {1 / seconds:,.0f} | {peak} | {first:.1f} |", flush=True)
+    peak = (
+        f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        if device.type == "cuda"
+        else "-"
+    )
+    print(
+        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.0f} % | {1 / seconds:,.0f} | {peak} | {first:.1f} |",
+        flush=True,
+    )
 
 
-def run_stock(stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip], floor: float, name: str) -> None:
+def run_stock(
+    stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip], floor: float, name: str
+) -> None:
     """Times one constrained generate per clip and prints its row."""
     allowed = [stock.processor.tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]
     stock.generate(prompts[0], clips[0], allowed)
-    seconds = timed(stock.device, lambda: [stock.generate(prompts[0], clip, allowed) for clip in clips[:12]], 3) / 12
-    print(f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} | - | - |", flush=True)
+    seconds = (
+        timed(
+            stock.device,
+            lambda: [stock.generate(prompts[0], clip, allowed) for clip in clips[:12]],
+            3,
+        )
+        / 12
+    )
+    print(
+        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} | - | - |",
+        flush=True,
+    )
 
 
-def noise(evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> tuple[float, float]:
+def noise(
+    evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]
+) -> tuple[float, float]:
     """(ours against stock, stock against itself in other batch shapes): largest difference of P(first label | answers)."""
-    ids = [[stock.processor.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms] for forms in (("A", " A"), ("B", " B"))]
+    ids = [
+        [stock.processor.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms]
+        for forms in (("A", " A"), ("B", " B"))
+    ]
 
     def share(logp: torch.Tensor) -> torch.Tensor:
         groups = torch.stack([logp[..., g].logsumexp(-1) for g in ids], -1)
@@ -197,25 +278,39 @@ def noise(evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: 
 
     pairs = [(p, c) for p in prompts[:2] for c in clips[:8]]
     ours = evaluator.score(prompts[:2], clips[:8]).logp
-    ours_share = torch.tensor(np.exp(ours - np.logaddexp.reduce(ours, axis=-1, keepdims=True))[..., 0]).reshape(-1)
+    ours_share = torch.tensor(
+        np.exp(ours - np.logaddexp.reduce(ours, axis=-1, keepdims=True))[..., 0]
+    ).reshape(-1)
     alone = torch.stack([share(stock.logp(p, c)) for p, c in pairs])
     doubled = []
     with torch.inference_mode():
         for p, c in pairs:
             inputs = {k: v.expand(4, *v.shape[1:]) for k, v in stock.inputs(p, c).items()}
             doubled.append(share(stock.model(**inputs).logits[0, -1].float().log_softmax(-1)))
-    return float((ours_share - alone).abs().max()), float((torch.stack(doubled) - alone).abs().max())
+    return float((ours_share - alone).abs().max()), float(
+        (torch.stack(doubled) - alone).abs().max()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=["pocket", "7b"], default="pocket")
-    parser.add_argument("--checkpoint", default="pocket-base", help="what --shape pocket times (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        default="pocket-base",
+        help="what --shape pocket times (default: %(default)s)",
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--nf4", action="store_true", help="time 4-bit weights too (needs bitsandbytes)")
+    parser.add_argument(
+        "--nf4", action="store_true", help="time 4-bit weights too (needs bitsandbytes)"
+    )
     parser.add_argument("--compile", action="store_true", help="time the compiled layer too")
-    parser.add_argument("--meta", action="store_true", help="print parameter counts of the 7B shape and stop")
+    parser.add_argument(
+        "--meta", action="store_true", help="print parameter counts of the 7B shape and stop"
+    )
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--prompts", type=int, default=10)
     args = parser.parse_args(argv)
@@ -236,28 +331,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX)
     rate = matrix_rate(device, dtype)
     floor = suffix_flop(loaded[0].config) / rate
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{checkpoint.name}; {name}; torch {torch.__version__}; {len(clips)} clips x {len(prompts)} prompts of {SUFFIX} tokens")
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(
+        f"{checkpoint.name}; {name}; torch {torch.__version__}; {len(clips)} clips x {len(prompts)} prompts of {SUFFIX} tokens"
+    )
     print(f"matrix product {rate / 1e12:.1f} TFLOP/s, floor {1e3 * floor:.3f} ms an eval\n")
-    print("| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |"
+    )
     label = str(dtype).removeprefix("torch.")
     stock = Stock(*loaded, device)
     run_stock(stock, prompts, clips, floor, f"constrained generate, one clip a call, {label}")
-    run(QwenAudio(checkpoint, args.device, loaded=loaded), prompts, clips, floor, f"this evaluator, {label}", 3)
+    run(
+        QwenAudio(checkpoint, args.device, loaded=loaded),
+        prompts,
+        clips,
+        floor,
+        f"this evaluator, {label}",
+        3,
+    )
     if args.compile:
-        run(QwenAudio(checkpoint, args.device, loaded=loaded, compiled=True), prompts, clips, floor, f"this evaluator, compiled, {label}", 3)
+        run(
+            QwenAudio(checkpoint, args.device, loaded=loaded, compiled=True),
+            prompts,
+            clips,
+            floor,
+            f"this evaluator, compiled, {label}",
+            3,
+        )
     ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
-    print(f"\n{label}: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}")
+    print(
+        f"\n{label}: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}"
+    )
     if args.nf4:
         to_nf4(loaded[0].model)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        print("\n| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |")
+        print(
+            "\n| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |"
+        )
         run_stock(stock, prompts, clips, floor, "constrained generate, one clip a call, NF4")
-        run(QwenAudio(replace(checkpoint, quantisation="nf4"), args.device, loaded=loaded), prompts, clips, floor, "this evaluator, NF4", 2)
+        run(
+            QwenAudio(replace(checkpoint, quantisation="nf4"), args.device, loaded=loaded),
+            prompts,
+            clips,
+            floor,
+            "this evaluator, NF4",
+            2,
+        )
         ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
-        print(f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}")
+        print(
+            f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}"
+        )
     return 0
 
 

@@ -8,8 +8,15 @@ from evaluators.errors import UserError
 from evaluators.scores import Evaluator
 
 
-def build_evaluator(checkpoint: str, *, adapter: Path | None = None, quantisation: Quantisation = "none", device: str = "auto",
-                    dtype: str = "auto", cache: Path | None = None) -> tuple[Evaluator, frozenset[str] | None]:
+def build_evaluator(
+    checkpoint: str,
+    *,
+    adapter: Path | None = None,
+    quantisation: Quantisation = "none",
+    device: str = "auto",
+    dtype: str = "auto",
+    cache: Path | None = None,
+) -> tuple[Evaluator, frozenset[str] | None]:
     """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
 
     ``fake`` is a deterministic stand-in that needs no weights. Nothing is loaded before the first score.
@@ -28,7 +35,9 @@ def build_evaluator(checkpoint: str, *, adapter: Path | None = None, quantisatio
             try:
                 import bitsandbytes  # noqa: F401
             except ImportError:
-                raise UserError("--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes") from None
+                raise UserError(
+                    "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
+                ) from None
         inner, heard = QwenAudio(opened, device, dtype), opened.trained_on
     return (inner if cache is None else CachedEvaluator(inner, cache)), heard
 

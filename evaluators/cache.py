@@ -24,12 +24,16 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
-            raise ValueError("the score cache holds a row that this program did not write; delete the cache folder")
+            raise ValueError(
+                "the score cache holds a row that this program did not write; delete the cache folder"
+            )
         return super().fetch(mode, filename, value, read)
 
     def get(self, key: Any, raw: bool) -> Any:
         if not raw:
-            raise ValueError("the score cache holds a key that this program did not write; delete the cache folder")
+            raise ValueError(
+                "the score cache holds a key that this program did not write; delete the cache folder"
+            )
         return super().get(key, raw)
 
 
@@ -66,7 +70,9 @@ class CachedEvaluator:
         top = logp.copy()
         keys = [_clip_key(clip) for clip in clips]
         self.requested += len(prompts) * len(clips)
-        missing: dict[tuple[int, ...], list[int]] = {}  # clip positions -> prompts that lack exactly those
+        missing: dict[
+            tuple[int, ...], list[int]
+        ] = {}  # clip positions -> prompts that lack exactly those
         for p, prompt in enumerate(prompts):
             row = self._row(self._row_key(prompt), labels)
             lacking = tuple(c for c, key in enumerate(keys) if key not in row)
@@ -80,7 +86,10 @@ class CachedEvaluator:
             table = self.inner.score([prompts[p] for p in numbers], [clips[c] for c in positions])
             for i, p in enumerate(numbers):
                 logp[p, positions], top[p, positions] = table.logp[i], table.logp_top[i]
-                new = {keys[c]: np.stack([table.logp[i, j], table.logp_top[i, j]]) for j, c in enumerate(positions)}
+                new = {
+                    keys[c]: np.stack([table.logp[i, j], table.logp_top[i, j]])
+                    for j, c in enumerate(positions)
+                }
                 self._add(self._row_key(prompts[p]), new, labels)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
@@ -126,6 +135,6 @@ def _pack(row: dict[bytes, NDArray[np.float32]]) -> bytes:
 
 def _unpack(raw: bytes, labels: int) -> dict[bytes, NDArray[np.float32]]:
     table = np.frombuffer(raw, dtype=_dtype(labels))
-    return {bytes(clip): values for clip, values in zip(table["clip"], table["values"], strict=True)}
-
-
+    return {
+        bytes(clip): values for clip, values in zip(table["clip"], table["values"], strict=True)
+    }

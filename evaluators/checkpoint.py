@@ -38,11 +38,17 @@ class Checkpoint:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
-        parts = [_folder_digest(self.base), _folder_digest(self.adapter) if self.adapter else "", self.quantisation]
+        parts = [
+            _folder_digest(self.base),
+            _folder_digest(self.adapter) if self.adapter else "",
+            self.quantisation,
+        ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
-def open_checkpoint(name: str, adapter: Path | None = None, quantisation: Quantisation = "none") -> Checkpoint:
+def open_checkpoint(
+    name: str, adapter: Path | None = None, quantisation: Quantisation = "none"
+) -> Checkpoint:
     """The checkpoint for a shipped name, a directory (base or adapter) or a hub id. Loads no weights.
 
     Raises:
@@ -53,25 +59,40 @@ def open_checkpoint(name: str, adapter: Path | None = None, quantisation: Quanti
         folder = _download(name)
     if (folder / "adapter_config.json").is_file():
         if adapter is not None:
-            raise UserError(f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights")
+            raise UserError(
+                f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights"
+            )
         adapter = folder
         raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
         # Shipped adapters name their base by its folder beside them, others by directory or hub id.
-        folder = next((p for p in ((adapter / raw), SHIPPED.get(raw), Path(raw)) if raw and p and p.is_dir()), None) or _download(raw)
+        folder = next(
+            (p for p in ((adapter / raw), SHIPPED.get(raw), Path(raw)) if raw and p and p.is_dir()),
+            None,
+        ) or _download(raw)
     if not (folder / "config.json").is_file():
-        raise UserError(f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers checkpoint")
+        raise UserError(
+            f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers checkpoint"
+        )
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not read")
+        raise UserError(
+            f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not read"
+        )
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled weights are not read")
+        raise UserError(
+            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled weights are not read"
+        )
     heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
     known = [sources for sources in heard if sources is not None]
     prompt = None
     if adapter is not None and (adapter / "training.json").is_file():
         raw_prompt = _json(adapter / "training.json").get("prompt")
         if raw_prompt:
-            prompt = prompt_from(raw_prompt, tuple(raw_prompt["answers"]), str(adapter / "training.json"))
-    return Checkpoint(name, folder, adapter, quantisation, frozenset().union(*known) if known else None, prompt)
+            prompt = prompt_from(
+                raw_prompt, tuple(raw_prompt["answers"]), str(adapter / "training.json")
+            )
+    return Checkpoint(
+        name, folder, adapter, quantisation, frozenset().union(*known) if known else None, prompt
+    )
 
 
 def _download(name: str) -> Path:
@@ -79,11 +100,15 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UserError(f"checkpoint {name!r} is neither one of {', '.join(SHIPPED)}, nor a directory, "
-                        f"nor a hub id that can be loaded ({reason})") from None
+        raise UserError(
+            f"checkpoint {name!r} is neither one of {', '.join(SHIPPED)}, nor a directory, "
+            f"nor a hub id that can be loaded ({reason})"
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -104,7 +129,11 @@ def _folder_digest(folder: Path) -> str:
     if folder.parent.name == "snapshots":  # a hub snapshot is named by its commit
         return folder.name
     whole = hashlib.sha256()
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model") and p.name != "training.json")
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".json", ".txt", ".model") and p.name != "training.json"
+    )
     for path in files:
         with path.open("rb") as file:
             whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())

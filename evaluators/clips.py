@@ -66,7 +66,9 @@ def manifest_path(where: Path) -> Path:
     """The manifest for a folder or a CSV file."""
     path = where / "manifest.csv" if where.is_dir() else where
     if not path.is_file():
-        raise UserError(f"manifest {str(where)!r} does not exist: give a CSV file or a folder that holds manifest.csv")
+        raise UserError(
+            f"manifest {str(where)!r} does not exist: give a CSV file or a folder that holds manifest.csv"
+        )
     return path
 
 
@@ -87,13 +89,17 @@ def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) 
         reader = csv.DictReader(file)
         missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
         if missing:
-            raise UserError(f"{path}: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}")
+            raise UserError(
+                f"{path}: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}"
+            )
         clips = [_clip(row, root, labels, f"{path}:{reader.line_num}") for row in reader]
     seen: set[str] = set()
     split_of: dict[str, str] = {}
     for clip in clips:
         if clip.clip_id in seen:
-            raise UserError(f"{path}: clip_id {clip.clip_id!r} stands in two rows; ids must be unique")
+            raise UserError(
+                f"{path}: clip_id {clip.clip_id!r} stands in two rows; ids must be unique"
+            )
         seen.add(clip.clip_id)
         if split_of.setdefault(clip.source_id, clip.split) != clip.split:
             raise UserError(
@@ -102,7 +108,9 @@ def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) 
             )
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:
-        raise UserError(f"{path}: no clip in split {split!r}; it holds {sorted({clip.split for clip in clips})}")
+        raise UserError(
+            f"{path}: no clip in split {split!r}; it holds {sorted({clip.split for clip in clips})}"
+        )
     return chosen
 
 
@@ -147,7 +155,9 @@ def verify(clips: Iterable[Clip]) -> None:
     """
     for clip in clips:
         if not clip.path.is_file():
-            raise UserError(f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing; restore it or its manifest row")
+            raise UserError(
+                f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing; restore it or its manifest row"
+            )
         digest = hashlib.sha256(clip.path.read_bytes()).hexdigest()
         if digest != clip.sha256:
             raise UserError(
@@ -176,14 +186,21 @@ def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
     for clip in sorted(clips, key=lambda c: _order(c.clip_id)):
         cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), []).append(clip)
     labels = sorted({key[0] for key in cells})
-    queues = {label: [cells[key] for key in sorted(cells, key=lambda k: _order(repr(k))) if key[0] == label]
-              for label in labels}
+    queues = {
+        label: [
+            cells[key] for key in sorted(cells, key=lambda k: _order(repr(k))) if key[0] == label
+        ]
+        for label in labels
+    }
     total = {label: sum(map(len, queue)) for label, queue in queues.items()}
     taken = dict.fromkeys(labels, 0)
     out: list[Clip] = []
     while len(out) < len(clips):
         # The label that is furthest behind its share goes next; labels of equal size alternate.
-        label = min((lab for lab in labels if taken[lab] < total[lab]), key=lambda lab: (taken[lab] / total[lab], lab))
+        label = min(
+            (lab for lab in labels if taken[lab] < total[lab]),
+            key=lambda lab: (taken[lab] / total[lab], lab),
+        )
         queue = queues[label]
         cell = queue.pop(0)
         index = min(range(len(cell)), key=lambda i: (used.get(cell[i].source_id, 0), i))
@@ -242,15 +259,22 @@ def read_registry(where: Path) -> Registry | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Registry(dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()})
+        return Registry(
+            dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
+        )
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not a split registry ({error}); expected keys 'splits' and 'trained_on'") from None
+        raise UserError(
+            f"{path}: not a split registry ({error}); expected keys 'splits' and 'trained_on'"
+        ) from None
 
 
 def write_registry(path: Path, registry: Registry) -> None:
     """Writes the registry as stable JSON."""
-    raw = {"schema": 1, "splits": dict(sorted(registry.splits.items())),
-           "trained_on": {name: sorted(ids) for name, ids in sorted(registry.trained_on.items())}}
+    raw = {
+        "schema": 1,
+        "splits": dict(sorted(registry.splits.items())),
+        "trained_on": {name: sorted(ids) for name, ids in sorted(registry.trained_on.items())},
+    }
     path.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

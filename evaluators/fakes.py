@@ -40,8 +40,14 @@ class FakeEvaluator:
                 for k, (label, _) in enumerate(prompt.answers):
                     sign = 1.0 if label == clip.label else -1.0
                     noise = 4 * (_unit(prompt.digest, clip.sha256, clip.audio, label) - 0.5)
-                    logp[p, c, k] = heard * sign * skill * _unit(clip.sha256, "ease") + noise + (shift if k == 0 else -shift)
+                    logp[p, c, k] = (
+                        heard * sign * skill * _unit(clip.sha256, "ease")
+                        + noise
+                        + (shift if k == 0 else -shift)
+                    )
         own = logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True) - 0.01
         self.forwards += len(prompts) * len(clips)
         time.sleep(self.delay * len(prompts) * len(clips))
-        return ScoreTable(tuple(prompts), tuple(clips), own.astype(np.float32), own.astype(np.float32))
+        return ScoreTable(
+            tuple(prompts), tuple(clips), own.astype(np.float32), own.astype(np.float32)
+        )

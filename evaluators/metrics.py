@@ -17,7 +17,9 @@ Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 
 RESAMPLES = 4000
-MIN_SOURCES = 10  # per label; with fewer no claim is made (percentile intervals cover .88 at 7 clusters)
+MIN_SOURCES = (
+    10  # per label; with fewer no claim is made (percentile intervals cover .88 at 7 clusters)
+)
 
 
 def margins(logp: Floats) -> Floats:
@@ -110,26 +112,40 @@ def fewest_sources(truth: Ints, sources: Sequence[str]) -> int:
     return min(len(np.unique(ids[truth == k])) for k in np.unique(truth))
 
 
-def estimate(truth: Ints, right: Bools, sources: Sequence[str], *, level: float = 0.95, seed: int = 0) -> Estimate:
+def estimate(
+    truth: Ints, right: Bools, sources: Sequence[str], *, level: float = 0.95, seed: int = 0
+) -> Estimate:
     """Balanced accuracy with a cluster-bootstrap interval over sources (expanded percentile)."""
     draws = _resample(truth, right.astype(float), sources, seed)
     low, high = _expanded(draws, fewest_sources(truth, sources), (1 - level) / 2)
     return Estimate(balanced_accuracy(truth, right), low, high, len(truth), len(set(sources)))
 
 
-def paired_difference(truth: Ints, a: Bools, b: Bools, sources: Sequence[str], *, alpha: float = 0.025, seed: int = 0) -> Difference:
+def paired_difference(
+    truth: Ints, a: Bools, b: Bools, sources: Sequence[str], *, alpha: float = 0.025, seed: int = 0
+) -> Difference:
     """Balanced accuracy of `a` minus that of `b` on the same clips.
 
     The interval resamples sources within labels and is widened for few clusters; each bound is one-sided at `alpha`.
     The test flips the sign of each source's contribution: exact when neither is better.
     """
     gain = a.astype(float) - b.astype(float)
-    low, high = _expanded(_resample(truth, gain, sources, seed), fewest_sources(truth, sources), alpha)
-    return Difference(float((balanced_weights(truth) * gain).sum()), low, high, sign_flip(truth, gain, sources, seed=seed),
-                      len(truth), len(set(sources)))
+    low, high = _expanded(
+        _resample(truth, gain, sources, seed), fewest_sources(truth, sources), alpha
+    )
+    return Difference(
+        float((balanced_weights(truth) * gain).sum()),
+        low,
+        high,
+        sign_flip(truth, gain, sources, seed=seed),
+        len(truth),
+        len(set(sources)),
+    )
 
 
-def sign_flip(truth: Ints, gain: Floats, sources: Sequence[str], *, flips: int = 20_000, seed: int = 0) -> float:
+def sign_flip(
+    truth: Ints, gain: Floats, sources: Sequence[str], *, flips: int = 20_000, seed: int = 0
+) -> float:
     """One-sided p of a positive balanced gain, by random sign flips of whole sources; never below 1 / (flips + 1)."""
     _, inverse = np.unique(np.asarray(sources), return_inverse=True)
     parts = np.bincount(inverse, weights=balanced_weights(truth) * gain)
@@ -160,7 +176,9 @@ def _resample(truth: Ints, value: Floats, sources: Sequence[str], seed: int) -> 
     draws = np.zeros((RESAMPLES, len(ids)))
     for stratum in np.unique(strata):
         member = np.flatnonzero(strata == stratum)
-        draws[:, member] = rng.multinomial(len(member), np.full(len(member), 1 / len(member)), RESAMPLES)
+        draws[:, member] = rng.multinomial(
+            len(member), np.full(len(member), 1 / len(member)), RESAMPLES
+        )
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nanmean((draws @ total.T) / (draws @ count.T), axis=1))
 
@@ -169,5 +187,7 @@ def _expanded(draws: Floats, clusters: int, alpha: float) -> tuple[float, float]
     """Percentile bounds at a level widened for few clusters (Hesterberg 2015, arXiv 1411.5279, expanded percentile)."""
     if clusters < 2:
         return -math.inf, math.inf
-    tail = float(stats.norm.cdf(math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(alpha, clusters - 1)))
+    tail = float(
+        stats.norm.cdf(math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(alpha, clusters - 1))
+    )
     return float(np.quantile(draws, tail)), float(np.quantile(draws, 1 - tail))

@@ -53,7 +53,9 @@ class Prompt:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over canonical JSON of everything the model is shown or judged by."""
-        raw = json.dumps([self.text, self.answers, self.system], ensure_ascii=False, separators=(",", ":"))
+        raw = json.dumps(
+            [self.text, self.answers, self.system], ensure_ascii=False, separators=(",", ":")
+        )
         return hashlib.sha256(raw.encode()).hexdigest()
 
     @property
@@ -63,7 +65,9 @@ class Prompt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in prompt files."""
-        answers = {label: words[0] if len(words) == 1 else list(words) for label, words in self.answers}
+        answers = {
+            label: words[0] if len(words) == 1 else list(words) for label, words in self.answers
+        }
         return {"text": self.text, "answers": answers, "system": self.system}
 
 
@@ -71,22 +75,30 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
     """A prompt from plain data; unknown keys, missing answers and values that YAML took for something else are errors."""
     unknown = sorted(set(raw) - {"text", "answers", "system"})
     if unknown:
-        raise UserError(f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system")
+        raise UserError(
+            f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system"
+        )
     text = raw.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: text is {text!r}; expected the prompt's words as a quoted string")
+        raise UserError(
+            f"{where}: text is {text!r}; expected the prompt's words as a quoted string"
+        )
     system = raw.get("system", SYSTEM)
     if not isinstance(system, str):
         raise UserError(f"{where}: system is {system!r}; expected a quoted string")
     given = raw.get("answers", dict(zip(labels, "ABCDEFGH", strict=False)))
     if not isinstance(given, Mapping) or set(given) != set(labels):
-        raise UserError(f"{where}: answers are {given!r}; expected one entry for each of {', '.join(labels)}")
+        raise UserError(
+            f"{where}: answers are {given!r}; expected one entry for each of {', '.join(labels)}"
+        )
     answers = []
     for label in labels:
         words = given[label] if isinstance(given[label], list) else [given[label]]
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
-            raise UserError(f"{where}: answer of {label} is {given[label]!r}; expected words in quotes "
-                            '(YAML reads a bare YES or NO as true or false)')
+            raise UserError(
+                f"{where}: answer of {label} is {given[label]!r}; expected words in quotes "
+                "(YAML reads a bare YES or NO as true or false)"
+            )
         answers.append((label, tuple(words)))
     return Prompt(text, tuple(answers), system)
 
@@ -123,12 +135,19 @@ def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
         UserError: Unknown or repeated keys, no prompt, the same prompt twice, or a value of the wrong type.
     """
     raw = read_yaml(path)
-    if not isinstance(raw, dict) or set(raw) != {"prompts"} or not isinstance(raw["prompts"], list) or not raw["prompts"]:
+    if (
+        not isinstance(raw, dict)
+        or set(raw) != {"prompts"}
+        or not isinstance(raw["prompts"], list)
+        or not raw["prompts"]
+    ):
         raise UserError(f"{path}: expected the single key 'prompts' with a list of prompts")
     prompts = []
     for number, entry in enumerate(raw["prompts"], 1):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: prompt {number} is {entry!r}; expected a mapping with the key text")
+            raise UserError(
+                f"{path}: prompt {number} is {entry!r}; expected a mapping with the key text"
+            )
         prompts.append(prompt_from(entry, labels, f"{path}: prompt {number}"))
     if len({p.digest for p in prompts}) < len(prompts):
         raise UserError(f"{path}: a prompt stands twice; remove one of them")
@@ -139,8 +158,14 @@ class _Dumper(yaml.SafeDumper):
     """Multi-line prompts as literal blocks, so that a person can read them."""
 
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
-    "tag:yaml.org,2002:str", text, style="|" if "\n" in text and not re.search(r"[ \t]\n|[^\x20-\x7e\n]", text) else None))
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str",
+        text,
+        style="|" if "\n" in text and not re.search(r"[ \t]\n|[^\x20-\x7e\n]", text) else None,
+    ),
+)
 
 
 def dump_yaml(data: Any) -> str:
@@ -160,14 +185,27 @@ Piece = tuple[str, bool]
 
 def before_audio(system: str) -> tuple[Piece, ...]:
     """Everything that stands before the audio tokens."""
-    return (("<|im_start|>", True), (f"system\n{system}", False), ("<|im_end|>", True), ("\n", False),
-            ("<|im_start|>", True), ("user\nAudio 1: ", False), ("<|audio_bos|>", True))
+    return (
+        ("<|im_start|>", True),
+        (f"system\n{system}", False),
+        ("<|im_end|>", True),
+        ("\n", False),
+        ("<|im_start|>", True),
+        ("user\nAudio 1: ", False),
+        ("<|audio_bos|>", True),
+    )
 
 
 def after_audio(text: str) -> tuple[Piece, ...]:
     """Everything from the end of the audio to the place where the answer starts."""
-    return (("<|audio_eos|>", True), (f"\n{text}", False), ("<|im_end|>", True), ("\n", False),
-            ("<|im_start|>", True), ("assistant\n", False))
+    return (
+        ("<|audio_eos|>", True),
+        (f"\n{text}", False),
+        ("<|im_end|>", True),
+        ("\n", False),
+        ("<|im_start|>", True),
+        ("assistant\n", False),
+    )
 
 
 def encode(tokenizer: Any, pieces: Iterable[Piece]) -> list[int]:

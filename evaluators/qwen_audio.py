@@ -44,12 +44,20 @@ TOWER_BATCH = 64  # clips of one length that go through the audio tower together
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA, else MPS, else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu, cuda or mps") from None
+        raise UserError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu, cuda or mps"
+        ) from None
     return device
 
 
@@ -82,7 +90,9 @@ class Row:
 
 def rows_of(number: int, suffix: Sequence[int], answers: Answers) -> list[Row]:
     """The rows that score a prompt: one for all single-token answers, one more for every longer answer."""
-    single = tuple((label, s) for label, group in enumerate(answers.sequences) for s in group if len(s) == 1)
+    single = tuple(
+        (label, s) for label, group in enumerate(answers.sequences) for s in group if len(s) == 1
+    )
     rows = [Row(number, tuple(suffix), single)] if single else []
     for label, group in enumerate(answers.sequences):
         rows += [Row(number, (*suffix, *s[:-1]), ((label, s),)) for s in group if len(s) > 1]
@@ -113,15 +123,27 @@ class Transformer:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.device, self.dtype = self.lm.embed_tokens.weight.device, self.lm.norm.weight.dtype
-        self._layer: Callable[..., Any] = torch.compile(self._eager, dynamic=False) if compiled else self._eager
+        self._layer: Callable[..., Any] = (
+            torch.compile(self._eager, dynamic=False) if compiled else self._eager
+        )
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[row, 1, position, channel]`` for integer positions ``[row, position]``."""
-        cos, sin = self.lm.rotary_emb(torch.empty(0, device=self.device, dtype=self.dtype), positions)
+        cos, sin = self.lm.rotary_emb(
+            torch.empty(0, device=self.device, dtype=self.dtype), positions
+        )
         return cos[:, None], sin[:, None]
 
-    def _eager(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
-               before: tuple[Tensor, Tensor] | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _eager(
+        self,
+        layer: Any,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        before: tuple[Tensor, Tensor] | None,
+        keep: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One decoder layer. `before`: keys and values of the prefix; `keep`: positions whose output is needed."""
         rows, length, _ = x.shape
         attention = layer.self_attn
@@ -130,13 +152,27 @@ class Transformer:
         k = attention.k_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
         v = attention.v_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        all_k, all_v = (k, v) if before is None else (torch.cat([before[0], k], 2), torch.cat([before[1], v], 2))
+        all_k, all_v = (
+            (k, v)
+            if before is None
+            else (torch.cat([before[0], k], 2), torch.cat([before[1], v], 2))
+        )
         if keep is not None:  # [row, read]: the last layer works on these positions only
             q = q.gather(2, keep[:, None, :, None].expand(-1, self.heads, -1, self.head_dim))
             x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
-            mask = None if mask is None else mask.gather(2, keep[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
-        out = F.scaled_dot_product_attention(q, all_k, all_v, attn_mask=mask, is_causal=mask is None,
-                                             enable_gqa=self.heads != self.kv_heads)
+            mask = (
+                None
+                if mask is None
+                else mask.gather(2, keep[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+            )
+        out = F.scaled_dot_product_attention(
+            q,
+            all_k,
+            all_v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.heads != self.kv_heads,
+        )
         x = x + attention.o_proj(out.transpose(1, 2).reshape(rows, -1, self.heads * self.head_dim))
         return x + layer.mlp(layer.post_attention_layernorm(x)), k, v
 
@@ -150,7 +186,15 @@ class Transformer:
             values.append(v)
         return Prefixes(keys, values, lengths)
 
-    def read(self, prefixes: Prefixes, clip: Tensor, ids: Tensor, lengths: Tensor, reads: int, wanted: Tensor) -> Tensor:
+    def read(
+        self,
+        prefixes: Prefixes,
+        clip: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        reads: int,
+        wanted: Tensor,
+    ) -> Tensor:
         """Log-probabilities ``[row, read, wanted]`` in nats at the last `reads` positions of each row.
 
         Args:
@@ -167,8 +211,16 @@ class Transformer:
         cos, sin = self.rotary(valid[:, None] + torch.arange(length, device=self.device)[None])
         seen = torch.arange(pad, device=self.device)[None] < valid[:, None]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        mask = torch.cat([seen[:, None, None].expand(-1, 1, length, -1), causal[None, None].expand(rows, 1, -1, -1)], 3)
-        keep = (lengths[:, None] - reads + torch.arange(reads, device=self.device)[None]).clamp(min=0)
+        mask = torch.cat(
+            [
+                seen[:, None, None].expand(-1, 1, length, -1),
+                causal[None, None].expand(rows, 1, -1, -1),
+            ],
+            3,
+        )
+        keep = (lengths[:, None] - reads + torch.arange(reads, device=self.device)[None]).clamp(
+            min=0
+        )
         x = self.lm.embed_tokens(ids)
         last = len(self.lm.layers) - 1
         for i, layer in enumerate(self.lm.layers):
@@ -216,8 +268,15 @@ class QwenAudio:
         loaded: (model, processor) that are in memory already, instead of the checkpoint's files.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", rows: int | None = None,
-                 compiled: bool = False, loaded: tuple[Any, Any] | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        dtype: str = "auto",
+        rows: int | None = None,
+        compiled: bool = False,
+        loaded: tuple[Any, Any] | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -225,17 +284,27 @@ class QwenAudio:
         self.compiled = compiled
         self._loaded = loaded
         self.forwards = 0  # evals that went through the model
-        self._embedded: dict[tuple[str, str], Tensor] = {}  # audio embeddings by content, kept for the whole run
+        self._embedded: dict[
+            tuple[str, str], Tensor
+        ] = {}  # audio embeddings by content, kept for the whole run
         self._prefixes: OrderedDict[tuple[Any, ...], Prefixes] = OrderedDict()
 
     @property
     def fingerprint(self) -> str:
         """Digest of weights, adapter, quantisation, precision, device class, scorer version and (in bf16) batch shape."""
-        parts: dict[str, Any] = {"scorer": SCORER, "checkpoint": self.checkpoint.digest, "dtype": str(self.dtype),
-                                 "device": self.device.type}
+        parts: dict[str, Any] = {
+            "scorer": SCORER,
+            "checkpoint": self.checkpoint.digest,
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+        }
         if self.dtype != torch.float32:
             card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-            parts |= {"card": card, "shape": [self.rows, PREFIX_BUCKET, SUFFIX_BUCKET], "compiled": self.compiled}
+            parts |= {
+                "card": card,
+                "shape": [self.rows, PREFIX_BUCKET, SUFFIX_BUCKET],
+                "compiled": self.compiled,
+            }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
@@ -243,12 +312,18 @@ class QwenAudio:
         """Tokenizer and feature extractor of the base checkpoint."""
         from transformers import AutoProcessor
 
-        return self._loaded[1] if self._loaded else AutoProcessor.from_pretrained(self.checkpoint.base)
+        return (
+            self._loaded[1] if self._loaded else AutoProcessor.from_pretrained(self.checkpoint.base)
+        )
 
     @functools.cached_property
     def transformer(self) -> Transformer:
         """The loaded model."""
-        model = self._loaded[0] if self._loaded else load_model(self.checkpoint, self.device, self.dtype)
+        model = (
+            self._loaded[0]
+            if self._loaded
+            else load_model(self.checkpoint, self.device, self.dtype)
+        )
         return Transformer(model, self.compiled)
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
@@ -263,12 +338,20 @@ class QwenAudio:
             by_system.setdefault(prompt.system, []).append(number)
         with torch.inference_mode():
             for system, numbers in by_system.items():
-                rows = [row for n in numbers for row in rows_of(n, encode(tokenizer, after_audio(prompts[n].text)), answers[n])]
+                rows = [
+                    row
+                    for n in numbers
+                    for row in rows_of(
+                        n, encode(tokenizer, after_audio(prompts[n].text)), answers[n]
+                    )
+                ]
                 for start, chunk in self._clip_chunks(clips, system):
                     self._score_chunk(rows, chunk, start, system, logp, top)
         if np.isnan(logp).any():
             p, c, _ = np.argwhere(np.isnan(logp))[0]
-            raise RuntimeError(f"prompt {prompts[p].prompt_id} on clip {clips[c].clip_id!r} gave NaN: the weights or the precision are broken")
+            raise RuntimeError(
+                f"prompt {prompts[p].prompt_id} on clip {clips[c].clip_id!r} gave NaN: the weights or the precision are broken"
+            )
         self.forwards += len(prompts) * len(clips)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
@@ -280,8 +363,17 @@ class QwenAudio:
     def _clip_chunks(self, clips: Sequence[Clip], system: str) -> list[tuple[int, list[Clip]]]:
         """Clips whose prefixes fit in memory together."""
         config = self.transformer.model.config.text_config
-        per_token = 2 * config.num_hidden_layers * self.transformer.kv_heads * self.transformer.head_dim * self.dtype.itemsize
-        size = max(self.rows if self.device.type == "cuda" else 1, int(self._prefix_budget() // (per_token * 2 * PREFIX_BUCKET)))
+        per_token = (
+            2
+            * config.num_hidden_layers
+            * self.transformer.kv_heads
+            * self.transformer.head_dim
+            * self.dtype.itemsize
+        )
+        size = max(
+            self.rows if self.device.type == "cuda" else 1,
+            int(self._prefix_budget() // (per_token * 2 * PREFIX_BUCKET)),
+        )
         return [(start, list(clips[start : start + size])) for start in range(0, len(clips), size)]
 
     def _prefix_budget(self) -> float:
@@ -289,8 +381,15 @@ class QwenAudio:
             return 1 * 2**30
         return 0.2 * torch.cuda.get_device_properties(self.device).total_memory
 
-    def _score_chunk(self, rows: Sequence[Row], clips: Sequence[Clip], start: int, system: str,
-                     logp: np.ndarray, top: np.ndarray) -> None:
+    def _score_chunk(
+        self,
+        rows: Sequence[Row],
+        clips: Sequence[Clip],
+        start: int,
+        system: str,
+        logp: np.ndarray,
+        top: np.ndarray,
+    ) -> None:
         prefixes = self._retry(lambda: self._prefix(clips, system))
         groups: dict[tuple[int, int], list[tuple[Row, int]]] = {}
         for row in rows:
@@ -301,7 +400,9 @@ class QwenAudio:
             done = 0
             while done < len(jobs):
                 batch = jobs[done : done + self.rows]
-                found = self._retry(lambda b=batch, n=length, r=reads: self._batch(prefixes, b[: self.rows], n, r))
+                found = self._retry(
+                    lambda b=batch, n=length, r=reads: self._batch(prefixes, b[: self.rows], n, r)
+                )
                 for (row, clip), values in zip(batch, found, strict=False):
                     for label, value in values:
                         cell = (row.prompt, start + clip, label)
@@ -309,9 +410,18 @@ class QwenAudio:
                         top[cell] = max(top[cell], value)
                 done += len(found)
 
-    def _batch(self, prefixes: Prefixes, jobs: Sequence[tuple[Row, int]], length: int, reads: int) -> list[list[tuple[int, float]]]:
+    def _batch(
+        self, prefixes: Prefixes, jobs: Sequence[tuple[Row, int]], length: int, reads: int
+    ) -> list[list[tuple[int, float]]]:
         """Per job the (label, log-probability) of each of its answers."""
-        wanted = sorted({token for row, _ in {id(r): (r, 0) for r, _ in jobs}.values() for _, s in row.reads for token in s})
+        wanted = sorted(
+            {
+                token
+                for row, _ in {id(r): (r, 0) for r, _ in jobs}.values()
+                for _, s in row.reads
+                for token in s
+            }
+        )
         column = {token: i for i, token in enumerate(wanted)}
         fixed = self.rows if self.dtype != torch.float32 else len(jobs)
         padded = list(jobs) + [jobs[-1]] * (fixed - len(jobs))
@@ -320,10 +430,25 @@ class QwenAudio:
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
         lengths = torch.tensor([len(row.ids) for row, _ in padded])
         clip = torch.tensor([c for _, c in padded])
-        out = self.transformer.read(prefixes, clip.to(self.device), ids.to(self.device), lengths.to(self.device), reads,
-                                    torch.tensor(wanted, device=self.device)).cpu().numpy()
-        return [[(label, float(sum(out[i, reads - len(s) + k, column[t]] for k, t in enumerate(s)))) for label, s in row.reads]
-                for i, (row, _) in enumerate(jobs)]
+        out = (
+            self.transformer.read(
+                prefixes,
+                clip.to(self.device),
+                ids.to(self.device),
+                lengths.to(self.device),
+                reads,
+                torch.tensor(wanted, device=self.device),
+            )
+            .cpu()
+            .numpy()
+        )
+        return [
+            [
+                (label, float(sum(out[i, reads - len(s) + k, column[t]] for k, t in enumerate(s))))
+                for label, s in row.reads
+            ]
+            for i, (row, _) in enumerate(jobs)
+        ]
 
     def _retry(self, work: Callable[[], Any]) -> Any:
         """Runs `work`; when memory runs out, frees what is kept, halves the batch and tries again."""
@@ -344,24 +469,44 @@ class QwenAudio:
             self._prefixes.move_to_end(key)
             return self._prefixes[key]
         audio = self._embed(clips)
-        head = self.transformer.lm.embed_tokens(torch.tensor(encode(self.processor.tokenizer, before_audio(system)), device=self.device))
+        head = self.transformer.lm.embed_tokens(
+            torch.tensor(encode(self.processor.tokenizer, before_audio(system)), device=self.device)
+        )
         lengths = [len(head) + len(a) for a in audio]
         bucket = -(-max(lengths) // PREFIX_BUCKET) * PREFIX_BUCKET
         parts = []
         for first in range(0, len(clips), self.rows):
             group = range(first, min(first + self.rows, len(clips)))
             count = self.rows if self.dtype != torch.float32 else len(group)
-            x = torch.zeros(count, bucket, head.shape[-1], dtype=self.transformer.dtype, device=self.device)
+            x = torch.zeros(
+                count, bucket, head.shape[-1], dtype=self.transformer.dtype, device=self.device
+            )
             x[:, : len(head)] = head
             for i, c in enumerate(group):
                 x[i, len(head) : lengths[c]] = audio[c]
-            part = self.transformer.prefix(x, torch.tensor([lengths[c] for c in group], device=self.device))
-            parts.append(Prefixes([k[: len(group)] for k in part.keys], [v[: len(group)] for v in part.values], part.lengths))
-        whole = parts[0] if len(parts) == 1 else Prefixes(
-            [torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)],
-            [torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)],
-            torch.cat([p.lengths for p in parts]))
-        while self._prefixes and sum(p.bytes for p in self._prefixes.values()) + whole.bytes > self._prefix_budget():
+            part = self.transformer.prefix(
+                x, torch.tensor([lengths[c] for c in group], device=self.device)
+            )
+            parts.append(
+                Prefixes(
+                    [k[: len(group)] for k in part.keys],
+                    [v[: len(group)] for v in part.values],
+                    part.lengths,
+                )
+            )
+        whole = (
+            parts[0]
+            if len(parts) == 1
+            else Prefixes(
+                [torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)],
+                [torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)],
+                torch.cat([p.lengths for p in parts]),
+            )
+        )
+        while (
+            self._prefixes
+            and sum(p.bytes for p in self._prefixes.values()) + whole.bytes > self._prefix_budget()
+        ):
             self._prefixes.popitem(last=False)
         self._prefixes[key] = whole
         return whole
@@ -376,15 +521,21 @@ class QwenAudio:
             if key not in self._embedded and key not in waves:
                 waves[key] = clip_wave(clip)
                 if len(waves[key]) > extractor.n_samples:
-                    raise UserError(f"clip {clip.clip_id!r} lasts {len(waves[key]) / RATE:.2f} s, the model hears "
-                                    f"{extractor.n_samples / RATE:.0f} s; cut it first")
+                    raise UserError(
+                        f"clip {clip.clip_id!r} lasts {len(waves[key]) / RATE:.2f} s, the model hears "
+                        f"{extractor.n_samples / RATE:.0f} s; cut it first"
+                    )
                 new.setdefault(-(-len(waves[key]) // extractor.hop_length), {})[key] = clip
         for frames, group in new.items():
             keys = list(group)
             for i in range(0, len(keys), TOWER_BATCH):
                 part = keys[i : i + TOWER_BATCH]
                 mel = clip_mel(extractor, [waves[k] for k in part]).to(self.device)
-                for k, tokens in zip(part, encode_audio(self.transformer.model, mel, frames).to(self.transformer.dtype), strict=True):
+                for k, tokens in zip(
+                    part,
+                    encode_audio(self.transformer.model, mel, frames).to(self.transformer.dtype),
+                    strict=True,
+                ):
                     self._embedded[k] = tokens.clone()
         return [self._embedded[clip.sha256, clip.audio] for clip in clips]
 
@@ -407,7 +558,13 @@ def clip_mel(extractor: Any, waves: Sequence[np.ndarray]) -> Tensor:
     """
     frames = -(-max(map(len, waves)) // extractor.hop_length)
     samples = min(extractor.n_samples, (frames + 8) * extractor.hop_length)
-    out = extractor(list(waves), sampling_rate=RATE, padding="max_length", max_length=samples, return_tensors="pt")
+    out = extractor(
+        list(waves),
+        sampling_rate=RATE,
+        padding="max_length",
+        max_length=samples,
+        return_tensors="pt",
+    )
     features: Tensor = out["input_features"]
     return features
 
@@ -420,14 +577,24 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     hf_logging.disable_progress_bar()
     options: dict[str, Any] = {}
     if checkpoint.quantisation == "nf4":
-        options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                                             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype),
-                   "device_map": {"": device}}
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint.base, dtype=dtype, use_safetensors=True, **options)
+        options = {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            ),
+            "device_map": {"": device},
+        }
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(
+        checkpoint.base, dtype=dtype, use_safetensors=True, **options
+    )
     if not options:
         model = model.to(device)
     if checkpoint.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(checkpoint.adapter), use_safetensors=True).get_base_model()
+        model = PeftModel.from_pretrained(
+            model, str(checkpoint.adapter), use_safetensors=True
+        ).get_base_model()
     return model.eval().requires_grad_(False)

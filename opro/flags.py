@@ -24,7 +24,13 @@ def flag(default: Any, text: str, **more: Any) -> Any:
 
 def resolve(path: Path) -> Path:
     """A path as given, else the file of that name that ships with the project."""
-    return path if path.exists() or path.is_absolute() else ROOT / path if (ROOT / path).exists() else path
+    return (
+        path
+        if path.exists() or path.is_absolute()
+        else ROOT / path
+        if (ROOT / path).exists()
+        else path
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,13 +42,20 @@ class Parser(argparse.ArgumentParser):
             flag = message.split(":", 1)[1].split()[0]
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(flag.split("=")[0], known, 1)
-            message = f"flag {flag!r} is unknown" + (f"; did you mean {near[0]}?" if near else "; --help lists the flags")
+            message = f"flag {flag!r} is unknown" + (
+                f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+            )
         print(f"error: {message}", file=sys.stderr)
         sys.exit(WRONG_USE)
 
 
-def parse(settings: type[T], argv: Sequence[str] | None, description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None,
-          config: bool = True) -> tuple[T, argparse.Namespace]:
+def parse(
+    settings: type[T],
+    argv: Sequence[str] | None,
+    description: str,
+    extra: Callable[[argparse.ArgumentParser], None] | None = None,
+    config: bool = True,
+) -> tuple[T, argparse.Namespace]:
     """Settings from flags over a --config file over defaults, and the namespace with any extra arguments.
 
     Each field of the dataclass is a flag; ``metadata["help"]`` is its help.
@@ -50,16 +63,33 @@ def parse(settings: type[T], argv: Sequence[str] | None, description: str, extra
     Raises:
         UserError: An unknown or ill-typed key in the file, or a value that a flag does not take.
     """
-    parser = Parser(prog=Path(sys.argv[0]).stem if sys.argv else None, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog=Path(sys.argv[0]).stem if sys.argv else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     fields = {f.name: f for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
     if config:
-        parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the same names as the flags, e.g. a run's config.yaml; flags win")
+        parser.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="YAML file with the same names as the flags, e.g. a run's config.yaml; flags win",
+        )
     for name, field in fields.items():
         choices = get_args(field.type) if get_origin(field.type) is Literal else None
         default = field.default if field.default is not dataclasses.MISSING else None
         shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, metavar=None if choices else _metavar(field),
-                            choices=choices, type=None if choices else _converter(name, field), help=field.metadata.get("help", "") + shown)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=None if choices else _metavar(field),
+            choices=choices,
+            type=None if choices else _converter(name, field),
+            help=field.metadata.get("help", "") + shown,
+        )
     if extra:
         extra(parser)
     space = parser.parse_args(argv)
@@ -76,7 +106,11 @@ def _metavar(field: Any) -> str:
 
 def _base(kind: Any) -> Any:
     """The type without `| None`."""
-    kinds = [k for k in get_args(kind) if k is not type(None)] if get_origin(kind) in (Union, type(int | None)) else [kind]
+    kinds = (
+        [k for k in get_args(kind) if k is not type(None)]
+        if get_origin(kind) in (Union, type(int | None))
+        else [kind]
+    )
     return kinds[0]
 
 
@@ -88,7 +122,9 @@ def _converter(name: str, field: Any) -> Callable[[str], Any]:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"is {text!r}; expected {'a whole number' if kind is int else 'a number'}") from None
+            raise argparse.ArgumentTypeError(
+                f"is {text!r}; expected {'a whole number' if kind is int else 'a number'}"
+            ) from None
         if low is not None and not value >= low:
             raise argparse.ArgumentTypeError(f"is {text!r}; expected at least {low}")
         return value
@@ -105,14 +141,19 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
-            raise UserError(f"{path}: key {key!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"))
+            raise UserError(
+                f"{path}: key {key!r} is unknown"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}")
+            )
         field = fields[name]
         if value is None:
             values[name] = None
             continue
         if get_origin(field.type) is Literal:
             if value not in get_args(field.type):
-                raise UserError(f"{path}: {key} is {value!r}; expected one of {', '.join(get_args(field.type))}")
+                raise UserError(
+                    f"{path}: {key} is {value!r}; expected one of {', '.join(get_args(field.type))}"
+                )
             values[name] = value
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float):

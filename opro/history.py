@@ -59,7 +59,11 @@ class Trial:
     @property
     def rank(self) -> tuple[float, float, int]:
         """Sort key, highest best: reward, then smaller loss, then shorter text."""
-        return (self.reward if self.reward is not None else -1e9, -(self.nll if self.nll is not None else 1e9), -len(self.candidate.prompt.text))
+        return (
+            self.reward if self.reward is not None else -1e9,
+            -(self.nll if self.nll is not None else 1e9),
+            -len(self.candidate.prompt.text),
+        )
 
 
 class History:
@@ -90,9 +94,22 @@ class History:
     def add(self, iteration: int, candidates: Sequence[Candidate], refused: int = 0) -> list[Trial]:
         """Journals an iteration's candidates as waiting trials, before any of them is scored."""
         first = len(self.trials)
-        self._write({"event": "propose", "iteration": iteration, "refused": refused, "candidates": [
-            {"number": first + i, "prompt": c.prompt.to_dict(), "origin": c.origin, "parents": list(c.parents)}
-            for i, c in enumerate(candidates)]})
+        self._write(
+            {
+                "event": "propose",
+                "iteration": iteration,
+                "refused": refused,
+                "candidates": [
+                    {
+                        "number": first + i,
+                        "prompt": c.prompt.to_dict(),
+                        "origin": c.origin,
+                        "parents": list(c.parents),
+                    }
+                    for i, c in enumerate(candidates)
+                ],
+            }
+        )
         return self.trials[first:]
 
     def tell(self, trial: Trial) -> None:
@@ -111,7 +128,9 @@ class History:
     @property
     def complete(self) -> list[Trial]:
         """Trials scored on all search clips, best first."""
-        return sorted((t for t in self.trials if t.state == "complete"), key=lambda t: t.rank, reverse=True)
+        return sorted(
+            (t for t in self.trials if t.state == "complete"), key=lambda t: t.rank, reverse=True
+        )
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"schema": SCHEMA, **_rounded(event)}, ensure_ascii=False) + "\n"
@@ -121,26 +140,36 @@ class History:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise PauseError(f"journal {str(self.path)!r} cannot be written ({error.strerror}); "
-                             "make room or mend the folder, then give the same command again") from None
+            raise PauseError(
+                f"journal {str(self.path)!r} cannot be written ({error.strerror}); "
+                "make room or mend the folder, then give the same command again"
+            ) from None
         self._apply(json.loads(line))
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind = event.pop("event")
         if event.pop("schema") > SCHEMA:
-            raise UserError(f"{self.path} was written by a newer version of this program; update it")
+            raise UserError(
+                f"{self.path} was written by a newer version of this program; update it"
+            )
         if kind == "start":
             self.header = event
         elif kind == "propose":
             self.proposed.add(event["iteration"])
             for raw in event["candidates"]:
-                candidate = Candidate(prompt_from(raw["prompt"], self._labels, str(self.path)), raw["origin"], tuple(raw["parents"]))
+                candidate = Candidate(
+                    prompt_from(raw["prompt"], self._labels, str(self.path)),
+                    raw["origin"],
+                    tuple(raw["parents"]),
+                )
                 self.trials.append(Trial(raw["number"], event["iteration"], candidate))
         elif kind == "tell":
             event.pop("prompt_id")
             number = event.pop("number")
             event["blocks"] = tuple(event["blocks"])
-            event["slices"] = {name: (value[0], value[1]) for name, value in event["slices"].items()}
+            event["slices"] = {
+                name: (value[0], value[1]) for name, value in event["slices"].items()
+            }
             self.trials[number] = replace(self.trials[number], **event)
         elif kind == "select":
             self.selection = event
@@ -165,7 +194,9 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
             if not isinstance(event, dict) or not {"event", "schema"} <= set(event):
                 raise ValueError("not an event")
         except ValueError as error:
-            raise UserError(f"{path}:{number}: damaged line ({error}); restore the file or use another --name") from None
+            raise UserError(
+                f"{path}:{number}: damaged line ({error}); restore the file or use another --name"
+            ) from None
         events.append(event)
     if torn:  # the write that a crash interrupted
         with path.open("r+b") as file:

@@ -27,20 +27,36 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    settings, space = parse(Settings, argv, __doc__ or "", lambda p: p.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"), config=False)
+    settings, space = parse(
+        Settings,
+        argv,
+        __doc__ or "",
+        lambda p: p.add_argument(
+            "runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"
+        ),
+        config=False,
+    )
     from opro import runs
     from opro.table import COLUMNS, markdown, print_table, rows_of, wide_console
 
     folders = space.runs or runs.find_runs(settings.runs_dir)
     if not folders:
-        raise UserError(f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize --iterations 5")
+        raise UserError(
+            f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize --iterations 5"
+        )
     rows = [row for folder in folders for row in rows_of(folder)]
     if settings.sort == "run":
         pass
     elif settings.sort == "length":
         rows.sort(key=lambda r: r["length"])
     else:
-        rows.sort(key=lambda r: (r["state"] == "complete", r[settings.sort] if r[settings.sort] is not None else -1.0), reverse=True)
+        rows.sort(
+            key=lambda r: (
+                r["state"] == "complete",
+                r[settings.sort] if r[settings.sort] is not None else -1.0,
+            ),
+            reverse=True,
+        )
     if settings.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif settings.format == "csv":

@@ -66,8 +66,13 @@ class Ledger:
 
     def spent(self, about: str, reserve_out: int = REPLY_TOKENS) -> str:
         """Why no further call may be made, or an empty string. Assumes the worst case of the next call."""
-        tokens = len(about) // 3 + 1 + reserve_out  # at least three characters a token in ordinary text
-        if self.max_tokens is not None and self.tokens_in + self.tokens_out + tokens > self.max_tokens:
+        tokens = (
+            len(about) // 3 + 1 + reserve_out
+        )  # at least three characters a token in ordinary text
+        if (
+            self.max_tokens is not None
+            and self.tokens_in + self.tokens_out + tokens > self.max_tokens
+        ):
             return f"--max-tokens {self.max_tokens} leaves no room for another call ({self.tokens_in + self.tokens_out} spent)"
         per_call = self.cost / self.calls if self.calls else 0.0
         if self.max_cost is not None and self.cost + 2 * per_call > self.max_cost:
@@ -89,8 +94,14 @@ class OpenAIModel:
         wait: Called with seconds instead of sleeping, for tests.
     """
 
-    def __init__(self, name: str, base_url: str | None = None, prices: tuple[float, float] | None = None,
-                 wait: Callable[[float], None] | None = None, timeout: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str | None = None,
+        prices: tuple[float, float] | None = None,
+        wait: Callable[[float], None] | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> None:
         import time
 
         import openai
@@ -99,32 +110,56 @@ class OpenAIModel:
         self.prices = prices
         self._openai = openai
         self._sleep = wait or time.sleep
-        self._client = openai.OpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none", base_url=base_url, timeout=timeout, max_retries=0)
+        self._client = openai.OpenAI(
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            base_url=base_url,
+            timeout=timeout,
+            max_retries=0,
+        )
 
     def __call__(self, messages: Sequence[Message], *, temperature: float) -> Reply:
         """See `LanguageModel`."""
         import tenacity
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(TRIES), wait=self._wait, sleep=self._sleep, reraise=True,
+            stop=tenacity.stop_after_attempt(TRIES),
+            wait=self._wait,
+            sleep=self._sleep,
+            reraise=True,
             retry=tenacity.retry_if_exception(self._passing),
-            before_sleep=lambda state: log.warning("language model: %s; trying again in %.0f s (%d of %d)",
-                                                   self._sentence(state.outcome.exception()), state.next_action.sleep,
-                                                   state.attempt_number, TRIES))
+            before_sleep=lambda state: log.warning(
+                "language model: %s; trying again in %.0f s (%d of %d)",
+                self._sentence(state.outcome.exception()),
+                state.next_action.sleep,
+                state.attempt_number,
+                TRIES,
+            ),
+        )
         try:
             return retrying(self._once, messages, temperature)
         except (self._openai.OpenAIError, _BadReplyError) as error:
-            raise PauseError(f"language model {self.name!r}: {self._sentence(error)}; the same command goes on from here") from None
+            raise PauseError(
+                f"language model {self.name!r}: {self._sentence(error)}; the same command goes on from here"
+            ) from None
 
     def _once(self, messages: Sequence[Message], temperature: float) -> Reply:
         try:
             raw = self._client.chat.completions.create(
-                model=self.name, temperature=temperature, max_tokens=REPLY_TOKENS,
-                messages=[{"role": m.role, "content": m.content} for m in messages])  # type: ignore[misc]
+                model=self.name,
+                temperature=temperature,
+                max_tokens=REPLY_TOKENS,
+                messages=[{"role": m.role, "content": m.content} for m in messages],
+            )  # type: ignore[misc]
         except ValueError as error:  # a 200 whose body is no JSON
-            raise _BadReplyError(f"the reply is not readable as JSON ({type(error).__name__})") from None
+            raise _BadReplyError(
+                f"the reply is not readable as JSON ({type(error).__name__})"
+            ) from None
         choices = getattr(raw, "choices", None)
-        if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
+        if (
+            not isinstance(choices, list)
+            or not choices
+            or getattr(choices[0], "message", None) is None
+        ):
             raise _BadReplyError("the reply holds no choices")
         text = choices[0].message.content
         if choices[0].finish_reason == "content_filter":
@@ -132,17 +167,35 @@ class OpenAIModel:
         elif not isinstance(text, str):
             raise _BadReplyError("the reply holds no text")
         usage = raw.usage
-        tokens_in = int(getattr(usage, "prompt_tokens", 0) or 0) or sum(len(m.content) for m in messages) // 3
+        tokens_in = (
+            int(getattr(usage, "prompt_tokens", 0) or 0)
+            or sum(len(m.content) for m in messages) // 3
+        )
         tokens_out = int(getattr(usage, "completion_tokens", 0) or 0) or len(text) // 3
         cost = getattr(usage, "cost", None)
         if not isinstance(cost, int | float):
-            cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6 if self.prices else None
-        return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(choices[0].finish_reason))
+            cost = (
+                (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
+                if self.prices
+                else None
+            )
+        return Reply(
+            text[:LARGEST_REPLY],
+            tokens_in,
+            tokens_out,
+            cost,
+            self.name,
+            str(choices[0].finish_reason),
+        )
 
     def _passing(self, error: BaseException) -> bool:
         status = getattr(error, "status_code", None)
-        return isinstance(error, self._openai.APIConnectionError | _BadReplyError | self._openai.APIResponseValidationError) or (
-            isinstance(status, int) and (status in (408, 409, 425, 429) or status >= 500))
+        return isinstance(
+            error,
+            self._openai.APIConnectionError
+            | _BadReplyError
+            | self._openai.APIResponseValidationError,
+        ) or (isinstance(status, int) and (status in (408, 409, 425, 429) or status >= 500))
 
     def _wait(self, state: Any) -> float:
         error = state.outcome.exception()
@@ -150,15 +203,18 @@ class OpenAIModel:
         try:
             return min(LONGEST_WAIT_S, max(0.0, float(asked)))
         except (TypeError, ValueError):
-            return float(min(LONGEST_WAIT_S, 2.0 ** state.attempt_number))
+            return float(min(LONGEST_WAIT_S, 2.0**state.attempt_number))
 
     def _sentence(self, error: BaseException | None) -> str:
         """What went wrong, without anything secret: never the request, its headers or the key."""
         status = getattr(error, "status_code", None)
-        known = {400: "the request was rejected (400)", 401: "the key was refused (401): check OPENAI_API_KEY",
-                 403: "access is forbidden (403): check that the key may use this model",
-                 404: "the model or the address is unknown (404): check --lm-model and --lm-base-url",
-                 429: "too many requests or no credit left (429)"}
+        known = {
+            400: "the request was rejected (400)",
+            401: "the key was refused (401): check OPENAI_API_KEY",
+            403: "access is forbidden (403): check that the key may use this model",
+            404: "the model or the address is unknown (404): check --lm-model and --lm-base-url",
+            429: "too many requests or no credit left (429)",
+        }
         if status in known:
             return known[status]
         if status is not None:
@@ -196,16 +252,32 @@ class LocalModel:
             self._loaded = AutoTokenizer.from_pretrained(self._folder), model.to(device).eval()
         tokenizer, model = self._loaded
         chat = [{"role": m.role, "content": m.content} for m in messages]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(model.device)
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(model.device)
         digest = hashlib.sha256(f"{self._seed}|{messages!r}|{temperature}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:4], "big"))
         with torch.inference_mode():
-            out = model.generate(**ids, max_new_tokens=REPLY_TOKENS // 4, do_sample=temperature > 0, temperature=temperature or None)
+            out = model.generate(
+                **ids,
+                max_new_tokens=REPLY_TOKENS // 4,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+            )
         new = out[0, ids["input_ids"].shape[1] :]
-        return Reply(tokenizer.decode(new, skip_special_tokens=True), int(ids["input_ids"].shape[1]), len(new), 0.0, self.name, "stop")
+        return Reply(
+            tokenizer.decode(new, skip_special_tokens=True),
+            int(ids["input_ids"].shape[1]),
+            len(new),
+            0.0,
+            self.name,
+            "stop",
+        )
 
 
-def connect(model: str | None, base_url: str | None, seed: int, max_cost: float | None) -> LanguageModel | None:
+def connect(
+    model: str | None, base_url: str | None, seed: int, max_cost: float | None
+) -> LanguageModel | None:
     """The language model that flags and environment ask for, or None when none is configured.
 
     Raises:
@@ -213,18 +285,26 @@ def connect(model: str | None, base_url: str | None, seed: int, max_cost: float 
     """
     if model and Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
-            raise UserError(f"--lm-model {model!r} is a directory without config.json; expected a transformers model or a model name")
+            raise UserError(
+                f"--lm-model {model!r} is a directory without config.json; expected a transformers model or a model name"
+            )
         return LocalModel(Path(model), seed)
     url = base_url or os.environ.get("OPENAI_BASE_URL")
     if not url and not os.environ.get("OPENAI_API_KEY"):
         if model:
-            raise UserError(f"--lm-model {model!r} is no directory and no endpoint is configured; set OPENAI_API_KEY, or give --lm-base-url")
+            raise UserError(
+                f"--lm-model {model!r} is no directory and no endpoint is configured; set OPENAI_API_KEY, or give --lm-base-url"
+            )
         return None
     if not model:
-        raise UserError("an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter to do without")
+        raise UserError(
+            "an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter to do without"
+        )
     prices = _prices()
     if max_cost is not None and prices is None and "openrouter" not in (url or ""):
-        raise UserError("--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or use --max-tokens")
+        raise UserError(
+            "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or use --max-tokens"
+        )
     return OpenAIModel(model, url, prices)
 
 
@@ -235,5 +315,7 @@ def _prices() -> tuple[float, float] | None:
     try:
         price_in, price_out = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in and out, like 0.15,0.60") from None
+        raise UserError(
+            f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in and out, like 0.15,0.60"
+        ) from None
     return price_in, price_out

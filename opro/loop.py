@@ -60,7 +60,13 @@ class Search:
     seed: int
 
 
-def optimize(plan: Search, history: History, display: Display, clock: Clock, save: Callable[[Trial, Result], None] = lambda trial, result: None) -> Selection:
+def optimize(
+    plan: Search,
+    history: History,
+    display: Display,
+    clock: Clock,
+    save: Callable[[Trial, Result], None] = lambda trial, result: None,
+) -> Selection:
     """Runs a search to its end, from wherever its history stands.
 
     Iteration 0 scores the seeds on the whole search half. Every later one proposes candidates, journals them before
@@ -74,7 +80,11 @@ def optimize(plan: Search, history: History, display: Display, clock: Clock, sav
         display.iteration(number, "seeds" if number == 0 else "proposing")
         if number not in history.proposed:
             begin = time.perf_counter()
-            candidates = [Candidate(p, "seed") for p in plan.seeds] if number == 0 else plan.proposer.propose(history, plan.candidates, number)
+            candidates = (
+                [Candidate(p, "seed") for p in plan.seeds]
+                if number == 0
+                else plan.proposer.propose(history, plan.candidates, number)
+            )
             clock.proposing += time.perf_counter() - begin
             history.add(number, candidates)
             if number > 0 and len(candidates) < plan.candidates:
@@ -87,27 +97,53 @@ def optimize(plan: Search, history: History, display: Display, clock: Clock, sav
         clock.scoring += time.perf_counter() - begin
     display.iteration(plan.iterations + 1, "selection on fresh clips")
     begin = time.perf_counter()
-    selection = select(plan.evaluator, history.complete, plan.fresh, plan.task.labels, plan.reward, plan.seed)
+    selection = select(
+        plan.evaluator, history.complete, plan.fresh, plan.task.labels, plan.reward, plan.seed
+    )
     clock.scoring += time.perf_counter() - begin
     return selection
 
 
-def _score(plan: Search, history: History, waiting: Sequence[Trial], truth: NDArray[np.int64], display: Display, save: Callable[[Trial, Result], None]) -> None:
+def _score(
+    plan: Search,
+    history: History,
+    waiting: Sequence[Trial],
+    truth: NDArray[np.int64],
+    display: Display,
+    save: Callable[[Trial, Result], None],
+) -> None:
     # The incumbent is the best of earlier iterations, so that a resumed iteration races against the same prompt.
-    incumbent = next((t for t in history.complete if t.iteration < waiting[0].iteration), None) if plan.strategy == "race" else None
+    incumbent = (
+        next((t for t in history.complete if t.iteration < waiting[0].iteration), None)
+        if plan.strategy == "race"
+        else None
+    )
     right = None
     if incumbent is not None:
         table = plan.evaluator.score([incumbent.candidate.prompt], plan.search)
         right = plan.reward.judge(table.logp[0], truth, plan.search).right
     # Each races against the incumbent alone, so it does not matter which of its siblings a killed process had told.
-    results = race(plan.evaluator, [t.candidate.prompt for t in waiting], plan.search, truth, plan.reward, right, display.advance)
+    results = race(
+        plan.evaluator,
+        [t.candidate.prompt for t in waiting],
+        plan.search,
+        truth,
+        plan.reward,
+        right,
+        display.advance,
+    )
     for trial, result in zip(waiting, results, strict=True):
         told = _outcome(trial, result, plan, truth)
         save(told, result)
         history.tell(told)
         best = history.complete[0] if history.complete else None
-        log.info("trial %d  %s  reward %s  best %s", told.number, told.state, _percent(told.reward),
-                 f"{_percent(best.reward)} (#{best.number})" if best else "-")
+        log.info(
+            "trial %d  %s  reward %s  best %s",
+            told.number,
+            told.state,
+            _percent(told.reward),
+            f"{_percent(best.reward)} (#{best.number})" if best else "-",
+        )
         display.told(told, best)
 
 
@@ -116,10 +152,22 @@ def _outcome(trial: Trial, result: Result, plan: Search, truth: NDArray[np.int64
         return replace(trial, state="failed", error=result.error)
     seen = len(result.logp)
     clips, judged = plan.search[:seen], result.judged
-    interval = metrics.estimate(truth[:seen], judged.right, [c.source_id for c in clips], seed=plan.seed)
-    return replace(trial, state="dropped" if result.dropped else "complete", reward=judged.reward, score=interval.value,
-                   low=interval.low, high=interval.high, nll=judged.nll, bias=judged.bias, clips=seen, blocks=result.blocks,
-                   slices=slices(clips, truth[:seen], judged.right))
+    interval = metrics.estimate(
+        truth[:seen], judged.right, [c.source_id for c in clips], seed=plan.seed
+    )
+    return replace(
+        trial,
+        state="dropped" if result.dropped else "complete",
+        reward=judged.reward,
+        score=interval.value,
+        low=interval.low,
+        high=interval.high,
+        nll=judged.nll,
+        bias=judged.bias,
+        clips=seen,
+        blocks=result.blocks,
+        slices=slices(clips, truth[:seen], judged.right),
+    )
 
 
 def _percent(value: float | None) -> str:

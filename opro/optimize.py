@@ -34,35 +34,70 @@ class Settings:
 
     iterations: int = flag(5, "rounds of proposals", min=0)
     candidates: int = flag(10, "prompts a round", min=1)
-    checkpoint: str = flag("pocket-base", "shipped name (pocket-base, pocket-lora), directory or hub id; 'fake' needs no weights")
+    checkpoint: str = flag(
+        "pocket-base",
+        "shipped name (pocket-base, pocket-lora), directory or hub id; 'fake' needs no weights",
+    )
     adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
-    prompt_spec: Path | None = flag(None, "prompt file the adapter was trained with; its prompts join the seeds")
-    train_manifest: Path | None = flag(None, "manifest the adapter was trained on; its sources may not be scored")
+    prompt_spec: Path | None = flag(
+        None, "prompt file the adapter was trained with; its prompts join the seeds"
+    )
+    train_manifest: Path | None = flag(
+        None, "manifest the adapter was trained on; its sources may not be scored"
+    )
     quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     task: str = flag("speech", "what is decided about a clip")
     manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
-    split: Literal["train", "dev"] = flag("dev", "split to search on; halved by source into search and fresh clips")
+    split: Literal["train", "dev"] = flag(
+        "dev", "split to search on; halved by source into search and fresh clips"
+    )
     clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
     seeds: Path = flag(Path("prompts/seeds/baselines.yaml"), "prompt file to start from")
-    proposer: Literal["auto", "lm", "rewriter"] = flag("auto", "auto takes a language model when one is configured, else the built-in rewriter")
-    lm_model: str | None = flag(None, "name of the language model, or directory of a transformers model to run in this process")
-    lm_base_url: str | None = flag(None, "base URL of an OpenAI-compatible server; the key comes from OPENAI_API_KEY")
+    proposer: Literal["auto", "lm", "rewriter"] = flag(
+        "auto", "auto takes a language model when one is configured, else the built-in rewriter"
+    )
+    lm_model: str | None = flag(
+        None,
+        "name of the language model, or directory of a transformers model to run in this process",
+    )
+    lm_base_url: str | None = flag(
+        None, "base URL of an OpenAI-compatible server; the key comes from OPENAI_API_KEY"
+    )
     max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
     max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
-    strategy: Literal["race", "opro", "random"] = flag("race", "race drops losers early; opro scores everything (the paper); random paraphrases the seeds")
-    objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag("balanced_accuracy", "what the search climbs")
-    threshold: Literal["argmax", "dev"] = flag("argmax", "dev fits each prompt's decision threshold on the search half")
+    strategy: Literal["race", "opro", "random"] = flag(
+        "race",
+        "race drops losers early; opro scores everything (the paper); random paraphrases the seeds",
+    )
+    objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag(
+        "balanced_accuracy", "what the search climbs"
+    )
+    threshold: Literal["argmax", "dev"] = flag(
+        "argmax", "dev fits each prompt's decision threshold on the search half"
+    )
     seed: int = flag(0, "makes the search repeatable")
-    name: str | None = flag(None, "run name (default: made from the settings, so the same command resumes the same run)")
+    name: str | None = flag(
+        None, "run name (default: made from the settings, so the same command resumes the same run)"
+    )
     runs_dir: Path = flag(Path("runs"), "where run folders lie")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    settings, space = parse(Settings, argv, __doc__ or "", lambda p: p.add_argument(
-        "--dry-run", action="store_true", help="print the plan, the evals and an estimate of time and tokens; score nothing"))
+    settings, space = parse(
+        Settings,
+        argv,
+        __doc__ or "",
+        lambda p: p.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the plan, the evals and an estimate of time and tokens; score nothing",
+        ),
+    )
     settings = dataclasses.replace(settings, name=settings.name or _default_name(settings))
     _check(settings)
     finished = _finished(settings)
@@ -91,7 +126,9 @@ def config_of(settings: Settings) -> dict[str, Any]:
 def _default_name(settings: Settings) -> str:
     raw = {k: v for k, v in config_of(settings).items() if k != "name"}
     short = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:6]
-    model = "".join(ch if ch.isalnum() or ch in "-_" else "-" for ch in Path(settings.checkpoint).name)
+    model = "".join(
+        ch if ch.isalnum() or ch in "-_" else "-" for ch in Path(settings.checkpoint).name
+    )
     return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-{short}"
 
 
@@ -123,25 +160,42 @@ def _run(settings: Settings, dry_run: bool) -> int:
     clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, settings.split))
     if settings.clips != "all":
         if int(settings.clips) > len(clips):
-            raise UserError(f"--clips is {settings.clips}; the {settings.split} split holds {len(clips)}")
+            raise UserError(
+                f"--clips is {settings.clips}; the {settings.split} split holds {len(clips)}"
+            )
         clips = clips[: int(settings.clips)]
     clipset.check_registry(clips, registry)
     search, fresh = clipset.halves(clips)
     for half, kind in ((search, "search"), (fresh, "fresh")):
         if len({c.label for c in half}) < len(task.labels):
-            raise UserError(f"the {kind} half of the {len(clips)} clips lacks a class: take more clips, of at least two sources a class")
+            raise UserError(
+                f"the {kind} half of the {len(clips)} clips lacks a class: take more clips, of at least two sources a class"
+            )
     seeds = read_prompts(resolve(settings.seeds), task.labels)
     warnings = []
     if settings.prompt_spec is not None:
         known = {p.digest for p in seeds}
-        seeds += [p for p in read_prompts(settings.prompt_spec, task.labels) if p.digest not in known]
-    evaluator, heard = build_evaluator(settings.checkpoint, adapter=settings.adapter, quantisation=settings.quantization,
-                                       device=settings.device, dtype=settings.dtype, cache=settings.runs_dir / runs.CACHE)
+        seeds += [
+            p for p in read_prompts(settings.prompt_spec, task.labels) if p.digest not in known
+        ]
+    evaluator, heard = build_evaluator(
+        settings.checkpoint,
+        adapter=settings.adapter,
+        quantisation=settings.quantization,
+        device=settings.device,
+        dtype=settings.dtype,
+        cache=settings.runs_dir / runs.CACHE,
+    )
     if settings.train_manifest is not None:
-        trained = {c.source_id for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")}
+        trained = {
+            c.source_id
+            for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")
+        }
         heard = (heard or frozenset()) | trained
     if heard is None:
-        warnings.append(f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or scores may measure memory")
+        warnings.append(
+            f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or scores may measure memory"
+        )
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
     clipset.check_unheard(clips, heard or (), settings.checkpoint)
@@ -153,18 +207,47 @@ def _run(settings: Settings, dry_run: bool) -> int:
         return _print_plan(settings, evaluator, seeds, search, fresh, pairs, warnings)
     folder = settings.runs_dir / str(settings.name)
     with runs.open_run(folder, config_of(settings)):
-        return _search(settings, folder, task, seeds, search, fresh, reward, evaluator, pairs, warnings, clipset.manifest_digest(manifest), lm)
+        return _search(
+            settings,
+            folder,
+            task,
+            seeds,
+            search,
+            fresh,
+            reward,
+            evaluator,
+            pairs,
+            warnings,
+            clipset.manifest_digest(manifest),
+            lm,
+        )
 
 
 def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
     """Evals of a search at most: before racing and the cache."""
     from opro.select import FINALISTS
 
-    return (seeds + settings.iterations * settings.candidates) * search + (FINALISTS + 2) * fresh + 4 * fresh
+    return (
+        (seeds + settings.iterations * settings.candidates) * search
+        + (FINALISTS + 2) * fresh
+        + 4 * fresh
+    )
 
 
-def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Prompt"], search: Sequence["Clip"], fresh: Sequence["Clip"],
-            reward: Any, evaluator: Any, pairs: int, warnings: Sequence[str], data_digest: str, lm: "LanguageModel | None") -> int:
+def _search(
+    settings: Settings,
+    folder: Path,
+    task: "Task",
+    seeds: Sequence["Prompt"],
+    search: Sequence["Clip"],
+    fresh: Sequence["Clip"],
+    reward: Any,
+    evaluator: Any,
+    pairs: int,
+    warnings: Sequence[str],
+    data_digest: str,
+    lm: "LanguageModel | None",
+) -> int:
     from opro import runs
     from opro.display import Progress
     from opro.history import History
@@ -174,26 +257,71 @@ def _search(settings: Settings, folder: Path, task: "Task", seeds: Sequence["Pro
 
     _log_to(folder / "log.txt")
     history = History(folder / "trials.jsonl", task.labels)
-    header = {"fingerprint": evaluator.fingerprint, "data": data_digest, "task": task.name, "seed": settings.seed}
+    header = {
+        "fingerprint": evaluator.fingerprint,
+        "data": data_digest,
+        "task": task.name,
+        "seed": settings.seed,
+    }
     if history.header is None:
         history.start(header)
-        runs.write_json(folder / "provenance.json", runs.provenance(
-            {**header, "seed": settings.seed, "warnings": list(warnings), "device": _device(evaluator)}))
+        runs.write_json(
+            folder / "provenance.json",
+            runs.provenance(
+                {
+                    **header,
+                    "seed": settings.seed,
+                    "warnings": list(warnings),
+                    "device": _device(evaluator),
+                }
+            ),
+        )
     elif history.header != header:
         changed = next(k for k in header if history.header.get(k) != header[k])
-        raise UserError(f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision changed); give another --name")
+        raise UserError(
+            f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision changed); give another --name"
+        )
     for text in warnings:
         log.warning(text)
     ledger, proposer = _proposer(settings, task, reward, folder, lm)
     clock, begin = Clock(), time.perf_counter()
-    plan = Search(evaluator, proposer, task, seeds, search, fresh, reward, settings.iterations, settings.candidates, settings.strategy, settings.seed)
+    plan = Search(
+        evaluator,
+        proposer,
+        task,
+        seeds,
+        search,
+        fresh,
+        reward,
+        settings.iterations,
+        settings.candidates,
+        settings.strategy,
+        settings.seed,
+    )
     with Progress(pairs, evaluator, settings.iterations) as display:
         try:
-            selection = optimize(plan, history, display, clock, lambda trial, result: save_scores(folder, trial, search, result.logp, task))
+            selection = optimize(
+                plan,
+                history,
+                display,
+                clock,
+                lambda trial, result: save_scores(folder, trial, search, result.logp, task),
+            )
         finally:
             if history.trials:
                 write_study(history, folder / "optuna.log", folder.name)
-    finish(config_of(settings), folder, task, history, selection, evaluator, ledger, clock, time.perf_counter() - begin, warnings)
+    finish(
+        config_of(settings),
+        folder,
+        task,
+        history,
+        selection,
+        evaluator,
+        ledger,
+        clock,
+        time.perf_counter() - begin,
+        warnings,
+    )
     return DONE
 
 
@@ -205,11 +333,15 @@ def _language_model(settings: Settings) -> "LanguageModel | None":
         return None
     lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
     if lm is None and settings.proposer == "lm":
-        raise UserError("--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model")
+        raise UserError(
+            "--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model"
+        )
     return lm
 
 
-def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path, lm: "LanguageModel | None") -> tuple["Ledger", "Proposer"]:
+def _proposer(
+    settings: Settings, task: "Task", reward: Any, folder: Path, lm: "LanguageModel | None"
+) -> tuple["Ledger", "Proposer"]:
     from opro.lm import Ledger, Reply
     from opro.propose import LMProposer
     from opro.rewrite import Rewriter
@@ -236,12 +368,23 @@ def _proposer(settings: Settings, task: "Task", reward: Any, folder: Path, lm: "
     if lm is not None:
         return ledger, LMProposer(lm, task, reward, ledger, record, strategy=settings.strategy)
     if settings.strategy != "random" and settings.proposer == "auto":
-        print("proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY (and --lm-base-url for another server) "
-              "and give --lm-model NAME", file=sys.stderr)
+        print(
+            "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY (and --lm-base-url for another server) "
+            "and give --lm-model NAME",
+            file=sys.stderr,
+        )
     return ledger, Rewriter(task, settings.seed, learn=settings.strategy != "random")
 
 
-def _print_plan(settings: Settings, evaluator: Any, seeds: Sequence["Prompt"], search: Sequence["Clip"], fresh: Sequence["Clip"], pairs: int, warnings: Sequence[str]) -> int:
+def _print_plan(
+    settings: Settings,
+    evaluator: Any,
+    seeds: Sequence["Prompt"],
+    search: Sequence["Clip"],
+    fresh: Sequence["Clip"],
+    pairs: int,
+    warnings: Sequence[str],
+) -> int:
     from opro.summary import estimate_seconds
 
     def about(half: Sequence["Clip"]) -> str:
@@ -249,14 +392,20 @@ def _print_plan(settings: Settings, evaluator: Any, seeds: Sequence["Prompt"], s
 
     cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
     print(f"run         {settings.runs_dir / str(settings.name)}")
-    print(f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint {evaluator.fingerprint[:12]}")
-    print(f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates on {about(search)}, strategy {settings.strategy}")
+    print(
+        f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint {evaluator.fingerprint[:12]}"
+    )
+    print(
+        f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates on {about(search)}, strategy {settings.strategy}"
+    )
     print(f"selection   on {about(fresh)}")
     print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")
     print(f"time        about {estimate_seconds(evaluator, pairs - cached)}")
     if settings.lm_model:
         calls = settings.iterations * (settings.candidates if settings.strategy == "opro" else 3)
-        print(f"tokens      at most about {calls * 4000:,} for {calls} calls of {settings.lm_model}")
+        print(
+            f"tokens      at most about {calls * 4000:,} for {calls} calls of {settings.lm_model}"
+        )
     for text in warnings:
         print(f"warning     {text}")
     return DONE

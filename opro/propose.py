@@ -16,8 +16,10 @@ from opro.reward import Reward
 LONGEST = 500  # characters of a proposed prompt
 SHOWN = 20  # prompts of the history that a language model sees (OPRO's figure)
 CALLS = 3  # calls an iteration may take to fill its candidates
-_CHATTER = re.compile(r"(?i)^(here (is|are)\b|sure\b|certainly\b|of course\b|i (can|will|would|am|have)\b|as an ai\b|note that\b)"
-                      r"|```|</?ins>|\b(new|improved|revised) (prompt|instruction)s?\b|\bscore:|\{\"|\bprompts? above\b")
+_CHATTER = re.compile(
+    r"(?i)^(here (is|are)\b|sure\b|certainly\b|of course\b|i (can|will|would|am|have)\b|as an ai\b|note that\b)"
+    r"|```|</?ins>|\b(new|improved|revised) (prompt|instruction)s?\b|\bscore:|\{\"|\bprompts? above\b"
+)
 
 
 class Proposer(Protocol):
@@ -52,14 +54,18 @@ def refuse(raw: Any, task: Task, known: set[str], where: str = "reply") -> Promp
         return "talk about prompts instead of a prompt"
     given = {k: v for k, v in entry.items() if k in ("answers",)}
     if isinstance(given.get("answers"), Mapping):
-        given["answers"] = {k: v.strip(" .):") if isinstance(v, str) else v for k, v in given["answers"].items()}
+        given["answers"] = {
+            k: v.strip(" .):") if isinstance(v, str) else v for k, v in given["answers"].items()
+        }
     else:
         given.pop("answers", None)
     try:
         prompt = prompt_from({"text": text, **given}, task.labels, where)
     except UserError as error:
         return str(error)
-    if len({w.casefold() for _, words in prompt.answers for w in words}) < sum(len(words) for _, words in prompt.answers):
+    if len({w.casefold() for _, words in prompt.answers for w in words}) < sum(
+        len(words) for _, words in prompt.answers
+    ):
         return "one answer stands for two classes"
     for label, words in prompt.answers:
         for word in words:
@@ -82,8 +88,16 @@ def unwrap(text: str) -> str:
     text = text.strip()
     inner = re.search(r"<INS>(.*?)</INS>", text, re.DOTALL | re.IGNORECASE)
     text = inner.group(1).strip() if inner else text
-    text = re.sub(r"^(?:\d+[.)]\s+|[-*]\s+)?(?:\*\*)?(?i:prompt|instruction|text)(?: \d+)?(?:\*\*)?:(?:\*\*)?\s*", "", text)
-    while len(text) > 1 and not text.startswith("```") and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("`", "`"), ("“", "”")}:
+    text = re.sub(
+        r"^(?:\d+[.)]\s+|[-*]\s+)?(?:\*\*)?(?i:prompt|instruction|text)(?: \d+)?(?:\*\*)?:(?:\*\*)?\s*",
+        "",
+        text,
+    )
+    while (
+        len(text) > 1
+        and not text.startswith("```")
+        and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("`", "`"), ("“", "”")}
+    ):
         text = text[1:-1].strip()
     return text
 
@@ -116,12 +130,25 @@ class LMProposer:
         folder: Where the meta-prompts lie.
     """
 
-    def __init__(self, lm: LanguageModel, task: Task, reward: Reward, ledger: Ledger, record: Callable[[dict[str, Any]], None],
-                 temperature: float = 1.0, strategy: str = "race", folder: Path = ROOT / "meta") -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: Task,
+        reward: Reward,
+        ledger: Ledger,
+        record: Callable[[dict[str, Any]], None],
+        temperature: float = 1.0,
+        strategy: str = "race",
+        folder: Path = ROOT / "meta",
+    ) -> None:
         self.name = f"language model {lm.name}"
         self.lm, self.task, self.reward, self.ledger, self.record = lm, task, reward, ledger, record
         self.temperature, self.strategy = temperature, strategy
-        self._template = Template((folder / ("opro.txt" if strategy == "opro" else "propose.txt")).read_text(encoding="utf-8"))
+        self._template = Template(
+            (folder / ("opro.txt" if strategy == "opro" else "propose.txt")).read_text(
+                encoding="utf-8"
+            )
+        )
 
     def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
         """See `Proposer`. Stops early, with what it has, when the ledger's limit is near."""
@@ -140,33 +167,90 @@ class LMProposer:
             reply = self.lm([Message("user", meta)], temperature=self.temperature)
             self.ledger.add(reply)
             found = parse(reply.text)
-            refused = [] if found else [{"text": reply.text[:200], "reason": "no proposals found in the reply"}]
+            refused = (
+                []
+                if found
+                else [{"text": reply.text[:200], "reason": "no proposals found in the reply"}]
+            )
             for raw in found:
-                prompt = refuse(raw, self.task, known) if len(out) < n else "more than were asked for"
+                prompt = (
+                    refuse(raw, self.task, known) if len(out) < n else "more than were asked for"
+                )
                 if isinstance(prompt, Prompt):
-                    out.append(Candidate(prompt, "lm", tuple(t.candidate.prompt.prompt_id for t in _best(past)[-3:])))
+                    out.append(
+                        Candidate(
+                            prompt,
+                            "lm",
+                            tuple(t.candidate.prompt.prompt_id for t in _best(past)[-3:]),
+                        )
+                    )
                 else:
                     text = str(raw.get("text") if isinstance(raw, Mapping) else raw)[:200]
                     refused.append({"text": text, "reason": prompt})
             refusals += [f"{r['text'][:80]!r}: {r['reason']}" for r in refused]
-            self.record({"iteration": iteration, "call": call, "model": reply.model, "meta_prompt": meta, "reply": reply.text,
-                         "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out, "cost": reply.cost,
-                         "finish": reply.finish, "accepted": len(out), "refused": refused})
+            self.record(
+                {
+                    "iteration": iteration,
+                    "call": call,
+                    "model": reply.model,
+                    "meta_prompt": meta,
+                    "reply": reply.text,
+                    "tokens_in": reply.tokens_in,
+                    "tokens_out": reply.tokens_out,
+                    "cost": reply.cost,
+                    "finish": reply.finish,
+                    "accepted": len(out),
+                    "refused": refused,
+                }
+            )
         return out
 
     def _render(self, past: Sequence[Trial], n: int, refusals: Sequence[str]) -> str:
         best = _best(past)
-        shown = "\n\n".join(f"text:\n{t.candidate.prompt.text}\nscore:\n{round(100 * (t.reward or 0))}" for t in best)
-        words = [words[0] for _, words in Prompt("x", tuple((label, (letter,)) for label, letter in zip(self.task.labels, "ABCDEFGH", strict=False))).answers]
+        shown = "\n\n".join(
+            f"text:\n{t.candidate.prompt.text}\nscore:\n{round(100 * (t.reward or 0))}"
+            for t in best
+        )
+        words = [
+            words[0]
+            for _, words in Prompt(
+                "x",
+                tuple(
+                    (label, (letter,))
+                    for label, letter in zip(self.task.labels, "ABCDEFGH", strict=False)
+                ),
+            ).answers
+        ]
         errors = ""
         if best:
             worst = sorted(best[-1].slices.items(), key=lambda item: item[1][0])[:4]
-            errors = "The best of them does worst on: " + ", ".join(f"{name} ({100 * score:.0f} % of {clips} clips)" for name, (score, clips) in worst) + "."
-        refused = "Do not repeat these mistakes, the prompts were refused:\n" + "\n".join(refusals[-5:]) + "\n" if refusals else ""
+            errors = (
+                "The best of them does worst on: "
+                + ", ".join(
+                    f"{name} ({100 * score:.0f} % of {clips} clips)"
+                    for name, (score, clips) in worst
+                )
+                + "."
+            )
+        refused = (
+            "Do not repeat these mistakes, the prompts were refused:\n"
+            + "\n".join(refusals[-5:])
+            + "\n"
+            if refusals
+            else ""
+        )
         return self._template.substitute(
-            task=self.task.description, reward=self.reward.describe(self.task), answers=" and ".join(words), history=shown,
-            errors=errors, exemplars=errors, refused=refused, n=n, longest=LONGEST,
-            example=json.dumps(dict(zip(self.task.labels, words, strict=False))))
+            task=self.task.description,
+            reward=self.reward.describe(self.task),
+            answers=" and ".join(words),
+            history=shown,
+            errors=errors,
+            exemplars=errors,
+            refused=refused,
+            n=n,
+            longest=LONGEST,
+            example=json.dumps(dict(zip(self.task.labels, words, strict=False))),
+        )
 
 
 def _best(past: Sequence[Trial]) -> list[Trial]:

@@ -34,8 +34,15 @@ def blocks_of(count: int) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def race(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Sequence[Clip], truth: NDArray[np.int64], reward: Reward,
-         incumbent: NDArray[np.bool_] | None, on_block: Callable[[int, int], None] = lambda done, skipped: None) -> list[Result]:
+def race(
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    clips: Sequence[Clip],
+    truth: NDArray[np.int64],
+    reward: Reward,
+    incumbent: NDArray[np.bool_] | None,
+    on_block: Callable[[int, int], None] = lambda done, skipped: None,
+) -> list[Result]:
     """Scores all prompts block by block on the same clips, dropping those that cannot win.
 
     A prompt leaves when even with all open clips right it would stay below the incumbent (without loss), or when its
@@ -61,17 +68,36 @@ def race(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Sequence[Clip],
         for p in alive:
             judged = reward.judge(logp[p], truth[:seen], clips[:seen])
             history[p].append(judged.reward)
-            if incumbent is None or not reward.by_clip or not _beaten(judged.right, incumbent, weight, seen):
+            if (
+                incumbent is None
+                or not reward.by_clip
+                or not _beaten(judged.right, incumbent, weight, seen)
+            ):
                 keep.append(p)
         on_block(len(alive) * len(part), (len(alive) - len(keep)) * (len(clips) - seen))
         alive = keep
-    return [Result(logp[p], not error[p] and len(logp[p]) < len(clips), tuple(history[p]),
-                   None if error[p] else reward.judge(logp[p], truth[: len(logp[p])], clips[: len(logp[p])]), error[p])
-            for p in range(len(prompts))]
+    return [
+        Result(
+            logp[p],
+            not error[p] and len(logp[p]) < len(clips),
+            tuple(history[p]),
+            None
+            if error[p]
+            else reward.judge(logp[p], truth[: len(logp[p])], clips[: len(logp[p])]),
+            error[p],
+        )
+        for p in range(len(prompts))
+    ]
 
 
-def _score_block(evaluator: Evaluator, prompts: Sequence[Prompt], part: Sequence[Clip], alive: list[int],
-                 logp: list[NDArray[np.float32]], error: list[str]) -> list[int]:
+def _score_block(
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    part: Sequence[Clip],
+    alive: list[int],
+    logp: list[NDArray[np.float32]],
+    error: list[str],
+) -> list[int]:
     """Scores the prompts that are alive on a block; a prompt that this model cannot score is marked and left out."""
     try:
         table = evaluator.score([prompts[p] for p in alive], part) if alive else None
@@ -90,7 +116,9 @@ def _score_block(evaluator: Evaluator, prompts: Sequence[Prompt], part: Sequence
     return alive
 
 
-def _beaten(right: NDArray[np.bool_], incumbent: NDArray[np.bool_], weight: NDArray[np.float64], seen: int) -> bool:
+def _beaten(
+    right: NDArray[np.bool_], incumbent: NDArray[np.bool_], weight: NDArray[np.float64], seen: int
+) -> bool:
     reachable = (weight[:seen] * right).sum() + weight[seen:].sum()
     if reachable < (weight * incumbent).sum() - 1e-12:
         return True

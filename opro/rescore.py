@@ -24,31 +24,53 @@ class Settings:
     """Settings of a re-scoring. For a run folder, what is not given is taken from the run."""
 
     split: Literal["train", "dev", "test"] = flag("test", "split to score on")
-    top: int = flag(5, "prompts of a run: chosen, finalists and the next best, beside the baseline", min=1)
+    top: int = flag(
+        5, "prompts of a run: chosen, finalists and the next best, beside the baseline", min=1
+    )
     checkpoint: str | None = flag(None, "checkpoint (default: the run's, else pocket-base)")
     adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
-    train_manifest: Path | None = flag(None, "manifest the adapter was trained on; its sources may not be scored")
+    train_manifest: Path | None = flag(
+        None, "manifest the adapter was trained on; its sources may not be scored"
+    )
     quantization: Literal["none", "nf4"] | None = flag(None, "none or nf4 (default: the run's)")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     task: str = flag("speech", "what is decided about a clip")
-    manifest: Path | None = flag(None, "manifest CSV or its folder (default: the run's, else data/demo)")
-    out: Path | None = flag(None, "where the result of a prompt file goes (default: beside it, NAME.test.json)")
+    manifest: Path | None = flag(
+        None, "manifest CSV or its folder (default: the run's, else data/demo)"
+    )
+    out: Path | None = flag(
+        None, "where the result of a prompt file goes (default: beside it, NAME.test.json)"
+    )
     runs_dir: Path = flag(Path("runs"), "where the cache and the count of test openings lie")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    settings, space = parse(Settings, argv, __doc__ or "", lambda p: p.add_argument("prompts", nargs="+", type=Path, metavar="PROMPTS", help="run folders or prompt files"), config=False)
+    settings, space = parse(
+        Settings,
+        argv,
+        __doc__ or "",
+        lambda p: p.add_argument(
+            "prompts", nargs="+", type=Path, metavar="PROMPTS", help="run folders or prompt files"
+        ),
+        config=False,
+    )
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
-    jobs = [_job(settings, path) for path in space.prompts]  # all inputs are checked before anything is scored
+    jobs = [
+        _job(settings, path) for path in space.prompts
+    ]  # all inputs are checked before anything is scored
     for job in jobs:
         _score(*job)
     return DONE
 
 
-def _job(settings: Settings, path: Path) -> tuple[Settings, Path, list["Prompt"], dict[str, float], Path, "Task"]:
+def _job(
+    settings: Settings, path: Path
+) -> tuple[Settings, Path, list["Prompt"], dict[str, float], Path, "Task"]:
     """(settings, source, prompts with the baseline first, fitted biases by prompt id, result file, task)."""
     from evaluators.prompts import TASKS, read_prompts, read_yaml
     from opro.history import History
@@ -57,25 +79,63 @@ def _job(settings: Settings, path: Path) -> tuple[Settings, Path, list["Prompt"]
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
     task = TASKS[settings.task]
     if not path.is_dir():
-        filled = dataclasses.replace(settings, checkpoint=settings.checkpoint or "pocket-base", quantization=settings.quantization or "none", manifest=settings.manifest or Path("data/demo"))
-        return filled, path, read_prompts(path, task.labels), {}, settings.out or path.with_suffix(f".{settings.split}.json"), task
+        filled = dataclasses.replace(
+            settings,
+            checkpoint=settings.checkpoint or "pocket-base",
+            quantization=settings.quantization or "none",
+            manifest=settings.manifest or Path("data/demo"),
+        )
+        return (
+            filled,
+            path,
+            read_prompts(path, task.labels),
+            {},
+            settings.out or path.with_suffix(f".{settings.split}.json"),
+            task,
+        )
     if not (path / "trials.jsonl").is_file():
         raise UserError(f"{str(path)!r} is no run folder: it holds no trials.jsonl")
     config = read_yaml(path / "config.yaml")
     history = History(path / "trials.jsonl", task.labels)
     if history.selection is None:
-        raise UserError(f"run {path.name!r} is not finished; resume it first: its choice must not depend on the test split")
-    order = [history.selection["baseline"], history.selection["chosen"], *history.selection["finalists"], *(t.number for t in history.complete)]
+        raise UserError(
+            f"run {path.name!r} is not finished; resume it first: its choice must not depend on the test split"
+        )
+    order = [
+        history.selection["baseline"],
+        history.selection["chosen"],
+        *history.selection["finalists"],
+        *(t.number for t in history.complete),
+    ]
     trials = [history.trials[number] for number in dict.fromkeys(order)][: settings.top + 1]
     filled = dataclasses.replace(
-        settings, checkpoint=settings.checkpoint or config["checkpoint"], quantization=settings.quantization or config["quantization"],
-        manifest=settings.manifest or Path(config["manifest"]), adapter=settings.adapter or (Path(config["adapter"]) if config["adapter"] else None),
-        train_manifest=settings.train_manifest or (Path(config["train_manifest"]) if config["train_manifest"] else None))
+        settings,
+        checkpoint=settings.checkpoint or config["checkpoint"],
+        quantization=settings.quantization or config["quantization"],
+        manifest=settings.manifest or Path(config["manifest"]),
+        adapter=settings.adapter or (Path(config["adapter"]) if config["adapter"] else None),
+        train_manifest=settings.train_manifest
+        or (Path(config["train_manifest"]) if config["train_manifest"] else None),
+    )
     biases = {t.candidate.prompt.prompt_id: t.bias for t in trials}
-    return filled, path, [t.candidate.prompt for t in trials], biases, path / f"{settings.split}.json", task
+    return (
+        filled,
+        path,
+        [t.candidate.prompt for t in trials],
+        biases,
+        path / f"{settings.split}.json",
+        task,
+    )
 
 
-def _score(settings: Settings, source: Path, prompts: Sequence["Prompt"], biases: dict[str, float], out: Path, task: "Task") -> None:
+def _score(
+    settings: Settings,
+    source: Path,
+    prompts: Sequence["Prompt"],
+    biases: dict[str, float],
+    out: Path,
+    task: "Task",
+) -> None:
     import numpy as np
 
     from evaluators import clips as clipset
@@ -88,34 +148,83 @@ def _score(settings: Settings, source: Path, prompts: Sequence["Prompt"], biases
     clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, settings.split))
     clipset.check_registry(clips, clipset.read_registry(manifest))
     clipset.verify(clips)
-    evaluator, heard = build_evaluator(str(settings.checkpoint), adapter=settings.adapter, quantisation=settings.quantization or "none",
-                                       device=settings.device, dtype=settings.dtype, cache=settings.runs_dir / runs.CACHE)
+    evaluator, heard = build_evaluator(
+        str(settings.checkpoint),
+        adapter=settings.adapter,
+        quantisation=settings.quantization or "none",
+        device=settings.device,
+        dtype=settings.dtype,
+        cache=settings.runs_dir / runs.CACHE,
+    )
     if settings.train_manifest is not None:
-        heard = (heard or frozenset()) | {c.source_id for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")}
+        heard = (heard or frozenset()) | {
+            c.source_id
+            for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")
+        }
     clipset.check_unheard(clips, heard or (), str(settings.checkpoint))
-    warnings = [] if heard is not None else [f"what {settings.checkpoint!r} was trained on is unknown: scores may measure memory"]
+    warnings = (
+        []
+        if heard is not None
+        else [f"what {settings.checkpoint!r} was trained on is unknown: scores may measure memory"]
+    )
     digest = clipset.manifest_digest(manifest)
-    openings = (runs.record_opening(settings.runs_dir, digest, "rescore", f"{source.name}, {len(prompts)} prompts")
-                if settings.split == "test" else runs.count_openings(settings.runs_dir, digest))
+    openings = (
+        runs.record_opening(
+            settings.runs_dir, digest, "rescore", f"{source.name}, {len(prompts)} prompts"
+        )
+        if settings.split == "test"
+        else runs.count_openings(settings.runs_dir, digest)
+    )
     table = evaluator.score(prompts, clips)
     truth = np.array([task.labels.index(c.label) for c in clips])
     sources = [c.source_id for c in clips]
-    right = [metrics.decide(table.logp[i], biases.get(p.prompt_id, 0.0)) == truth for i, p in enumerate(prompts)]
+    right = [
+        metrics.decide(table.logp[i], biases.get(p.prompt_id, 0.0)) == truth
+        for i, p in enumerate(prompts)
+    ]
     differences = [metrics.paired_difference(truth, r, right[0], sources) for r in right]
     holm = [1.0, *metrics.holm([d.p for d in differences[1:]])]
     rows: list[dict[str, Any]] = []
     for i, prompt in enumerate(prompts):
         e = metrics.estimate(truth, right[i], sources)
         d = differences[i]
-        rows.append({
-            "prompt_id": prompt.prompt_id, "text": prompt.text, "answers": prompt.to_dict()["answers"], "baseline": i == 0,
-            "score": e.value, "low": e.low, "high": e.high, "clips": e.clips, "sources": e.sources,
-            "hit_rate": float(right[i][truth == 0].mean()), "false_alarm_rate": float(1 - right[i][truth != 0].mean()),
-            "auroc": metrics.auroc(truth, metrics.margins(table.logp[i])), "outside": float(np.clip(table.outside[i], 0, 1).mean()),
-            "slices": {name: {"score": value, "clips": count} for name, (value, count) in slices(clips, truth, right[i]).items()},
-            "difference": {"value": d.value, "low": d.low, "high": d.high, "p": d.p, "p_holm": holm[i]}})
-    result = {"split": settings.split, "checkpoint": settings.checkpoint, "fingerprint": evaluator.fingerprint, "manifest": digest,
-              "test_openings": openings, "warnings": warnings, "prompts": rows}
+        rows.append(
+            {
+                "prompt_id": prompt.prompt_id,
+                "text": prompt.text,
+                "answers": prompt.to_dict()["answers"],
+                "baseline": i == 0,
+                "score": e.value,
+                "low": e.low,
+                "high": e.high,
+                "clips": e.clips,
+                "sources": e.sources,
+                "hit_rate": float(right[i][truth == 0].mean()),
+                "false_alarm_rate": float(1 - right[i][truth != 0].mean()),
+                "auroc": metrics.auroc(truth, metrics.margins(table.logp[i])),
+                "outside": float(np.clip(table.outside[i], 0, 1).mean()),
+                "slices": {
+                    name: {"score": value, "clips": count}
+                    for name, (value, count) in slices(clips, truth, right[i]).items()
+                },
+                "difference": {
+                    "value": d.value,
+                    "low": d.low,
+                    "high": d.high,
+                    "p": d.p,
+                    "p_holm": holm[i],
+                },
+            }
+        )
+    result = {
+        "split": settings.split,
+        "checkpoint": settings.checkpoint,
+        "fingerprint": evaluator.fingerprint,
+        "manifest": digest,
+        "test_openings": openings,
+        "warnings": warnings,
+        "prompts": rows,
+    }
     runs.write_json(out, result)
     _print(result, out)
 
@@ -128,18 +237,55 @@ def _print(result: dict[str, Any], out: Path) -> None:
 
     console = wide_console()
     first = result["prompts"][0]
-    table = Table(title=f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of {first['sources']} sources", title_justify="left", box=None, pad_edge=False)
-    for name in ("balanced accuracy", "95 %", "hits", "false alarms", "AUROC", "against baseline", "p (Holm)", "prompt"):
-        table.add_column(name, no_wrap=name != "prompt", justify="left" if name == "prompt" else "right")
+    table = Table(
+        title=f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of {first['sources']} sources",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in (
+        "balanced accuracy",
+        "95 %",
+        "hits",
+        "false alarms",
+        "AUROC",
+        "against baseline",
+        "p (Holm)",
+        "prompt",
+    ):
+        table.add_column(
+            name, no_wrap=name != "prompt", justify="left" if name == "prompt" else "right"
+        )
     for row in result["prompts"]:
         d = row["difference"]
-        against = ("baseline", "") if row["baseline"] else (f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]", f"{d['p_holm']:.3f}")
-        table.add_row(f"{100 * row['score']:.1f}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}", f"{100 * row['hit_rate']:.0f}", f"{100 * row['false_alarm_rate']:.0f}",
-                      f"{row['auroc']:.3f}", *against, Text(" / ".join(row["text"].split("\n")), no_wrap=True, overflow="ellipsis"))
+        against = (
+            ("baseline", "")
+            if row["baseline"]
+            else (
+                f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]",
+                f"{d['p_holm']:.3f}",
+            )
+        )
+        table.add_row(
+            f"{100 * row['score']:.1f}",
+            f"{100 * row['low']:.1f}-{100 * row['high']:.1f}",
+            f"{100 * row['hit_rate']:.0f}",
+            f"{100 * row['false_alarm_rate']:.0f}",
+            f"{row['auroc']:.3f}",
+            *against,
+            Text(" / ".join(row["text"].split("\n")), no_wrap=True, overflow="ellipsis"),
+        )
     console.print(table)
     if result["split"] == "test":
-        console.print(f"the test split of this manifest has been opened {result['test_openings']} times in this project"
-                      + ("; every look makes the next number less honest" if result["test_openings"] > 1 else ""), markup=False)
+        console.print(
+            f"the test split of this manifest has been opened {result['test_openings']} times in this project"
+            + (
+                "; every look makes the next number less honest"
+                if result["test_openings"] > 1
+                else ""
+            ),
+            markup=False,
+        )
     for text in result["warnings"]:
         console.print(f"warning: {text}", markup=False)
     console.print(f"written to {out}", markup=False)

@@ -53,7 +53,13 @@ class Reward:
             return np.full(len(truth), 1 / len(truth))
         return np.asarray(metrics.balanced_weights(truth), dtype=np.float64)
 
-    def judge(self, logp: NDArray[np.float32], truth: NDArray[np.int64], clips: Sequence[Clip], bias: float | None = None) -> Judged:
+    def judge(
+        self,
+        logp: NDArray[np.float32],
+        truth: NDArray[np.int64],
+        clips: Sequence[Clip],
+        bias: float | None = None,
+    ) -> Judged:
         """Reward of ``[clip, label]`` log-probabilities.
 
         Args:
@@ -63,7 +69,9 @@ class Reward:
             bias: A shift that was fitted elsewhere; None fits or takes 0, as `threshold` says.
         """
         if bias is None:
-            bias = metrics.fit_bias(truth, metrics.margins(logp)) if self.threshold == "dev" else 0.0
+            bias = (
+                metrics.fit_bias(truth, metrics.margins(logp)) if self.threshold == "dev" else 0.0
+            )
         right = metrics.decide(logp, bias) == truth
         loss = metrics.nll(truth, logp)
         if self.objective == "auroc":
@@ -71,20 +79,28 @@ class Reward:
         elif self.objective == "nll":
             value = 1.0 - loss
         elif self.objective == "worst_slice":
-            value = min(score for name, (score, _) in slices(clips, truth, right).items() if name.endswith((" ms", " dB")))
+            value = min(
+                score
+                for name, (score, _) in slices(clips, truth, right).items()
+                if name.endswith((" ms", " dB"))
+            )
         else:
             value = float((self.weights(truth) * right).sum())
         return Judged(value, right, bias, loss)
 
     def describe(self, task: Task) -> str:
         """What the score means, for the proposer; generated from the reward in force and nothing else."""
-        text = f"The score is {OBJECTIVES[self.objective]}. The classes are {', '.join(task.labels)}."
+        text = (
+            f"The score is {OBJECTIVES[self.objective]}. The classes are {', '.join(task.labels)}."
+        )
         if self.threshold == "dev":
             text += " The decision threshold is tuned for each prompt, so a prompt that only favours one answer gains nothing."
         return text
 
 
-def slices(clips: Sequence[Clip], truth: NDArray[np.int64], right: NDArray[np.bool_]) -> dict[str, tuple[float, int]]:
+def slices(
+    clips: Sequence[Clip], truth: NDArray[np.int64], right: NDArray[np.bool_]
+) -> dict[str, tuple[float, int]]:
     """Score and number of clips by duration, SNR and category, in a fixed order.
 
     Durations and SNRs: balanced accuracy, left out where only one class occurs. Categories: share answered right.
@@ -96,7 +112,15 @@ def slices(clips: Sequence[Clip], truth: NDArray[np.int64], right: NDArray[np.bo
             named.setdefault(f"{round(clip.snr_db / 5) * 5:+d} dB", []).append(i)
         named.setdefault(clip.category, []).append(i)
     out = {}
-    for name, index in sorted(named.items(), key=lambda item: (not item[0].endswith(" ms"), not item[0].endswith(" dB"), _leading(item[0]), item[0])):
+    for name, index in sorted(
+        named.items(),
+        key=lambda item: (
+            not item[0].endswith(" ms"),
+            not item[0].endswith(" dB"),
+            _leading(item[0]),
+            item[0],
+        ),
+    ):
         if not name.endswith((" ms", " dB")):
             out[name] = (float(right[index].mean()), len(index))
         elif len(np.unique(truth[index])) > 1:

@@ -33,22 +33,32 @@ class Parts:
     def prompt(self, like: Prompt) -> Prompt:
         """Put together again: letters by position, answers by label."""
         letters = "ABCDEFGH"
-        block = self.join.join(self.mark.format(letters[i], words) for i, (_, words) in enumerate(self.options))
+        block = self.join.join(
+            self.mark.format(letters[i], words) for i, (_, words) in enumerate(self.options)
+        )
         head = " ".join(part for part in (self.hint, self.question) if part)
         gap = "\n" if self.join == "\n" else " "
-        text = gap.join(part for part in (head, block) if part) + (f"\n\n{self.closing}" if self.closing else "")
+        text = gap.join(part for part in (head, block) if part) + (
+            f"\n\n{self.closing}" if self.closing else ""
+        )
         given = {label: letters[i] for i, (label, _) in enumerate(self.options)}
-        return replace(like, text=text, answers=tuple((label, (given[label],)) for label, _ in like.answers))
+        return replace(
+            like, text=text, answers=tuple((label, (given[label],)) for label, _ in like.answers)
+        )
 
 
 def take_apart(prompt: Prompt) -> Parts | None:
     """The parts of a prompt whose answers are letters that mark its options, else None."""
     label_of = {words[0]: label for label, words in prompt.answers if len(words) == 1}
-    if len(label_of) != len(prompt.answers) or not all(re.fullmatch("[A-H]", letter) for letter in label_of):
+    if len(label_of) != len(prompt.answers) or not all(
+        re.fullmatch("[A-H]", letter) for letter in label_of
+    ):
         return None
     found = []
     for letter in sorted(label_of):
-        match = re.compile(_MARK.format(letter=letter)).search(prompt.text, found[-1].end() if found else 0)
+        match = re.compile(_MARK.format(letter=letter)).search(
+            prompt.text, found[-1].end() if found else 0
+        )
         if match is None:
             return None
         found.append(match)
@@ -75,19 +85,27 @@ class Rewriter:
 
     name = "rewriter"
 
-    def __init__(self, task: Task, seed: int, learn: bool = True, folder: Path = ROOT / "rewriter") -> None:
+    def __init__(
+        self, task: Task, seed: int, learn: bool = True, folder: Path = ROOT / "rewriter"
+    ) -> None:
         self.task = task
         self.seed = seed
         self.learn = learn
         path = folder / f"{task.name}.yaml"
         self.bank = read_yaml(path) if path.is_file() else {}
         if self.bank and set(self.bank) != KEYS:
-            raise UserError(f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}")
+            raise UserError(
+                f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}"
+            )
 
     def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
         """`n` new prompts, fewer only when nothing new can be made. Depends on earlier iterations alone."""
         rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
-        trials = [t for t in history.complete if t.iteration < iteration and (self.learn or t.iteration == 0)]
+        trials = [
+            t
+            for t in history.complete
+            if t.iteration < iteration and (self.learn or t.iteration == 0)
+        ]
         if not trials:
             return []
         known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
@@ -110,7 +128,9 @@ class Rewriter:
             return None
         done, parents = [], [parent.candidate.prompt.prompt_id]
         for _ in range(rng.choice((1, 1, 2, 2, 3))):
-            operator = rng.choice(list(_OPERATORS) if self.bank else ["swap", "shorten", "cross", "layout"])
+            operator = rng.choice(
+                list(_OPERATORS) if self.bank else ["swap", "shorten", "cross", "layout"]
+            )
             other = rng.choice(trials)
             mate = self._take_apart(other.candidate.prompt)
             if operator == "cross":
@@ -128,7 +148,9 @@ class Rewriter:
         if parts is not None:
             for hint in self.bank.get("hints", ()):
                 if parts.question.startswith(hint):
-                    return replace(parts, hint=hint, question=parts.question.removeprefix(hint).strip())
+                    return replace(
+                        parts, hint=hint, question=parts.question.removeprefix(hint).strip()
+                    )
         return parts
 
 
@@ -139,18 +161,42 @@ def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
 
 def _explain(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
     words = dict(zip(task.labels, pair, strict=True))
-    return replace(parts, options=tuple((label, f"{re.sub(r' *[(].*[)]', '', text)} ({words[label]})") for label, text in parts.options))
+    return replace(
+        parts,
+        options=tuple(
+            (label, f"{re.sub(r' *[(].*[)]', '', text)} ({words[label]})")
+            for label, text in parts.options
+        ),
+    )
 
 
 _OPERATORS = {
-    "question": lambda p, m, b, r, t: replace(p, question=r.choice(b["questions"]).format(x=r.choice(b["things"]))),
+    "question": lambda p, m, b, r, t: replace(
+        p, question=r.choice(b["questions"]).format(x=r.choice(b["things"]))
+    ),
     "options": lambda p, m, b, r, t: _pair(p, r.choice(b["options"]), t),
     "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
     "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
     "closing": lambda p, m, b, r, t: replace(p, closing=r.choice(b["closings"])),
-    "layout": lambda p, m, b, r, t: replace(p, mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]), join=r.choice(("\n", " "))),
+    "layout": lambda p, m, b, r, t: replace(
+        p,
+        mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]),
+        join=r.choice(("\n", " ")),
+    ),
     "swap": lambda p, m, b, r, t: replace(p, options=p.options[::-1]),
-    "shorten": lambda p, m, b, r, t: replace(p, hint="", closing="" if r.random() < 0.5 else p.closing,
-                                             options=tuple((label, re.sub(r" *[(].*[)]", "", text) or text) for label, text in p.options)),
-    "cross": lambda p, m, b, r, t: r.choice((replace(p, question=m.question), replace(p, options=m.options), replace(p, closing=m.closing, mark=m.mark))),
+    "shorten": lambda p, m, b, r, t: replace(
+        p,
+        hint="",
+        closing="" if r.random() < 0.5 else p.closing,
+        options=tuple(
+            (label, re.sub(r" *[(].*[)]", "", text) or text) for label, text in p.options
+        ),
+    ),
+    "cross": lambda p, m, b, r, t: r.choice(
+        (
+            replace(p, question=m.question),
+            replace(p, options=m.options),
+            replace(p, closing=m.closing, mark=m.mark),
+        )
+    ),
 }

@@ -17,7 +17,17 @@ from typing import Any
 from evaluators.errors import PauseError, UserError
 from evaluators.prompts import dump_yaml, read_yaml
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "openai", "numpy", "scipy", "optuna", "diskcache")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "openai",
+    "numpy",
+    "scipy",
+    "optuna",
+    "diskcache",
+)
 CACHE = ".cache"  # under the runs folder, shared by all runs
 OPENINGS = "test_openings.jsonl"
 
@@ -30,7 +40,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise PauseError(f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder, then give the same command again") from None
+        raise PauseError(
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder, then give the same command again"
+        ) from None
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -44,7 +56,14 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r") else v for k, v in row.items()})
+        writer.writerow(
+            {
+                k: f"'{v}"
+                if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r")
+                else v
+                for k, v in row.items()
+            }
+        )
     return out.getvalue()
 
 
@@ -62,16 +81,22 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"run {folder.name!r} is open in another process; wait for it, or give another --name") from None
+        raise UserError(
+            f"run {folder.name!r} is open in another process; wait for it, or give another --name"
+        ) from None
     except OSError as error:
-        raise UserError(f"run folder {str(folder)!r} cannot be written ({error.strerror}); give another --runs-dir") from None
+        raise UserError(
+            f"run folder {str(folder)!r} cannot be written ({error.strerror}); give another --runs-dir"
+        ) from None
     try:
         path = folder / "config.yaml"
         if path.exists():
             before = read_yaml(path)
             for key in {*before, *config}:
                 if before.get(key) != config.get(key):
-                    raise UserError(f"run {folder.name!r} was started with {key} = {before.get(key)!r}, now it is {config.get(key)!r}; give another --name")
+                    raise UserError(
+                        f"run {folder.name!r} was started with {key} = {before.get(key)!r}, now it is {config.get(key)!r}; give another --name"
+                    )
         else:
             write_text(path, dump_yaml(dict(config)))
         yield folder
@@ -81,8 +106,16 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 
 def provenance(extra: Mapping[str, Any]) -> dict[str, Any]:
     """Where and how this process runs: command, code, versions, machine. Nothing of the environment's secrets."""
-    return {"argv": sys.argv, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "git": _git(), "python": platform.python_version(),
-            "machine": platform.platform(), "cpus": os.cpu_count(), "packages": {name: _version(name) for name in PACKAGES}, **extra}
+    return {
+        "argv": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": _git(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **extra,
+    }
 
 
 def _version(name: str) -> str | None:
@@ -95,8 +128,24 @@ def _version(name: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     root = Path(__file__).resolve().parent.parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = bool(subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip())
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+        dirty = bool(
+            subprocess.run(
+                ["git", "status", "--porcelain"],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": dirty}
@@ -107,7 +156,13 @@ def find_runs(runs_dir: Path) -> list[Path]:
     if not runs_dir.is_dir():
         return []
     found = [path.parent for path in runs_dir.glob("*/trials.jsonl")]
-    return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime if (p / "config.yaml").exists() else 0.0, p.name))
+    return sorted(
+        found,
+        key=lambda p: (
+            (p / "config.yaml").stat().st_mtime if (p / "config.yaml").exists() else 0.0,
+            p.name,
+        ),
+    )
 
 
 def count_openings(runs_dir: Path, digest: str) -> int:
@@ -120,14 +175,24 @@ def count_openings(runs_dir: Path, digest: str) -> int:
         try:
             count += json.loads(line)["manifest"] == digest
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: damaged line; restore the file, it counts how often the test split was looked at") from None
+            raise UserError(
+                f"{path}:{number}: damaged line; restore the file, it counts how often the test split was looked at"
+            ) from None
     return count
 
 
 def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
     """Notes that the test split is being opened, before it is scored; returns how often that has happened now."""
     before = count_openings(runs_dir, digest)
-    line = json.dumps({"manifest": digest, "verb": verb, "about": about, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, ensure_ascii=False)
+    line = json.dumps(
+        {
+            "manifest": digest,
+            "verb": verb,
+            "about": about,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+        ensure_ascii=False,
+    )
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         with (runs_dir / OPENINGS).open("a", encoding="utf-8") as file:
@@ -135,5 +200,7 @@ def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise PauseError(f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is not opened uncounted") from None
+        raise PauseError(
+            f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is not opened uncounted"
+        ) from None
     return before + 1

@@ -53,10 +53,21 @@ class Selection:
 def pick_finalists(complete: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed on the search half, and the best trials that beat it there."""
     baseline = next(t for t in complete if t.iteration == 0)
-    return baseline, [t for t in complete if t.iteration > 0 and t.rank > baseline.rank and (t.reward or 0) > (baseline.reward or 0)][:FINALISTS]
+    return baseline, [
+        t
+        for t in complete
+        if t.iteration > 0 and t.rank > baseline.rank and (t.reward or 0) > (baseline.reward or 0)
+    ][:FINALISTS]
 
 
-def select(evaluator: Evaluator, complete: Sequence[Trial], fresh: Sequence[Clip], labels: Sequence[str], reward: Reward, seed: int) -> Selection:
+def select(
+    evaluator: Evaluator,
+    complete: Sequence[Trial],
+    fresh: Sequence[Clip],
+    labels: Sequence[str],
+    reward: Reward,
+    seed: int,
+) -> Selection:
     """Re-scores finalists and baseline on the fresh half and decides.
 
     Balanced accuracy is compared, whatever the reward was. A finalist replaces the baseline when the lower bound of
@@ -75,10 +86,15 @@ def select(evaluator: Evaluator, complete: Sequence[Trial], fresh: Sequence[Clip
     trials = list({t.number: t for t in [baseline, first, *finalists]}.values())
     table = evaluator.score([t.candidate.prompt for t in trials], fresh)
     # A threshold fitted on the search half is carried over, never fitted again.
-    right = {t.number: reward.judge(table.logp[i], truth, fresh, bias=t.bias).right for i, t in enumerate(trials)}
+    right = {
+        t.number: reward.judge(table.logp[i], truth, fresh, bias=t.bias).right
+        for i, t in enumerate(trials)
+    }
 
     def compare(trial: Trial, to: Trial, alpha: float) -> metrics.Difference:
-        return metrics.paired_difference(truth, right[trial.number], right[to.number], sources, alpha=alpha, seed=seed)
+        return metrics.paired_difference(
+            truth, right[trial.number], right[to.number], sources, alpha=alpha, seed=seed
+        )
 
     plain = [compare(t, baseline, ALPHA) for t in finalists]
     p_holm = metrics.holm([d.p for d in plain])
@@ -87,10 +103,21 @@ def select(evaluator: Evaluator, complete: Sequence[Trial], fresh: Sequence[Clip
     for i, trial in enumerate(finalists):
         # Holm's step-down level for the bound that goes with this finalist's rank.
         level = ALPHA / (len(finalists) - order.index(i))
-        finals.append(Final(trial, metrics.estimate(truth, right[trial.number], sources, seed=seed), replace(compare(trial, baseline, level)), p_holm[i]))
+        finals.append(
+            Final(
+                trial,
+                metrics.estimate(truth, right[trial.number], sources, seed=seed),
+                replace(compare(trial, baseline, level)),
+                p_holm[i],
+            )
+        )
     fewest = metrics.fewest_sources(truth, sources)
     winners = [f for f in finals if f.difference.low > 0 and f.p_holm <= ALPHA]
-    chosen = max(winners, key=lambda f: f.difference.value) if winners and fewest >= metrics.MIN_SOURCES else None
+    chosen = (
+        max(winners, key=lambda f: f.difference.value)
+        if winners and fewest >= metrics.MIN_SOURCES
+        else None
+    )
     judged = [baseline] + ([chosen.trial] if chosen else [])
     return Selection(
         baseline=baseline,
@@ -110,16 +137,22 @@ def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:
     d = best.difference
     gain = f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips of {d.sources} sources"
     if fewest < metrics.MIN_SOURCES:
-        return (f"baseline kept: the fresh half has only {fewest} sources of one label, {metrics.MIN_SOURCES} are needed "
-                f"for a claim (the best finalist shows {gain})")
+        return (
+            f"baseline kept: the fresh half has only {fewest} sources of one label, {metrics.MIN_SOURCES} are needed "
+            f"for a claim (the best finalist shows {gain})"
+        )
     if chosen is None:
         return f"baseline kept: the best finalist gains {gain}, corrected p {best.p_holm:.3f}; its lower bound is not above zero"
     d = chosen.difference
-    return (f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips "
-            f"of {d.sources} sources, corrected p {chosen.p_holm:.3f}")
+    return (
+        f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips "
+        f"of {d.sources} sources, corrected p {chosen.p_holm:.3f}"
+    )
 
 
-def _controls(evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Clip], truth: Any, reward: Reward) -> dict[str, dict[str, float]]:
+def _controls(
+    evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Clip], truth: Any, reward: Reward
+) -> dict[str, dict[str, float]]:
     """Balanced accuracy and share of first-label answers with silence and with shuffled audio: what the text alone says."""
     out: dict[str, dict[str, float]] = {}
     prompts: list[Prompt] = [t.candidate.prompt for t in trials]
@@ -129,6 +162,10 @@ def _controls(evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Cli
         for i, trial in enumerate(trials):
             right = reward.judge(table.logp[i], truth, heard, bias=trial.bias).right
             first = metrics.decide(table.logp[i], trial.bias) == 0
-            out.setdefault(trial.candidate.prompt.prompt_id, {}).update({
-                audio: metrics.balanced_accuracy(truth, right), f"{audio}_first_label": float(first.mean())})
+            out.setdefault(trial.candidate.prompt.prompt_id, {}).update(
+                {
+                    audio: metrics.balanced_accuracy(truth, right),
+                    f"{audio}_first_label": float(first.mean()),
+                }
+            )
     return out

@@ -17,21 +17,42 @@ def write_study(history: History, path: Path, name: str) -> None:
     logging.getLogger("optuna").setLevel(logging.WARNING)
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
-    study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(temporary))), study_name=name, direction="maximize")
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(temporary))),
+        study_name=name,
+        direction="maximize",
+    )
     origins = sorted({t.candidate.origin.split(":")[0] for t in history.trials})
-    states = {"complete": TrialState.COMPLETE, "dropped": TrialState.PRUNED, "failed": TrialState.FAIL}
+    states = {
+        "complete": TrialState.COMPLETE,
+        "dropped": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
     trials = []
     for trial in history.trials:
         if trial.state == "waiting":
             continue
         prompt = trial.candidate.prompt
-        trials.append(create_trial(
-            state=states[trial.state], value=trial.reward if trial.state == "complete" else None,
-            params={"origin": trial.candidate.origin.split(":")[0], "length": len(prompt.text)},
-            distributions={"origin": CategoricalDistribution(origins), "length": IntDistribution(1, 10_000)},
-            user_attrs={"prompt_id": prompt.prompt_id, "text": prompt.text, "origin": trial.candidate.origin,
-                        "parents": list(trial.candidate.parents), "iteration": trial.iteration, "clips": trial.clips},
-            intermediate_values=dict(enumerate(trial.blocks))))
+        trials.append(
+            create_trial(
+                state=states[trial.state],
+                value=trial.reward if trial.state == "complete" else None,
+                params={"origin": trial.candidate.origin.split(":")[0], "length": len(prompt.text)},
+                distributions={
+                    "origin": CategoricalDistribution(origins),
+                    "length": IntDistribution(1, 10_000),
+                },
+                user_attrs={
+                    "prompt_id": prompt.prompt_id,
+                    "text": prompt.text,
+                    "origin": trial.candidate.origin,
+                    "parents": list(trial.candidate.parents),
+                    "iteration": trial.iteration,
+                    "clips": trial.clips,
+                },
+                intermediate_values=dict(enumerate(trial.blocks)),
+            )
+        )
     study.add_trials(trials)
     temporary.replace(path)
     for lock in path.parent.glob(f"{temporary.name}.*"):

@@ -20,44 +20,132 @@ def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, ta
     """scores/<prompt_id>.csv: per clip the log-probability of each label in nats, and the mass outside all answers."""
     import numpy as np
 
-    columns = ["clip_id", "source_id", "label", "duration_ms", "snr_db", "category", *(f"logp_{label}" for label in task.labels), "outside"]
-    rows = [{"clip_id": c.clip_id, "source_id": c.source_id, "label": c.label, "duration_ms": c.duration_ms, "snr_db": c.snr_db, "category": c.category,
-             **{f"logp_{label}": round(float(value), 6) for label, value in zip(task.labels, values, strict=True)},
-             "outside": round(max(0.0, 1 - float(np.exp(values).sum())), 6)} for c, values in zip(clips, logp, strict=False)]
-    runs.write_text(folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", runs.csv_text(rows, columns))
+    columns = [
+        "clip_id",
+        "source_id",
+        "label",
+        "duration_ms",
+        "snr_db",
+        "category",
+        *(f"logp_{label}" for label in task.labels),
+        "outside",
+    ]
+    rows = [
+        {
+            "clip_id": c.clip_id,
+            "source_id": c.source_id,
+            "label": c.label,
+            "duration_ms": c.duration_ms,
+            "snr_db": c.snr_db,
+            "category": c.category,
+            **{
+                f"logp_{label}": round(float(value), 6)
+                for label, value in zip(task.labels, values, strict=True)
+            },
+            "outside": round(max(0.0, 1 - float(np.exp(values).sum())), 6),
+        }
+        for c, values in zip(clips, logp, strict=False)
+    ]
+    runs.write_text(
+        folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", runs.csv_text(rows, columns)
+    )
 
 
-def finish(config: Mapping[str, Any], folder: Path, task: Task, history: History, selection: Selection, evaluator: Any, ledger: Ledger, clock: Clock,
-           seconds: float, warnings: Sequence[str]) -> None:
+def finish(
+    config: Mapping[str, Any],
+    folder: Path,
+    task: Task,
+    history: History,
+    selection: Selection,
+    evaluator: Any,
+    ledger: Ledger,
+    clock: Clock,
+    seconds: float,
+    warnings: Sequence[str],
+) -> None:
     """Writes the results and prints them."""
     chosen = selection.chosen.trial if selection.chosen else selection.baseline
     chosen_score = selection.chosen.score if selection.chosen else selection.baseline_score
-    none = Difference(0.0, 0.0, 0.0, 1.0, selection.baseline_score.clips, selection.baseline_score.sources)
+    none = Difference(
+        0.0, 0.0, 0.0, 1.0, selection.baseline_score.clips, selection.baseline_score.sources
+    )
     gain = selection.chosen.difference if selection.chosen else none
 
     def about(trial: Trial, score: Any) -> dict[str, Any]:
-        return {"prompt_id": trial.candidate.prompt.prompt_id, "text": trial.candidate.prompt.text, "score": score.value,
-                "low": score.low, "high": score.high, "search_score": trial.score}
+        return {
+            "prompt_id": trial.candidate.prompt.prompt_id,
+            "text": trial.candidate.prompt.text,
+            "score": score.value,
+            "low": score.low,
+            "high": score.high,
+            "search_score": trial.score,
+        }
 
     summary: dict[str, Any] = {
-        "status": "complete", "checkpoint": config["checkpoint"], "fingerprint": evaluator.fingerprint, "task": task.name, "seed": config["seed"],
-        "iterations": config["iterations"], "trials": len(history.trials), "proposer": config["proposer"], "strategy": config["strategy"],
-        "baseline": about(selection.baseline, selection.baseline_score), "chosen": about(chosen, chosen_score),
-        "baseline_kept": selection.chosen is None, "reason": selection.reason,
-        "gain": {"estimate": gain.value, "low": gain.low, "high": gain.high, "clips": gain.clips, "sources": gain.sources},
-        "gain_to_first_seed": {"estimate": selection.to_first_seed.value, "low": selection.to_first_seed.low, "high": selection.to_first_seed.high},
-        "finalists": [{**about(f.trial, f.score), "difference": f.difference.value, "difference_low": f.difference.low,
-                       "difference_high": f.difference.high, "p_holm": f.p_holm} for f in selection.finals],
+        "status": "complete",
+        "checkpoint": config["checkpoint"],
+        "fingerprint": evaluator.fingerprint,
+        "task": task.name,
+        "seed": config["seed"],
+        "iterations": config["iterations"],
+        "trials": len(history.trials),
+        "proposer": config["proposer"],
+        "strategy": config["strategy"],
+        "baseline": about(selection.baseline, selection.baseline_score),
+        "chosen": about(chosen, chosen_score),
+        "baseline_kept": selection.chosen is None,
+        "reason": selection.reason,
+        "gain": {
+            "estimate": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "clips": gain.clips,
+            "sources": gain.sources,
+        },
+        "gain_to_first_seed": {
+            "estimate": selection.to_first_seed.value,
+            "low": selection.to_first_seed.low,
+            "high": selection.to_first_seed.high,
+        },
+        "finalists": [
+            {
+                **about(f.trial, f.score),
+                "difference": f.difference.value,
+                "difference_low": f.difference.low,
+                "difference_high": f.difference.high,
+                "p_holm": f.p_holm,
+            }
+            for f in selection.finals
+        ],
         "controls": selection.controls,
-        "evals": {"requested": evaluator.requested, "cached": evaluator.cached, "forward": evaluator.requested - evaluator.cached},
-        "seconds": {"total": round(seconds, 2), "scoring": round(clock.scoring, 2), "proposing": round(clock.proposing, 2)},
-        "lm": {"calls": ledger.calls, "tokens_in": ledger.tokens_in, "tokens_out": ledger.tokens_out, "cost": ledger.cost},
+        "evals": {
+            "requested": evaluator.requested,
+            "cached": evaluator.cached,
+            "forward": evaluator.requested - evaluator.cached,
+        },
+        "seconds": {
+            "total": round(seconds, 2),
+            "scoring": round(clock.scoring, 2),
+            "proposing": round(clock.proposing, 2),
+        },
+        "lm": {
+            "calls": ledger.calls,
+            "tokens_in": ledger.tokens_in,
+            "tokens_out": ledger.tokens_out,
+            "cost": ledger.cost,
+        },
         "warnings": list(warnings),
     }
     runs.write_text(folder / "best.yaml", dump_prompts([chosen.candidate.prompt]))
     if history.selection is None:
-        history.select({"chosen": chosen.number, "baseline": selection.baseline.number, "reason": selection.reason,
-                        "finalists": [f.trial.number for f in selection.finals]})
+        history.select(
+            {
+                "chosen": chosen.number,
+                "baseline": selection.baseline.number,
+                "reason": selection.reason,
+                "finalists": [f.trial.number for f in selection.finals],
+            }
+        )
     rows = rows_of(folder)
     runs.write_text(folder / "leaderboard.csv", runs.csv_text(rows, COLUMNS))
     runs.write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
@@ -78,15 +166,31 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     line("decision", summary["reason"])
     line("baseline", f"{_interval(baseline)} on fresh clips  {_shown(baseline['text'])}")
     line("chosen", f"{_interval(chosen)} on fresh clips  {_shown(chosen['text'])}")
-    line("", f"{100 * first['estimate']:+.1f} points [{100 * first['low']:+.1f}, {100 * first['high']:+.1f}] against the first seed prompt")
+    line(
+        "",
+        f"{100 * first['estimate']:+.1f} points [{100 * first['low']:+.1f}, {100 * first['high']:+.1f}] against the first seed prompt",
+    )
     control = summary["controls"][chosen["prompt_id"]]
-    line("controls", f"chosen prompt with silence {100 * control['silence']:.1f}, with shuffled audio {100 * control['shuffled']:.1f} "
-                     f"(50 is what the text alone can give); answers {_label_share(control)} with silence")
+    line(
+        "controls",
+        f"chosen prompt with silence {100 * control['silence']:.1f}, with shuffled audio {100 * control['shuffled']:.1f} "
+        f"(50 is what the text alone can give); answers {_label_share(control)} with silence",
+    )
     evals, seconds = summary["evals"], summary["seconds"]
-    line("cost", f"{evals['requested']:,} evals asked for, {evals['forward']:,} through the model, {seconds['total']:.0f} s"
-                 + (f"; {summary['lm']['calls']} calls, {summary['lm']['tokens_in'] + summary['lm']['tokens_out']:,} tokens" if summary["lm"]["calls"] else ""))
+    line(
+        "cost",
+        f"{evals['requested']:,} evals asked for, {evals['forward']:,} through the model, {seconds['total']:.0f} s"
+        + (
+            f"; {summary['lm']['calls']} calls, {summary['lm']['tokens_in'] + summary['lm']['tokens_out']:,} tokens"
+            if summary["lm"]["calls"]
+            else ""
+        ),
+    )
     if summary["checkpoint"].startswith("pocket-"):
-        line("note", "the pocket checkpoints are small stand-ins: their numbers say nothing about Qwen2-Audio-7B")
+        line(
+            "note",
+            "the pocket checkpoints are small stand-ins: their numbers say nothing about Qwen2-Audio-7B",
+        )
     for text in summary["warnings"]:
         line("warning", text)
     line("run", str(folder))
@@ -114,11 +218,21 @@ def estimate_seconds(evaluator: Any, pairs: int) -> str:
 
     import torch
 
-    config = json.loads((inner.checkpoint.base / "config.json").read_text(encoding="utf-8"))["text_config"]
-    hidden, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    flop = 2 * layers * (4 * hidden**2 + 3 * hidden * wide) * 55  # prompt of 45 tokens, and its share of the prefix
+    config = json.loads((inner.checkpoint.base / "config.json").read_text(encoding="utf-8"))[
+        "text_config"
+    ]
+    hidden, wide, layers = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+    )
+    flop = (
+        2 * layers * (4 * hidden**2 + 3 * hidden * wide) * 55
+    )  # prompt of 45 tokens, and its share of the prefix
     size = 8192 if inner.device.type == "cuda" else min(1024, hidden * 2)
-    a = torch.randn(2048 if inner.device.type != "cuda" else size, size, device=inner.device, dtype=inner.dtype)
+    a = torch.randn(
+        2048 if inner.device.type != "cuda" else size, size, device=inner.device, dtype=inner.dtype
+    )
     b = torch.randn(size, size, device=inner.device, dtype=inner.dtype)
     float((a @ b).sum())
     begin = time.perf_counter()

@@ -10,7 +10,22 @@ from evaluators.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLUMNS = ("run", "checkpoint", "prompt_id", "score", "low", "high", "clips", "state", "fresh_score", "chosen", "origin", "length", "text", "slices")
+COLUMNS = (
+    "run",
+    "checkpoint",
+    "prompt_id",
+    "score",
+    "low",
+    "high",
+    "clips",
+    "state",
+    "fresh_score",
+    "chosen",
+    "origin",
+    "length",
+    "text",
+    "slices",
+)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -29,14 +44,32 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     fresh: dict[str, float] = {}
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        fresh = {about["prompt_id"]: about["score"] for about in [summary["baseline"], *summary["finalists"]]}
+        fresh = {
+            about["prompt_id"]: about["score"]
+            for about in [summary["baseline"], *summary["finalists"]]
+        }
     chosen = (history.selection or {}).get("chosen")
     told = [t for t in history.trials if t.state in ("complete", "dropped", "failed")]
     told.sort(key=lambda t: (t.state == "complete", t.state == "dropped", t.rank), reverse=True)
-    return [{"run": folder.name, "checkpoint": config["checkpoint"], "prompt_id": t.candidate.prompt.prompt_id, "text": t.candidate.prompt.text,
-             "score": t.score, "low": t.low, "high": t.high, "clips": t.clips, "origin": t.candidate.origin, "state": t.state,
-             "fresh_score": fresh.get(t.candidate.prompt.prompt_id), "chosen": t.number == chosen, "length": len(t.candidate.prompt.text),
-             "slices": {name: value[0] for name, value in t.slices.items()}} for t in told]
+    return [
+        {
+            "run": folder.name,
+            "checkpoint": config["checkpoint"],
+            "prompt_id": t.candidate.prompt.prompt_id,
+            "text": t.candidate.prompt.text,
+            "score": t.score,
+            "low": t.low,
+            "high": t.high,
+            "clips": t.clips,
+            "origin": t.candidate.origin,
+            "state": t.state,
+            "fresh_score": fresh.get(t.candidate.prompt.prompt_id),
+            "chosen": t.number == chosen,
+            "length": len(t.candidate.prompt.text),
+            "slices": {name: value[0] for name, value in t.slices.items()},
+        }
+        for t in told
+    ]
 
 
 def wide_console() -> "Console":
@@ -56,26 +89,68 @@ def print_table(rows: Sequence[dict[str, Any]], console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="balanced accuracy on the search half of dev; * dropped early, on fewer clips", title_justify="left", box=None, pad_edge=False)
-    for name, justify in (("score", "right"), ("95 %", "left"), ("clips", "right"), ("fresh", "right"), ("origin", "left"), ("prompt", "left")):
-        table.add_column(name, justify=justify, no_wrap=name != "prompt", overflow="ellipsis", max_width=22 if name == "origin" else None)  # type: ignore[arg-type]
+    table = Table(
+        title="balanced accuracy on the search half of dev; * dropped early, on fewer clips",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name, justify in (
+        ("score", "right"),
+        ("95 %", "left"),
+        ("clips", "right"),
+        ("fresh", "right"),
+        ("origin", "left"),
+        ("prompt", "left"),
+    ):
+        table.add_column(
+            name,
+            justify=justify,
+            no_wrap=name != "prompt",
+            overflow="ellipsis",
+            max_width=22 if name == "origin" else None,
+        )  # type: ignore[arg-type]
     several = len({row["run"] for row in rows}) > 1
     for row in rows:
         mark = "*" if row["state"] == "dropped" else "!" if row["state"] == "failed" else " "
         interval = "" if row["low"] is None else f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
-        text = ("-> " if row["chosen"] else "") + (f"[{row['checkpoint']}] " if several else "") + " / ".join(row["text"].split("\n"))
-        table.add_row(_percent(row["score"]) + mark, interval, str(row["clips"]), _percent(row["fresh_score"]), row["origin"], Text(text, no_wrap=True, overflow="ellipsis"))
+        text = (
+            ("-> " if row["chosen"] else "")
+            + (f"[{row['checkpoint']}] " if several else "")
+            + " / ".join(row["text"].split("\n"))
+        )
+        table.add_row(
+            _percent(row["score"]) + mark,
+            interval,
+            str(row["clips"]),
+            _percent(row["fresh_score"]),
+            row["origin"],
+            Text(text, no_wrap=True, overflow="ellipsis"),
+        )
     console.print(table)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table; prompts are escaped."""
-    def cell(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
 
-    lines = ["| run | checkpoint | score | 95 % | clips | fresh | origin | prompt |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    def cell(text: str) -> str:
+        return (
+            text.replace("\\", "\\\\")
+            .replace("|", "\\|")
+            .replace("<", "&lt;")
+            .replace("\n", "<br>")
+        )
+
+    lines = [
+        "| run | checkpoint | score | 95 % | clips | fresh | origin | prompt |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         mark = "\\*" if row["state"] == "dropped" else ""
-        interval = "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        lines.append(f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} | {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} | {cell(row['text'])} |")
+        interval = (
+            "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        )
+        lines.append(
+            f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} | {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} | {cell(row['text'])} |"
+        )
     return "\n".join(lines)

@@ -22,12 +22,18 @@ from opro import optimize
 
 
 def mean_interval(values):
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = (
+        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+        if len(values) > 1
+        else math.nan
+    )
     return f"{100 * np.mean(values):+.2f} [{100 * (np.mean(values) - half):+.2f}, {100 * (np.mean(values) + half):+.2f}]"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", default="pocket-base")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--iterations", type=int, default=5)
@@ -38,7 +44,10 @@ def main():
     evaluator, _ = build_evaluator(args.checkpoint, cache=args.runs_dir / ".cache")
     search, fresh = halves(balanced_order(read_manifest(manifest, labels, "dev")))
     test = balanced_order(read_manifest(manifest, labels, "test"))
-    truth = {name: np.array([labels.index(c.label) for c in clips]) for name, clips in (("search", search), ("fresh", fresh), ("test", test))}
+    truth = {
+        name: np.array([labels.index(c.label) for c in clips])
+        for name, clips in (("search", search), ("fresh", fresh), ("test", test))
+    }
     sources = [c.source_id for c in test]
 
     def on_test(prompt, bias=0.0):
@@ -46,9 +55,16 @@ def main():
 
     baselines = read_prompts(ROOT / "seeds" / "baselines.yaml", labels)
     table = evaluator.score(baselines, search)
-    best = max(range(3), key=lambda i: metrics.balanced_accuracy(truth["search"], metrics.decide(table.logp[i]) == truth["search"]))
+    best = max(
+        range(3),
+        key=lambda i: metrics.balanced_accuracy(
+            truth["search"], metrics.decide(table.logp[i]) == truth["search"]
+        ),
+    )
     base_right = on_test(baselines[best])
-    print(f"{args.checkpoint}: baseline {100 * metrics.balanced_accuracy(truth['test'], base_right):.1f} on {len(test)} test clips of {len(set(sources))} sources\n")
+    print(
+        f"{args.checkpoint}: baseline {100 * metrics.balanced_accuracy(truth['test'], base_right):.1f} on {len(test)} test clips of {len(set(sources))} sources\n"
+    )
 
     bias = metrics.fit_bias(truth["search"], metrics.margins(table.logp[best]))
     tuned = on_test(baselines[best], bias)
@@ -56,16 +72,37 @@ def main():
     threshold_line = f"threshold only: {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on test (bias {bias:+.2f} nats fitted on the search half)"
 
     rows = {"race": [], "random": []}
-    print("| strategy | seed | kept? | dev gain (fresh half) | best on search half, test gain | chosen, test gain [95 % over sources] | evals | chosen prompt |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| strategy | seed | kept? | dev gain (fresh half) | best on search half, test gain | chosen, test gain [95 % over sources] | evals | chosen prompt |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
     for strategy in rows:
         for seed in range(args.seeds):
             name = f"{args.checkpoint}-{strategy}-{seed}"
-            flags = ["--checkpoint", args.checkpoint, "--strategy", strategy, "--proposer", "rewriter", "--seed", str(seed), "--name", name,
-                     "--iterations", str(args.iterations), "--runs-dir", str(args.runs_dir), "--manifest", str(manifest)]
+            flags = [
+                "--checkpoint",
+                args.checkpoint,
+                "--strategy",
+                strategy,
+                "--proposer",
+                "rewriter",
+                "--seed",
+                str(seed),
+                "--name",
+                name,
+                "--iterations",
+                str(args.iterations),
+                "--runs-dir",
+                str(args.runs_dir),
+                "--manifest",
+                str(manifest),
+            ]
             import contextlib
             import io
 
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 assert optimize.main(flags) == 0
             folder = args.runs_dir / name
             summary = json.loads((folder / "summary.json").read_text())
@@ -76,17 +113,34 @@ def main():
             from opro.history import History
 
             greedy = History(folder / "trials.jsonl", labels).complete[0].candidate.prompt
-            greedy_gain = metrics.balanced_accuracy(truth["test"], on_test(greedy)) - metrics.balanced_accuracy(truth["test"], base_right)
-            rows[strategy].append((summary["gain"]["estimate"], d.value, greedy_gain, summary["evals"]["requested"], not summary["baseline_kept"]))
+            greedy_gain = metrics.balanced_accuracy(
+                truth["test"], on_test(greedy)
+            ) - metrics.balanced_accuracy(truth["test"], base_right)
+            rows[strategy].append(
+                (
+                    summary["gain"]["estimate"],
+                    d.value,
+                    greedy_gain,
+                    summary["evals"]["requested"],
+                    not summary["baseline_kept"],
+                )
+            )
             text = " / ".join(chosen.text.split("\n")).replace("|", "\\|")
-            print(f"| {strategy} | {seed} | {'kept' if summary['baseline_kept'] else 'replaced'} | {100 * summary['gain']['estimate']:+.1f} | {100 * greedy_gain:+.1f} | "
-                  f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] | {summary['evals']['requested']:,} | {text[:90]} |", flush=True)
+            print(
+                f"| {strategy} | {seed} | {'kept' if summary['baseline_kept'] else 'replaced'} | {100 * summary['gain']['estimate']:+.1f} | {100 * greedy_gain:+.1f} | "
+                f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] | {summary['evals']['requested']:,} | {text[:90]} |",
+                flush=True,
+            )
     print()
     for strategy, values in rows.items():
         dev, gains, greedy, evals, replaced = zip(*values, strict=True)
-        print(f"{strategy}: mean test gain {mean_interval(gains)} points over {args.seeds} seeds, replaced {sum(replaced)} of {args.seeds}; "
-              f"dev gain {100 * np.mean(dev):+.2f}; best on the search half unchecked {mean_interval(greedy)}; {np.mean(evals):,.0f} evals a search")
-    print(f"race minus random, paired over seeds: {mean_interval(np.array([a[1] for a in rows['race']]) - np.array([b[1] for b in rows['random']]))} points")
+        print(
+            f"{strategy}: mean test gain {mean_interval(gains)} points over {args.seeds} seeds, replaced {sum(replaced)} of {args.seeds}; "
+            f"dev gain {100 * np.mean(dev):+.2f}; best on the search half unchecked {mean_interval(greedy)}; {np.mean(evals):,.0f} evals a search"
+        )
+    print(
+        f"race minus random, paired over seeds: {mean_interval(np.array([a[1] for a in rows['race']]) - np.array([b[1] for b in rows['random']]))} points"
+    )
     print(threshold_line)
 
 

@@ -11,8 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def completion(text: str, finish: str = "stop") -> dict:
-    return {"id": "x", "object": "chat.completion", "created": 0, "model": "test", "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
-            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}]}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "test",
+        "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
+        "choices": [
+            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+        ],
+    }
 
 
 class Server:
@@ -36,7 +44,11 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
 
         def send(self, status: int, body: bytes, headers: dict | None = None) -> None:
             self.send_response(status)
-            for name, value in {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}.items():
+            for name, value in {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                **(headers or {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
@@ -48,7 +60,12 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
             if fault is None:
                 self.send(200, json.dumps(completion(state.reply(request))).encode())
             elif isinstance(fault, int):
-                self.send(fault, json.dumps({"error": {"message": "pretended", "type": "x", "code": fault}}).encode())
+                self.send(
+                    fault,
+                    json.dumps(
+                        {"error": {"message": "pretended", "type": "x", "code": fault}}
+                    ).encode(),
+                )
             elif fault == "retry-after":
                 self.send(429, b'{"error": {"message": "slow down"}}', {"retry-after": "7"})
             elif fault == "half":
@@ -71,7 +88,9 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                 time.sleep(2.5)
                 self.send(200, json.dumps(completion(state.reply(request))).encode())
             elif fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.connection.close()
                 self.close_connection = True
             else:  # a reply's text

@@ -50,7 +50,13 @@ def pocket():
 def make_manifest(tmp_path) -> Callable[..., Path]:
     """Writes a folder of short noise clips with a manifest; `change` edits the rows before they are written."""
 
-    def make(sources: int = 24, per_source: int = 2, change: Callable[[list[dict]], None] = lambda rows: None, name: str = "clips", columns=NEEDED) -> Path:
+    def make(
+        sources: int = 24,
+        per_source: int = 2,
+        change: Callable[[list[dict]], None] = lambda rows: None,
+        name: str = "clips",
+        columns=NEEDED,
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         rows = []
@@ -59,10 +65,26 @@ def make_manifest(tmp_path) -> Callable[..., Path]:
             for k in range(per_source):
                 samples = (200, 500)[k % 2] * 16
                 path = folder / f"s{s}-{k}.wav"
-                soundfile.write(path, np.random.default_rng([s, k]).normal(0, 0.1, samples).astype("float32"), 16000)
-                rows.append({"clip_id": f"s{s}-{k}", "path": path.name, "label": label, "category": "speech" if s % 2 == 0 else "music",
-                             "duration_ms": samples // 16, "snr_db": (0, 10)[k % 2], "condition": f"k{k}", "source_id": f"source{s}",
-                             "split": "dev", "licence": "CC0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+                soundfile.write(
+                    path,
+                    np.random.default_rng([s, k]).normal(0, 0.1, samples).astype("float32"),
+                    16000,
+                )
+                rows.append(
+                    {
+                        "clip_id": f"s{s}-{k}",
+                        "path": path.name,
+                        "label": label,
+                        "category": "speech" if s % 2 == 0 else "music",
+                        "duration_ms": samples // 16,
+                        "snr_db": (0, 10)[k % 2],
+                        "condition": f"k{k}",
+                        "source_id": f"source{s}",
+                        "split": "dev",
+                        "licence": "CC0",
+                        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                    }
+                )
         change(rows)
         with (folder / "manifest.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")

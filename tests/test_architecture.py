@@ -61,8 +61,16 @@ def test_opro_never_imports_torch_at_module_level():
     for name, path in modules().items():
         if name.startswith("opro"):
             for node in ast.parse(path.read_text()).body:
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
-                assert not [n for n in names if n.split(".")[0] in ("torch", "transformers", "peft")], name
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+                assert not [
+                    n for n in names if n.split(".")[0] in ("torch", "transformers", "peft")
+                ], name
 
 
 def test_the_check_can_fail(tmp_path):

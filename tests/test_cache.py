@@ -41,7 +41,11 @@ def test_only_missing_pairs_go_through_the_model(tmp_path, seeds, clips):
 def test_a_changed_model_prompt_clip_or_control_is_scored_anew(tmp_path, seeds, clips):
     cached = CachedEvaluator(FakeEvaluator(), tmp_path)
     cached.score(seeds[:1], clips[:1])
-    changed = [(seeds[0], replace(clips[0], sha256="other")), (seeds[0], replace(clips[0], audio="silence")), (replace(seeds[0], system="x"), clips[0])]
+    changed = [
+        (seeds[0], replace(clips[0], sha256="other")),
+        (seeds[0], replace(clips[0], audio="silence")),
+        (replace(seeds[0], system="x"), clips[0]),
+    ]
     for prompt, clip in changed:
         assert cached.count_missing([prompt], [clip]) == 1
     cached.inner.fingerprint = "other weights"
@@ -51,7 +55,9 @@ def test_a_changed_model_prompt_clip_or_control_is_scored_anew(tmp_path, seeds, 
 def test_renamed_clips_keep_their_scores(tmp_path, seeds, clips):
     cached = CachedEvaluator(FakeEvaluator(), tmp_path)
     cached.score(seeds[:1], clips[:1])
-    assert cached.count_missing(seeds[:1], [replace(clips[0], clip_id="renamed", split="train")]) == 0
+    assert (
+        cached.count_missing(seeds[:1], [replace(clips[0], clip_id="renamed", split="train")]) == 0
+    )
 
 
 def test_two_processes_share_a_folder_without_loss(tmp_path, seeds, clips):

@@ -4,19 +4,32 @@ import random
 import pytest
 from conftest import DEMO, LABELS
 
-from evaluators.clips import Registry, balanced_order, check_registry, check_unheard, halves, read_manifest, read_registry, verify, write_registry
+from evaluators.clips import (
+    Registry,
+    balanced_order,
+    check_registry,
+    check_unheard,
+    halves,
+    read_manifest,
+    read_registry,
+    verify,
+    write_registry,
+)
 from evaluators.errors import UserError
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("label", "MUSIC", "label 'MUSIC' is not one of SPEECH, NONSPEECH"),
-    ("split", "held", "split 'held' is not one of train, dev, test"),
-    ("path", "../outside.wav", "leaves the folder"),
-    ("path", "/etc/hostname", "leaves the folder"),
-    ("duration_ms", "long", "duration_ms is 'long'; expected a number"),
-    ("snr_db", "nan", "snr_db is 'nan'; expected a number"),
-    ("clip_id", "s1-0", "stands in two rows"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label", "MUSIC", "label 'MUSIC' is not one of SPEECH, NONSPEECH"),
+        ("split", "held", "split 'held' is not one of train, dev, test"),
+        ("path", "../outside.wav", "leaves the folder"),
+        ("path", "/etc/hostname", "leaves the folder"),
+        ("duration_ms", "long", "duration_ms is 'long'; expected a number"),
+        ("snr_db", "nan", "snr_db is 'nan'; expected a number"),
+        ("clip_id", "s1-0", "stands in two rows"),
+    ],
+)
 def test_a_bad_row_is_named(make_manifest, field, value, message):
     folder = make_manifest(sources=4, change=lambda rows: rows[0].update({field: value}))
     with pytest.raises(UserError, match=message):
@@ -51,7 +64,9 @@ def test_balanced_order_does_not_depend_on_the_order_of_the_file(dev_clips):
     shuffled = list(dev_clips)
     random.Random(1).shuffle(shuffled)
     assert balanced_order(shuffled) == balanced_order(dev_clips)
-    assert sorted(c.clip_id for c in shuffled) == sorted(c.clip_id for c in balanced_order(dev_clips))
+    assert sorted(c.clip_id for c in shuffled) == sorted(
+        c.clip_id for c in balanced_order(dev_clips)
+    )
 
 
 @pytest.mark.parametrize("count", [20, 40, 80, 200])
@@ -85,7 +100,9 @@ def test_the_registry_refuses_a_source_that_changed_its_split(tmp_path, dev_clip
 
 def test_a_checkpoint_may_not_be_judged_on_what_it_heard(dev_clips):
     check_unheard(dev_clips, {"somebody else"}, "model")
-    with pytest.raises(UserError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"):
+    with pytest.raises(
+        UserError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"
+    ):
         check_unheard(dev_clips, {dev_clips[5].source_id}, "model")
 
 

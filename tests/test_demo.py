@@ -31,19 +31,35 @@ def rows():
 def test_clip_set_is_whole_balanced_and_small(clips):
     verify(clips)
     count = Counter((c.split, c.label) for c in clips)
-    assert count == {("train", "SPEECH"): 500, ("train", "NONSPEECH"): 500, ("dev", "SPEECH"): 200, ("dev", "NONSPEECH"): 200,
-                     ("test", "SPEECH"): 200, ("test", "NONSPEECH"): 200}
+    assert count == {
+        ("train", "SPEECH"): 500,
+        ("train", "NONSPEECH"): 500,
+        ("dev", "SPEECH"): 200,
+        ("dev", "NONSPEECH"): 200,
+        ("test", "SPEECH"): 200,
+        ("test", "NONSPEECH"): 200,
+    }
     assert {round(c.duration_ms) for c in clips} == {200, 300, 500, 1000}
     for split in ("train", "dev", "test"):
-        cells = Counter((round(c.duration_ms), round(c.snr_db / 5) * 5) for c in clips if c.split == split and c.label == "SPEECH")
+        cells = Counter(
+            (round(c.duration_ms), round(c.snr_db / 5) * 5)
+            for c in clips
+            if c.split == split and c.label == "SPEECH"
+        )
         assert len(cells) == 20 and len(set(cells.values())) == 1
-        categories = Counter(c.category for c in clips if c.split == split and c.label == "NONSPEECH")
+        categories = Counter(
+            c.category for c in clips if c.split == split and c.label == "NONSPEECH"
+        )
         assert len(categories) == 4 and len(set(categories.values())) == 1
     assert sum(p.stat().st_size for p in DEMO.rglob("*") if p.is_file()) <= 8 * 2**20
 
 
 def test_sources_are_many_and_capped(clips):
-    sources = {(split, label): Counter(c.source_id for c in clips if (c.split, c.label) == (split, label)) for split in ("train", "dev", "test") for label in LABELS}
+    sources = {
+        (split, label): Counter(c.source_id for c in clips if (c.split, c.label) == (split, label))
+        for split in ("train", "dev", "test")
+        for label in LABELS
+    }
     assert len(sources["test", "SPEECH"]) >= 14 and len(sources["test", "NONSPEECH"]) >= 40
     assert len(sources["dev", "SPEECH"]) >= 20 and len(sources["dev", "NONSPEECH"]) >= 40
     for (_, label), counts in sources.items():
@@ -68,7 +84,9 @@ def test_every_clip_names_recording_licence_and_package(rows):
 
 
 def test_measured_snr_is_what_was_asked_for(rows):
-    assert max(abs(float(r["snr_db"]) - float(r["snr_target_db"])) for r in rows if r["snr_db"]) < 0.01
+    assert (
+        max(abs(float(r["snr_db"]) - float(r["snr_target_db"])) for r in rows if r["snr_db"]) < 0.01
+    )
     assert all(r["category"] == "noise" for r in rows if not r["snr_db"])
 
 
@@ -106,7 +124,10 @@ def test_the_shortcut_check_can_fail(make_manifest):
 
 
 def test_plan_spreads_noise_clips_over_all_cells():
-    cells = Counter((duration, snr, category == "noise") for duration, snr, category in plan(read_recipe("demo"), "dev"))
+    cells = Counter(
+        (duration, snr, category == "noise")
+        for duration, snr, category in plan(read_recipe("demo"), "dev")
+    )
     noise = [n for (_, _, is_noise), n in cells.items() if is_noise]
     assert sum(noise) == 50 and max(noise) <= 3
 
@@ -119,12 +140,16 @@ def test_mixing_gives_the_snr_on_the_active_segment():
         mixed, measured = add_noise(tone, coloured_noise(16000, -3, rng), snr)
         added = mixed - tone
         assert measured == pytest.approx(snr, abs=1e-4)
-        assert 10 * np.log10((tone[:8000] ** 2).mean() / (added[:8000] ** 2).mean()) == pytest.approx(snr, abs=0.3)
+        assert 10 * np.log10(
+            (tone[:8000] ** 2).mean() / (added[:8000] ** 2).mean()
+        ) == pytest.approx(snr, abs=0.3)
     assert np.abs(normalise(mixed)).max() == pytest.approx(PEAK, rel=1e-5)
 
 
 def test_coloured_noise_has_its_slope():
-    slopes = [cues(coloured_noise(16000, slope, np.random.default_rng(3)))[4] for slope in (0, -4.5)]
+    slopes = [
+        cues(coloured_noise(16000, slope, np.random.default_rng(3)))[4] for slope in (0, -4.5)
+    ]
     assert slopes[0] == pytest.approx(0, abs=0.5) and slopes[1] == pytest.approx(-4.5, abs=0.5)
 
 
@@ -143,4 +168,6 @@ def test_pocket_checkpoints_are_small_and_name_what_they_heard():
     for name in ("base", "lora"):
         card = (ROOT / "data" / "pocket" / name / "README.md").read_text()
         assert "GPL" in card and "CC-BY" in card
-        assert json.loads((ROOT / "data" / "pocket" / name / "training.json").read_text())["sources"]
+        assert json.loads((ROOT / "data" / "pocket" / name / "training.json").read_text())[
+            "sources"
+        ]

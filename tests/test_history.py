@@ -13,14 +13,29 @@ def fill(path, seeds):
     history.start({"seed": 1})
     trials = history.add(0, [Candidate(p, "seed") for p in seeds])
     for i, trial in enumerate(trials[:2]):
-        history.tell(replace(trial, state="complete", reward=0.5 + i / 10, score=0.5, low=0.4, high=0.6, nll=0.7, clips=20, blocks=(0.4, 0.5), slices={"200 ms": (0.5, 10)}))
+        history.tell(
+            replace(
+                trial,
+                state="complete",
+                reward=0.5 + i / 10,
+                score=0.5,
+                low=0.4,
+                high=0.6,
+                nll=0.7,
+                clips=20,
+                blocks=(0.4, 0.5),
+                slices={"200 ms": (0.5, 10)},
+            )
+        )
     return history
 
 
 def test_a_replayed_journal_gives_the_same_history(tmp_path, seeds):
     history = fill(tmp_path / "t.jsonl", seeds)
     again = History(tmp_path / "t.jsonl", LABELS)
-    assert again.trials == history.trials and again.header == history.header and again.proposed == {0}
+    assert (
+        again.trials == history.trials and again.header == history.header and again.proposed == {0}
+    )
     assert [t.number for t in again.waiting(0)] == [2]
     assert again.complete[0].number == 1
 
@@ -33,7 +48,20 @@ def test_a_torn_last_line_is_cut_and_the_run_goes_on(tmp_path, seeds, cut):
     path.write_bytes(raw[:-cut])
     history = History(path, LABELS)
     assert [t.state for t in history.trials] == ["complete", "waiting", "waiting"]
-    history.tell(replace(history.trials[1], state="complete", reward=0.6, score=0.5, low=0.4, high=0.6, nll=0.7, clips=20, blocks=(0.4, 0.5), slices={"200 ms": (0.5, 10)}))
+    history.tell(
+        replace(
+            history.trials[1],
+            state="complete",
+            reward=0.6,
+            score=0.5,
+            low=0.4,
+            high=0.6,
+            nll=0.7,
+            clips=20,
+            blocks=(0.4, 0.5),
+            slices={"200 ms": (0.5, 10)},
+        )
+    )
     assert path.read_bytes() == raw
 
 
@@ -62,6 +90,8 @@ def test_dropped_trials_are_never_the_best(tmp_path, seeds):
 
 def test_ties_go_to_the_smaller_loss_then_the_shorter_text(tmp_path, seeds):
     history = History(tmp_path / "t.jsonl", LABELS)
-    for trial, loss in zip(history.add(0, [Candidate(p, "seed") for p in seeds]), (0.6, 0.6, 0.5), strict=True):
+    for trial, loss in zip(
+        history.add(0, [Candidate(p, "seed") for p in seeds]), (0.6, 0.6, 0.5), strict=True
+    ):
         history.tell(replace(trial, state="complete", reward=0.8, nll=loss))
     assert [t.number for t in history.complete] == [2, 0, 1]

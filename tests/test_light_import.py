@@ -9,17 +9,41 @@ HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "openai
 
 
 def loaded(code: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return set(done.stdout.split("\n")[-2].split())
 
 
-@pytest.mark.parametrize("module", ["opro.optimize", "opro.leaderboard", "opro.rescore", "opro.loop", "opro.lm", "evaluators.build", "evaluators.cache", "evaluators.metrics"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "opro.optimize",
+        "opro.leaderboard",
+        "opro.rescore",
+        "opro.loop",
+        "opro.lm",
+        "evaluators.build",
+        "evaluators.cache",
+        "evaluators.metrics",
+    ],
+)
 def test_importing_loads_nothing_heavy(module):
     assert loaded(f"import {module}") == set()
 
 
 def test_help_loads_nothing_heavy():
-    assert loaded("import opro.optimize\ntry: opro.optimize.main(['--help'])\nexcept SystemExit: pass") == set()
+    assert (
+        loaded("import opro.optimize\ntry: opro.optimize.main(['--help'])\nexcept SystemExit: pass")
+        == set()
+    )
 
 
 def test_the_check_can_fail():

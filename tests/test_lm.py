@@ -20,7 +20,25 @@ def ask(server, waits, timeout=1.0):
     return model([Message("user", "hello")], temperature=1.0)
 
 
-@pytest.mark.parametrize("fault", ["retry-after", 408, 429, 500, 502, 503, "half", "schema", "list", "html", "empty", "null", "reset", "slow"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "retry-after",
+        408,
+        429,
+        500,
+        502,
+        503,
+        "half",
+        "schema",
+        "list",
+        "html",
+        "empty",
+        "null",
+        "reset",
+        "slow",
+    ],
+)
 def test_passing_faults_are_tried_again(fault):
     waits = []
     with serve(lambda request: "fine", [fault, fault]) as server:
@@ -29,12 +47,21 @@ def test_passing_faults_are_tried_again(fault):
     assert waits[0] == (7.0 if fault == "retry-after" else 2.0)
 
 
-@pytest.mark.parametrize(("fault", "sentence"), [
-    (401, "the key was refused \\(401\\): check OPENAI_API_KEY"), (403, "access is forbidden \\(403\\)"),
-    (404, "the model or the address is unknown \\(404\\): check --lm-model"), (400, "the request was rejected \\(400\\)")])
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (401, "the key was refused \\(401\\): check OPENAI_API_KEY"),
+        (403, "access is forbidden \\(403\\)"),
+        (404, "the model or the address is unknown \\(404\\): check --lm-model"),
+        (400, "the request was rejected \\(400\\)"),
+    ],
+)
 def test_lasting_faults_pause_at_once(fault, sentence):
     waits = []
-    with serve(lambda request: "fine", [fault]) as server, pytest.raises(PauseError, match=sentence) as caught:
+    with (
+        serve(lambda request: "fine", [fault]) as server,
+        pytest.raises(PauseError, match=sentence) as caught,
+    ):
         ask(server, waits)
     assert waits == [] and len(server.requests) == 1
     assert SECRET not in str(caught.value)
@@ -43,14 +70,19 @@ def test_lasting_faults_pause_at_once(fault, sentence):
 @pytest.mark.parametrize("fault", [503, "half", "reset"])
 def test_a_fault_that_stays_pauses_after_five_tries(fault):
     waits = []
-    with serve(lambda request: "fine", [fault] * 9) as server, pytest.raises(PauseError, match="the same command goes on from here"):
+    with (
+        serve(lambda request: "fine", [fault] * 9) as server,
+        pytest.raises(PauseError, match="the same command goes on from here"),
+    ):
         ask(server, waits)
     assert len(waits) == 4
 
 
 def test_no_server_is_one_sentence():
     with pytest.raises(PauseError, match="no connection to the server: check --lm-base-url"):
-        OpenAIModel("test", "http://127.0.0.1:9/v1", wait=lambda s: None, timeout=0.5)([Message("user", "x")], temperature=1)
+        OpenAIModel("test", "http://127.0.0.1:9/v1", wait=lambda s: None, timeout=0.5)(
+            [Message("user", "x")], temperature=1
+        )
 
 
 def test_filtered_and_huge_replies_are_replies():

@@ -15,11 +15,19 @@ SOURCES = [f"{TRUTH[i]}-{i % 15}" for i in range(300)]
 
 def test_metrics_equal_scikit_learn():
     right = metrics.decide(LOGP) == TRUTH
-    assert metrics.balanced_accuracy(TRUTH, right) == pytest.approx(reference.balanced_accuracy_score(TRUTH, np.where(right, TRUTH, 1 - TRUTH)))
-    assert metrics.auroc(TRUTH, MARGIN) == pytest.approx(reference.roc_auc_score(TRUTH == 0, MARGIN))
-    assert metrics.auroc(TRUTH, np.round(MARGIN)) == pytest.approx(reference.roc_auc_score(TRUTH == 0, np.round(MARGIN)))
+    assert metrics.balanced_accuracy(TRUTH, right) == pytest.approx(
+        reference.balanced_accuracy_score(TRUTH, np.where(right, TRUTH, 1 - TRUTH))
+    )
+    assert metrics.auroc(TRUTH, MARGIN) == pytest.approx(
+        reference.roc_auc_score(TRUTH == 0, MARGIN)
+    )
+    assert metrics.auroc(TRUTH, np.round(MARGIN)) == pytest.approx(
+        reference.roc_auc_score(TRUTH == 0, np.round(MARGIN))
+    )
     weight = metrics.balanced_weights(TRUTH)
-    assert metrics.nll(TRUTH, LOGP) == pytest.approx(reference.log_loss(TRUTH, np.exp(LOGP.astype(float)), sample_weight=weight), rel=1e-5)
+    assert metrics.nll(TRUTH, LOGP) == pytest.approx(
+        reference.log_loss(TRUTH, np.exp(LOGP.astype(float)), sample_weight=weight), rel=1e-5
+    )
 
 
 def test_a_missing_class_counts_for_nothing():
@@ -35,13 +43,18 @@ def test_margins_are_log_odds_against_all_other_labels():
 
 def test_fitted_bias_is_the_best_of_all():
     bias = metrics.fit_bias(TRUTH, MARGIN)
-    best = max(metrics.balanced_accuracy(TRUTH, (MARGIN + b > 0) == (TRUTH == 0)) for b in np.linspace(-5, 5, 4001))
+    best = max(
+        metrics.balanced_accuracy(TRUTH, (MARGIN + b > 0) == (TRUTH == 0))
+        for b in np.linspace(-5, 5, 4001)
+    )
     assert metrics.balanced_accuracy(TRUTH, metrics.decide(LOGP, bias) == TRUTH) >= best - 1e-9
 
 
 def test_estimate_holds_the_value_and_narrows_with_sources():
     right = metrics.decide(LOGP) == TRUTH
-    few, many = (metrics.estimate(TRUTH, right, [f"{TRUTH[i]}-{i % n}" for i in range(300)]) for n in (6, 60))
+    few, many = (
+        metrics.estimate(TRUTH, right, [f"{TRUTH[i]}-{i % n}" for i in range(300)]) for n in (6, 60)
+    )
     for e in (few, many):
         assert e.low < e.value < e.high and e.clips == 300
     assert few.sources == 12 < many.sources
@@ -60,7 +73,12 @@ def test_sign_flip_equals_enumeration():
     for g, s, w in zip(gain, sources, metrics.balanced_weights(truth), strict=True):
         parts[s] = parts.get(s, 0.0) + g * w
     values = np.array([v for v in parts.values() if v])
-    exact = np.mean([np.dot(signs, values) >= values.sum() - 1e-12 for signs in itertools.product((-1, 1), repeat=len(values))])
+    exact = np.mean(
+        [
+            np.dot(signs, values) >= values.sum() - 1e-12
+            for signs in itertools.product((-1, 1), repeat=len(values))
+        ]
+    )
     assert metrics.sign_flip(truth, gain, sources) == pytest.approx(exact, abs=0.02)
 
 
@@ -72,7 +90,10 @@ def test_equal_prompts_have_no_difference():
 
 def test_difference_turns_its_sign_with_the_order():
     a, b = metrics.decide(LOGP) == TRUTH, metrics.decide(LOGP, 1.0) == TRUTH
-    ab, ba = metrics.paired_difference(TRUTH, a, b, SOURCES), metrics.paired_difference(TRUTH, b, a, SOURCES)
+    ab, ba = (
+        metrics.paired_difference(TRUTH, a, b, SOURCES),
+        metrics.paired_difference(TRUTH, b, a, SOURCES),
+    )
     assert ab.value == pytest.approx(-ba.value) and ab.low == pytest.approx(-ba.high, abs=1e-9)
 
 

@@ -18,7 +18,10 @@ from evaluators.clips import read_manifest
 from evaluators.prompts import read_prompts, read_yaml
 from opro import optimize
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {
+    "PYTHONPATH": str(ROOT),
+    "HF_HUB_OFFLINE": "1",
+}
 SMALL = ["--checkpoint", "fake", "--iterations", "2", "--candidates", "4", "--clips", "120"]
 
 
@@ -35,23 +38,73 @@ def run(tmp_path, *flags, name="run", code=0):
 
 
 def command(tmp_path, *flags, name="run", **options):
-    return subprocess.Popen([sys.executable, "-m", "opro.optimize", *SMALL, "--runs-dir", str(tmp_path), "--name", name, *map(str, flags)], cwd=tmp_path,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, **options)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "opro.optimize",
+            *SMALL,
+            "--runs-dir",
+            str(tmp_path),
+            "--name",
+            name,
+            *map(str, flags),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        **options,
+    )
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     folder = run(tmp_path)
-    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "provenance.json", "trials.jsonl", "scores", "leaderboard.csv", "best.yaml", "summary.json", "log.txt", "optuna.log"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.yaml",
+        "provenance.json",
+        "trials.jsonl",
+        "scores",
+        "leaderboard.csv",
+        "best.yaml",
+        "summary.json",
+        "log.txt",
+        "optuna.log",
+    }
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) >= {"status", "checkpoint", "fingerprint", "task", "seed", "iterations", "trials", "baseline", "chosen", "baseline_kept", "gain", "evals", "seconds", "lm"}
-    assert set(summary["gain"]) == {"estimate", "low", "high", "clips", "sources"} and set(summary["lm"]) == {"calls", "tokens_in", "tokens_out", "cost"}
-    assert set(summary["evals"]) == {"requested", "cached", "forward"} and set(summary["seconds"]) == {"total", "scoring", "proposing"}
+    assert set(summary) >= {
+        "status",
+        "checkpoint",
+        "fingerprint",
+        "task",
+        "seed",
+        "iterations",
+        "trials",
+        "baseline",
+        "chosen",
+        "baseline_kept",
+        "gain",
+        "evals",
+        "seconds",
+        "lm",
+    }
+    assert set(summary["gain"]) == {"estimate", "low", "high", "clips", "sources"} and set(
+        summary["lm"]
+    ) == {"calls", "tokens_in", "tokens_out", "cost"}
+    assert set(summary["evals"]) == {"requested", "cached", "forward"} and set(
+        summary["seconds"]
+    ) == {"total", "scoring", "proposing"}
     assert summary["trials"] == 3 + 2 * 4 and summary["status"] == "complete"
     best = read_prompts(folder / "best.yaml", LABELS)
     assert best[0].prompt_id == summary["chosen"]["prompt_id"]
     assert set(summary["controls"][best[0].prompt_id]) >= {"silence", "shuffled"}
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["fingerprint"] == summary["fingerprint"] and "git" in provenance and provenance["packages"]["numpy"]
+    assert (
+        provenance["fingerprint"] == summary["fingerprint"]
+        and "git" in provenance
+        and provenance["packages"]["numpy"]
+    )
     out = capsys.readouterr()
     assert "decision  " in out.out and ("baseline kept" in out.out or "replaced" in out.out)
     assert "proposals come from the built-in rewriter" in out.err and "--lm-model" in out.err
@@ -67,10 +120,19 @@ def test_results_open_in_pandas_and_optuna(tmp_path):
     board = pandas.read_csv(folder / "leaderboard.csv")
     assert len(board) == 11 and board["score"].between(0, 1).all()
     scores = pandas.read_csv(folder / "scores" / f"{board['prompt_id'][0]}.csv")
-    right = np.where(scores["logp_SPEECH"] > scores["logp_NONSPEECH"], "SPEECH", "NONSPEECH") == scores["label"]
-    assert right.groupby(scores["label"]).mean().mean() == pytest.approx(board["score"][0], abs=1e-6)
-    study = optuna.load_study(study_name="run", storage=JournalStorage(JournalFileBackend(str(folder / "optuna.log"))))
-    assert len(study.trials) == 11 and study.best_value == pytest.approx(board["score"][board["state"] == "complete"].max(), abs=1e-6)
+    right = (
+        np.where(scores["logp_SPEECH"] > scores["logp_NONSPEECH"], "SPEECH", "NONSPEECH")
+        == scores["label"]
+    )
+    assert right.groupby(scores["label"]).mean().mean() == pytest.approx(
+        board["score"][0], abs=1e-6
+    )
+    study = optuna.load_study(
+        study_name="run", storage=JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    )
+    assert len(study.trials) == 11 and study.best_value == pytest.approx(
+        board["score"][board["state"] == "complete"].max(), abs=1e-6
+    )
     assert study.best_trial.user_attrs["text"] and study.best_trial.intermediate_values
 
 
@@ -84,7 +146,10 @@ def test_the_dashboard_command_can_open_the_study(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_journal_and_another_one_does_not(tmp_path):
-    journals = [(run(tmp_path, "--seed", seed, name=name) / "trials.jsonl").read_text() for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    journals = [
+        (run(tmp_path, "--seed", seed, name=name) / "trials.jsonl").read_text()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert journals[0] == journals[1] != journals[2]
 
 
@@ -110,7 +175,9 @@ def test_a_config_feeds_a_run_back(tmp_path):
     assert optimize.run_verb(lambda: optimize.main(argv)) == 0
     assert (tmp_path / "copy" / "trials.jsonl").read_text() == (folder / "trials.jsonl").read_text()
     ours, theirs = read_yaml(folder / "config.yaml"), read_yaml(tmp_path / "copy" / "config.yaml")
-    assert {k: v for k, v in ours.items() if k != "name"} == {k: v for k, v in theirs.items() if k != "name"}
+    assert {k: v for k, v in ours.items() if k != "name"} == {
+        k: v for k, v in theirs.items() if k != "name"
+    }
 
 
 def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
@@ -129,7 +196,11 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-                before = (place / "run" / "trials.jsonl").read_bytes() if (place / "run" / "trials.jsonl").exists() else b""
+                before = (
+                    (place / "run" / "trials.jsonl").read_bytes()
+                    if (place / "run" / "trials.jsonl").exists()
+                    else b""
+                )
                 if kills < 3:
                     continue
                 process = command(place)
@@ -140,7 +211,9 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
         assert after == (whole / "trials.jsonl").read_bytes()
         if kills:
             assert after.startswith(before.rpartition(b"\n")[0])
-        assert (place / "run" / "leaderboard.csv").read_bytes() == (whole / "leaderboard.csv").read_bytes()
+        assert (place / "run" / "leaderboard.csv").read_bytes() == (
+            whole / "leaderboard.csv"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
@@ -153,7 +226,11 @@ def test_an_interrupted_run_says_so_and_exits_with_one(tmp_path, signal_):
     process.send_signal(signal_)
     _, err = process.communicate(timeout=60)
     if process.returncode != 0:  # it may have ended before the signal
-        assert process.returncode == 1 and "the same command goes on from here" in err and "Traceback" not in err
+        assert (
+            process.returncode == 1
+            and "the same command goes on from here" in err
+            and "Traceback" not in err
+        )
 
 
 def test_a_run_that_is_open_elsewhere_is_refused_by_name(tmp_path, capsys):
@@ -165,10 +242,13 @@ def test_a_run_that_is_open_elsewhere_is_refused_by_name(tmp_path, capsys):
     assert "run 'run' is open in another process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    (["--seed", "9"], "was started with seed = 0, now it is 9; give another --name"),
-    (["--iterations", "3"], "was started with iterations = 2, now it is 3"),
-])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seed", "9"], "was started with seed = 0, now it is 9; give another --name"),
+        (["--iterations", "3"], "was started with iterations = 2, now it is 3"),
+    ],
+)
 def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags, sentence):
     folder = run(tmp_path)
     before = (folder / "trials.jsonl").read_bytes()
@@ -177,15 +257,27 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
     assert (folder / "trials.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    (["--manifest", "nowhere"], "manifest 'nowhere' does not exist"), (["--seeds", "nowhere.yaml"], "file 'nowhere.yaml' does not exist"),
-    (["--clips", "none"], "--clips is 'none'; expected all, or a whole number"), (["--clips", "9999"], "--clips is 9999; the dev split holds 400"),
-    (["--clips", "2"], "lacks a class"), (["--checkpoint", "nothing/here"], "checkpoint 'nothing/here' is neither one of"),
-    (["--device", "tpu9", "--checkpoint", "pocket-base"], "device 'tpu9' cannot be used"), (["--task", "birds"], "--task is 'birds'; expected one of speech"),
-    (["--proposer", "lm"], "no language model is configured"), (["--lm-model", "gpt"], "no endpoint is configured"),
-    (["--name", "../up"], "is no folder name"), (["--adapter", "nowhere", "--checkpoint", "pocket-base"], "holds no adapter_model.safetensors"),
-    (["--split", "train", "--checkpoint", "pocket-base"], "was trained on"),
-])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--manifest", "nowhere"], "manifest 'nowhere' does not exist"),
+        (["--seeds", "nowhere.yaml"], "file 'nowhere.yaml' does not exist"),
+        (["--clips", "none"], "--clips is 'none'; expected all, or a whole number"),
+        (["--clips", "9999"], "--clips is 9999; the dev split holds 400"),
+        (["--clips", "2"], "lacks a class"),
+        (["--checkpoint", "nothing/here"], "checkpoint 'nothing/here' is neither one of"),
+        (["--device", "tpu9", "--checkpoint", "pocket-base"], "device 'tpu9' cannot be used"),
+        (["--task", "birds"], "--task is 'birds'; expected one of speech"),
+        (["--proposer", "lm"], "no language model is configured"),
+        (["--lm-model", "gpt"], "no endpoint is configured"),
+        (["--name", "../up"], "is no folder name"),
+        (
+            ["--adapter", "nowhere", "--checkpoint", "pocket-base"],
+            "holds no adapter_model.safetensors",
+        ),
+        (["--split", "train", "--checkpoint", "pocket-base"], "was trained on"),
+    ],
+)
 def test_wrong_use_is_one_sentence_and_leaves_nothing(tmp_path, capsys, flags, sentence):
     run(tmp_path, *flags, code=2)
     err = capsys.readouterr().err
@@ -193,18 +285,30 @@ def test_wrong_use_is_one_sentence_and_leaves_nothing(tmp_path, capsys, flags, s
     assert not (tmp_path / "run" / "trials.jsonl").exists()
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    (["--iterations", "-1"], "expected at least 0"), (["--candidates", "many"], "expected a whole number"), (["--iteration", "3"], "did you mean --iterations?"),
-    (["--strategy", "best"], "invalid choice: 'best'"),
-])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--iterations", "-1"], "expected at least 0"),
+        (["--candidates", "many"], "expected a whole number"),
+        (["--iteration", "3"], "did you mean --iterations?"),
+        (["--strategy", "best"], "invalid choice: 'best'"),
+    ],
+)
 def test_wrong_flags_are_one_sentence(tmp_path, capsys, flags, sentence):
     with pytest.raises(SystemExit) as stop:
         optimize.main([*SMALL, *flags])
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("body", "sentence"), [("iteratons: 3", "did you mean 'iterations'?"), ("iterations: many", "expected a whole number"),
-                                                ("strategy: best", "expected one of race, opro, random"), ("- a", "expected names and values")])
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("iteratons: 3", "did you mean 'iterations'?"),
+        ("iterations: many", "expected a whole number"),
+        ("strategy: best", "expected one of race, opro, random"),
+        ("- a", "expected names and values"),
+    ],
+)
 def test_a_wrong_config_is_one_sentence(tmp_path, capsys, body, sentence):
     (tmp_path / "c.yaml").write_text(body)
     assert optimize.run_verb(lambda: optimize.main(["--config", str(tmp_path / "c.yaml")])) == 2
@@ -223,24 +327,61 @@ def test_dry_run_estimates_the_time_of_a_real_model(tmp_path, capsys):
     assert "time        about" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--strategy", "random"], ["--strategy", "opro"], ["--objective", "worst_slice"], ["--objective", "auroc", "--threshold", "dev"], ["--iterations", "0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy", "random"],
+        ["--strategy", "opro"],
+        ["--objective", "worst_slice"],
+        ["--objective", "auroc", "--threshold", "dev"],
+        ["--iterations", "0"],
+    ],
+)
 def test_every_strategy_and_objective_comes_to_an_end(tmp_path, flags):
     summary = json.loads((run(tmp_path, *flags) / "summary.json").read_text())
     assert summary["status"] == "complete" and summary["trials"] == (3 if "0" in flags else 11)
 
 
 def test_few_sources_make_no_claim(tmp_path, make_manifest):
-    folder = make_manifest(sources=16, per_source=4, change=lambda rows: [row.update(clip_id=f"{row['clip_id']}-{i}") for i, row in enumerate(rows)])
-    summary = json.loads((run(tmp_path, "--manifest", folder, "--clips", "all", "--iterations", "3", "--candidates", "10") / "summary.json").read_text())
+    folder = make_manifest(
+        sources=16,
+        per_source=4,
+        change=lambda rows: [
+            row.update(clip_id=f"{row['clip_id']}-{i}") for i, row in enumerate(rows)
+        ],
+    )
+    summary = json.loads(
+        (
+            run(
+                tmp_path,
+                "--manifest",
+                folder,
+                "--clips",
+                "all",
+                "--iterations",
+                "3",
+                "--candidates",
+                "10",
+            )
+            / "summary.json"
+        ).read_text()
+    )
     assert summary["baseline_kept"]
-    assert "4 sources of one label, 10 are needed" in summary["reason"] or "no candidate scored above it" in summary["reason"]
+    assert (
+        "4 sources of one label, 10 are needed" in summary["reason"]
+        or "no candidate scored above it" in summary["reason"]
+    )
 
 
 def test_search_and_selection_use_different_sources(tmp_path):
     folder = run(tmp_path, "--clips", "all")
     summary = json.loads((folder / "summary.json").read_text())
     source = {c.clip_id: c.source_id for c in read_manifest(DEMO, LABELS, "dev")}
-    searched = {source[line.split(",")[0]] for path in (folder / "scores").iterdir() for line in path.read_text().splitlines()[1:]}
+    searched = {
+        source[line.split(",")[0]]
+        for path in (folder / "scores").iterdir()
+        for line in path.read_text().splitlines()[1:]
+    }
     assert len(searched) + summary["gain"]["sources"] == len(set(source.values()))
 
 
@@ -257,19 +398,47 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
     from opro import lm
 
     original = lm.OpenAIModel.__init__
-    monkeypatch.setattr(lm.OpenAIModel, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 1.0}))
+    monkeypatch.setattr(
+        lm.OpenAIModel,
+        "__init__",
+        lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 1.0}),
+    )
     monkeypatch.setattr(tenacity.nap, "sleep", lambda s: None)
-    faults = [429, "retry-after", 500, None, "half", "schema", "empty", 503, None, "reset", "slow", "html", None, "hm, I have no idea", None]
+    faults = [
+        429,
+        "retry-after",
+        500,
+        None,
+        "half",
+        "schema",
+        "empty",
+        503,
+        None,
+        "reset",
+        "slow",
+        "html",
+        None,
+        "hm, I have no idea",
+        None,
+    ]
     with serve(reply, faults) as server:
         folder = run(tmp_path, "--lm-base-url", server.url, "--lm-model", "test", "--iterations", 4)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "complete" and summary["lm"]["calls"] >= 4 and server.script == []
     lines = [json.loads(line) for line in (folder / "proposals.jsonl").read_text().splitlines()]
     reasons = {r["reason"] for line in lines for r in line["refused"]}
-    assert {"does not offer the answer 'A' of SPEECH", "control token '<|im_end|>'", "no proposals found in the reply"} <= reasons
+    assert {
+        "does not offer the answer 'A' of SPEECH",
+        "control token '<|im_end|>'",
+        "no proposals found in the reply",
+    } <= reasons
     assert all(line["meta_prompt"] and line["reply"] is not None for line in lines)
     assert "refused (control token" in (folder / "log.txt").read_text()
-    states = [json.loads(line)["state"] for line in (folder / "trials.jsonl").read_text().splitlines() if '"tell"' in line]
+    states = [
+        json.loads(line)["state"]
+        for line in (folder / "trials.jsonl").read_text().splitlines()
+        if '"tell"' in line
+    ]
     assert len(states) == summary["trials"] and "failed" not in states
 
 
@@ -283,27 +452,51 @@ def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkey
         before = (tmp_path / "run" / "trials.jsonl").read_bytes()
         folder = run(tmp_path, *flags)
     assert (folder / "trials.jsonl").read_bytes().startswith(before)
-    assert len(server.requests) == 3  # the first iteration's proposals were journalled, not asked for again
+    assert (
+        len(server.requests) == 3
+    )  # the first iteration's proposals were journalled, not asked for again
     assert json.loads((folder / "summary.json").read_text())["lm"]["calls"] == 2
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-marked-secret-key" not in path.read_bytes()
 
 
-def test_max_tokens_is_kept_over_a_resume(tmp_path):
+def test_max_tokens_is_never_exceeded(tmp_path):
+    from opro.lm import REPLY_TOKENS
+
     with serve(reply) as server:
-        folder = run(tmp_path, "--lm-base-url", server.url, "--lm-model", "test", "--max-tokens", 2800)
+        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        free = run(tmp_path, *flags, name="free")
+        meta = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])["meta_prompt"]
+        limit = len(meta) // 3 + 1 + REPLY_TOKENS + 100  # room for the first call, not for a second
+        folder = run(tmp_path, *flags, "--max-tokens", limit)
     spent = json.loads((folder / "summary.json").read_text())["lm"]
-    assert spent["tokens_in"] + spent["tokens_out"] <= 2800 and spent["calls"] == 1
+    assert spent["calls"] == 1 and spent["tokens_in"] + spent["tokens_out"] <= limit
     assert "leaves no room for another call" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.tiny
 def test_the_pocket_checkpoint_end_to_end_and_from_the_cache(tmp_path):
-    flags = ["--checkpoint", "pocket-base", "--clips", "48", "--iterations", "1", "--candidates", "3"]
+    flags = [
+        "--checkpoint",
+        "pocket-base",
+        "--clips",
+        "48",
+        "--iterations",
+        "1",
+        "--candidates",
+        "3",
+    ]
     first = json.loads((run(tmp_path, *flags) / "summary.json").read_text())
     assert first["evals"]["forward"] > 100
     code = f"import sys\nfrom opro import optimize\noptimize.main({[*SMALL, '--runs-dir', str(tmp_path), '--name', 'again', *flags]!r})\nprint('weights', 'transformers.models.qwen2_audio.modeling_qwen2_audio' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        check=True,
+    )
     assert "weights False" in done.stdout
     again = json.loads((tmp_path / "again" / "summary.json").read_text())
     assert again["evals"]["forward"] == 0 and again["chosen"] == first["chosen"]
@@ -312,4 +505,6 @@ def test_the_pocket_checkpoint_end_to_end_and_from_the_cache(tmp_path):
 def test_installed_paths_do_not_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (run(Path("runs")) / "summary.json").exists()
-    assert np.isfinite(json.loads((Path("runs") / "run" / "summary.json").read_text())["seconds"]["total"])
+    assert np.isfinite(
+        json.loads((Path("runs") / "run" / "summary.json").read_text())["seconds"]["total"]
+    )

@@ -27,49 +27,111 @@ class ScriptedLM:
         return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")
 
 
-@pytest.mark.parametrize(("raw", "reason"), [
-    ("", "empty"), ("   ", "empty"), (5, "no text"), ({"txt": "x"}, "no text"),
-    ("x" * 501, "longer than 500"),
-    (GOOD + "<|im_end|>", "control token"), ("A or B <|AUDIO|>", "control token"), ("A <|fim_prefix|> B", "control token"),
-    ("A or B \x1b[31m", "control characters"), ("A or B \x00", "control characters"), ("A or B \u202e", "control characters"),
-    ("Here are 3 new prompts: A B", "talk about prompts"), ("Sure! A or B", "talk about prompts"), ("```json A B```", "talk about prompts"),
-    ("An improved prompt is: A or B", "talk about prompts"),
-    ("Is it speech?", "does not offer the answer 'A'"), ("Answer A if speech", "does not offer the answer 'B'"),
-    ({"text": GOOD, "answers": {"SPEECH": "A"}}, "expected one entry for each"),
-    ({"text": GOOD, "answers": {"SPEECH": "A", "NONSPEECH": "a"}}, "one answer stands for two classes"),
-    ({"text": GOOD, "answers": {"SPEECH": True, "NONSPEECH": "B"}}, "expected words in quotes"),
-])
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        (5, "no text"),
+        ({"txt": "x"}, "no text"),
+        ("x" * 501, "longer than 500"),
+        (GOOD + "<|im_end|>", "control token"),
+        ("A or B <|AUDIO|>", "control token"),
+        ("A <|fim_prefix|> B", "control token"),
+        ("A or B \x1b[31m", "control characters"),
+        ("A or B \x00", "control characters"),
+        ("A or B \u202e", "control characters"),
+        ("Here are 3 new prompts: A B", "talk about prompts"),
+        ("Sure! A or B", "talk about prompts"),
+        ("```json A B```", "talk about prompts"),
+        ("An improved prompt is: A or B", "talk about prompts"),
+        ("Is it speech?", "does not offer the answer 'A'"),
+        ("Answer A if speech", "does not offer the answer 'B'"),
+        ({"text": GOOD, "answers": {"SPEECH": "A"}}, "expected one entry for each"),
+        (
+            {"text": GOOD, "answers": {"SPEECH": "A", "NONSPEECH": "a"}},
+            "one answer stands for two classes",
+        ),
+        ({"text": GOOD, "answers": {"SPEECH": True, "NONSPEECH": "B"}}, "expected words in quotes"),
+    ],
+)
 def test_what_is_refused_and_why(raw, reason):
     assert reason in refuse(raw, SPEECH_TASK, set())
 
 
 def test_near_duplicates_are_refused():
     known = {normal(Prompt(GOOD))}
-    assert refuse(GOOD.upper().replace("\n", "  ") + " !", SPEECH_TASK, known) == "already tried or proposed"
-    swapped = refuse({"text": GOOD, "answers": {"SPEECH": "B", "NONSPEECH": "A"}}, SPEECH_TASK, known)
+    assert (
+        refuse(GOOD.upper().replace("\n", "  ") + " !", SPEECH_TASK, known)
+        == "already tried or proposed"
+    )
+    swapped = refuse(
+        {"text": GOOD, "answers": {"SPEECH": "B", "NONSPEECH": "A"}}, SPEECH_TASK, known
+    )
     assert isinstance(swapped, Prompt)
 
 
 def test_good_ones_are_taken_with_their_answers():
-    prompt = refuse({"text": "Speech? Reply SPEECH or OTHER.", "answers": {"SPEECH": "SPEECH", "NONSPEECH": "OTHER."}}, SPEECH_TASK, set())
-    assert prompt == Prompt("Speech? Reply SPEECH or OTHER.", (("SPEECH", ("SPEECH",)), ("NONSPEECH", ("OTHER",))))
+    prompt = refuse(
+        {
+            "text": "Speech? Reply SPEECH or OTHER.",
+            "answers": {"SPEECH": "SPEECH", "NONSPEECH": "OTHER."},
+        },
+        SPEECH_TASK,
+        set(),
+    )
+    assert prompt == Prompt(
+        "Speech? Reply SPEECH or OTHER.", (("SPEECH", ("SPEECH",)), ("NONSPEECH", ("OTHER",)))
+    )
 
 
-@pytest.mark.parametrize("text", [f"Prompt: {GOOD}", f'"{GOOD}"', f"1. Prompt: {GOOD}", f"**Prompt 3:** {GOOD}", f"<INS>{GOOD}</INS>", f"well <INS>\n{GOOD}\n</INS> ok", f"“{GOOD}”", f'Instruction: "{GOOD}"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Prompt: {GOOD}",
+        f'"{GOOD}"',
+        f"1. Prompt: {GOOD}",
+        f"**Prompt 3:** {GOOD}",
+        f"<INS>{GOOD}</INS>",
+        f"well <INS>\n{GOOD}\n</INS> ok",
+        f"“{GOOD}”",
+        f'Instruction: "{GOOD}"',
+    ],
+)
 def test_wrappers_come_off(text):
     assert unwrap(text) == GOOD
 
 
-@pytest.mark.parametrize(("reply", "count"), [
-    (json.dumps({"prompts": [GOOD, {"text": GOOD}]}), 2), (f"Sure:\n```json\n{json.dumps({'prompts': [GOOD]})}\n```", 1), (json.dumps([GOOD, GOOD]), 2),
-    (json.dumps({"text": GOOD}), 1), (f"<INS>{GOOD}</INS> and <ins>{GOOD}</ins>", 2), ("no idea", 0), ('{"prompts": [', 0), ("", 0), ("[1, 2]", 0), ("[" * 5000, 0),
-])
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [
+        (json.dumps({"prompts": [GOOD, {"text": GOOD}]}), 2),
+        (f"Sure:\n```json\n{json.dumps({'prompts': [GOOD]})}\n```", 1),
+        (json.dumps([GOOD, GOOD]), 2),
+        (json.dumps({"text": GOOD}), 1),
+        (f"<INS>{GOOD}</INS> and <ins>{GOOD}</ins>", 2),
+        ("no idea", 0),
+        ('{"prompts": [', 0),
+        ("", 0),
+        ("[1, 2]", 0),
+        ("[" * 5000, 0),
+    ],
+)
 def test_proposals_are_found_in_replies(reply, count):
     assert len(parse(reply)) == count
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(max_size=300), st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=20), lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4), max_leaves=12).map(json.dumps)))
+@given(
+    st.one_of(
+        st.text(max_size=300),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+            lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
+            max_leaves=12,
+        ).map(json.dumps),
+    )
+)
 def test_no_reply_breaks_the_parser(reply):
     for raw in parse(reply):
         assert isinstance(refuse(raw, SPEECH_TASK, set()), str | Prompt)
@@ -80,8 +142,19 @@ def history(tmp_path, seeds):
     from dataclasses import replace
 
     history = History(tmp_path / "t.jsonl", LABELS)
-    for trial, reward in zip(history.add(0, [Candidate(p, "seed") for p in seeds]), (0.7, 0.6, 0.65), strict=True):
-        history.tell(replace(trial, state="complete", reward=reward, nll=0.5, clips=9, slices={"200 ms": (0.4, 5), "music": (0.9, 4)}))
+    for trial, reward in zip(
+        history.add(0, [Candidate(p, "seed") for p in seeds]), (0.7, 0.6, 0.65), strict=True
+    ):
+        history.tell(
+            replace(
+                trial,
+                state="complete",
+                reward=reward,
+                nll=0.5,
+                clips=9,
+                slices={"200 ms": (0.4, 5), "music": (0.9, 4)},
+            )
+        )
     return history
 
 
@@ -99,17 +172,28 @@ def test_the_model_sees_the_history_ascending_errors_and_reward(history):
 
 def test_refusals_are_recorded_told_to_the_model_and_refilled(history, seeds):
     entries = []
-    lm = ScriptedLM(json.dumps({"prompts": [seeds[0].text, "nothing offered", GOOD]}), json.dumps({"prompts": ["Voice?\nA) voice\nB) none"]}))
+    lm = ScriptedLM(
+        json.dumps({"prompts": [seeds[0].text, "nothing offered", GOOD]}),
+        json.dumps({"prompts": ["Voice?\nA) voice\nB) none"]}),
+    )
     found = proposer(lm, record=entries.append).propose(history, 2, 1)
-    assert [c.prompt.text for c in found] == [GOOD, "Voice?\nA) voice\nB) none"] and found[0].origin == "lm"
-    assert [r["reason"] for r in entries[0]["refused"]] == ["already tried or proposed", "does not offer the answer 'A' of SPEECH"]
+    assert [c.prompt.text for c in found] == [GOOD, "Voice?\nA) voice\nB) none"] and found[
+        0
+    ].origin == "lm"
+    assert [r["reason"] for r in entries[0]["refused"]] == [
+        "already tried or proposed",
+        "does not offer the answer 'A' of SPEECH",
+    ]
     assert "does not offer the answer" in lm.asked[1]
 
 
 def test_hopeless_replies_end_the_iteration_not_the_run(history):
     entries = []
     assert proposer(ScriptedLM("hm", "", "?"), record=entries.append).propose(history, 2, 1) == []
-    assert len(entries) == 3 and entries[0]["refused"][0]["reason"] == "no proposals found in the reply"
+    assert (
+        len(entries) == 3
+        and entries[0]["refused"][0]["reason"] == "no proposals found in the reply"
+    )
 
 
 def test_spending_stops_before_the_limit(history):
@@ -117,7 +201,9 @@ def test_spending_stops_before_the_limit(history):
     lm = ScriptedLM(*["hm"] * 3)
     proposer(lm, ledger, entries.append).propose(history, 2, 1)
     assert ledger.tokens_in + ledger.tokens_out <= 4000 and len(lm.asked) == 3
-    assert proposer(ScriptedLM(), Ledger(max_tokens=2000), entries.append).propose(history, 2, 1) == []
+    assert (
+        proposer(ScriptedLM(), Ledger(max_tokens=2000), entries.append).propose(history, 2, 1) == []
+    )
     assert "--max-tokens 2000" in entries[-1]["stopped"]
 
 

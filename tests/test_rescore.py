@@ -14,7 +14,22 @@ from opro import leaderboard, optimize, rescore
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name, seed in (("one", "0"), ("two", "1")):
-        argv = ["--checkpoint", "fake", "--iterations", "2", "--candidates", "5", "--runs-dir", str(tmp_path), "--name", name, "--seed", seed, "--proposer", "rewriter"]
+        argv = [
+            "--checkpoint",
+            "fake",
+            "--iterations",
+            "2",
+            "--candidates",
+            "5",
+            "--runs-dir",
+            str(tmp_path),
+            "--name",
+            name,
+            "--seed",
+            seed,
+            "--proposer",
+            "rewriter",
+        ]
         assert optimize.main(argv) == 0
     return tmp_path / "one"
 
@@ -36,7 +51,11 @@ def test_test_scores_come_with_paired_intervals_and_are_counted(folder, capsys):
     assert summary["chosen"]["prompt_id"] in {row["prompt_id"] for row in result["prompts"]}
     for row in others:
         d = row["difference"]
-        assert d["value"] == pytest.approx(row["score"] - first["score"]) and d["low"] <= d["value"] <= d["high"] and d["p"] <= d["p_holm"]
+        assert (
+            d["value"] == pytest.approx(row["score"] - first["score"])
+            and d["low"] <= d["value"] <= d["high"]
+            and d["p"] <= d["p_holm"]
+        )
         assert row["low"] <= row["score"] <= row["high"]
         assert row["score"] == pytest.approx((row["hit_rate"] + 1 - row["false_alarm_rate"]) / 2)
         assert {"200 ms", "-5 dB", "music"} <= set(row["slices"])
@@ -71,7 +90,9 @@ def test_an_unfinished_run_may_not_see_the_test_split(folder, capsys):
 def test_nothing_is_scored_when_one_input_is_wrong(folder, tmp_path, capsys):
     verb(rescore, folder, tmp_path / "nowhere.yaml", "--runs-dir", folder.parent, code=2)
     assert "nowhere.yaml' does not exist" in capsys.readouterr().err
-    assert not (folder / "test.json").exists() and not (folder.parent / "test_openings.jsonl").exists()
+    assert (
+        not (folder / "test.json").exists() and not (folder.parent / "test_openings.jsonl").exists()
+    )
 
 
 def test_a_damaged_count_is_an_error_not_a_fresh_start(folder, capsys):
@@ -84,9 +105,21 @@ def test_leaderboard_in_all_formats(folder, capsys):
     capsys.readouterr()
     verb(leaderboard, "--runs-dir", folder.parent, "--format", "json")
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 26 and set(rows[0]) >= {"run", "checkpoint", "prompt_id", "text", "score", "low", "high", "clips", "origin"}
+    assert len(rows) == 26 and set(rows[0]) >= {
+        "run",
+        "checkpoint",
+        "prompt_id",
+        "text",
+        "score",
+        "low",
+        "high",
+        "clips",
+        "origin",
+    }
     complete = [r["score"] for r in rows if r["state"] == "complete"]
-    assert complete == sorted(complete, reverse=True) and [r["state"] for r in rows] == sorted((r["state"] for r in rows))
+    assert complete == sorted(complete, reverse=True) and [r["state"] for r in rows] == sorted(
+        (r["state"] for r in rows)
+    )
     verb(leaderboard, folder, "--format", "csv")
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(table) == 13 and table[0]["text"]
@@ -103,13 +136,29 @@ def test_leaderboard_without_runs_says_how_to_make_one(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
-EVIL = "=HYPERLINK(\"http://x\")|`<script>` A or B \\ [red]x[/red]"
+EVIL = '=HYPERLINK("http://x")|`<script>` A or B \\ [red]x[/red]'
 
 
 def test_untrusted_prompt_text_stays_text_everywhere(tmp_path, capsys):
     path = tmp_path / "evil.yaml"
     path.write_text(dump_prompts([Prompt(EVIL), Prompt("Plain: A or B")]))
-    verb(optimize, "--checkpoint", "fake", "--iterations", "0", "--clips", "120", "--seeds", path, "--runs-dir", tmp_path, "--name", "evil", "--proposer", "rewriter")
+    verb(
+        optimize,
+        "--checkpoint",
+        "fake",
+        "--iterations",
+        "0",
+        "--clips",
+        "120",
+        "--seeds",
+        path,
+        "--runs-dir",
+        tmp_path,
+        "--name",
+        "evil",
+        "--proposer",
+        "rewriter",
+    )
     assert "[red]x[/red]" in capsys.readouterr().out
     cells = [row["text"] for row in csv.DictReader((tmp_path / "evil" / "leaderboard.csv").open())]
     assert "'" + EVIL in cells

@@ -19,21 +19,34 @@ def history(tmp_path, seeds):
 
 def test_prompts_come_apart_and_together(seeds):
     parts = [take_apart(p) for p in seeds]
-    assert parts[0].options == (("SPEECH", "SPEECH (human voice)"), ("NONSPEECH", "NONSPEECH (music/noise/silence/animals)"))
+    assert parts[0].options == (
+        ("SPEECH", "SPEECH (human voice)"),
+        ("NONSPEECH", "NONSPEECH (music/noise/silence/animals)"),
+    )
     assert parts[0].question == "Choose one:" and parts[0].closing == "Answer with A or B ONLY."
     for prompt, part in zip(seeds, parts, strict=True):
         assert take_apart(part.prompt(prompt)) == part
 
 
-@pytest.mark.parametrize(("text", "options"), [
-    ("(A) talk (B) no talk", ["talk", "no talk"]), ("A = talk, B = none", ["talk", "none"]), ("Speech?\nA: yes\nB: no\nReply A or B.", ["yes", "no"]),
-    ("[A] talk [B] no talk", ["talk", "no talk"]), ("A. x\nB. y", ["x", "y"]), ("A - x B - y", ["x", "y"]),
-])
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("(A) talk (B) no talk", ["talk", "no talk"]),
+        ("A = talk, B = none", ["talk", "none"]),
+        ("Speech?\nA: yes\nB: no\nReply A or B.", ["yes", "no"]),
+        ("[A] talk [B] no talk", ["talk", "no talk"]),
+        ("A. x\nB. y", ["x", "y"]),
+        ("A - x B - y", ["x", "y"]),
+    ],
+)
 def test_options_are_found_however_they_are_marked(text, options):
     assert [words for _, words in take_apart(Prompt(text)).options] == options
 
 
-@pytest.mark.parametrize("text", ["Reply A when a talker is audible and B when none is.", "Is it speech?", "A) only one option"])
+@pytest.mark.parametrize(
+    "text",
+    ["Reply A when a talker is audible and B when none is.", "Is it speech?", "A) only one option"],
+)
 def test_prompts_without_marked_options_are_left_alone(text):
     assert take_apart(Prompt(text)) is None
 
@@ -52,14 +65,29 @@ def test_proposals_are_new_valid_and_repeatable(history):
     assert first != Rewriter(SPEECH_TASK, seed=4).propose(history, 40, 1)
     assert len({c.prompt.digest for c in first}) == 40
     known: set[str] = set()
-    good = [c for c in first if isinstance(refuse({"text": c.prompt.text, "answers": c.prompt.to_dict()["answers"]}, SPEECH_TASK, known), Prompt)]
+    good = [
+        c
+        for c in first
+        if isinstance(
+            refuse(
+                {"text": c.prompt.text, "answers": c.prompt.to_dict()["answers"]},
+                SPEECH_TASK,
+                known,
+            ),
+            Prompt,
+        )
+    ]
     assert len(good) >= 36  # the rest differ in punctuation only
     assert all(c.parents and c.origin.startswith("rewriter:") for c in first)
 
 
 def test_the_bank_holds_fragments_not_prompts(history, seeds):
     bank = Rewriter(SPEECH_TASK, seed=0).bank
-    assert not [q for q in bank["questions"] + bank["hints"] + bank["closings"] if take_apart(Prompt(q)) is not None]
+    assert not [
+        q
+        for q in bank["questions"] + bank["hints"] + bank["closings"]
+        if take_apart(Prompt(q)) is not None
+    ]
 
 
 def test_random_paraphrases_start_from_the_seeds_alone(history, seeds):
@@ -71,4 +99,7 @@ def test_random_paraphrases_start_from_the_seeds_alone(history, seeds):
 
 def test_a_task_without_fragments_gets_structural_edits(history):
     found = Rewriter(Task("other", LABELS, "x"), seed=0).propose(history, 5, 1)
-    assert found and all(set(c.origin.removeprefix("rewriter:").split("+")) <= {"swap", "shorten", "cross", "layout"} for c in found)
+    assert found and all(
+        set(c.origin.removeprefix("rewriter:").split("+")) <= {"swap", "shorten", "cross", "layout"}
+        for c in found
+    )
