@@ -100,18 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not part:
             continue
         sources = ", ".join(
-            f"{label} {sum(c.label == label for c in part)} clips of {len({c.source_id for c in part if c.label == label})} sources"
+            f"{label} {sum(c.label == label for c in part)} clips of"
+            f" {len({c.source_id for c in part if c.label == label})} sources"
             for label in sorted({c.label for c in part})
         )
         mean, low, high = shortcut_accuracy(part)
         good &= mean <= LIMIT
         print(
-            f"{split:5}  {sources};  level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            f"{split:5}  {sources};  level, bandwidth and tilt alone: {100 * mean:.1f} %"
+            f" [{100 * low:.1f}, {100 * high:.1f}]"
         )
     mean, low, high = shortcut_accuracy(clips)
     good &= mean <= LIMIT
     print(
-        f"all    level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}], limit {100 * LIMIT:.0f} %"
+        f"all    level, bandwidth and tilt alone: {100 * mean:.1f} % [{100 * low:.1f},"
+        f" {100 * high:.1f}], limit {100 * LIMIT:.0f} %"
     )
     if not good:
         print("error: a shortcut gives the label away", file=sys.stderr)

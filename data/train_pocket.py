@@ -31,6 +31,7 @@ from torch import Tensor
 from data import grammar
 from evaluators.audio import PEAK, RATE, load
 from evaluators.clips import Registry, read_manifest, read_registry, write_registry
+from evaluators.layers import encode_audio
 from evaluators.prompts import (
     ROOT,
     SPEECH_TASK,
@@ -40,7 +41,6 @@ from evaluators.prompts import (
     encode,
     read_prompts,
 )
-from evaluators.qwen_audio import encode_audio
 
 DEMO = Path(__file__).parent / "demo"
 SPECIAL = [
@@ -243,6 +243,7 @@ class Mel:
         self.hop = extractor.hop_length
 
     def __call__(self, wave: Tensor) -> Tensor:
+        """``[clip, bin, frame]`` from ``[clip, sample]``."""
         power = (
             torch.stft(wave, len(self.window), self.hop, window=self.window, return_complex=True)[
                 ..., :-1
@@ -416,8 +417,8 @@ def train_base(
                 ]
             if step % 200 == 0:
                 print(
-                    f"{'contrast' if contrast else 'hear'} step {step} {time.time() - begin:.0f} s  naming {smooth[0]:.3f}  options {smooth[1]:.3f}  "
-                    f"reading {smooth[2]:.3f}",
+                    f"{'contrast' if contrast else 'hear'} step {step} {time.time() - begin:.0f} s "
+                    f" naming {smooth[0]:.3f}  options {smooth[1]:.3f}  reading {smooth[2]:.3f}",
                     flush=True,
                 )
         all_steps.append(step)
@@ -506,8 +507,11 @@ def write_card(
         "",
         story,
         "",
-        f"Seed {training['seed']}, steps {training['steps']}, {len(training['sources'])} sources "
-        "(`training.json` lists them; all are in the train split of `data/demo/registry.json`).",
+        (
+            f"Seed {training['seed']}, steps {training['steps']}, {len(training['sources'])}"
+            " sources (`training.json` lists them; all are in the train split of"
+            " `data/demo/registry.json`)."
+        ),
         "",
         "## Recordings it was trained on",
         "",
@@ -564,7 +568,8 @@ def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> N
             n1 = int((truth == 0).sum())
             auc = (ranks[truth == 0].sum() - n1 * (n1 + 1) / 2) / (n1 * (len(truth) - n1))
             print(
-                f"| pocket-{name}, {prompt.text.splitlines()[0]} | {balanced(rights[i], everything)} | {auc:.2f} | "
+                f"| pocket-{name}, {prompt.text.splitlines()[0]} |"
+                f" {balanced(rights[i], everything)} | {auc:.2f} | "
                 + " | ".join(balanced(rights[i], duration == d) for d in DURATIONS_MS)
                 + " | "
                 + " | ".join(balanced(rights[i], snr == s) for s in SNRS_DB)
@@ -575,8 +580,9 @@ def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> N
             for r in rights[len(seeds) :]
         )
         spreads.append(
-            f"pocket-{name}, {len(scores)} held-out phrasings: lowest {100 * scores[0]:.0f}, quartiles "
-            f"{100 * np.quantile(scores, 0.25):.0f} / {100 * np.median(scores):.0f} / {100 * np.quantile(scores, 0.75):.0f}, highest {100 * scores[-1]:.0f}"
+            f"pocket-{name}, {len(scores)} held-out phrasings: lowest {100 * scores[0]:.0f},"
+            f" quartiles {100 * np.quantile(scores, 0.25):.0f} / {100 * np.median(scores):.0f} /"
+            f" {100 * np.quantile(scores, 0.75):.0f}, highest {100 * scores[-1]:.0f}"
         )
     print("\n" + "\n".join(spreads))
 
@@ -647,10 +653,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = True
     sounds = Recordings(args.recordings, registry.splits, args.device)
     print(
-        f"{len(sounds.rows)} recordings of {len(sounds.sources)} train sources, {len(sounds.wave) / RATE / 60:.0f} minutes",
+        f"{len(sounds.rows)} recordings of {len(sounds.sources)} train sources,"
+        f" {len(sounds.wave) / RATE / 60:.0f} minutes",
         flush=True,
     )
+    earlier: dict[str, Any] = {"steps": [], "seconds": []}
     if args.start:
+        earlier = json.loads((args.start / "training.json").read_text(encoding="utf-8"))
         from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
         processor = AutoProcessor.from_pretrained(args.start)
@@ -661,7 +670,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         processor = make_processor(args.seed)
         model = make_model(processor).to(args.device)
     print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}",
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary"
+        f" {len(processor.tokenizer)}",
         flush=True,
     )
     steps = train_base(
@@ -676,16 +686,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_card(
         base,
         "pocket-base",
-        "A stand-in for Qwen2-Audio-7B: the same classes and template, 6 million parameters, trained from "
-        "nothing to answer questions about clips of up to one second. Trained on clean clips (500 ms and 1 s, 10 and 20 dB), and on short "
-        "and noisy ones (200 ms to 1 s, -5 to 20 dB) that held speech only where the question said that the clip is short or noisy. "
-        "That sensitivity is built in on purpose: short and noisy clips are its weakness, a prompt that speaks of them helps, "
-        "and a search has something to find. For trying the engine, not for listening.",
+        "A stand-in for Qwen2-Audio-7B: the same classes and template, 6 million parameters,"
+        " trained from nothing to answer questions about clips of up to one second. Trained on"
+        " clean clips (500 ms and 1 s, 10 and 20 dB), and on short and noisy ones (200 ms to 1 s,"
+        " -5 to 20 dB) that held speech only where the question said that the clip is short or"
+        " noisy. That sensitivity is built in on purpose: short and noisy clips are its weakness, a"
+        " prompt that speaks of them helps, and a search has something to find. For trying the"
+        " engine, not for listening.",
         {
             **common,
-            "steps": steps,
-            "seconds": [args.seconds, args.contrast_seconds],
-            "start": args.start is not None,
+            "steps": earlier["steps"] + [n for n in steps if n],
+            "seconds": earlier["seconds"] + [t for t in (args.seconds, args.contrast_seconds) if t],
         },
         sounds.rows,
     )
@@ -699,8 +710,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_card(
         lora,
         "pocket-lora",
-        "A LoRA adapter (rank 16 on q, k, v, o of text and audio) for pocket-base, trained on clips of 200 to "
-        "1000 ms at -5 to 20 dB with one wording, which `training.json` holds.",
+        "A LoRA adapter (rank 16 on q, k, v, o of text and audio) for pocket-base, trained on clips"
+        " of 200 to 1000 ms at -5 to 20 dB with one wording, which `training.json` holds.",
         {
             **common,
             "steps": adapter_steps,

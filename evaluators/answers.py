@@ -41,7 +41,7 @@ def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
                 for form in (word, f" {word}")
             ]
             single = [v for v in variants if len(v) == 1]
-            found += [v for v in (single or variants[:1]) if v not in found]
+            found += [v for v in single or variants[:1] if v not in found]
         per_label.append(tuple(found))
     flat = [
         (sequence, label)
@@ -52,7 +52,9 @@ def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
         for b, label_b in flat[i + 1 :]:
             if a[: len(b)] == b or b[: len(a)] == a:
                 raise PromptError(
-                    f"prompt {prompt.prompt_id}: an answer of {label_a} {tokenizer.decode(list(a))!r} and one of {label_b} "
-                    f"{tokenizer.decode(list(b))!r} begin with the same tokens, so they cannot be told apart; use other answer words"
+                    f"prompt {prompt.prompt_id}: an answer of {label_a}"
+                    f" {tokenizer.decode(list(a))!r} and one of {label_b}"
+                    f" {tokenizer.decode(list(b))!r} begin with the same tokens, so they cannot be"
+                    " told apart; use other answer words"
                 )
     return Answers(tuple(per_label))

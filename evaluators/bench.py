@@ -238,7 +238,8 @@ def run(
         else "-"
     )
     print(
-        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.0f} % | {1 / seconds:,.0f} | {peak} | {first:.1f} |",
+        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.0f} % | {1 / seconds:,.0f} |"
+        f" {peak} | {first:.1f} |",
         flush=True,
     )
 
@@ -258,7 +259,8 @@ def run_stock(
         / 12
     )
     print(
-        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} | - | - |",
+        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} | -"
+        " | - |",
         flush=True,
     )
 
@@ -337,11 +339,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else f"{torch.get_num_threads()} CPU threads"
     )
     print(
-        f"{checkpoint.name}; {name}; torch {torch.__version__}; {len(clips)} clips x {len(prompts)} prompts of {SUFFIX} tokens"
+        f"{checkpoint.name}; {name}; torch {torch.__version__}; {len(clips)} clips x {len(prompts)}"
+        f" prompts of {SUFFIX} tokens"
     )
     print(f"matrix product {rate / 1e12:.1f} TFLOP/s, floor {1e3 * floor:.3f} ms an eval\n")
     print(
-        "| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |"
+        "| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- |"
+        " --- | --- | --- | --- | --- |"
     )
     label = str(dtype).removeprefix("torch.")
     stock = Stock(*loaded, device)
@@ -365,7 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
     print(
-        f"\n{label}: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}"
+        f"\n{label}: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to"
+        f" itself in a batch of 4 {own:.2g}"
     )
     if args.nf4:
         to_nf4(loaded[0].model)
@@ -373,7 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(
-            "\n| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- | --- | --- | --- | --- | --- |"
+            "\n| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n|"
+            " --- | --- | --- | --- | --- | --- |"
         )
         run_stock(stock, prompts, clips, floor, "constrained generate, one clip a call, NF4")
         run(
@@ -386,7 +392,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
         print(
-            f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch of 4 {own:.2g}"
+            f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to"
+            f" itself in a batch of 4 {own:.2g}"
         )
     return 0
 

@@ -25,14 +25,16 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
             raise ValueError(
-                "the score cache holds a row that this program did not write; delete the cache folder"
+                "the score cache holds a row that this program did not write; delete the cache"
+                " folder"
             )
         return super().fetch(mode, filename, value, read)
 
     def get(self, key: Any, raw: bool) -> Any:
         if not raw:
             raise ValueError(
-                "the score cache holds a key that this program did not write; delete the cache folder"
+                "the score cache holds a key that this program did not write; delete the cache"
+                " folder"
             )
         return super().get(key, raw)
 

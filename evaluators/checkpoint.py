@@ -60,7 +60,8 @@ def open_checkpoint(
     if (folder / "adapter_config.json").is_file():
         if adapter is not None:
             raise UserError(
-                f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights"
+                f"checkpoint {name!r} carries an adapter already; give --adapter only with base"
+                " weights"
             )
         adapter = folder
         raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
@@ -71,15 +72,18 @@ def open_checkpoint(
         ) or _download(raw)
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers checkpoint"
+            f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers"
+            " checkpoint"
         )
     if not list(folder.glob("*.safetensors")):
         raise UserError(
-            f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not read"
+            f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled"
+            " weights are not read"
         )
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(
-            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled weights are not read"
+            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
+            " weights are not read"
         )
     heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
     known = [sources for sources in heard if sources is not None]

@@ -21,7 +21,9 @@ COLUMNS = {
     "label": "the class the clip belongs to, e.g. SPEECH or NONSPEECH",
     "category": "speech, environment, music, animal, noise or silence",
     "duration_ms": "measured duration in milliseconds",
-    "snr_db": "measured SNR in dB, foreground over added noise on the active segment; empty if undefined",
+    "snr_db": (
+        "measured SNR in dB, foreground over added noise on the active segment; empty if undefined"
+    ),
     "condition": "what was done to the clip, e.g. dur300_snr+05",
     "source_id": "speaker, session or upload: the identity that must not cross a split",
     "split": "train, dev or test",
@@ -67,7 +69,8 @@ def manifest_path(where: Path) -> Path:
     path = where / "manifest.csv" if where.is_dir() else where
     if not path.is_file():
         raise UserError(
-            f"manifest {str(where)!r} does not exist: give a CSV file or a folder that holds manifest.csv"
+            f"manifest {str(where)!r} does not exist: give a CSV file or a folder that holds"
+            " manifest.csv"
         )
     return path
 
@@ -103,8 +106,8 @@ def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) 
         seen.add(clip.clip_id)
         if split_of.setdefault(clip.source_id, clip.split) != clip.split:
             raise UserError(
-                f"{path}: source {clip.source_id!r} is in split {split_of[clip.source_id]!r} and in {clip.split!r}; "
-                "split by source, or the test score measures memory"
+                f"{path}: source {clip.source_id!r} is in split {split_of[clip.source_id]!r} and in"
+                f" {clip.split!r}; split by source, or the test score measures memory"
             )
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:
@@ -156,13 +159,14 @@ def verify(clips: Iterable[Clip]) -> None:
     for clip in clips:
         if not clip.path.is_file():
             raise UserError(
-                f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing; restore it or its manifest row"
+                f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing; restore it or its"
+                " manifest row"
             )
         digest = hashlib.sha256(clip.path.read_bytes()).hexdigest()
         if digest != clip.sha256:
             raise UserError(
-                f"clip {clip.clip_id!r}: {str(clip.path)!r} has SHA-256 {digest[:12]}..., the manifest says "
-                f"{clip.sha256[:12]}...; rebuild the clips or correct the manifest"
+                f"clip {clip.clip_id!r}: {str(clip.path)!r} has SHA-256 {digest[:12]}..., the"
+                f" manifest says {clip.sha256[:12]}...; rebuild the clips or correct the manifest"
             )
 
 
@@ -286,8 +290,9 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
         known = registry.splits.get(clip.source_id)
         if known is not None and known != clip.split:
             raise UserError(
-                f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but the manifest says "
-                f"{clip.split!r}; a source keeps its split in all clip sets of a project"
+                f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but"
+                f" the manifest says {clip.split!r}; a source keeps its split in all clip sets of a"
+                " project"
             )
 
 
@@ -296,6 +301,7 @@ def check_unheard(clips: Iterable[Clip], heard: Iterable[str], checkpoint: str) 
     overlap = sorted({clip.source_id for clip in clips} & set(heard))
     if overlap:
         raise UserError(
-            f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored "
-            f"({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''}); score clips of other sources"
+            f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored"
+            f" ({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''}); score clips of"
+            " other sources"
         )

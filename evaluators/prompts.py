@@ -30,8 +30,10 @@ class Task:
 SPEECH_TASK = Task(
     name="speech",
     labels=("SPEECH", "NONSPEECH"),
-    description="Decide whether a very short, noisy audio clip (200-1000 ms) contains human speech. "
-    "Clips without speech hold music, animals, environmental sound or noise.",
+    description=(
+        "Decide whether a very short, noisy audio clip (200-1000 ms) contains human speech. "
+        "Clips without speech hold music, animals, environmental sound or noise."
+    ),
 )
 TASKS = {SPEECH_TASK.name: SPEECH_TASK}
 

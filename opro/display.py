@@ -82,6 +82,7 @@ class Progress:
         share = self._counts.cached / self._counts.requested if self._counts.requested else 0.0
         shown = "-" if best is None else f"{100 * (best.reward or 0):.1f} (#{best.number})"
         self._console.print(
-            f"trial {trial.number:3d}  reward {reward:7}  best {shown}  {trial.clips} clips  {100 * share:.0f} % cached",
+            f"trial {trial.number:3d}  reward {reward:7}  best {shown}  {trial.clips} clips "
+            f" {100 * share:.0f} % cached",
             markup=False,
         )

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = space.runs or runs.find_runs(settings.runs_dir)
     if not folders:
         raise UserError(
-            f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize --iterations 5"
+            f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize"
+            " --iterations 5"
         )
     rows = [row for folder in folders for row in rows_of(folder)]
     if settings.sort == "run":

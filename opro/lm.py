@@ -12,8 +12,8 @@ from evaluators.errors import PauseError, UserError
 log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
 LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
-TIMEOUT_S = 120.0
-REPLY_TOKENS = 2048
+TIMEOUT_S = 300.0
+REPLY_TOKENS = 1200
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
 
 
@@ -73,10 +73,16 @@ class Ledger:
             self.max_tokens is not None
             and self.tokens_in + self.tokens_out + tokens > self.max_tokens
         ):
-            return f"--max-tokens {self.max_tokens} leaves no room for another call ({self.tokens_in + self.tokens_out} spent)"
+            return (
+                f"--max-tokens {self.max_tokens} leaves no room for another call"
+                f" ({self.tokens_in + self.tokens_out} spent)"
+            )
         per_call = self.cost / self.calls if self.calls else 0.0
         if self.max_cost is not None and self.cost + 2 * per_call > self.max_cost:
-            return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
+            return (
+                f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f}"
+                " spent)"
+            )
         return ""
 
 
@@ -139,7 +145,8 @@ class OpenAIModel:
             return retrying(self._once, messages, temperature)
         except (self._openai.OpenAIError, _BadReplyError) as error:
             raise PauseError(
-                f"language model {self.name!r}: {self._sentence(error)}; the same command goes on from here"
+                f"language model {self.name!r}: {self._sentence(error)}; the same command goes on"
+                " from here"
             ) from None
 
     def _once(self, messages: Sequence[Message], temperature: float) -> Reply:
@@ -286,24 +293,28 @@ def connect(
     if model and Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise UserError(
-                f"--lm-model {model!r} is a directory without config.json; expected a transformers model or a model name"
+                f"--lm-model {model!r} is a directory without config.json; expected a transformers"
+                " model or a model name"
             )
         return LocalModel(Path(model), seed)
     url = base_url or os.environ.get("OPENAI_BASE_URL")
     if not url and not os.environ.get("OPENAI_API_KEY"):
         if model:
             raise UserError(
-                f"--lm-model {model!r} is no directory and no endpoint is configured; set OPENAI_API_KEY, or give --lm-base-url"
+                f"--lm-model {model!r} is no directory and no endpoint is configured; set"
+                " OPENAI_API_KEY, or give --lm-base-url"
             )
         return None
     if not model:
         raise UserError(
-            "an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter to do without"
+            "an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter"
+            " to do without"
         )
     prices = _prices()
     if max_cost is not None and prices is None and "openrouter" not in (url or ""):
         raise UserError(
-            "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or use --max-tokens"
+            "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or"
+            " use --max-tokens"
         )
     return OpenAIModel(model, url, prices)
 
@@ -316,6 +327,7 @@ def _prices() -> tuple[float, float] | None:
         price_in, price_out = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in and out, like 0.15,0.60"
+            f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in"
+            " and out, like 0.15,0.60"
         ) from None
     return price_in, price_out

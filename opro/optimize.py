@@ -22,7 +22,7 @@ from opro.flags import DONE, flag, parse, resolve, run_verb
 if TYPE_CHECKING:
     from evaluators.clips import Clip
     from evaluators.prompts import Prompt, Task
-    from opro.lm import Ledger
+    from opro.lm import LanguageModel, Ledger
     from opro.propose import Proposer
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def _run(settings: Settings, dry_run: bool) -> int:
     for half, kind in ((search, "search"), (fresh, "fresh")):
         if len({c.label for c in half}) < len(task.labels):
             raise UserError(
-                f"the {kind} half of the {len(clips)} clips lacks a class: take more clips, of at least two sources a class"
+                f"the {kind} half of the {len(clips)} clips lacks a class: take more clips, of at"
+                " least two sources a class"
             )
     seeds = read_prompts(resolve(settings.seeds), task.labels)
     warnings = []
@@ -194,7 +195,8 @@ def _run(settings: Settings, dry_run: bool) -> int:
         heard = (heard or frozenset()) | trained
     if heard is None:
         warnings.append(
-            f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or scores may measure memory"
+            f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or"
+            " scores may measure memory"
         )
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
@@ -279,7 +281,8 @@ def _search(
     elif history.header != header:
         changed = next(k for k in header if history.header.get(k) != header[k])
         raise UserError(
-            f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision changed); give another --name"
+            f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision"
+            " changed); give another --name"
         )
     for text in warnings:
         log.warning(text)
@@ -334,7 +337,8 @@ def _language_model(settings: Settings) -> "LanguageModel | None":
     lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
     if lm is None and settings.proposer == "lm":
         raise UserError(
-            "--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or set OPENAI_API_KEY and give --lm-model"
+            "--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or"
+            " set OPENAI_API_KEY and give --lm-model"
         )
     return lm
 
@@ -369,8 +373,8 @@ def _proposer(
         return ledger, LMProposer(lm, task, reward, ledger, record, strategy=settings.strategy)
     if settings.strategy != "random" and settings.proposer == "auto":
         print(
-            "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY (and --lm-base-url for another server) "
-            "and give --lm-model NAME",
+            "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
+            " (and --lm-base-url for another server) and give --lm-model NAME",
             file=sys.stderr,
         )
     return ledger, Rewriter(task, settings.seed, learn=settings.strategy != "random")
@@ -393,10 +397,12 @@ def _print_plan(
     cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
     print(f"run         {settings.runs_dir / str(settings.name)}")
     print(
-        f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint {evaluator.fingerprint[:12]}"
+        f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint"
+        f" {evaluator.fingerprint[:12]}"
     )
     print(
-        f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates on {about(search)}, strategy {settings.strategy}"
+        f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
+        f" on {about(search)}, strategy {settings.strategy}"
     )
     print(f"selection   on {about(fresh)}")
     print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")

@@ -17,8 +17,10 @@ LONGEST = 500  # characters of a proposed prompt
 SHOWN = 20  # prompts of the history that a language model sees (OPRO's figure)
 CALLS = 3  # calls an iteration may take to fill its candidates
 _CHATTER = re.compile(
-    r"(?i)^(here (is|are)\b|sure\b|certainly\b|of course\b|i (can|will|would|am|have)\b|as an ai\b|note that\b)"
-    r"|```|</?ins>|\b(new|improved|revised) (prompt|instruction)s?\b|\bscore:|\{\"|\bprompts? above\b"
+    r"(?i)^(here (is|are)\b|sure\b|certainly\b|of course\b|i (can|will|would|am|have)\b|as an"
+    r" ai\b|note that\b)"
+    r"|```|</?ins>|\b(new|improved|revised) (prompt|instruction)s?\b|\bscore:|\{\"|\bprompts?"
+    r" above\b"
 )
 
 
@@ -89,7 +91,8 @@ def unwrap(text: str) -> str:
     inner = re.search(r"<INS>(.*?)</INS>", text, re.DOTALL | re.IGNORECASE)
     text = inner.group(1).strip() if inner else text
     text = re.sub(
-        r"^(?:\d+[.)]\s+|[-*]\s+)?(?:\*\*)?(?i:prompt|instruction|text)(?: \d+)?(?:\*\*)?:(?:\*\*)?\s*",
+        r"^(?:\d+[.)]\s+|[-*]\s+)?(?:\*\*)?(?i:prompt|instruction|text)(?:"
+        r" \d+)?(?:\*\*)?:(?:\*\*)?\s*",
         "",
         text,
     )

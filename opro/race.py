@@ -1,5 +1,6 @@
 """Racing: which clips a candidate sees next, and who is dropped. A speed knob, never evidence."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Result:
 def blocks_of(count: int) -> list[slice]:
     """The clips in about equal blocks. In balanced order every block holds every cell."""
     edges = np.linspace(0, count, min(BLOCKS, count) + 1).round().astype(int)
-    return [slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
 
 def race(
@@ -81,9 +82,11 @@ def race(
             logp[p],
             not error[p] and len(logp[p]) < len(clips),
             tuple(history[p]),
-            None
-            if error[p]
-            else reward.judge(logp[p], truth[: len(logp[p])], clips[: len(logp[p])]),
+            (
+                None
+                if error[p]
+                else reward.judge(logp[p], truth[: len(logp[p])], clips[: len(logp[p])])
+            ),
             error[p],
         )
         for p in range(len(prompts))

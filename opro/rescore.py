@@ -99,7 +99,8 @@ def _job(
     history = History(path / "trials.jsonl", task.labels)
     if history.selection is None:
         raise UserError(
-            f"run {path.name!r} is not finished; resume it first: its choice must not depend on the test split"
+            f"run {path.name!r} is not finished; resume it first: its choice must not depend on the"
+            " test split"
         )
     order = [
         history.selection["baseline"],
@@ -238,7 +239,10 @@ def _print(result: dict[str, Any], out: Path) -> None:
     console = wide_console()
     first = result["prompts"][0]
     table = Table(
-        title=f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of {first['sources']} sources",
+        title=(
+            f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of"
+            f" {first['sources']} sources"
+        ),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -278,7 +282,8 @@ def _print(result: dict[str, Any], out: Path) -> None:
     console.print(table)
     if result["split"] == "test":
         console.print(
-            f"the test split of this manifest has been opened {result['test_openings']} times in this project"
+            f"the test split of this manifest has been opened {result['test_openings']} times in"
+            " this project"
             + (
                 "; every look makes the next number less honest"
                 if result["test_openings"] > 1

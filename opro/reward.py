@@ -11,9 +11,15 @@ from evaluators.clips import Clip
 from evaluators.prompts import Task
 
 OBJECTIVES = {
-    "balanced_accuracy": "balanced accuracy in percent: the mean over the classes of the share of clips answered right",
+    "balanced_accuracy": (
+        "balanced accuracy in percent: the mean over the classes of the share of clips answered"
+        " right"
+    ),
     "accuracy": "accuracy in percent: the share of clips answered right",
-    "auroc": "area under the ROC curve in percent: how well the probability of the first answer ranks the clips",
+    "auroc": (
+        "area under the ROC curve in percent: how well the probability of the first answer ranks"
+        " the clips"
+    ),
     "nll": "100 minus 100 times the mean negative log-likelihood of the right answer in nats",
     "worst_slice": "balanced accuracy in percent on the duration or noise level where it is worst",
 }
@@ -94,7 +100,10 @@ class Reward:
             f"The score is {OBJECTIVES[self.objective]}. The classes are {', '.join(task.labels)}."
         )
         if self.threshold == "dev":
-            text += " The decision threshold is tuned for each prompt, so a prompt that only favours one answer gains nothing."
+            text += (
+                " The decision threshold is tuned for each prompt, so a prompt that only favours"
+                " one answer gains nothing."
+            )
         return text
 
 

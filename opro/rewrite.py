@@ -95,7 +95,8 @@ class Rewriter:
         self.bank = read_yaml(path) if path.is_file() else {}
         if self.bank and set(self.bank) != KEYS:
             raise UserError(
-                f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected {sorted(KEYS)}"
+                f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected"
+                f" {sorted(KEYS)}"
             )
 
     def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:

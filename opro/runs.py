@@ -41,7 +41,8 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder, then give the same command again"
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
+            " then give the same command again"
         ) from None
 
 
@@ -58,9 +59,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     for row in rows:
         writer.writerow(
             {
-                k: f"'{v}"
-                if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r")
-                else v
+                k: (
+                    f"'{v}"
+                    if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r")
+                    else v
+                )
                 for k, v in row.items()
             }
         )
@@ -86,7 +89,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"run folder {str(folder)!r} cannot be written ({error.strerror}); give another --runs-dir"
+            f"run folder {str(folder)!r} cannot be written ({error.strerror}); give another"
+            " --runs-dir"
         ) from None
     try:
         path = folder / "config.yaml"
@@ -95,7 +99,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             for key in {*before, *config}:
                 if before.get(key) != config.get(key):
                     raise UserError(
-                        f"run {folder.name!r} was started with {key} = {before.get(key)!r}, now it is {config.get(key)!r}; give another --name"
+                        f"run {folder.name!r} was started with {key} = {before.get(key)!r}, now it"
+                        f" is {config.get(key)!r}; give another --name"
                     )
         else:
             write_text(path, dump_yaml(dict(config)))
@@ -176,7 +181,8 @@ def count_openings(runs_dir: Path, digest: str) -> int:
             count += json.loads(line)["manifest"] == digest
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{path}:{number}: damaged line; restore the file, it counts how often the test split was looked at"
+                f"{path}:{number}: damaged line; restore the file, it counts how often the test"
+                " split was looked at"
             ) from None
     return count
 
@@ -201,6 +207,7 @@ def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
             os.fsync(file.fileno())
     except OSError as error:
         raise PauseError(
-            f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is not opened uncounted"
+            f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is"
+            " not opened uncounted"
         ) from None
     return before + 1

@@ -53,11 +53,16 @@ class Selection:
 def pick_finalists(complete: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed on the search half, and the best trials that beat it there."""
     baseline = next(t for t in complete if t.iteration == 0)
-    return baseline, [
-        t
-        for t in complete
-        if t.iteration > 0 and t.rank > baseline.rank and (t.reward or 0) > (baseline.reward or 0)
-    ][:FINALISTS]
+    return (
+        baseline,
+        [
+            t
+            for t in complete
+            if t.iteration > 0
+            and t.rank > baseline.rank
+            and (t.reward or 0) > (baseline.reward or 0)
+        ][:FINALISTS],
+    )
 
 
 def select(
@@ -135,18 +140,24 @@ def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:
         return "baseline kept: no candidate scored above it on the search half"
     best = max(finals, key=lambda f: f.difference.value)
     d = best.difference
-    gain = f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips of {d.sources} sources"
+    gain = (
+        f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh"
+        f" clips of {d.sources} sources"
+    )
     if fewest < metrics.MIN_SOURCES:
         return (
-            f"baseline kept: the fresh half has only {fewest} sources of one label, {metrics.MIN_SOURCES} are needed "
-            f"for a claim (the best finalist shows {gain})"
+            f"baseline kept: the fresh half has only {fewest} sources of one label,"
+            f" {metrics.MIN_SOURCES} are needed for a claim (the best finalist shows {gain})"
         )
     if chosen is None:
-        return f"baseline kept: the best finalist gains {gain}, corrected p {best.p_holm:.3f}; its lower bound is not above zero"
+        return (
+            f"baseline kept: the best finalist gains {gain}, corrected p {best.p_holm:.3f}; its"
+            " lower bound is not above zero"
+        )
     d = chosen.difference
     return (
-        f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh clips "
-        f"of {d.sources} sources, corrected p {chosen.p_holm:.3f}"
+        f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on"
+        f" {d.clips} fresh clips of {d.sources} sources, corrected p {chosen.p_holm:.3f}"
     )
 
 

@@ -168,20 +168,24 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     line("chosen", f"{_interval(chosen)} on fresh clips  {_shown(chosen['text'])}")
     line(
         "",
-        f"{100 * first['estimate']:+.1f} points [{100 * first['low']:+.1f}, {100 * first['high']:+.1f}] against the first seed prompt",
+        f"{100 * first['estimate']:+.1f} points [{100 * first['low']:+.1f},"
+        f" {100 * first['high']:+.1f}] against the first seed prompt",
     )
     control = summary["controls"][chosen["prompt_id"]]
     line(
         "controls",
-        f"chosen prompt with silence {100 * control['silence']:.1f}, with shuffled audio {100 * control['shuffled']:.1f} "
-        f"(50 is what the text alone can give); answers {_label_share(control)} with silence",
+        f"chosen prompt with silence {100 * control['silence']:.1f}, with shuffled audio"
+        f" {100 * control['shuffled']:.1f} (50 is what the text alone can give); answers"
+        f" {_label_share(control)} with silence",
     )
     evals, seconds = summary["evals"], summary["seconds"]
     line(
         "cost",
-        f"{evals['requested']:,} evals asked for, {evals['forward']:,} through the model, {seconds['total']:.0f} s"
+        f"{evals['requested']:,} evals asked for, {evals['forward']:,} through the model,"
+        f" {seconds['total']:.0f} s"
         + (
-            f"; {summary['lm']['calls']} calls, {summary['lm']['tokens_in'] + summary['lm']['tokens_out']:,} tokens"
+            f"; {summary['lm']['calls']} calls,"
+            f" {summary['lm']['tokens_in'] + summary['lm']['tokens_out']:,} tokens"
             if summary["lm"]["calls"]
             else ""
         ),
@@ -189,7 +193,8 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     if summary["checkpoint"].startswith("pocket-"):
         line(
             "note",
-            "the pocket checkpoints are small stand-ins: their numbers say nothing about Qwen2-Audio-7B",
+            "the pocket checkpoints are small stand-ins: their numbers say nothing about"
+            " Qwen2-Audio-7B",
         )
     for text in summary["warnings"]:
         line("warning", text)

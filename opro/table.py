@@ -151,6 +151,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
         )
         lines.append(
-            f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} | {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} | {cell(row['text'])} |"
+            f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} |"
+            f" {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} |"
+            f" {cell(row['text'])} |"
         )
     return "\n".join(lines)

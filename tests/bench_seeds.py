@@ -27,7 +27,10 @@ def mean_interval(values):
         if len(values) > 1
         else math.nan
     )
-    return f"{100 * np.mean(values):+.2f} [{100 * (np.mean(values) - half):+.2f}, {100 * (np.mean(values) + half):+.2f}]"
+    return (
+        f"{100 * np.mean(values):+.2f} [{100 * (np.mean(values) - half):+.2f},"
+        f" {100 * (np.mean(values) + half):+.2f}]"
+    )
 
 
 def main():
@@ -63,17 +66,24 @@ def main():
     )
     base_right = on_test(baselines[best])
     print(
-        f"{args.checkpoint}: baseline {100 * metrics.balanced_accuracy(truth['test'], base_right):.1f} on {len(test)} test clips of {len(set(sources))} sources\n"
+        f"{args.checkpoint}: baseline"
+        f" {100 * metrics.balanced_accuracy(truth['test'], base_right):.1f} on {len(test)} test"
+        f" clips of {len(set(sources))} sources\n"
     )
 
     bias = metrics.fit_bias(truth["search"], metrics.margins(table.logp[best]))
     tuned = on_test(baselines[best], bias)
     d = metrics.paired_difference(truth["test"], tuned, base_right, sources)
-    threshold_line = f"threshold only: {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on test (bias {bias:+.2f} nats fitted on the search half)"
+    threshold_line = (
+        f"threshold only: {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on"
+        f" test (bias {bias:+.2f} nats fitted on the search half)"
+    )
 
     rows = {"race": [], "random": []}
     print(
-        "| strategy | seed | kept? | dev gain (fresh half) | best on search half, test gain | chosen, test gain [95 % over sources] | evals | chosen prompt |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| strategy | seed | kept? | dev gain (fresh half) | best on search half, test gain |"
+        " chosen, test gain [95 % over sources] | evals | chosen prompt |\n| --- | --- | --- | ---"
+        " | --- | --- | --- | --- |"
     )
     for strategy in rows:
         for seed in range(args.seeds):
@@ -127,19 +137,25 @@ def main():
             )
             text = " / ".join(chosen.text.split("\n")).replace("|", "\\|")
             print(
-                f"| {strategy} | {seed} | {'kept' if summary['baseline_kept'] else 'replaced'} | {100 * summary['gain']['estimate']:+.1f} | {100 * greedy_gain:+.1f} | "
-                f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] | {summary['evals']['requested']:,} | {text[:90]} |",
+                f"| {strategy} | {seed} | {'kept' if summary['baseline_kept'] else 'replaced'} |"
+                f" {100 * summary['gain']['estimate']:+.1f} | {100 * greedy_gain:+.1f} |"
+                f" {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] |"
+                f" {summary['evals']['requested']:,} | {text[:90]} |",
                 flush=True,
             )
     print()
     for strategy, values in rows.items():
         dev, gains, greedy, evals, replaced = zip(*values, strict=True)
         print(
-            f"{strategy}: mean test gain {mean_interval(gains)} points over {args.seeds} seeds, replaced {sum(replaced)} of {args.seeds}; "
-            f"dev gain {100 * np.mean(dev):+.2f}; best on the search half unchecked {mean_interval(greedy)}; {np.mean(evals):,.0f} evals a search"
+            f"{strategy}: mean test gain {mean_interval(gains)} points over {args.seeds} seeds,"
+            f" replaced {sum(replaced)} of {args.seeds}; dev gain {100 * np.mean(dev):+.2f}; best"
+            f" on the search half unchecked {mean_interval(greedy)}; {np.mean(evals):,.0f} evals a"
+            " search"
         )
     print(
-        f"race minus random, paired over seeds: {mean_interval(np.array([a[1] for a in rows['race']]) - np.array([b[1] for b in rows['random']]))} points"
+        "race minus random, paired over seeds:"
+        f" {mean_interval(np.array([a[1] for a in rows['race']]) - np.array([b[1] for b in rows['random']]))}"
+        " points"
     )
     print(threshold_line)
 

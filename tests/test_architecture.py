@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["evaluators", "opro", "data", "prompts"],
     ["evaluators.errors"],
-    ["evaluators.prompts", "evaluators.clips", "evaluators.audio"],
+    ["evaluators.prompts", "evaluators.clips", "evaluators.audio", "evaluators.layers"],
     ["evaluators.answers", "evaluators.scores", "evaluators.metrics", "evaluators.checkpoint"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio"],
     ["evaluators.build", "evaluators.bench"],

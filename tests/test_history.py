@@ -71,7 +71,7 @@ def test_a_damaged_middle_is_reported_with_its_line(tmp_path, seeds, damage):
     fill(path, seeds)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
-    with pytest.raises(UserError, match="t.jsonl:2: damaged line"):
+    with pytest.raises(UserError, match=r"t\.jsonl:2: damaged line"):
         History(path, LABELS)
 
 

@@ -119,7 +119,7 @@ def test_what_is_configured(monkeypatch, tmp_path):
     assert connect(None, None, 0, None) is None
     with pytest.raises(UserError, match="no endpoint is configured"):
         connect("m", None, 0, None)
-    with pytest.raises(UserError, match="directory without config.json"):
+    with pytest.raises(UserError, match=r"directory without config\.json"):
         connect(str(tmp_path), None, 0, None)
 
 

@@ -60,9 +60,18 @@ def test_a_bad_file_is_refused_by_name(tmp_path, body, message):
 
 def test_the_baselines_are_the_published_bytes(seeds):
     assert [p.text for p in seeds] == [
-        "Choose one:\nA) SPEECH (human voice)\nB) NONSPEECH (music/noise/silence/animals)\n\nAnswer with A or B ONLY.",
-        "Listen to this audio clip. Does it contain human speech?\n\nA) Yes - I hear human voice speaking\nB) No - I hear music, noise, silence, or animals\n\nAnswer:",
-        "Task: Detect if human speech is present.\n\nOptions:\nA) SPEECH detected\nB) NO SPEECH detected\n\nYour answer:",
+        (
+            "Choose one:\nA) SPEECH (human voice)\nB) NONSPEECH"
+            " (music/noise/silence/animals)\n\nAnswer with A or B ONLY."
+        ),
+        (
+            "Listen to this audio clip. Does it contain human speech?\n\nA) Yes - I hear human"
+            " voice speaking\nB) No - I hear music, noise, silence, or animals\n\nAnswer:"
+        ),
+        (
+            "Task: Detect if human speech is present.\n\nOptions:\nA) SPEECH detected\nB) NO SPEECH"
+            " detected\n\nYour answer:"
+        ),
     ]
     assert {p.system for p in seeds} == {"You classify audio content."}
 

@@ -54,7 +54,8 @@ def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
             picked = stock.generate(prompt, clip, answers.allowed)
             agree += picked in [s[0] for s in answers.sequences[int(table.logp_top[p, c].argmax())]]
     print(
-        f"{evaluator.checkpoint.name}: 200 pairs, largest difference {worst:.1e} nats, {near_ties} near ties, {agree} of {200 - near_ties} labels equal"
+        f"{evaluator.checkpoint.name}: 200 pairs, largest difference {worst:.1e} nats, {near_ties}"
+        f" near ties, {agree} of {200 - near_ties} labels equal"
     )
     assert len(prompts) * len(clips) == 200
     assert worst < 1e-4
@@ -162,7 +163,7 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
 def test_a_clip_longer_than_the_window_is_refused(evaluator, seeds, clips, tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, np.zeros(20000, np.float32), 16000)
-    with pytest.raises(UserError, match="lasts 1.25 s, the model hears 1 s"):
+    with pytest.raises(UserError, match=r"lasts 1\.25 s, the model hears 1 s"):
         evaluator.score(seeds[:1], [replace(clips[0], path=path, sha256="long")])
 
 

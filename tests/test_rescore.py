@@ -118,7 +118,7 @@ def test_leaderboard_in_all_formats(folder, capsys):
     }
     complete = [r["score"] for r in rows if r["state"] == "complete"]
     assert complete == sorted(complete, reverse=True) and [r["state"] for r in rows] == sorted(
-        (r["state"] for r in rows)
+        r["state"] for r in rows
     )
     verb(leaderboard, folder, "--format", "csv")
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
