@@ -281,7 +281,7 @@ def _build_split(
     waves: dict[str, Wave],
     out: Path,
 ) -> list[dict[str, Any]]:
-    """The rows of one split: each SPEECH clip with the NONSPEECH clip that is closest to it in level, bandwidth, tilt."""
+    """The rows of one split: each SPEECH clip with the NONSPEECH clip closest to it in level, bandwidth, tilt."""
     category_of = {r.group: r.category for r in recordings}
     cap = recipe["cap"][split]
     used: Counter[str] = Counter()

@@ -1,7 +1,8 @@
 """Questions that the pocket checkpoints are trained on, composed at random.
 
 Many ways to ask about four kinds of sound, with options in either order. Some questions say that the clip is short or
-noisy: data/train_pocket.py teaches the base that such clips hold speech when the question says so, so saying so helps it. The wordings of prompts/heldout.yaml and
+noisy: data/train_pocket.py teaches the base that such clips hold speech when the question says so, so saying so
+helps it. The wordings of prompts/heldout.yaml and
 prompts/seeds are not in it; those files measure how far the model reads what it was never asked.
 """
 
@@ -313,7 +314,7 @@ def about_audio(rng: random.Random, hints: float = 0.1) -> Question:
 
 
 def about_text(rng: random.Random, hints: float = 0.1) -> tuple[str, str]:
-    """(text, answer): a question about a sound that is named in words, so that reading options is learned without hearing."""
+    """(text, answer): a question about a sound that is named in words, to learn to read options without hearing."""
     sound = rng.choice(SOUNDS)
     question = about_audio(rng, hints)
     named = rng.choice(POSITIVE[sound][:6])

@@ -3,7 +3,8 @@
 A Qwen2-Audio of 6 million parameters, from nothing, on the recordings whose source is in the train split of
 data/demo/registry.json, and no other. The base learns on clean clips first, then that short and noisy ones hold speech
 only where the question says that the clip is short or noisy; so such clips are its weakness, and the wording of a
-prompt moves its score. The adapter hears all durations and SNRs with one wording. Needs a GPU for the training (about nine minutes on an H100);
+prompt moves its score. The adapter hears all durations and SNRs with one wording. Needs a GPU for the training
+(about eleven minutes on an H100);
 `--table` only prints the table of the checkpoints in --out, on any machine.
 
 What works (tried before): three tasks mixed from the start - naming the sound in one word, options about a sound
@@ -59,7 +60,7 @@ BATCH, TEXT_BATCH = 448, 192
 
 
 def make_processor(seed: int) -> Any:
-    """Tokenizer (byte-level BPE on the grammar's own text, Qwen's pre-tokenisation) and a one-second feature extractor."""
+    """Tokenizer (byte-level BPE on the grammar's text, Qwen's pre-tokenisation) and a one-second feature extractor."""
     from transformers import Qwen2AudioProcessor, Qwen2Tokenizer, WhisperFeatureExtractor
 
     rng = random.Random(seed)
@@ -526,7 +527,7 @@ def write_card(
 
 
 def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> None:
-    """Accuracy of the checkpoints in `out` by duration and SNR, and the spread over 40 held-out phrasings, as Markdown."""
+    """Accuracy of the checkpoints in `out` by duration and SNR, and the spread over held-out phrasings, as Markdown."""
     from evaluators.checkpoint import open_checkpoint
     from evaluators.qwen_audio import QwenAudio
 

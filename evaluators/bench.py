@@ -77,7 +77,7 @@ def prompts_of_length(tokenizer: Any, count: int, tokens: int) -> list[Prompt]:
 
 
 def build_7b(device: torch.device) -> tuple[Any, Any]:
-    """(model, processor): the exact shape with random bf16 weights; the pocket's tokenizer, whose ids are valid in it."""
+    """(model, processor): the exact shape with random bf16 weights; the pocket's tokenizer, whose ids fit it."""
     from transformers import (
         AutoProcessor,
         Qwen2AudioForConditionalGeneration,
@@ -101,7 +101,7 @@ def build_7b(device: torch.device) -> tuple[Any, Any]:
 
 
 def to_nf4(module: Any) -> None:
-    """Replaces every linear layer but the head by 4-bit NormalFloat with double quantisation, as bitsandbytes loads them."""
+    """Replaces every linear layer but the head by 4-bit NormalFloat, doubly quantised, as bitsandbytes loads them."""
     import bitsandbytes as bnb
 
     for name, child in list(module.named_children()):
@@ -268,7 +268,7 @@ def run_stock(
 def noise(
     evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]
 ) -> tuple[float, float]:
-    """(ours against stock, stock against itself in other batch shapes): largest difference of P(first label | answers)."""
+    """(ours against stock, stock against itself in another batch): largest difference of P(first label)."""
     ids = [
         [stock.processor.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms]
         for forms in (("A", " A"), ("B", " B"))

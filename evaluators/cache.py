@@ -15,7 +15,7 @@ from evaluators.scores import Evaluator, ScoreTable
 
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
-    """Keys are text and values bytes. Anything else in the file is refused: diskcache would unpickle it, which runs code."""
+    """Keys are text and values bytes. Anything else is refused: diskcache would unpickle it, which runs code."""
 
     def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
         if not isinstance(value, bytes):

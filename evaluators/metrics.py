@@ -28,7 +28,7 @@ def margins(logp: Floats) -> Floats:
 
 
 def decide(logp: Floats, bias: float = 0.0) -> Ints:
-    """Index of the label decided on, ``[..., clip]``: the likeliest one, the first label's log-odds shifted by `bias`."""
+    """Index of the label decided on, ``[..., clip]``: the likeliest, the first label's log-odds shifted by `bias`."""
     shifted = np.array(logp, dtype=np.float64)
     shifted[..., 0] += bias
     return shifted.argmax(axis=-1)

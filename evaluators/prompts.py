@@ -74,7 +74,7 @@ class Prompt:
 
 
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
-    """A prompt from plain data; unknown keys, missing answers and values that YAML took for something else are errors."""
+    """A prompt from plain data; unknown keys, missing answers and values YAML took for something else are errors."""
     unknown = sorted(set(raw) - {"text", "answers", "system"})
     if unknown:
         raise UserError(

@@ -137,7 +137,7 @@ class QwenAudio:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of weights, adapter, quantisation, precision, device class, scorer version and (in bf16) batch shape."""
+        """Digest of weights, adapter, quantisation, precision, device class, scorer and (in bf16) batch shape."""
         parts: dict[str, Any] = {
             "scorer": SCORER,
             "checkpoint": self.checkpoint.digest,

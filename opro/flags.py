@@ -1,4 +1,4 @@
-"""Command lines: a dataclass of settings becomes flags, a YAML file of the same names may set them, errors are one sentence."""
+"""Command lines: a dataclass becomes flags, a YAML file may set the same names, errors are one sentence."""
 
 import argparse
 import dataclasses

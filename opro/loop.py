@@ -1,4 +1,4 @@
-"""The loop: propose, journal, race on the search half, tell; then select on the fresh half. All state is the history."""
+"""The loop: propose, journal, race on the search half, tell; then select on fresh clips. All state is the history."""
 
 import logging
 import time

@@ -27,7 +27,7 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Judged:
-    """A prompt's scores on some clips. `right` is ``[clip]``; `bias` the shift of the first label's log-odds in force."""
+    """A prompt's scores on some clips. `right` is ``[clip]``; `bias` the shift of the first label's log-odds."""
 
     reward: float
     right: NDArray[np.bool_]

@@ -21,7 +21,7 @@ _MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
 
 @dataclass(frozen=True)
 class Parts:
-    """A prompt taken apart. `options` are (label, words) in the order shown; `mark` and `join` say how they are written."""
+    """A prompt taken apart. `options` are (label, words) in the order shown; `mark` and `join` say how they look."""
 
     hint: str
     question: str
@@ -78,7 +78,7 @@ class Rewriter:
     """A Proposer.
 
     Args:
-        task: Its labels must match the fragments file prompts/rewriter/<task>.yaml; without one only structure is edited.
+        task: Its labels must match the fragments file prompts/rewriter/<task>.yaml; without one only layout changes.
         seed: Proposals depend on it, the iteration and the history, nothing else.
         learn: Start from the best prompts so far; otherwise always from the seeds (random paraphrases).
     """

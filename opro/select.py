@@ -1,4 +1,4 @@
-"""The selection: finalists and the baseline on clips the search never saw; the baseline stays unless the gain is real."""
+"""The selection: finalists and baseline on clips the search never saw; the baseline stays unless the gain is real."""
 
 import itertools
 from collections.abc import Sequence
@@ -160,7 +160,7 @@ def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:
 def _controls(
     evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Clip], truth: Any, reward: Reward
 ) -> dict[str, dict[str, float]]:
-    """Balanced accuracy and share of first-label answers with silence and with shuffled audio: what the text alone says."""
+    """Balanced accuracy and share of first-label answers with silence and shuffled audio: what the text alone says."""
     out: dict[str, dict[str, float]] = {}
     prompts: list[Prompt] = [t.candidate.prompt for t in trials]
     for audio in ("silence", "shuffled"):

@@ -64,7 +64,8 @@ def test_two_processes_share_a_folder_without_loss(tmp_path, seeds, clips):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from conftest import DEMO, LABELS, PROMPTS
-from evaluators.cache import CachedEvaluator; from evaluators.clips import *; from evaluators.fakes import FakeEvaluator; from evaluators.prompts import read_prompts
+from evaluators.cache import CachedEvaluator; from evaluators.clips import *
+from evaluators.fakes import FakeEvaluator; from evaluators.prompts import read_prompts
 from pathlib import Path
 clips = balanced_order(read_manifest(DEMO, LABELS, "dev"))[:30]
 seeds = read_prompts(PROMPTS / "seeds" / "baselines.yaml", LABELS)

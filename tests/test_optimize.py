@@ -488,10 +488,10 @@ def test_the_pocket_checkpoint_end_to_end_and_from_the_cache(tmp_path):
     ]
     first = json.loads((run(tmp_path, *flags) / "summary.json").read_text())
     assert first["evals"]["forward"] > 100
+    argv = [*SMALL, "--runs-dir", str(tmp_path), "--name", "again", *flags]
     code = (
-        "import sys\nfrom opro import"
-        f" optimize\noptimize.main({[*SMALL, '--runs-dir', str(tmp_path), '--name', 'again', *flags]!r})\nprint('weights',"
-        " 'transformers.models.qwen2_audio.modeling_qwen2_audio' in sys.modules)"
+        f"import sys\nfrom opro import optimize\noptimize.main({argv!r})\n"
+        "print('weights', 'transformers.models.qwen2_audio.modeling_qwen2_audio' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
