@@ -31,7 +31,7 @@ def decide(logp: Floats, bias: float = 0.0) -> Ints:
     """Index of the label decided on, ``[..., clip]``: the likeliest, the first label's log-odds shifted by `bias`."""
     shifted = np.array(logp, dtype=np.float64)
     shifted[..., 0] += bias
-    return shifted.argmax(axis=-1)
+    return np.asarray(shifted.argmax(axis=-1))
 
 
 def balanced_weights(truth: Ints) -> Floats:

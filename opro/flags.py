@@ -136,7 +136,7 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected names and values, one a line")
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in raw.items():
         name = str(key).replace("-", "_")
         if name not in fields:

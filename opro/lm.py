@@ -13,7 +13,6 @@ log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
 LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 TIMEOUT_S = 300.0
-REPLY_TOKENS = 1200
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
 
 
@@ -42,8 +41,10 @@ class LanguageModel(Protocol):
 
     name: str
 
-    def __call__(self, messages: Sequence[Message], *, temperature: float) -> Reply:
-        """One reply."""
+    def __call__(
+        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+    ) -> Reply:
+        """One reply of at most so many tokens."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Ledger:
         self.tokens_out += reply.tokens_out
         self.cost += reply.cost or 0.0
 
-    def spent(self, about: str, reserve_out: int = REPLY_TOKENS) -> str:
+    def spent(self, about: str, reserve_out: int) -> str:
         """Why no further call may be made, or an empty string. Assumes the worst case of the next call."""
         tokens = (
             len(about) // 3 + 1 + reserve_out
@@ -123,7 +124,9 @@ class OpenAIModel:
             max_retries=0,
         )
 
-    def __call__(self, messages: Sequence[Message], *, temperature: float) -> Reply:
+    def __call__(
+        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+    ) -> Reply:
         """See `LanguageModel`."""
         import tenacity
 
@@ -142,19 +145,19 @@ class OpenAIModel:
             ),
         )
         try:
-            return retrying(self._once, messages, temperature)
+            return retrying(self._once, messages, temperature, max_tokens)
         except (self._openai.OpenAIError, _BadReplyError) as error:
             raise PauseError(
                 f"language model {self.name!r}: {self._sentence(error)}; the same command goes on"
                 " from here"
             ) from None
 
-    def _once(self, messages: Sequence[Message], temperature: float) -> Reply:
+    def _once(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Reply:
         try:
             raw = self._client.chat.completions.create(
                 model=self.name,
                 temperature=temperature,
-                max_tokens=REPLY_TOKENS,
+                max_tokens=max_tokens,
                 messages=[{"role": m.role, "content": m.content} for m in messages],
             )  # type: ignore[misc]
         except ValueError as error:  # a 200 whose body is no JSON
@@ -246,7 +249,9 @@ class LocalModel:
         self._seed = seed
         self._loaded: Any = None
 
-    def __call__(self, messages: Sequence[Message], *, temperature: float) -> Reply:
+    def __call__(
+        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+    ) -> Reply:
         """See `LanguageModel`. Sampling is seeded by the conversation, so a resumed run gets the same reply."""
         import hashlib
 
@@ -267,7 +272,7 @@ class LocalModel:
         with torch.inference_mode():
             out = model.generate(
                 **ids,
-                max_new_tokens=REPLY_TOKENS // 4,
+                max_new_tokens=max_tokens,
                 do_sample=temperature > 0,
                 temperature=temperature or None,
             )

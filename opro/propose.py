@@ -16,6 +16,7 @@ from opro.reward import Reward
 LONGEST = 500  # characters of a proposed prompt
 SHOWN = 20  # prompts of the history that a language model sees (OPRO's figure)
 CALLS = 3  # calls an iteration may take to fill its candidates
+REPLY_TOKENS = 200  # of a reply, and as many more for each prompt asked for
 _CHATTER = re.compile(
     r"(?i)^(here (is|are)\b|sure\b|certainly\b|of course\b|i (can|will|would|am|have)\b|as an"
     r" ai\b|note that\b)"
@@ -163,11 +164,12 @@ class LMProposer:
             if len(out) >= n:
                 break
             meta = self._render(past, n - len(out), refusals)
-            spent = self.ledger.spent(meta)
+            room = REPLY_TOKENS * (1 + (1 if self.strategy == "opro" else n - len(out)))
+            spent = self.ledger.spent(meta, room)
             if spent:
                 self.record({"iteration": iteration, "call": call, "stopped": spent})
                 break
-            reply = self.lm([Message("user", meta)], temperature=self.temperature)
+            reply = self.lm([Message("user", meta)], temperature=self.temperature, max_tokens=room)
             self.ledger.add(reply)
             found = parse(reply.text)
             refused = (

@@ -54,7 +54,7 @@ def take_apart(prompt: Prompt) -> Parts | None:
         re.fullmatch("[A-H]", letter) for letter in label_of
     ):
         return None
-    found = []
+    found: list[re.Match[str]] = []
     for letter in sorted(label_of):
         match = re.compile(_MARK.format(letter=letter)).search(
             prompt.text, found[-1].end() if found else 0

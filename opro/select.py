@@ -14,7 +14,10 @@ from evaluators.scores import Evaluator
 from opro.history import Trial
 from opro.reward import Reward
 
-FINALISTS = 3  # at most; every further one makes the Holm correction dearer
+FINALISTS = 5  # at most
+SOURCES_PER_FINALIST = (
+    10  # of the rarest label: with few sources every finalist costs much power (Holm)
+)
 ALPHA = 0.025  # one-sided
 
 
@@ -51,8 +54,12 @@ class Selection:
     controls: dict[str, dict[str, float]]
 
 
-def pick_finalists(complete: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
-    """(baseline, finalists): the best seed on the search half, and the best trials that beat it there."""
+def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list[Trial]]:
+    """(baseline, finalists): the best seed on the search half, and the best trials that beat it there.
+
+    One finalist for every ten `sources` of the rarest label of the fresh half, at least one, at most five.
+    """
+    most = max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
     baseline = next(t for t in complete if t.iteration == 0)
     return (
         baseline,
@@ -62,7 +69,7 @@ def pick_finalists(complete: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
             if t.iteration > 0
             and t.rank > baseline.rank
             and (t.reward or 0) > (baseline.reward or 0)
-        ][:FINALISTS],
+        ][:most],
     )
 
 
@@ -85,10 +92,11 @@ def select(
         complete: Trials scored on the whole search half, best first.
         fresh: Clips that no trial has seen.
     """
-    baseline, finalists = pick_finalists(complete)
-    first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     truth = np.array([labels.index(clip.label) for clip in fresh])
     sources = [clip.source_id for clip in fresh]
+    fewest = metrics.fewest_sources(truth, sources)
+    baseline, finalists = pick_finalists(complete, fewest)
+    first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     trials = list({t.number: t for t in [baseline, first, *finalists]}.values())
     table = evaluator.score([t.candidate.prompt for t in trials], fresh)
     # A threshold fitted on the search half is carried over, never fitted again.
@@ -115,7 +123,6 @@ def select(
         for i, t in enumerate(finalists)
     ]
     cleared = list(itertools.takewhile(lambda i: bounds[i].low > 0, order))
-    fewest = metrics.fewest_sources(truth, sources)
     chosen = None
     if cleared and fewest >= metrics.MIN_SOURCES:
         chosen = finals[max(cleared, key=lambda i: bounds[i].value)]

@@ -17,7 +17,7 @@ def environment(monkeypatch):
 
 def ask(server, waits, timeout=1.0):
     model = OpenAIModel("test", server.url, wait=waits.append, timeout=timeout)
-    return model([Message("user", "hello")], temperature=1.0)
+    return model([Message("user", "hello")], temperature=1.0, max_tokens=99)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_fault_that_stays_pauses_after_five_tries(fault):
 def test_no_server_is_one_sentence():
     with pytest.raises(PauseError, match="no connection to the server: check --lm-base-url"):
         OpenAIModel("test", "http://127.0.0.1:9/v1", wait=lambda s: None, timeout=0.5)(
-            [Message("user", "x")], temperature=1
+            [Message("user", "x")], temperature=1, max_tokens=9
         )
 
 
@@ -95,8 +95,9 @@ def test_tokens_and_cost_are_counted(monkeypatch):
     monkeypatch.setenv("OPRO_LM_PRICES", "1,2")
     with serve(lambda request: "fine") as server:
         model = connect("test", server.url, 0, None)
-        reply = model([Message("user", "hello")], temperature=0.5)
+        reply = model([Message("user", "hello")], temperature=0.5, max_tokens=99)
     assert (reply.tokens_in, reply.tokens_out, reply.cost) == (100, 50, pytest.approx(200e-6))
+    assert server.requests[0]["max_tokens"] == 99
     assert server.requests[0]["temperature"] == 0.5 and server.requests[0]["model"] == "test"
 
 
@@ -125,9 +126,9 @@ def test_what_is_configured(monkeypatch, tmp_path):
 
 def test_the_ledger_stops_before_its_limits():
     ledger = Ledger(max_tokens=5000, max_cost=1.0)
-    assert ledger.spent("x" * 300) == ""
+    assert ledger.spent("x" * 300, 2048) == ""
     ledger.add(Reply("", 2000, 2000, 0.2, "m", "stop"))
-    assert "--max-tokens 5000" in ledger.spent("x" * 300)
+    assert "--max-tokens 5000" in ledger.spent("x" * 300, 2048)
     ledger = Ledger(max_cost=1.0)
     ledger.add(Reply("", 1, 1, 0.6, "m", "stop"))
-    assert "--max-cost 1.0" in ledger.spent("x")
+    assert "--max-cost 1.0" in ledger.spent("x", 2048)

@@ -461,13 +461,15 @@ def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkey
 
 
 def test_max_tokens_is_never_exceeded(tmp_path):
-    from opro.lm import REPLY_TOKENS
+    from opro.propose import REPLY_TOKENS
 
     with serve(reply) as server:
         flags = ["--lm-base-url", server.url, "--lm-model", "test"]
         free = run(tmp_path, *flags, name="free")
         meta = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])["meta_prompt"]
-        limit = len(meta) // 3 + 1 + REPLY_TOKENS + 100  # room for the first call, not for a second
+        limit = (
+            len(meta) // 3 + 1 + 5 * REPLY_TOKENS + 100
+        )  # room for the first call, not for a second
         folder = run(tmp_path, *flags, "--max-tokens", limit)
     spent = json.loads((folder / "summary.json").read_text())["lm"]
     assert spent["calls"] == 1 and spent["tokens_in"] + spent["tokens_out"] <= limit

@@ -22,7 +22,7 @@ class ScriptedLM:
     def __init__(self, *replies):
         self.replies, self.asked = list(replies), []
 
-    def __call__(self, messages, *, temperature):
+    def __call__(self, messages, *, temperature, max_tokens):
         self.asked.append(messages[-1].content)
         return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")
 
@@ -197,14 +197,14 @@ def test_hopeless_replies_end_the_iteration_not_the_run(history):
 
 
 def test_spending_stops_before_the_limit(history):
-    ledger, entries = Ledger(max_tokens=4000), []
+    ledger, entries = Ledger(max_tokens=1500), []
     lm = ScriptedLM(*["hm"] * 3)
     proposer(lm, ledger, entries.append).propose(history, 2, 1)
-    assert ledger.tokens_in + ledger.tokens_out <= 4000 and len(lm.asked) == 3
+    assert ledger.tokens_in + ledger.tokens_out <= 1500 and len(lm.asked) == 3
     assert (
-        proposer(ScriptedLM(), Ledger(max_tokens=2000), entries.append).propose(history, 2, 1) == []
+        proposer(ScriptedLM(), Ledger(max_tokens=600), entries.append).propose(history, 2, 1) == []
     )
-    assert "--max-tokens 2000" in entries[-1]["stopped"]
+    assert "--max-tokens 600" in entries[-1]["stopped"]
 
 
 def test_opro_asks_one_prompt_a_call(history):
