@@ -39,13 +39,13 @@ def frame_power(wave: Wave) -> NDArray[np.float64]:
     padded = np.pad(wave.astype(np.float64), (0, -len(wave) % FRAME))
     counts = np.full(len(padded) // FRAME, FRAME)
     counts[-1] -= len(padded) - len(wave)
-    return (padded.reshape(-1, FRAME) ** 2).sum(axis=1) / counts
+    return np.asarray((padded.reshape(-1, FRAME) ** 2).sum(axis=1) / counts)
 
 
 def active_frames(wave: Wave) -> NDArray[np.bool_]:
     """Which 20 ms frames lie within 30 dB of the loudest one."""
     power = frame_power(wave)
-    return power >= power.max() * 10 ** (-ACTIVE_DB / 10)
+    return np.asarray(power >= power.max() * 10 ** (-ACTIVE_DB / 10))
 
 
 def coloured_noise(samples: int, slope_db: float, rng: np.random.Generator) -> Wave:

@@ -1,5 +1,6 @@
 """Proposers: where candidates come from. A language model with a scored history, checked before anything is scored."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from opro.history import Candidate, History, Trial
 from opro.lm import LanguageModel, Ledger, Message
 from opro.reward import Reward
 
+OPENINGS = 100  # brackets of a reply that are tried as the start of its JSON
 LONGEST = 500  # characters of a proposed prompt
 SHOWN = 20  # prompts of the history that a language model sees (OPRO's figure)
 CALLS = 3  # calls an iteration may take to fill its candidates
@@ -109,9 +111,9 @@ def unwrap(text: str) -> str:
 def parse(reply: str) -> list[Any]:
     """The proposals in a reply: a JSON object or list anywhere in it, or <INS> tags. Empty if there is none."""
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"[\[{]", reply):
+    for match in itertools.islice(re.finditer(r"[\[{]", reply), OPENINGS):
         try:
-            found, _ = decoder.raw_decode(reply[match.start() :])
+            found, _ = decoder.raw_decode(reply, match.start())
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):

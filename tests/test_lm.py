@@ -132,3 +132,54 @@ def test_the_ledger_stops_before_its_limits():
     ledger = Ledger(max_cost=1.0)
     ledger.add(Reply("", 1, 1, 0.6, "m", "stop"))
     assert "--max-cost 1.0" in ledger.spent("x", 2048)
+
+
+@pytest.fixture
+def tiny_chat_model(tmp_path):
+    """A random two-layer model with a tokenizer and a chat template: its words are noise, its interface is real."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    from evaluators.checkpoint import POCKET
+
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "base")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    )
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    folder = tmp_path / "chat"
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.tiny
+def test_a_local_model_answers_the_same_question_the_same_way(tiny_chat_model):
+    ask = [Message("user", "Write a prompt.")]
+    first, second = (
+        connect(str(tiny_chat_model), None, seed, None)(ask, temperature=1.0, max_tokens=12)
+        for seed in (0, 0)
+    )
+    other = connect(str(tiny_chat_model), None, 1, None)(ask, temperature=1.0, max_tokens=12)
+    assert first == second and first.text != other.text
+    assert first.tokens_out <= 12 and first.tokens_in > 3 and first.cost == 0
+
+
+@pytest.mark.tiny
+def test_a_search_with_a_local_model_that_talks_nonsense_ends(
+    tiny_chat_model, tmp_path, monkeypatch
+):
+    import json
+
+    from opro import optimize
+
+    monkeypatch.delenv("OPENAI_API_KEY")
+    flags = ["--checkpoint", "fake", "--iterations", "1", "--candidates", "2", "--clips", "80"]
+    flags += ["--lm-model", str(tiny_chat_model), "--runs-dir", str(tmp_path), "--name", "local"]
+    assert optimize.main(flags) == 0
+    lines = (tmp_path / "local" / "proposals.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and all(json.loads(line)["refused"] for line in lines)
