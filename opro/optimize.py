@@ -264,26 +264,19 @@ def _search(
         "data": data_digest,
         "task": task.name,
         "seed": settings.seed,
+        "proposer": "rewriter" if lm is None else f"lm {lm.name}",
     }
     if history.header is None:
         history.start(header)
-        runs.write_json(
-            folder / "provenance.json",
-            runs.provenance(
-                {
-                    **header,
-                    "seed": settings.seed,
-                    "warnings": list(warnings),
-                    "device": _device(evaluator),
-                }
-            ),
-        )
     elif history.header != header:
         changed = next(k for k in header if history.header.get(k) != header[k])
         raise UserError(
-            f"run {folder.name!r} was made with another {changed} (checkpoint, clips or precision"
-            " changed); give another --name"
+            f"run {folder.name!r} was made with another {changed} (checkpoint, clips, precision or"
+            " language model changed); give another --name"
         )
+    if not (folder / "provenance.json").exists():
+        about = {**header, "warnings": list(warnings), "device": _device(evaluator)}
+        runs.write_json(folder / "provenance.json", runs.provenance(about))
     for text in warnings:
         log.warning(text)
     ledger, proposer = _proposer(settings, task, reward, folder, lm)
