@@ -1,6 +1,8 @@
 """CachedEvaluator: an Evaluator round an Evaluator, scores kept on disk by content."""
 
+import functools
 import hashlib
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.clips import Clip
+from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 from evaluators.scores import Evaluator, ScoreTable
 
@@ -53,12 +56,22 @@ class CachedEvaluator:
 
     def __init__(self, inner: Evaluator, folder: Path) -> None:
         self.inner = inner
-        folder.mkdir(parents=True, exist_ok=True)
-        # The default policy drops old rows past 1 GiB without a word.
-        self._cache = diskcache.Cache(str(folder), disk=_PlainDisk, eviction_policy="none")
+        self.folder = folder
         self.requested = 0
         self.cached = 0
         self._rows: dict[str, dict[bytes, NDArray[np.float32]]] = {}  # rows read by this process
+
+    @functools.cached_property
+    def _cache(self) -> Any:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The default policy drops old rows past 1 GiB without a word.
+            return diskcache.Cache(str(self.folder), disk=_PlainDisk, eviction_policy="none")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"the score cache {str(self.folder)!r} cannot be opened ({error}); give another --runs-dir, or delete"
+                " the cache folder"
+            ) from None
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +98,13 @@ class CachedEvaluator:
             if lacking:
                 missing.setdefault(lacking, []).append(p)
         for positions, numbers in missing.items():
-            table = self.inner.score([prompts[p] for p in numbers], [clips[c] for c in positions])
+            table, before = None, ""
+            while table is None or self.inner.fingerprint != before:
+                # A batch that ran out of memory changes the shape, and with it the key: score it in one shape.
+                before = self.inner.fingerprint
+                table = self.inner.score(
+                    [prompts[p] for p in numbers], [clips[c] for c in positions]
+                )
             for i, p in enumerate(numbers):
                 logp[p, positions], top[p, positions] = table.logp[i], table.logp_top[i]
                 new = {
@@ -97,6 +116,8 @@ class CachedEvaluator:
 
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """How many of these pairs would go through the model."""
+        if not self.folder.is_dir():
+            return len(prompts) * len(clips)
         keys = [_clip_key(clip) for clip in clips]
         rows = [self._row(self._row_key(prompt), len(prompt.answers)) for prompt in prompts]
         return sum(key not in row for row in rows for key in keys)

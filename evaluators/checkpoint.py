@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,12 +126,20 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _trained_on(folder: Path) -> frozenset[str] | None:
     path = folder / "training.json"
-    return frozenset(_json(path)["sources"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    sources = _json(path).get("sources")
+    if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
+        raise UserError(f"{path}: 'sources' is no list of source ids; restore the file")
+    return frozenset(sources)
 
 
 def _folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents of the files that decide what the model computes."""
-    if folder.parent.name == "snapshots":  # a hub snapshot is named by its commit
+    in_hub = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    if in_hub and re.fullmatch(
+        "[0-9a-f]{40}", folder.name
+    ):  # a hub snapshot is named by its commit
         return folder.name
     whole = hashlib.sha256()
     files = sorted(

@@ -88,14 +88,19 @@ def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) 
     """
     path = manifest_path(where)
     root = path.parent.resolve()
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
         if missing:
             raise UserError(
                 f"{path}: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}"
             )
-        clips = [_clip(row, root, labels, f"{path}:{reader.line_num}") for row in reader]
+        try:
+            clips = [_clip(row, root, labels, f"{path}:{reader.line_num}") for row in reader]
+        except (csv.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"{path}:{reader.line_num}: not readable as a CSV row ({error})"
+            ) from None
     seen: set[str] = set()
     split_of: dict[str, str] = {}
     for clip in clips:
@@ -266,7 +271,7 @@ def read_registry(where: Path) -> Registry | None:
         return Registry(
             dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path}: not a split registry ({error}); expected keys 'splits' and 'trained_on'"
         ) from None

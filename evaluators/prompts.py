@@ -75,7 +75,7 @@ class Prompt:
 
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
     """A prompt from plain data; unknown keys, missing answers and values YAML took for something else are errors."""
-    unknown = sorted(set(raw) - {"text", "answers", "system"})
+    unknown = sorted(set(raw) - {"text", "answers", "system"}, key=str)
     if unknown:
         raise UserError(
             f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system"
@@ -93,6 +93,12 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
         raise UserError(
             f"{where}: answers are {given!r}; expected one entry for each of {', '.join(labels)}"
         )
+    try:
+        f"{text}{system}{given}".encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: the prompt holds a lone surrogate, which is no character; remove it"
+        ) from None
     answers = []
     for label in labels:
         words = given[label] if isinstance(given[label], list) else [given[label]]
@@ -126,8 +132,9 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not readable as YAML ({reason})") from None
 
 
 def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:

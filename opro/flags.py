@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -78,7 +80,7 @@ def parse(
             help="YAML file with the same names as the flags, e.g. a run's config.yaml; flags win",
         )
     for name, field in fields.items():
-        choices = get_args(field.type) if get_origin(field.type) is Literal else None
+        choices = get_args(_base(field.type)) if get_origin(_base(field.type)) is Literal else None
         default = field.default if field.default is not dataclasses.MISSING else None
         shown = "" if default is None else f" (default: {default})"
         parser.add_argument(
@@ -147,10 +149,12 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
             )
         field = fields[name]
         if value is None:
+            if type(None) not in get_args(field.type):
+                raise UserError(f"{path}: {key} is empty; expected a value, or no such line")
             values[name] = None
             continue
-        if get_origin(field.type) is Literal:
-            if value not in get_args(field.type):
+        if get_origin(_base(field.type)) is Literal:
+            if value not in get_args(_base(field.type)):
                 raise UserError(
                     f"{path}: {key} is {value!r}; expected one of {', '.join(get_args(field.type))}"
                 )
@@ -171,6 +175,9 @@ def run_verb(main: Callable[[], int]) -> int:
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         return main()
@@ -180,6 +187,9 @@ def run_verb(main: Callable[[], int]) -> int:
     except PauseError as error:
         print(f"paused: {error}", file=sys.stderr)
         return FAULT
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return DONE
     except KeyboardInterrupt:
         print("interrupted: nothing is lost, the same command goes on from here", file=sys.stderr)
         return FAULT

@@ -1,6 +1,7 @@
 """The history of a run: candidates, trials, and the append-only journal that is its only state."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -70,13 +71,14 @@ class History:
     """All trials so far. Every change is on disk, synced, before the method returns; a reader replays it.
 
     Args:
-        path: The journal. An existing one is replayed; a last line cut short by a crash is removed.
+        path: The journal. An existing one is replayed; a last line cut short by a crash is left out.
         labels: The task's labels, to read prompts back.
+        repair: Remove such a line from the file: only for the process that holds the run's lock.
     Raises:
         UserError: The journal is damaged before its last line, or of a newer schema.
     """
 
-    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+    def __init__(self, path: Path, labels: Sequence[str], repair: bool = False) -> None:
         self.path = path
         self.header: dict[str, Any] | None = None
         self.trials: list[Trial] = []
@@ -84,8 +86,16 @@ class History:
         self.selection: dict[str, Any] | None = None
         self._labels = labels
         if path.exists():
-            for event in _read_journal(path):
-                self._apply(event)
+            for number, event in enumerate(_read_journal(path, repair), 1):
+                try:
+                    if (event["event"] == "start") != (number == 1):
+                        raise ValueError("the start stands elsewhere")
+                    self._apply(event)
+                except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+                    raise UserError(
+                        f"{path}:{number}: damaged event ({type(error).__name__}: {error}); restore the file"
+                        " or use another --name"
+                    ) from None
 
     def start(self, header: Mapping[str, Any]) -> None:
         """Journals what the run is; the first event."""
@@ -173,18 +183,20 @@ class History:
             self.trials[number] = replace(self.trials[number], **event)
         elif kind == "select":
             self.selection = event
+        else:
+            raise ValueError(f"unknown event {kind!r}")
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to 6 places, so that a journal does not depend on the last bits of a sum."""
+    """Floats to 6 places, so that a journal does not depend on the last bits of a sum; no NaN, which is no JSON."""
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
+def _read_journal(path: Path, repair: bool) -> list[dict[str, Any]]:
     raw = path.read_bytes()
     whole, _, torn = raw.rpartition(b"\n")
     events = []
@@ -198,7 +210,7 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number}: damaged line ({error}); restore the file or use another --name"
             ) from None
         events.append(event)
-    if torn:  # the write that a crash interrupted
+    if torn and repair:  # the write that a crash interrupted
         with path.open("r+b") as file:
             file.truncate(len(raw) - len(torn))
     return events

@@ -45,7 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize"
             " --iterations 5"
         )
-    rows = [row for folder in folders for row in rows_of(folder)]
+    rows = []
+    for folder in folders:
+        try:
+            rows += rows_of(folder)
+        except UserError as error:
+            if space.runs:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
     if settings.sort == "run":
         pass
     elif settings.sort == "length":

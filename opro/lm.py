@@ -1,6 +1,7 @@
 """Language models that propose prompts: an OpenAI-compatible endpoint, or a transformers model in this process."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Ledger:
 
     max_tokens: int | None = None
     max_cost: float | None = None
+    prices: tuple[float, float] | None = None  # US dollars per million tokens in and out
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -78,12 +80,14 @@ class Ledger:
                 f"--max-tokens {self.max_tokens} leaves no room for another call"
                 f" ({self.tokens_in + self.tokens_out} spent)"
             )
-        per_call = self.cost / self.calls if self.calls else 0.0
-        if self.max_cost is not None and self.cost + 2 * per_call > self.max_cost:
-            return (
-                f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f}"
-                " spent)"
-            )
+        if self.prices is not None:
+            worst = (tokens * self.prices[0] + reserve_out * self.prices[1]) / 1e6
+        else:
+            worst = 2 * self.cost / self.calls if self.calls else 0.0
+        if self.max_cost is not None and (
+            self.cost >= self.max_cost or self.cost + worst > self.max_cost
+        ):
+            return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
         return ""
 
 
@@ -330,6 +334,8 @@ def _prices() -> tuple[float, float] | None:
         return None
     try:
         price_in, price_out = (float(part) for part in text.split(","))
+        if not (0 <= price_in < math.inf and 0 <= price_out < math.inf):
+            raise ValueError
     except ValueError:
         raise UserError(
             f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in"

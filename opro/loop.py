@@ -87,6 +87,8 @@ def optimize(
             )
             clock.proposing += time.perf_counter() - begin
             history.add(number, candidates)
+            if not candidates:
+                log.warning("iteration %d: no candidate could be made", number)
             if number > 0 and len(candidates) < plan.candidates:
                 display.advance(0, (plan.candidates - len(candidates)) * len(plan.search))
         waiting = history.waiting(number)

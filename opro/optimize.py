@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Settings:
     threshold: Literal["argmax", "dev"] = flag(
         "argmax", "dev fits each prompt's decision threshold on the search half"
     )
-    seed: int = flag(0, "makes the search repeatable")
+    seed: int = flag(0, "makes the search repeatable", min=0)
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
@@ -100,20 +101,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings = dataclasses.replace(settings, name=settings.name or _default_name(settings))
     _check(settings)
-    finished = _finished(settings)
-    if finished is not None and not space.dry_run:
-        from opro.summary import print_summary
-
-        print_summary(settings.runs_dir / str(settings.name), finished)
-        return DONE
     return _run(settings, space.dry_run)
 
 
 def _check(settings: Settings) -> None:
     name = str(settings.name)
-    if Path(name).name != name or name.startswith("."):
-        raise UserError(f"--name {name!r} is no folder name; use letters, digits, - and _")
-    if settings.clips != "all" and not (settings.clips.isdigit() and int(settings.clips) > 0):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", name) or name.endswith(".jsonl"):
+        raise UserError(f"--name {name!r} is no run name; use up to 100 letters, digits, - and _")
+    if settings.lm_base_url and "@" in settings.lm_base_url:
+        raise UserError(
+            "--lm-base-url holds a user or password, which would be written to files; use OPENAI_API_KEY"
+        )
+    if settings.clips != "all" and not re.fullmatch(r"0*[1-9][0-9]{0,8}", settings.clips):
         raise UserError(f"--clips is {settings.clips!r}; expected all, or a whole number above 0")
 
 
@@ -132,19 +131,6 @@ def _default_name(settings: Settings) -> str:
     return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-{short}"
 
 
-def _finished(settings: Settings) -> dict[str, Any] | None:
-    """The summary of a run of this name that has ended, if its settings are these."""
-    from evaluators.prompts import read_yaml
-
-    folder = settings.runs_dir / str(settings.name)
-    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
-        return None
-    if read_yaml(folder / "config.yaml") != config_of(settings):
-        return None  # open_run says what differs
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary if summary.get("status") == "complete" else None
-
-
 def _run(settings: Settings, dry_run: bool) -> int:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
@@ -157,7 +143,8 @@ def _run(settings: Settings, dry_run: bool) -> int:
     task = TASKS[settings.task]
     manifest = resolve(settings.manifest)
     registry = clipset.read_registry(manifest)
-    clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, settings.split))
+    everything = clipset.read_manifest(manifest, task.labels, settings.split)
+    clips = clipset.balanced_order(everything)
     if settings.clips != "all":
         if int(settings.clips) > len(clips):
             raise UserError(
@@ -165,7 +152,9 @@ def _run(settings: Settings, dry_run: bool) -> int:
             )
         clips = clips[: int(settings.clips)]
     clipset.check_registry(clips, registry)
-    search, fresh = clipset.halves(clips)
+    # Halved before it is cut down: a source that judges one run is never searched by another.
+    taken = {c.clip_id for c in clips}
+    search, fresh = ([c for c in half if c.clip_id in taken] for half in clipset.halves(everything))
     for half, kind in ((search, "search"), (fresh, "fresh")):
         if len({c.label for c in half}) < len(task.labels):
             raise UserError(
@@ -187,6 +176,8 @@ def _run(settings: Settings, dry_run: bool) -> int:
         dtype=settings.dtype,
         cache=settings.runs_dir / runs.CACHE,
     )
+    if registry is not None and settings.checkpoint in registry.trained_on:
+        heard = (heard or frozenset()) | frozenset(registry.trained_on[settings.checkpoint])
     if settings.train_manifest is not None:
         trained = {
             c.source_id
@@ -255,25 +246,31 @@ def _search(
     from opro.history import History
     from opro.loop import Clock, Search, optimize
     from opro.study import write_study
-    from opro.summary import finish, save_scores
+    from opro.summary import finish, print_summary, save_scores
+    from opro.table import read_summary
 
     _log_to(folder / "log.txt")
-    history = History(folder / "trials.jsonl", task.labels)
+    history = History(folder / "trials.jsonl", task.labels, repair=True)
     header = {
         "fingerprint": evaluator.fingerprint,
         "data": data_digest,
         "task": task.name,
         "seed": settings.seed,
         "proposer": "rewriter" if lm is None else f"lm {lm.name}",
+        "seeds": hashlib.sha256("".join(p.digest for p in seeds).encode()).hexdigest(),
     }
     if history.header is None:
         history.start(header)
     elif history.header != header:
         changed = next(k for k in header if history.header.get(k) != header[k])
         raise UserError(
-            f"run {folder.name!r} was made with another {changed} (checkpoint, clips, precision or"
-            " language model changed); give another --name"
+            f"run {folder.name!r} was made with another {changed} (checkpoint, clips, seeds, precision"
+            " or language model changed); give another --name"
         )
+    finished = read_summary(folder)
+    if finished is not None:
+        print_summary(folder, finished)
+        return DONE
     if not (folder / "provenance.json").exists():
         about = {**header, "warnings": list(warnings), "device": _device(evaluator)}
         runs.write_json(folder / "provenance.json", runs.provenance(about))
@@ -343,20 +340,20 @@ def _proposer(
     from opro.propose import LMProposer
     from opro.rewrite import Rewriter
 
-    ledger = Ledger(settings.max_tokens, settings.max_cost)
+    ledger = Ledger(settings.max_tokens, settings.max_cost, getattr(lm, "prices", None))
     path = folder / "proposals.jsonl"
     if path.exists():  # what an interrupted run has spent counts
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 raw = json.loads(line)
-            except ValueError:
+                if "reply" in raw:
+                    ledger.add(Reply("", raw["tokens_in"], raw["tokens_out"], raw["cost"], "", ""))
+            except (ValueError, KeyError, TypeError):
                 continue  # the line a crash cut short
-            if "reply" in raw:
-                ledger.add(Reply("", raw["tokens_in"], raw["tokens_out"], raw["cost"], "", ""))
 
     def record(entry: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
         for refused in entry.get("refused", []):
             log.info("refused (%s): %r", refused["reason"], refused["text"])
         if "stopped" in entry:

@@ -6,8 +6,9 @@ test split is counted for the project and shown.
 """
 
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from evaluators.errors import UserError
 from opro.flags import DONE, flag, parse, resolve, run_verb
 
 if TYPE_CHECKING:
+    from evaluators.clips import Clip
     from evaluators.prompts import Prompt, Task
 
 
@@ -33,10 +35,10 @@ class Settings:
         None, "manifest the adapter was trained on; its sources may not be scored"
     )
     quantization: Literal["none", "nf4"] | None = flag(None, "none or nf4 (default: the run's)")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
+    dtype: Literal["auto", "float32", "bfloat16"] | None = flag(
+        None, "auto, float32 or bfloat16 (default: the run's)"
     )
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: the run's)")
     task: str = flag("speech", "what is decided about a clip")
     manifest: Path | None = flag(
         None, "manifest CSV or its folder (default: the run's, else data/demo)"
@@ -60,18 +62,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
-    jobs = [
-        _job(settings, path) for path in space.prompts
-    ]  # all inputs are checked before anything is scored
+    # Everything that can be wrong is found before the test split is opened.
+    jobs = [_prepare(_job(settings, path)) for path in space.prompts]
     for job in jobs:
-        _score(*job)
+        _score(job)
     return DONE
 
 
-def _job(
-    settings: Settings, path: Path
-) -> tuple[Settings, Path, list["Prompt"], dict[str, float], Path, "Task"]:
-    """(settings, source, prompts with the baseline first, fitted biases by prompt id, result file, task)."""
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored on what. `prompts`: the baseline first; `biases`: thresholds fitted on the search half."""
+
+    settings: Settings
+    source: Path
+    prompts: Sequence["Prompt"]
+    biases: Mapping[str, float]
+    out: Path
+    task: "Task"
+    fingerprint: str | None  # of the run, None for a prompt file
+    clips: Sequence["Clip"] = ()
+    evaluator: Any = None
+    digest: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def _job(settings: Settings, path: Path) -> Job:
+    """The prompts of a run folder or a prompt file, with what the flags leave open filled in."""
     from evaluators.prompts import TASKS, read_prompts, read_yaml
     from opro.history import History
 
@@ -85,14 +101,8 @@ def _job(
             quantization=settings.quantization or "none",
             manifest=settings.manifest or Path("data/demo"),
         )
-        return (
-            filled,
-            path,
-            read_prompts(path, task.labels),
-            {},
-            settings.out or path.with_suffix(f".{settings.split}.json"),
-            task,
-        )
+        out = settings.out or path.with_suffix(f".{settings.split}.json")
+        return Job(filled, path, read_prompts(path, task.labels), {}, out, task, None)
     if not (path / "trials.jsonl").is_file():
         raise UserError(f"{str(path)!r} is no run folder: it holds no trials.jsonl")
     config = read_yaml(path / "config.yaml")
@@ -109,78 +119,97 @@ def _job(
         *(t.number for t in history.complete),
     ]
     trials = [history.trials[number] for number in dict.fromkeys(order)][: settings.top + 1]
+    same = settings.checkpoint in (
+        None,
+        config["checkpoint"],
+    )  # another checkpoint comes without the run's adapter
     filled = dataclasses.replace(
         settings,
         checkpoint=settings.checkpoint or config["checkpoint"],
         quantization=settings.quantization or config["quantization"],
+        dtype=settings.dtype or config["dtype"],
+        device=settings.device or config["device"],
         manifest=settings.manifest or Path(config["manifest"]),
-        adapter=settings.adapter or (Path(config["adapter"]) if config["adapter"] else None),
+        adapter=settings.adapter
+        or (Path(config["adapter"]) if same and config["adapter"] else None),
         train_manifest=settings.train_manifest
-        or (Path(config["train_manifest"]) if config["train_manifest"] else None),
+        or (Path(config["train_manifest"]) if same and config["train_manifest"] else None),
     )
     biases = {t.candidate.prompt.prompt_id: t.bias for t in trials}
-    return (
-        filled,
-        path,
-        [t.candidate.prompt for t in trials],
-        biases,
-        path / f"{settings.split}.json",
-        task,
-    )
+    prompts = [t.candidate.prompt for t in trials]
+    fingerprint = (history.header or {}).get("fingerprint")
+    return Job(filled, path, prompts, biases, path / f"{settings.split}.json", task, fingerprint)
 
 
-def _score(
-    settings: Settings,
-    source: Path,
-    prompts: Sequence["Prompt"],
-    biases: dict[str, float],
-    out: Path,
-    task: "Task",
-) -> None:
-    import numpy as np
-
+def _prepare(job: Job) -> Job:
+    """The job with its clips and evaluator; raises UserError for whatever would fail later."""
     from evaluators import clips as clipset
-    from evaluators import metrics
     from evaluators.build import build_evaluator
     from opro import runs
-    from opro.reward import slices
 
+    settings = job.settings
     manifest = resolve(Path(str(settings.manifest)))
-    clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, settings.split))
-    clipset.check_registry(clips, clipset.read_registry(manifest))
+    registry = clipset.read_registry(manifest)
+    clips = clipset.balanced_order(clipset.read_manifest(manifest, job.task.labels, settings.split))
+    clipset.check_registry(clips, registry)
     clipset.verify(clips)
     evaluator, heard = build_evaluator(
         str(settings.checkpoint),
         adapter=settings.adapter,
         quantisation=settings.quantization or "none",
-        device=settings.device,
-        dtype=settings.dtype,
+        device=settings.device or "auto",
+        dtype=settings.dtype or "auto",
         cache=settings.runs_dir / runs.CACHE,
     )
+    if registry is not None and settings.checkpoint in registry.trained_on:
+        heard = (heard or frozenset()) | frozenset(registry.trained_on[str(settings.checkpoint)])
     if settings.train_manifest is not None:
         heard = (heard or frozenset()) | {
             c.source_id
-            for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")
+            for c in clipset.read_manifest(settings.train_manifest, job.task.labels, "train")
         }
     clipset.check_unheard(clips, heard or (), str(settings.checkpoint))
-    warnings = (
-        []
-        if heard is not None
-        else [f"what {settings.checkpoint!r} was trained on is unknown: scores may measure memory"]
-    )
-    digest = clipset.manifest_digest(manifest)
-    openings = (
-        runs.record_opening(
-            settings.runs_dir, digest, "rescore", f"{source.name}, {len(prompts)} prompts"
+    warnings = []
+    if heard is None:
+        warnings.append(
+            f"what {settings.checkpoint!r} was trained on is unknown: scores may measure memory"
         )
-        if settings.split == "test"
-        else runs.count_openings(settings.runs_dir, digest)
+    if job.fingerprint not in (None, evaluator.fingerprint):
+        warnings.append("the checkpoint or its precision is not the one of the run")
+    if job.fingerprint is not None and settings.split == "dev":
+        warnings.append(
+            "half of these clips were searched on: the scores flatter the run's prompts"
+        )
+    if not os.access(job.out.parent, os.W_OK) or job.out.is_dir():
+        raise UserError(f"{str(job.out)!r} cannot be written; give another --out")
+    # Prompts that this model cannot score are found on silence, which is no look at the split.
+    evaluator.score(job.prompts, [dataclasses.replace(clips[0], audio="silence")])
+    digest = clipset.manifest_digest(manifest)
+    runs.count_openings(settings.runs_dir, digest)
+    return dataclasses.replace(
+        job, clips=clips, evaluator=evaluator, digest=digest, warnings=tuple(warnings)
     )
-    table = evaluator.score(prompts, clips)
+
+
+def _score(job: Job) -> None:
+    import numpy as np
+
+    from evaluators import metrics
+    from opro import runs
+    from opro.reward import slices
+
+    settings, prompts, clips, task = job.settings, job.prompts, job.clips, job.task
+    about = f"{job.source.name}, {len(prompts)} prompts"
+    openings = (
+        runs.record_opening(settings.runs_dir, job.digest, "rescore", about)
+        if settings.split == "test"
+        else runs.count_openings(settings.runs_dir, job.digest)
+    )
+    table = job.evaluator.score(prompts, clips)
     truth = np.array([task.labels.index(c.label) for c in clips])
     sources = [c.source_id for c in clips]
     right = [
-        metrics.decide(table.logp[i], biases.get(p.prompt_id, 0.0)) == truth
+        metrics.decide(table.logp[i], job.biases.get(p.prompt_id, 0.0)) == truth
         for i, p in enumerate(prompts)
     ]
     differences = [metrics.paired_difference(truth, r, right[0], sources) for r in right]
@@ -220,14 +249,14 @@ def _score(
     result = {
         "split": settings.split,
         "checkpoint": settings.checkpoint,
-        "fingerprint": evaluator.fingerprint,
-        "manifest": digest,
+        "fingerprint": job.evaluator.fingerprint,
+        "manifest": job.digest,
         "test_openings": openings,
-        "warnings": warnings,
+        "warnings": list(job.warnings),
         "prompts": rows,
     }
-    runs.write_json(out, result)
-    _print(result, out)
+    runs.write_json(job.out, result)
+    _print(result, job.out)
 
 
 def _print(result: dict[str, Any], out: Path) -> None:
@@ -239,7 +268,7 @@ def _print(result: dict[str, Any], out: Path) -> None:
     console = wide_console()
     first = result["prompts"][0]
     table = Table(
-        title=(
+        title=Text(
             f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of"
             f" {first['sources']} sources"
         ),

@@ -85,11 +85,12 @@ class Reward:
         elif self.objective == "nll":
             value = 1.0 - loss
         elif self.objective == "worst_slice":
-            value = min(
+            found = [
                 score
                 for name, (score, _) in slices(clips, truth, right).items()
                 if name.endswith((" ms", " dB"))
-            )
+            ]  # the first few clips may hold no slice with both classes
+            value = min(found) if found else metrics.balanced_accuracy(truth, right)
         else:
             value = float((self.weights(truth) * right).sum())
         return Judged(value, right, bias, loss)

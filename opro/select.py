@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluators import metrics
 from evaluators.clips import Clip
+from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 from evaluators.scores import Evaluator
 from opro.history import Trial
@@ -60,7 +61,11 @@ def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list
     One finalist for every ten `sources` of the rarest label of the fresh half, at least one, at most five.
     """
     most = max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
-    baseline = next(t for t in complete if t.iteration == 0)
+    baseline = next((t for t in complete if t.iteration == 0), None)
+    if baseline is None:
+        raise UserError(
+            "no seed prompt could be scored by this model; --seeds needs one whose answer words differ"
+        )
     return (
         baseline,
         [

@@ -28,6 +28,7 @@ def write_study(history: History, path: Path, name: str) -> None:
         "dropped": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
+    longest = max(len(t.candidate.prompt.text) for t in history.trials)
     trials = []
     for trial in history.trials:
         if trial.state == "waiting":
@@ -40,7 +41,7 @@ def write_study(history: History, path: Path, name: str) -> None:
                 params={"origin": trial.candidate.origin.split(":")[0], "length": len(prompt.text)},
                 distributions={
                     "origin": CategoricalDistribution(origins),
-                    "length": IntDistribution(1, 10_000),
+                    "length": IntDistribution(1, longest),
                 },
                 user_attrs={
                     "prompt_id": prompt.prompt_id,

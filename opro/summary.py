@@ -146,7 +146,7 @@ def finish(
                 "finalists": [f.trial.number for f in selection.finals],
             }
         )
-    rows = rows_of(folder)
+    rows = rows_of(folder, summary)
     runs.write_text(folder / "leaderboard.csv", runs.csv_text(rows, COLUMNS))
     runs.write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
     print_summary(folder, summary)
@@ -168,8 +168,13 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     line("chosen", f"{_interval(chosen)} on fresh clips  {_shown(chosen['text'])}")
     line(
         "",
-        f"{100 * first['estimate']:+.1f} points [{100 * first['low']:+.1f},"
-        f" {100 * first['high']:+.1f}] against the first seed prompt",
+        f"{100 * first['estimate']:+.1f} points"
+        + (
+            ""
+            if first["low"] is None
+            else f" [{100 * first['low']:+.1f}, {100 * first['high']:+.1f}]"
+        )
+        + " against the first seed prompt",
     )
     control = summary["controls"][chosen["prompt_id"]]
     line(
@@ -207,6 +212,8 @@ def _label_share(control: Mapping[str, float]) -> str:
 
 
 def _interval(about: Mapping[str, Any]) -> str:
+    if about["low"] is None:
+        return f"{100 * about['score']:.1f} [too few sources for an interval]"
     return f"{100 * about['score']:.1f} [{100 * about['low']:.1f}, {100 * about['high']:.1f}]"
 
 

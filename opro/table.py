@@ -28,7 +28,27 @@ COLUMNS = (
 )
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run that has ended, else None.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"status", "baseline", "chosen", "finalists", "controls", "reason"} <= set(summary):
+            raise ValueError("keys are missing")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); delete it and give the run's command again"
+        ) from None
+    return summary if summary["status"] == "complete" else None
+
+
+def rows_of(folder: Path, summary: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Rows of one run, best first. Reads the journal only: no model, no clips.
 
     `score`, `low` and `high` are balanced accuracy on `clips` search clips; `fresh_score` that on the fresh half,
@@ -40,10 +60,16 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "trials.jsonl").is_file():
         raise UserError(f"{str(folder)!r} is no run folder: it holds no trials.jsonl")
     config = read_yaml(folder / "config.yaml")
+    if (
+        not isinstance(config, dict)
+        or config.get("task") not in TASKS
+        or "checkpoint" not in config
+    ):
+        raise UserError(f"{folder / 'config.yaml'}: no settings of a run; restore the file")
     history = History(folder / "trials.jsonl", TASKS[config["task"]].labels)
     fresh: dict[str, float] = {}
-    if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = summary or read_summary(folder)
+    if summary is not None:
         fresh = {
             about["prompt_id"]: about["score"]
             for about in [summary["baseline"], *summary["finalists"]]

@@ -46,7 +46,10 @@ def test_a_torn_last_line_is_cut_and_the_run_goes_on(tmp_path, seeds, cut):
     fill(path, seeds)
     raw = path.read_bytes()
     path.write_bytes(raw[:-cut])
-    history = History(path, LABELS)
+    reader = History(path, LABELS)
+    assert path.read_bytes() == raw[:-cut]  # a reader changes nothing
+    history = History(path, LABELS, repair=True)
+    assert history.trials == reader.trials
     assert [t.state for t in history.trials] == ["complete", "waiting", "waiting"]
     history.tell(
         replace(
@@ -65,13 +68,24 @@ def test_a_torn_last_line_is_cut_and_the_run_goes_on(tmp_path, seeds, cut):
     assert path.read_bytes() == raw
 
 
-@pytest.mark.parametrize("damage", [b"garbage\n", b"[1]\n", b'{"event": "tell"}\n'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"garbage\n",
+        b"[1]\n",
+        b'{"event": "tell"}\n',
+        b'{"event": "tall", "schema": 1}\n',
+        b'{"event": "tell", "schema": 1, "prompt_id": "x", "number": 99}\n',
+        b'{"event": "start", "schema": 1}\n',
+        b'{"event": "propose", "schema": 1}\n',
+    ],
+)
 def test_a_damaged_middle_is_reported_with_its_line(tmp_path, seeds, damage):
     path = tmp_path / "t.jsonl"
     fill(path, seeds)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
-    with pytest.raises(UserError, match=r"t\.jsonl:2: damaged line"):
+    with pytest.raises(UserError, match=r"t\.jsonl:2: damaged"):
         History(path, LABELS)
 
 

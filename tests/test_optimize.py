@@ -156,10 +156,12 @@ def test_the_same_seed_gives_the_same_journal_and_another_one_does_not(tmp_path)
 def test_a_finished_run_is_shown_again_without_any_work(tmp_path, capsys):
     folder = run(tmp_path)
     first = capsys.readouterr().out
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    before = {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"
+    }
     run(tmp_path)
     assert capsys.readouterr().out == first
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_the_same_search_under_another_name_comes_from_the_cache(tmp_path):
@@ -270,7 +272,7 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
         (["--task", "birds"], "--task is 'birds'; expected one of speech"),
         (["--proposer", "lm"], "no language model is configured"),
         (["--lm-model", "gpt"], "no endpoint is configured"),
-        (["--name", "../up"], "is no folder name"),
+        (["--name", "../up"], "is no run name"),
         (
             ["--adapter", "nowhere", "--checkpoint", "pocket-base"],
             "holds no adapter_model.safetensors",
@@ -514,3 +516,69 @@ def test_installed_paths_do_not_matter(tmp_path, monkeypatch):
     assert np.isfinite(
         json.loads((Path("runs") / "run" / "summary.json").read_text())["seconds"]["total"]
     )
+
+
+def test_changed_seeds_are_not_answered_with_the_old_result(tmp_path, seeds, capsys):
+    from evaluators.prompts import dump_prompts
+
+    path = tmp_path / "seeds.yaml"
+    path.write_text(dump_prompts(seeds))
+    run(tmp_path, "--seeds", path)
+    path.write_text(dump_prompts(seeds[:2]))
+    run(tmp_path, "--seeds", path, code=2)
+    assert "was made with another seeds" in capsys.readouterr().err
+
+
+def test_a_smaller_run_searches_nothing_that_judges_a_larger_one(tmp_path, dev_clips):
+    from evaluators.clips import halves
+
+    fresh = {c.clip_id for c in halves(dev_clips)[1]}
+    judging = {c.source_id for c in dev_clips if c.clip_id in fresh}
+    source = {c.clip_id: c.source_id for c in dev_clips}
+    folder = run(tmp_path, "--clips", "100")
+    for path in (folder / "scores").iterdir():
+        rows = path.read_text().splitlines()[1:]
+        assert rows and not {source[row.split(",")[0]] for row in rows} & judging
+
+
+@pytest.mark.parametrize("clips", ["6", "10", "21"])
+@pytest.mark.parametrize("objective", ["worst_slice", "auroc"])
+def test_few_clips_end_well_and_leave_readable_json(tmp_path, clips, objective):
+    folder = run(tmp_path, "--clips", clips, "--objective", objective)
+    for path in (folder / "summary.json", folder / "trials.jsonl"):
+        for line in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_strange_replies_are_recorded_and_counted_on_resume(tmp_path, monkeypatch):
+    strange = json.dumps({"prompts": ["line\u2028end A B", "x"]}, ensure_ascii=False)
+    surrogate = '{"prompts": [{"text": "hi \\ud83d A B"}]}'
+    with serve(reply, [strange, surrogate, None, 401]) as server:
+        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        run(tmp_path, *flags, code=1)
+        folder = run(tmp_path, *flags)
+    summary = json.loads((folder / "summary.json").read_text())
+    answered = len(server.requests) - 1  # all but the refused one
+    assert summary["lm"]["calls"] == answered
+    lines = (folder / "proposals.jsonl").read_text(encoding="ascii").splitlines()
+    reasons = [r["reason"] for line in lines for r in json.loads(line)["refused"]]
+    assert "control characters" in reasons
+
+
+def test_no_money_means_no_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPRO_LM_PRICES", "1,2")
+    with serve(reply) as server:
+        folder = run(tmp_path, "--lm-base-url", server.url, "--lm-model", "test", "--max-cost", "0")
+    assert server.requests == [] and (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "test_openings.jsonl", ".x", "a/b", "\udcff"])
+def test_names_that_cannot_be_folders_are_refused(tmp_path, capsys, name):
+    run(tmp_path, name=name, code=2)
+    assert "is no run name" in capsys.readouterr().err
+
+
+def test_a_runs_folder_that_is_a_file_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    run(tmp_path / "file", code=2)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

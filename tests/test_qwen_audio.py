@@ -257,3 +257,13 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path, make, messag
     make(tmp_path / "model")
     with pytest.raises(UserError, match=message):
         open_checkpoint(str(tmp_path / "model"))
+
+
+def test_a_folder_that_only_looks_like_a_hub_snapshot_is_read(tmp_path):
+    import shutil
+
+    copy = tmp_path / "snapshots" / "mine"
+    shutil.copytree(open_checkpoint("pocket-base").base, copy)
+    before = open_checkpoint(str(copy)).digest
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert open_checkpoint(str(copy)).digest != before

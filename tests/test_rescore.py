@@ -168,3 +168,25 @@ def test_untrusted_prompt_text_stays_text_everywhere(tmp_path, capsys):
     from evaluators.prompts import read_prompts
 
     assert {p.text for p in read_prompts(path, LABELS)} == {EVIL, "Plain: A or B"}
+
+
+def test_a_prompt_that_cannot_be_scored_costs_no_look_at_the_test_split(tmp_path, capsys):
+    path = tmp_path / "bad.yaml"
+    path.write_text("prompts:\n- text: A or A\n  answers: {SPEECH: A, NONSPEECH: A}\n")
+    verb(rescore, path, "--checkpoint", "pocket-base", "--runs-dir", tmp_path, code=2)
+    assert "begin with the same tokens" in capsys.readouterr().err
+    assert not (tmp_path / "test_openings.jsonl").exists()
+
+
+def test_a_damaged_run_is_left_out_of_the_leaderboard_and_named(folder, capsys):
+    (folder.parent / "two" / "summary.json").write_text("{}")
+    capsys.readouterr()
+    verb(leaderboard, "--runs-dir", folder.parent, "--format", "json")
+    out = capsys.readouterr()
+    assert {row["run"] for row in json.loads(out.out)} == {"one"} and "left out" in out.err
+    verb(leaderboard, folder.parent / "two", code=2)
+
+
+def test_finished_runs_show_fresh_scores_in_their_csv(folder):
+    rows = list(csv.DictReader((folder / "leaderboard.csv").open()))
+    assert sum(bool(row["fresh_score"]) for row in rows) >= 1
