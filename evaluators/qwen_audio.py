@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -423,6 +424,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options: dict[str, Any] = {}
     if checkpoint.quantisation == "nf4":
         options = {
