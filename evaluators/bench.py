@@ -238,7 +238,7 @@ def run(
         else "-"
     )
     print(
-        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.0f} % | {1 / seconds:,.0f} |"
+        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} |"
         f" {peak} | {first:.1f} |",
         flush=True,
     )

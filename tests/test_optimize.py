@@ -545,6 +545,7 @@ def test_a_smaller_run_searches_nothing_that_judges_a_larger_one(tmp_path, dev_c
 @pytest.mark.parametrize("objective", ["worst_slice", "auroc"])
 def test_few_clips_end_well_and_leave_readable_json(tmp_path, clips, objective):
     folder = run(tmp_path, "--clips", clips, "--objective", objective)
+    assert json.loads((folder / "summary.json").read_text())["baseline_kept"]
     for path in (folder / "summary.json", folder / "trials.jsonl"):
         for line in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
