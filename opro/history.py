@@ -144,16 +144,7 @@ class History:
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"schema": SCHEMA, **_rounded(event)}, ensure_ascii=False) + "\n"
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise PauseError(
-                f"journal {str(self.path)!r} cannot be written ({error.strerror}); "
-                "make room or mend the folder, then give the same command again"
-            ) from None
+        append_line(self.path, line)
         self._apply(json.loads(line))
 
     def _apply(self, event: dict[str, Any]) -> None:
@@ -185,6 +176,21 @@ class History:
             self.selection = event
         else:
             raise ValueError(f"unknown event {kind!r}")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line that is on disk when this returns, or raises PauseError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PauseError(
+            f"{str(path)!r} cannot be written ({error.strerror}); "
+            "make room or mend the folder, then give the same command again"
+        ) from None
 
 
 def _rounded(value: Any) -> Any:

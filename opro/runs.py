@@ -17,6 +17,7 @@ from typing import Any
 
 from evaluators.errors import PauseError, UserError
 from evaluators.prompts import dump_yaml, read_yaml
+from opro.history import append_line
 
 PACKAGES = (
     "torch",
@@ -209,15 +210,5 @@ def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
         },
         ensure_ascii=False,
     )
-    try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        with (runs_dir / OPENINGS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PauseError(
-            f"{str(runs_dir / OPENINGS)!r} cannot be written ({error.strerror}); the test split is"
-            " not opened uncounted"
-        ) from None
+    append_line(runs_dir / OPENINGS, line + "\n")
     return before + 1
