@@ -309,7 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--nf4", action="store_true", help="time 4-bit weights too (needs bitsandbytes)"
     )
-    parser.add_argument("--compile", action="store_true", help="time the compiled layer too")
+    parser.add_argument(
+        "--eager", action="store_true", help="time the layers as they are too, without compiling"
+    )
     parser.add_argument(
         "--meta", action="store_true", help="print parameter counts of the 7B shape and stop"
     )
@@ -358,13 +360,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"this evaluator, {label}",
         3,
     )
-    if args.compile:
+    if args.eager:
         run(
-            QwenAudio(checkpoint, args.device, loaded=loaded, compiled=True),
+            QwenAudio(checkpoint, args.device, loaded=loaded, compiled=False),
             prompts,
             clips,
             floor,
-            f"this evaluator, compiled, {label}",
+            f"this evaluator, not compiled, {label}",
             3,
         )
     ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
@@ -390,7 +392,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "this evaluator, NF4",
             2,
         )
-        ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
+        ours, own = noise(
+            QwenAudio(replace(checkpoint, quantisation="nf4"), args.device, loaded=loaded),
+            stock,
+            prompts,
+            clips,
+        )
         print(
             f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to"
             f" itself in a batch of 4 {own:.2g}"

@@ -111,7 +111,8 @@ class QwenAudio:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         rows: Sequences a batch; halved when memory runs out. None: by the size of the device.
-        compiled: Compile the decoder layer (CUDA): slow first batch, faster after.
+        compiled: Compile the decoder layer: a slow first batch, faster after. None: on CUDA, unless the weights are
+            quantised.
         loaded: (model, processor) that are in memory already, instead of the checkpoint's files.
     """
 
@@ -121,14 +122,17 @@ class QwenAudio:
         device: str = "auto",
         dtype: str = "auto",
         rows: int | None = None,
-        compiled: bool = False,
+        compiled: bool | None = None,
         loaded: tuple[Any, Any] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.rows = rows or default_rows(self.device)
-        self.compiled = compiled
+        unquantised = checkpoint.quantisation == "none"
+        self.compiled = (
+            (self.device.type == "cuda" and unquantised) if compiled is None else compiled
+        )
         self._loaded = loaded
         self.forwards = 0  # evals that went through the model
         self._embedded: dict[
