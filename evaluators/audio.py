@@ -1,5 +1,6 @@
 """Sound as numpy arrays: load, resample, cut, mix, normalise. 16 kHz mono float32 everywhere."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,86 @@ FRAME = 320  # 20 ms, the step of the activity measure
 ACTIVE_DB = 30.0  # a frame is active when it is less than this far below the loudest one
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, read without decoding it."""
+
+    samples: int  # per channel, at the file's own rate
+    rate: int  # samples a second
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return self.samples / self.rate
+
+
+def read_header(path: Path) -> Header:
+    """The header of an audio file.
+
+    Raises:
+        UserError: The file cannot be opened as audio, or holds no sample.
+    """
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(path, error) from None
+    if info.frames <= 0 or info.samplerate <= 0:
+        raise UserError(f"audio file {str(path)!r} holds no sample; expected at least one")
+    return Header(info.frames, info.samplerate, info.channels)
+
+
 def load(path: Path) -> Wave:
     """The recording as ``[samples]`` float32 at 16 kHz, channels averaged.
 
     Raises:
-        UserError: The file cannot be decoded or holds no sample.
+        UserError: The file cannot be decoded, is cut short, holds no sample, or a sample that is no number.
+    """
+    return load_part(path, 0.0, None)
+
+
+def load_part(path: Path, start_s: float, end_s: float | None) -> Wave:
+    """The part of a recording between two times in seconds, at 16 kHz mono; only the part is read.
+
+    Equal to the same part of the whole recording but for the resampler's edges.
+
+    Raises:
+        UserError: As `load`.
     """
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate, total = file.samplerate, file.frames
+            first = min(round(start_s * rate), total)
+            last = total if end_s is None else min(round(end_s * rate), total)
+            if first:
+                file.seek(first)
+            wave = file.read(last - first, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"audio file {str(path)!r} cannot be read ({error})") from None
+        raise _unreadable(path, error) from None
+    if len(wave) < last - first:
+        raise UserError(
+            f"audio file {str(path)!r} is cut short: {last - first} samples were expected,"
+            f" {len(wave)} could be read; fetch the file again"
+        )
+    if not len(wave):
+        raise UserError(f"audio file {str(path)!r} holds no sample; expected at least one")
     mono = wave.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise UserError(
+            f"audio file {str(path)!r} holds samples that are no numbers (NaN or infinite); write"
+            " it again from its source"
+        )
     if rate != RATE:
         mono = soxr.resample(mono, rate, RATE)
-    if not len(mono):
-        raise UserError(f"audio file {str(path)!r} holds no sample")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().rstrip(".").removeprefix(f"Error opening {str(path)!r}: ")
+    return UserError(
+        f"audio file {str(path)!r} cannot be read ({reason}); expected a format that libsndfile"
+        " decodes, such as WAV, FLAC, Ogg or MP3"
+    )
 
 
 def frame_power(wave: Wave) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluators.errors import UserError
+from evaluators.errors import LeakError, UserError
 
 SPLITS = ("train", "dev", "test")
 Audio = Literal["recorded", "silence", "shuffled"]
@@ -37,6 +37,13 @@ COLUMNS = {
     "source_package": "where the recording was published",
     "language": "language tag, if speech",
     "start_s": "where in the recording the clip starts, in seconds",
+    "noise": "added noise: white, pink or recorded; empty without",
+    "noise_source": "source id of recorded noise",
+    "t60_s": "reverberation time of the room applied, measured on its impulse response",
+    "t60_target_s": "reverberation time asked for; empty for a dry clip",
+    "filter": "band: bandpass, lowpass or highpass; empty for none",
+    "rms": "root mean square of the clip as written, 1 is full scale",
+    "category_policy": "which categories of its collection were left out, by name",
 }
 NEEDED = tuple(COLUMNS)[:11]
 
@@ -75,13 +82,16 @@ def manifest_path(where: Path) -> Path:
     return path
 
 
-def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) -> list[Clip]:
+def read_manifest(
+    where: Path, labels: Sequence[str], split: str | None = None, leaks: bool = False
+) -> list[Clip]:
     """Clips of a manifest in file order, checked row by row.
 
     Args:
         where: CSV file, or a folder that holds ``manifest.csv``.
         labels: Labels that are allowed.
         split: Only this split, or all.
+        leaks: Let a source stand in two splits, for an audit that lists them all.
     Raises:
         UserError: A column is missing, an id is repeated, a label or split is unknown, a path leaves the folder,
             a number cannot be read, a source stands in two splits, or no clip is left.
@@ -90,27 +100,37 @@ def read_manifest(where: Path, labels: Sequence[str], split: str | None = None) 
     root = path.parent.resolve()
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+        names = reader.fieldnames or ()
+        missing = [name for name in NEEDED if name not in names]
         if missing:
             raise UserError(
-                f"{path}: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}"
+                f"{path}:1: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}"
+                + (
+                    "; a manifest of the first study is imported by: python -m data.build import"
+                    f" --recordings {path} --root STUDY --out DIR"
+                    if "ground_truth" in names
+                    else ""
+                )
             )
         try:
-            clips = [_clip(row, root, labels, f"{path}:{reader.line_num}") for row in reader]
+            lines: dict[str, int] = {}
+            clips = []
+            for row in reader:
+                clips.append(_clip(row, root, labels, f"{path}:{reader.line_num}"))
+                other = lines.setdefault(clips[-1].clip_id, reader.line_num)
+                if other != reader.line_num:
+                    raise UserError(
+                        f"{path}:{reader.line_num}: clip_id {clips[-1].clip_id!r} stands in two"
+                        f" rows, the other is line {other}; ids must be unique"
+                    )
         except (csv.Error, ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
                 f"{path}:{reader.line_num}: not readable as a CSV row ({error})"
             ) from None
-    seen: set[str] = set()
     split_of: dict[str, str] = {}
     for clip in clips:
-        if clip.clip_id in seen:
-            raise UserError(
-                f"{path}: clip_id {clip.clip_id!r} stands in two rows; ids must be unique"
-            )
-        seen.add(clip.clip_id)
-        if split_of.setdefault(clip.source_id, clip.split) != clip.split:
-            raise UserError(
+        if split_of.setdefault(clip.source_id, clip.split) != clip.split and not leaks:
+            raise LeakError(
                 f"{path}: source {clip.source_id!r} is in split {split_of[clip.source_id]!r} and in"
                 f" {clip.split!r}; split by source, or the test score measures memory"
             )
@@ -261,11 +281,21 @@ class Registry:
     trained_on: dict[str, tuple[str, ...]]
 
 
+def registry_path(folder: Path) -> Path:
+    """The project's registry for a folder of clips: in it, or in the folder above if it is there."""
+    above = folder.parent / "registry.json"
+    here = folder / "registry.json"
+    return above if above.is_file() and not here.is_file() else here
+
+
 def read_registry(where: Path) -> Registry | None:
-    """``registry.json`` beside the manifest, or None when the project has none."""
-    path = manifest_path(where).parent / "registry.json"
-    if not path.is_file():
-        return None
+    """The split registry of a manifest's project, or None when it has none."""
+    path = registry_path(manifest_path(where).parent)
+    return load_registry(path) if path.is_file() else None
+
+
+def load_registry(path: Path) -> Registry:
+    """A registry file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return Registry(
@@ -284,7 +314,9 @@ def write_registry(path: Path, registry: Registry) -> None:
         "splits": dict(sorted(registry.splits.items())),
         "trained_on": {name: sorted(ids) for name, ids in sorted(registry.trained_on.items())},
     }
-    path.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
 
 
 def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
@@ -294,7 +326,7 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
     for clip in clips:
         known = registry.splits.get(clip.source_id)
         if known is not None and known != clip.split:
-            raise UserError(
+            raise LeakError(
                 f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but"
                 f" the manifest says {clip.split!r}; a source keeps its split in all clip sets of a"
                 " project"
@@ -305,7 +337,7 @@ def check_unheard(clips: Iterable[Clip], heard: Iterable[str], checkpoint: str) 
     """Raises UserError when a checkpoint was trained on sources of these clips; lists them."""
     overlap = sorted({clip.source_id for clip in clips} & set(heard))
     if overlap:
-        raise UserError(
+        raise LeakError(
             f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored"
             f" ({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''}); score clips of"
             " other sources"

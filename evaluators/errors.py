@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class PauseError(Exception):
     """A fault outside the program (network, server, disk, device). The same command resumes; exit code 1."""
+
+
+class LeakError(UserError):
+    """Clips that would be judged have been heard: a source in two splits, or one that a checkpoint was trained on."""
