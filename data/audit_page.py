@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from data.audit import Audit, Measures
+from data.checks import Audit, Measures
 from evaluators.audio import RATE, Wave, load
 from evaluators.clips import SPLITS
 from opro.runs import write_text

@@ -27,7 +27,7 @@ def cues(wave: Wave) -> NDArray[np.float64]:
     return np.array(
         [
             20 * np.log10(rms),
-            20 * np.log10(np.abs(wave).max() / rms),
+            20 * np.log10(max(np.abs(wave).max(), 1e-9) / rms),
             khz[np.searchsorted(share.cumsum(), 0.95)],
             np.sqrt((share * (khz - centre) ** 2).sum()),
             np.polyfit(octaves, bands, 1)[0],

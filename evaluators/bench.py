@@ -24,8 +24,10 @@ import torch
 from evaluators.audio import RATE
 from evaluators.checkpoint import POCKET, open_checkpoint
 from evaluators.clips import Clip, balanced_order, read_manifest
+from evaluators.features import clip_wave
+from evaluators.loading import pick_device, pick_dtype
 from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode
-from evaluators.qwen_audio import QwenAudio, clip_wave, pick_device, pick_dtype
+from evaluators.qwen_audio import QwenAudio
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 SUFFIX = 46  # tokens after the audio, template included

@@ -333,12 +333,57 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
             )
 
 
-def check_unheard(clips: Iterable[Clip], heard: Iterable[str], checkpoint: str) -> None:
-    """Raises UserError when a checkpoint was trained on sources of these clips; lists them."""
-    overlap = sorted({clip.source_id for clip in clips} & set(heard))
-    if overlap:
-        raise LeakError(
-            f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored"
-            f" ({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''}); score clips of"
-            " other sources"
-        )
+def heard_sources(
+    checkpoint: str,
+    stored: frozenset[str] | None,
+    where: Path,
+    train_manifest: Path | None,
+    labels: Sequence[str],
+) -> frozenset[str] | None:
+    """Source ids that a checkpoint was trained on, or None when nothing tells.
+
+    Args:
+        checkpoint: Its name, under which the registry may list what it heard.
+        stored: Ids that the checkpoint itself carries.
+        where: Manifest whose registry is asked.
+        train_manifest: Manifest it was trained on, by flag.
+        labels: Labels of that manifest.
+    """
+    registry = read_registry(where)
+    heard = stored
+    if registry is not None and checkpoint in registry.trained_on:
+        heard = (heard or frozenset()) | frozenset(registry.trained_on[checkpoint])
+    if train_manifest is not None:
+        trained = {c.source_id for c in read_manifest(train_manifest, labels, "train")}
+        heard = (heard or frozenset()) | trained
+    return heard
+
+
+def check_unheard(
+    clips: Iterable[Clip],
+    heard: frozenset[str] | None,
+    checkpoint: str,
+    policy: Literal["refuse", "allow"] = "refuse",
+) -> list[str]:
+    """Warnings about what a checkpoint has heard of these clips; they belong into every result that follows.
+
+    Raises:
+        LeakError: It was trained on some of the sources, and the policy is to refuse; lists them.
+    """
+    if heard is None:
+        return [
+            f"what {checkpoint!r} was trained on is unknown: give --train-manifest, or scores may"
+            " measure memory"
+        ]
+    overlap = sorted({clip.source_id for clip in clips} & heard)
+    if not overlap:
+        return []
+    text = (
+        f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored"
+        f" ({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''})"
+    )
+    if policy == "allow":
+        return [f"{text}: scores measure memory (--heard allow)"]
+    raise LeakError(
+        f"{text}; score clips of other sources, or give --heard allow, which is recorded"
+    )

@@ -11,6 +11,7 @@ from evaluators.audio import RATE, Wave, load
 from evaluators.errors import UserError
 
 T60_TOLERANCE = 0.10  # a response counts as the level asked for within this share of it
+STRAIGHT = 0.95  # squared correlation of time and level that a decay must have
 BANDS: dict[str, tuple[str, float | tuple[float, float]]] = {  # hertz, as in the published bank
     "bandpass": ("bandpass", (300.0, 3400.0)),
     "lowpass": ("lowpass", 3400.0),
@@ -25,7 +26,7 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
     (T20 of ISO 3382-1), extrapolated to 60 dB.
 
     Raises:
-        UserError: The response does not decay by 25 dB.
+        UserError: The response does not decay by 25 dB, or not along a line.
     """
     power = np.asarray(response[np.abs(response).argmax() :], dtype=np.float64) ** 2
     # The noise floor of a recorded response would bend the curve: stop where it is reached.
@@ -41,8 +42,10 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
     first, last = int((decay <= -5).argmax()), int((decay <= -25).argmax())
     if last - first < 8:
         raise UserError("impulse response does not decay by 25 dB; expected a room's response")
-    slope = np.polyfit(np.arange(first, last) / RATE, decay[first:last], 1)[0]
-    return float(-60 / slope)
+    time = np.arange(first, last) / RATE
+    if np.corrcoef(time, decay[first:last])[0, 1] ** 2 < STRAIGHT:
+        raise UserError("impulse response does not decay along a line; expected a room's response")
+    return float(-60 / np.polyfit(time, decay[first:last], 1)[0])
 
 
 def synthetic_response(t60_s: float, rng: np.random.Generator) -> Wave:

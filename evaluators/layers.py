@@ -1,149 +1,313 @@
-"""The layers of Qwen2-Audio run exactly, without the stock forward's padding: audio tower, prefix, suffix step."""
+"""The layers of Qwen2-Audio run exactly, without the stock forward's padding: audio tower, and the packed step.
 
-from collections.abc import Callable
+The packed step runs rows of tokens, one after another in a single line of a fixed number of tokens, over cached keys
+and values: a segment that all rows see (the system message) and one per row (its clip). What stands in the cache is
+never copied. Matrix products see packed tokens and nothing else, so no time goes into padding; attention is the only
+place that knows rows. On CUDA the parts between the products are Triton kernels, elsewhere plain torch.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-@dataclass
-class Prefixes:
-    """Keys and values of system message and audio for some clips: per layer ``[clip, head, position, channel]``."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch of packed tokens. All tensors are on the device."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Tensor  # [clip], valid positions
+    start: Tensor  # [row + 1], first token of each row
+    query_start: Tensor  # [row + 1], first of each row's tokens that are kept to the end, among those of all rows
+    branch: Tensor  # [token], 0: seen by all later tokens of its row, n: by tokens of branch n only
+    begin: Tensor  # [row], first place of the row's segment in the cache
+    length: Tensor  # [row], places in it
+    shared: tuple[int, int]  # first place and length of the segment that all rows see
+    longest: int  # tokens of the longest row
+    longest_query: int  # kept tokens of the row that keeps most
+    branches: bool
+
+
+class Cache:
+    """Keys and values of system message and audio: per layer ``[place, kv channel]``, grown by doubling."""
+
+    def __init__(
+        self, layers: int, channels: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._shape = (layers, channels, dtype, device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.capacity = 0
+        self.used = 0
 
     @property
-    def bytes(self) -> int:
-        """Memory they take."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+    def bytes_per_place(self) -> int:
+        """Memory of one place over all layers."""
+        layers, channels, dtype, _ = self._shape
+        return 2 * layers * channels * dtype.itemsize
+
+    def grow(self, places: int) -> None:
+        """Makes room for `places` in all; the last place is nobody's, padding is written there."""
+        if places < self.capacity:
+            return
+        layers, channels, dtype, device = self._shape
+        capacity = max(1024, 2 * self.capacity, places + 1)
+
+        def moved(old: Tensor | None) -> Tensor:
+            new = torch.zeros(capacity, channels, dtype=dtype, device=device)
+            if old is not None:
+                new[: self.used] = old[: self.used]
+            return new
+
+        for name in ("keys", "values"):
+            old = getattr(self, name) or [None] * layers
+            setattr(self, name, [])
+            for i in range(layers):
+                getattr(self, name).append(moved(old[i]))
+                old[i] = None
+        self.capacity = capacity
+
+
+class Linear:
+    """One or several linear layers of the same input as one product, their weights side by side.
+
+    Layers that are no plain `nn.Linear` (4-bit weights, LoRA beside the weight) are called as they are.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = list(modules)
+        self.fused = all(type(m) is nn.Linear for m in modules)
+        if not self.fused:
+            return
+        linears: list[nn.Linear] = list(modules)  # type: ignore[arg-type]
+        if len(linears) == 1:
+            self.weight, self.bias = linears[0].weight.data, linears[0].bias
+            return
+        self.weight = torch.cat([m.weight.data for m in linears])
+        has_bias = [m.bias is not None for m in linears]
+        assert all(has_bias) or not any(has_bias)
+        self.bias = torch.cat([m.bias.data for m in linears]) if all(has_bias) else None
+        first = 0
+        for m in linears:  # the modules go on with views, so nothing is stored twice
+            m.weight.data = self.weight[first : first + m.out_features]
+            first += m.out_features
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias``, plus the residual if one is given."""
+        if not self.fused:
+            out = (
+                torch.cat([m(x) for m in self.modules], -1)
+                if len(self.modules) > 1
+                else self.modules[0](x)
+            )
+            return out if residual is None else residual + out
+        if residual is not None and self.bias is None:
+            return torch.addmm(residual, x, self.weight.T)
+        out = F.linear(x, self.weight, self.bias)
+        return out if residual is None else residual + out
+
+
+class Block:
+    """One decoder layer: its products and the weights of its norms."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = Linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = Linear([attention.o_proj])
+        self.gate_up = Linear([mlp.gate_proj, mlp.up_proj])
+        self.down = Linear([mlp.down_proj])
+        self.norm_1, self.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
 
 
 class Transformer:
-    """The language model's layers, run over a shared prefix. Calls the model's own modules, LoRA and 4-bit included."""
+    """The language model of a Qwen2-Audio checkpoint, run on packed tokens."""
 
-    def __init__(self, model: Any, compiled: bool = False) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.lm = model.model.language_model
         config = model.config.text_config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.device, self.dtype = self.lm.embed_tokens.weight.device, self.lm.norm.weight.dtype
-        self._layer: Callable[..., Any] = (
-            torch.compile(self._eager, dynamic=False) if compiled else self._eager
-        )
+        self.blocks = [Block(layer) for layer in self.lm.layers]
+        self.kernels = load_kernels(self.device)
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines ``[row, 1, position, channel]`` for integer positions ``[row, position]``."""
-        cos, sin = self.lm.rotary_emb(
-            torch.empty(0, device=self.device, dtype=self.dtype), positions
-        )
-        return cos[:, None], sin[:, None]
+    def new_cache(self) -> Cache:
+        """An empty cache for this model."""
+        return Cache(len(self.blocks), self.kv_heads * self.head_dim, self.dtype, self.device)
 
-    def _eager(
+    def step(
         self,
-        layer: Any,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        before: tuple[Tensor, Tensor] | None,
-        keep: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One decoder layer. `before`: keys and values of the prefix; `keep`: positions whose output is needed."""
-        rows, length, _ = x.shape
-        attention = layer.self_attn
-        h = layer.input_layernorm(x)
-        q = attention.q_proj(h).view(rows, length, self.heads, self.head_dim).transpose(1, 2)
-        k = attention.k_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = attention.v_proj(h).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        all_k, all_v = (
-            (k, v)
-            if before is None
-            else (torch.cat([before[0], k], 2), torch.cat([before[1], v], 2))
-        )
-        if keep is not None:  # [row, read]: the last layer works on these positions only
-            q = q.gather(2, keep[:, None, :, None].expand(-1, self.heads, -1, self.head_dim))
-            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
-            mask = (
-                None
-                if mask is None
-                else mask.gather(2, keep[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
-            )
-        out = F.scaled_dot_product_attention(
-            q,
-            all_k,
-            all_v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        x = x + attention.o_proj(out.transpose(1, 2).reshape(rows, -1, self.heads * self.head_dim))
-        return x + layer.mlp(layer.post_attention_layernorm(x)), k, v
-
-    def prefix(self, embeddings: Tensor, lengths: Tensor) -> Prefixes:
-        """Keys and values for right-padded embeddings ``[clip, position, channel]`` of the given valid lengths."""
-        cos, sin = self.rotary(torch.arange(embeddings.shape[1], device=self.device)[None])
-        x, keys, values = embeddings, [], []
-        for layer in self.lm.layers:
-            x, k, v = self._eager(layer, x, cos, sin, None, None, None)
-            keys.append(k)
-            values.append(v)
-        return Prefixes(keys, values, lengths)
-
-    def read(
-        self,
-        prefixes: Prefixes,
-        clip: Tensor,
-        ids: Tensor,
-        lengths: Tensor,
-        reads: int,
-        wanted: Tensor,
+        positions: Tensor,
+        rows: Rows,
+        cache: Cache,
+        write: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities ``[row, read, wanted]`` in nats at the last `reads` positions of each row.
+        """Runs all layers over packed tokens.
 
         Args:
-            prefixes: From `prefix`.
-            clip: ``[row]``, index into the prefixes.
-            ids: ``[row, position]``, right-padded suffix tokens.
-            lengths: ``[row]``, valid suffix positions.
-            reads: How many positions to read, counted from each row's end.
-            wanted: ``[wanted]``, token ids to read.
+            x: ``[token, channel]`` embeddings.
+            positions: ``[token]``, positions in the whole sequence.
+            rows: Which tokens belong together, and what they see in the cache.
+            cache: Keys and values before these tokens.
+            write: ``[token]``, the place in the cache that each token's keys and values go to.
+            keep: ``[kept]``, tokens whose last hidden state is wanted: the end of each row. The last layer computes
+                queries and feed-forward for these only. None: no hidden state is wanted, only what is written.
+
+        Returns:
+            ``[kept, channel]`` after the final norm; empty without `keep`.
         """
-        rows, length = ids.shape
-        pad = prefixes.keys[0].shape[2]
-        valid = prefixes.lengths[clip]
-        cos, sin = self.rotary(valid[:, None] + torch.arange(length, device=self.device)[None])
-        seen = torch.arange(pad, device=self.device)[None] < valid[:, None]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        mask = torch.cat(
-            [
-                seen[:, None, None].expand(-1, 1, length, -1),
-                causal[None, None].expand(rows, 1, -1, -1),
-            ],
-            3,
-        )
-        keep = (lengths[:, None] - reads + torch.arange(reads, device=self.device)[None]).clamp(
-            min=0
-        )
-        x = self.lm.embed_tokens(ids)
-        last = len(self.lm.layers) - 1
-        for i, layer in enumerate(self.lm.layers):
-            before = (prefixes.keys[i][clip], prefixes.values[i][clip])
-            x, _, _ = self._layer(layer, x, cos, sin, mask, before, keep if i == last else None)
-        logits = self.model.lm_head(self.lm.norm(x)).float()
-        return logits[..., wanted] - logits.logsumexp(-1, keepdim=True)
+        cos, sin = self.lm.rotary_emb(x[None], positions[None])
+        cos, sin = cos[0].contiguous(), sin[0].contiguous()
+        q_width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attend = Dense(rows, x.shape[0], self) if self.kernels is None else None
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            qkv = block.qkv(self._norm(x, block.norm_1))
+            self._rotate(qkv, cos, sin)
+            q, k, v = qkv.split([q_width, kv_width, kv_width], 1)
+            if write is not None:
+                cache.keys[i].index_copy_(0, write, k)
+                cache.values[i].index_copy_(0, write, v)
+            if i == last and keep is None:
+                return x[:0]
+            ends = i == last and keep is not None
+            if ends:
+                q, x = q[keep], x[keep]
+            if attend is not None:
+                out = attend(q, k, v, cache.keys[i], cache.values[i], ends)
+            else:
+                out = self.kernels.attend(
+                    q, k, v, cache.keys[i], cache.values[i],
+                    rows.query_start if ends else rows.start, rows.start, rows.branch,
+                    rows.begin, rows.length, rows.shared,
+                    rows.longest_query if ends else rows.longest, ends, rows.branches,
+                    self.heads, self.kv_heads, self.head_dim,
+                )  # fmt: skip
+            x = block.out(out, x)
+            x = block.down(self._gate(block.gate_up(self._norm(x, block.norm_2))), x)
+        return self._norm(x, self.lm.norm)
+
+    def read(self, hidden: Tensor, at: Tensor, token: Tensor) -> Tensor:
+        """``[pair]`` log-probabilities in nats over the full vocabulary of pairs (kept state, token)."""
+        logits = self.model.lm_head(hidden).float()
+        return logits[at, token] - logits.logsumexp(-1)[at]
+
+    def _norm(self, x: Tensor, norm: Any) -> Tensor:
+        if self.kernels is None:
+            return norm(x)
+        return self.kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
+
+    def _rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
+        heads = self.heads + self.kv_heads
+        if self.kernels is not None:
+            self.kernels.rotate(qkv, cos, sin, heads, self.head_dim)
+            return
+        part = qkv[:, : heads * self.head_dim].view(len(qkv), heads, self.head_dim)
+        half = self.head_dim // 2
+        turned = torch.cat([-part[..., half:], part[..., :half]], -1)
+        part.copy_(part * cos[:, None] + turned * sin[:, None])
+
+    def _gate(self, both: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.gate_up(both)
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate) * up
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), halves convention."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+def load_kernels(device: torch.device) -> Any:
+    """The Triton kernels on CUDA, or None where torch does it."""
+    if device.type != "cuda":
+        return None
+    try:
+        from evaluators import kernels
+    except ImportError:  # CUDA without Triton, as on Windows
+        return None
+    return kernels
+
+
+class Dense:
+    """Attention of packed rows by torch: rows are laid out with padding, attended, and packed again.
+
+    Row lengths are padded to buckets, so that the shape a row is computed in depends on its own length and on buckets
+    alone.
+    """
+
+    ROW, PLACE = 4, 48  # buckets
+
+    def __init__(self, rows: Rows, tokens: int, model: Transformer) -> None:
+        self.model = model
+        device = rows.start.device
+        count = len(rows.begin)
+        width = -(-rows.longest // self.ROW) * self.ROW
+        most = int(rows.length.max()) + rows.shared[1] if count else 0
+        places = -(-most // self.PLACE) * self.PLACE
+        ar = torch.arange
+        lengths = rows.start[1:] - rows.start[:-1]
+        within = ar(width, device=device)[None]
+        self.token = (rows.start[:-1, None] + within).clamp(max=tokens - 1)  # [row, width]
+        valid = within < lengths[:, None]
+        place = ar(places, device=device)[None]
+        own = place - rows.shared[1]
+        self.place = torch.where(
+            place < rows.shared[1], rows.shared[0] + place, rows.begin[:, None] + own
+        )
+        seen = own < rows.length[:, None]  # [row, place]
+        self.place = torch.where(seen, self.place, torch.zeros_like(self.place))
+        mask = valid[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        if rows.branches:
+            branch = rows.branch[self.token]
+            mask = mask & ((branch[:, None] == 0) | (branch[:, None] == branch[..., None]))
+        mask = torch.cat([seen[:, None].expand(-1, width, -1), mask], 2)
+        mask = mask | ~valid[..., None]  # padding attends to anything: no NaN
+        self.mask = mask[:, None]
+        row_of = torch.repeat_interleave(ar(count, device=device), lengths)
+        self.flat = row_of * width + (ar(len(row_of), device=device) - rows.start[row_of])
+        # The kept tokens: the last ones of each row.
+        kept = rows.query_start[1:] - rows.query_start[:-1]
+        longest = max(1, rows.longest_query)
+        place_q = lengths[:, None] - kept[:, None] + ar(longest, device=device)[None]
+        real = ar(longest, device=device)[None] < kept[:, None]
+        self.query = (rows.query_start[:-1, None] + ar(longest, device=device)[None]) * real
+        self.query_mask = self.mask.gather(
+            2, place_q.clamp(0, width - 1)[:, None, :, None].expand(-1, 1, -1, self.mask.shape[-1])
+        )
+        kept_row = torch.repeat_interleave(ar(count, device=device), kept)
+        self.query_flat = kept_row * longest + (
+            ar(len(kept_row), device=device) - rows.query_start[kept_row]
+        )
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, cached_k: Tensor, cached_v: Tensor, ends: bool
+    ) -> Tensor:
+        """``[query, heads * dim]``; `ends`: the queries are the kept tokens only."""
+        m = self.model
+
+        def heads(x: Tensor, index: Tensor, n: int) -> Tensor:
+            return x[index].view(*index.shape, n, m.head_dim).transpose(1, 2)
+
+        keys = torch.cat(
+            [heads(cached_k, self.place, m.kv_heads), heads(k, self.token, m.kv_heads)], 2
+        )
+        values = torch.cat(
+            [heads(cached_v, self.place, m.kv_heads), heads(v, self.token, m.kv_heads)], 2
+        )
+        found = F.scaled_dot_product_attention(
+            heads(q, self.query if ends else self.token, m.heads),
+            keys,
+            values,
+            attn_mask=self.query_mask if ends else self.mask,
+            enable_gqa=m.heads != m.kv_heads,
+        )
+        packed = found.transpose(1, 2).reshape(-1, m.heads * m.head_dim)
+        out = torch.zeros(len(q), packed.shape[1], dtype=q.dtype, device=q.device)
+        flat = self.query_flat if ends else self.flat
+        out[: len(flat)] = packed[flat]
+        return out
 
 
 def encode_audio(model: Any, mel: Tensor, frames: int) -> Tensor:

@@ -4,103 +4,134 @@ Three savings, none of them an approximation:
 
 1. The audio tower runs on the clip's own frames. The stock model pads to its whole window (30 s) and masks the
    padding as keys in every layer, so valid positions never see it.
-2. The chat template puts the audio before the question. Keys and values of system message and audio are computed
-   once per clip; every prompt pays for its own tokens only.
+2. The chat template puts the audio before the question. Keys and values of the system message are computed once, those
+   of the audio once per clip, and kept; every prompt pays for its own tokens only, answer words of several tokens for
+   theirs on top, as branches of one row.
 3. Only the hidden states at the answer are put through the last layer's feed-forward and the head.
 
-Prefixes are right-padded to a bucket and the padding is masked, so clips of any duration share a batch. Every batch
-is filled up to the same shape (rows x prefix bucket x suffix bucket), so a score does not depend on its neighbours:
-equal bits however the pairs are asked for.
+Rows of tokens are packed into batches of one fixed number of tokens. A batch always has the same shape, and nothing
+but attention looks beyond a token's own row, so a score does not depend on its neighbours: equal bits however the
+pairs are asked for.
 """
 
 import functools
 import hashlib
 import json
 import logging
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evaluators.answers import Answers, find_answers
-from evaluators.audio import RATE, load, shuffle
+from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
-from evaluators.errors import UserError
-from evaluators.layers import Prefixes, Transformer, encode_audio
+from evaluators.features import Features, FeatureStore
+from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
+from evaluators.loading import expand, has_room_to_expand, load_model, pick_device, pick_dtype
 from evaluators.prompts import Prompt, after_audio, before_audio, encode
 from evaluators.scores import ScoreTable
 
 log = logging.getLogger(__name__)
-SCORER = "1"  # raise it whenever a change can change a score: it is part of every cache key
-PREFIX_BUCKET = 24  # prefix lengths are padded to multiples of this
-SUFFIX_BUCKET = 4  # suffix lengths likewise
-TOWER_BATCH = 16  # clips of one length that go through the audio tower together, always so many
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU."""
-    if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu,"
-            " cuda or mps"
-        ) from None
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
-
-
-def default_rows(device: torch.device) -> int:
-    """Rows of a batch, by the size of the device: fixed for a kind of card, so that cached scores stay valid."""
-    if device.type != "cuda":
-        return 16  # what fits a CPU's caches, with little to fill up: 1.6 times faster than 256
-    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return 128 if gib > 60 else 64 if gib > 30 else 32 if gib > 15 else 8
+Item = TypeVar("Item")
+SCORER = "2"  # raise it whenever a change can change a score: it is part of every cache key
+TOWER_BATCH = {
+    "cuda": 32,
+    "cpu": 16,
+    "mps": 16,
+}  # clips of one length in the audio tower, always so many
+CHUNK = 64  # clips whose features are waited for together while the device works on those before
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sequence to run after a prefix, and what to read from its end.
+class Shape:
+    """The fixed shapes that everything is computed in. They are part of a bf16 score's identity."""
 
-    `reads` holds (label, sequence): the sequence's tokens are the targets of the last ``len(sequence)`` positions.
+    tokens: int  # of a batch of suffixes
+    kept: int  # tokens of a batch that are read: the answers' places
+    prefix: int  # tokens of a batch of audio prefixes
+
+    def halved(self) -> "Shape":
+        """What is tried when memory runs out."""
+        return Shape(self.tokens // 2, self.kept // 2, max(256, self.prefix // 2))
+
+
+def default_shape(device: torch.device) -> Shape:
+    """By the kind of device alone, so that cached scores stay valid."""
+    if device.type != "cuda":
+        return Shape(768, 48, 256)  # what fits a CPU's caches, with little to fill up
+    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    if gib > 30:
+        return Shape(6144, 256, 1024)
+    return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One prompt's row: its tokens, and where each answer is read.
+
+    The row holds the suffix, then one branch per answer of several tokens: its tokens but the last, seen by nothing
+    else. `reads` are (offset from the first kept token, token id, number of the sequence); sequences belong to labels.
     """
 
     prompt: int
-    ids: tuple[int, ...]
-    reads: tuple[tuple[int, tuple[int, ...]], ...]
+    ids: np.ndarray  # [token]
+    place: np.ndarray  # [token], position after the prefix
+    branch: np.ndarray  # [token]
+    kept: int  # tokens at the end that are read
+    reads: np.ndarray  # [read, 3]
+    labels: tuple[int, ...]  # of each sequence
 
 
-def rows_of(number: int, suffix: Sequence[int], answers: Answers) -> list[Row]:
-    """The rows that score a prompt: one for all single-token answers, one more for every longer answer."""
-    single = tuple(
-        (label, s) for label, group in enumerate(answers.sequences) for s in group if len(s) == 1
-    )
-    rows = [Row(number, tuple(suffix), single)] if single else []
+def plan_row(number: int, suffix: Sequence[int], answers: Answers) -> Plan:
+    """The row that scores a prompt's answers, at the cost of its suffix and the extra tokens of long answers."""
+    ids, place, branch = list(suffix), list(range(len(suffix))), [0] * len(suffix)
+    reads: list[tuple[int, int, int]] = []
+    labels: list[int] = []
+    branches = 0
     for label, group in enumerate(answers.sequences):
-        rows += [Row(number, (*suffix, *s[:-1]), ((label, s),)) for s in group if len(s) > 1]
-    return rows
+        for sequence in group:
+            reads.append((0, sequence[0], len(labels)))
+            if len(sequence) > 1:
+                branches += 1
+                first = len(ids) - len(suffix) + 1  # offset of the branch among the kept tokens
+                for i, token in enumerate(sequence[:-1]):
+                    ids.append(token)
+                    place.append(len(suffix) + i)
+                    branch.append(branches)
+                    reads.append((first + i, sequence[i + 1], len(labels)))
+            labels.append(label)
+    return Plan(
+        number,
+        np.array(ids, dtype=np.int64),
+        np.array(place, dtype=np.int64),
+        np.array(branch, dtype=np.int32),
+        len(ids) - len(suffix) + 1,
+        np.array(reads, dtype=np.int64),
+        tuple(labels),
+    )
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Where a clip's keys and values lie in the cache."""
+
+    begin: int
+    length: int
+
+
+@dataclass
+class Known:
+    """What is kept for one system message: its place in the cache, and that of each clip."""
+
+    cache: Cache
+    system: Prefix
+    clips: dict[tuple[str, str], Prefix]
 
 
 class QwenAudio:
@@ -110,9 +141,10 @@ class QwenAudio:
         checkpoint: What to score.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        rows: Sequences a batch; halved when memory runs out. None: by the size of the device.
-        compiled: Compile the decoder layer: a slow first batch, faster after. None: on CUDA, unless the weights are
-            quantised.
+        shape: Sizes of the batches; halved when memory runs out. None: by the kind of device.
+        dequantise: 4-bit weights are expanded once, to the numbers that every batch would expand them to. None: where
+            the memory allows it.
+        features: Folder that keeps the features of clips by content. None: they are computed anew.
         loaded: (model, processor) that are in memory already, instead of the checkpoint's files.
     """
 
@@ -121,24 +153,23 @@ class QwenAudio:
         checkpoint: Checkpoint,
         device: str = "auto",
         dtype: str = "auto",
-        rows: int | None = None,
-        compiled: bool | None = None,
+        shape: Shape | None = None,
+        dequantise: bool | None = None,
+        features: Path | None = None,
         loaded: tuple[Any, Any] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.rows = rows or default_rows(self.device)
-        unquantised = checkpoint.quantisation == "none"
-        self.compiled = (
-            (self.device.type == "cuda" and unquantised) if compiled is None else compiled
+        self.shape = shape or default_shape(self.device)
+        self.dequantise = (
+            has_room_to_expand(checkpoint, self.device) if dequantise is None else dequantise
         )
+        self._features = features
         self._loaded = loaded
         self.forwards = 0  # evals that went through the model
-        self._embedded: dict[
-            tuple[str, str], Tensor
-        ] = {}  # audio embeddings by content, kept for the whole run
-        self._prefixes: OrderedDict[tuple[Any, ...], Prefixes] = OrderedDict()
+        self._embedded: dict[tuple[str, str], Tensor] = {}  # audio embeddings by content
+        self._known: dict[str, Known] = {}  # by system message
 
     @property
     def fingerprint(self) -> str:
@@ -151,11 +182,9 @@ class QwenAudio:
         }
         if self.dtype != torch.float32:
             card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-            parts |= {
-                "card": card,
-                "shape": [self.rows, PREFIX_BUCKET, SUFFIX_BUCKET],
-                "compiled": self.compiled,
-            }
+            parts |= {"card": card, "shape": [*astuple(self.shape), TOWER_BATCH[self.device.type]]}
+            if self.checkpoint.quantisation != "none":
+                parts["expanded"] = self.dequantise
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
@@ -175,7 +204,9 @@ class QwenAudio:
             if self._loaded
             else load_model(self.checkpoint, self.device, self.dtype)
         )
-        return Transformer(model, self.compiled)
+        if self.checkpoint.quantisation != "none" and self.dequantise:
+            expand(model.model.language_model, self.dtype)
+        return Transformer(model)
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
@@ -184,20 +215,18 @@ class QwenAudio:
         labels = len(prompts[0].answers)
         logp = np.full((len(prompts), len(clips), labels), -np.inf, dtype=np.float32)
         top = logp.copy()
-        by_system: dict[str, list[int]] = {}
+        by_system: dict[str, list[Plan]] = {}
         for number, prompt in enumerate(prompts):
-            by_system.setdefault(prompt.system, []).append(number)
+            plan = plan_row(number, encode(tokenizer, after_audio(prompt.text)), answers[number])
+            if len(plan.ids) > self.shape.tokens or plan.kept > self.shape.kept:
+                raise PromptError(
+                    f"prompt {prompt.prompt_id} has {len(plan.ids)} tokens with its answers; at"
+                    f" most {self.shape.tokens} fit a batch here"
+                )
+            by_system.setdefault(prompt.system, []).append(plan)
         with torch.inference_mode():
-            for system, numbers in by_system.items():
-                rows = [
-                    row
-                    for n in numbers
-                    for row in rows_of(
-                        n, encode(tokenizer, after_audio(prompts[n].text)), answers[n]
-                    )
-                ]
-                for start, chunk in self._clip_chunks(clips, system):
-                    self._score_chunk(rows, chunk, start, system, logp, top)
+            for system, plans in by_system.items():
+                self._retry(lambda s=system, p=plans: self._score(s, p, clips, logp, top))
         if np.isnan(logp).any():
             p, c, _ = np.argwhere(np.isnan(logp))[0]
             raise RuntimeError(
@@ -210,245 +239,276 @@ class QwenAudio:
     def forget(self) -> None:
         """Drops audio embeddings and prefixes that are kept, e.g. before timing."""
         self._embedded.clear()
-        self._prefixes.clear()
+        self._known.clear()
 
-    def _clip_chunks(self, clips: Sequence[Clip], system: str) -> list[tuple[int, list[Clip]]]:
-        """Clips whose prefixes fit in memory together."""
-        config = self.transformer.model.config.text_config
-        per_token = (
-            2
-            * config.num_hidden_layers
-            * self.transformer.kv_heads
-            * self.transformer.head_dim
-            * self.dtype.itemsize
-        )
-        size = max(
-            self.rows if self.device.type == "cuda" else 1,
-            int(self._prefix_budget() // (per_token * 2 * PREFIX_BUCKET)),
-        )
-        return [(start, list(clips[start : start + size])) for start in range(0, len(clips), size)]
-
-    def _prefix_budget(self) -> float:
-        if self.device.type != "cuda":
-            return 1 * 2**30
-        return 0.2 * torch.cuda.get_device_properties(self.device).total_memory
-
-    def _score_chunk(
+    def _score(
         self,
-        rows: Sequence[Row],
-        clips: Sequence[Clip],
-        start: int,
         system: str,
+        plans: Sequence[Plan],
+        clips: Sequence[Clip],
         logp: np.ndarray,
         top: np.ndarray,
     ) -> None:
-        prefixes = self._retry(lambda: self._prefix(clips, system))
-        groups: dict[tuple[int, int], list[tuple[Row, int]]] = {}
-        for row in rows:
-            reads = max(len(s) for _, s in row.reads)
-            length = -(-len(row.ids) // SUFFIX_BUCKET) * SUFFIX_BUCKET
-            groups.setdefault((length, reads), []).extend((row, c) for c in range(len(clips)))
-        for (length, reads), jobs in groups.items():
-            done = 0
-            while done < len(jobs):
-                batch = jobs[done : done + self.rows]
-                found = self._retry(
-                    lambda b=batch, n=length, r=reads: self._batch(prefixes, b[: self.rows], n, r)
-                )
-                for (row, clip), values in zip(batch, found, strict=False):
-                    for label, value in values:
-                        cell = (row.prompt, start + clip, label)
-                        logp[cell] = np.logaddexp(logp[cell], value)
-                        top[cell] = max(top[cell], value)
-                done += len(found)
+        """Scores prompts of one system message: clips outside, prompts inside, results fetched at the end."""
+        # Long rows first: the same order whatever the order of the prompts.
+        plans = sorted(plans, key=lambda p: (-len(p.ids), p.prompt))
+        cells: list[np.ndarray] = []
+        found: list[tuple[Tensor, np.ndarray]] = []
+        for known, numbers in self._prefixes(system, clips):
+            waiting = [(plan, c) for c in numbers for plan in plans]
+            waiting.sort(key=lambda job: self._bucket(len(job[0].ids)))
+            for jobs in self._batches(
+                waiting, lambda job: (len(job[0].ids), job[0].kept), self.shape.tokens
+            ):
+                values, sequence, where = self._batch(known, jobs, clips)
+                found.append((values, sequence))
+                cells.append(where)
+        for (values, sequence), where in zip(found, cells, strict=True):
+            sums = np.bincount(sequence, weights=values.cpu().numpy().astype(np.float64))
+            at = tuple(where.T)
+            np.logaddexp.at(logp, at, sums.astype(np.float32))
+            np.maximum.at(top, at, sums.astype(np.float32))
+
+    def _bucket(self, tokens: int) -> int:
+        """Rows of one bucket may share a batch: without kernels, attention pads them to one length."""
+        return 0 if self.transformer.kernels is not None else -(-tokens // Dense.ROW)
+
+    def _batches(
+        self, items: Sequence[Item], size: Callable[[Item], tuple[int, int]], limit: int
+    ) -> Iterator[list[Item]]:
+        """Items, each of (tokens, kept) by `size`, in batches of at most `limit` tokens."""
+        batch: list[Item] = []
+        tokens = kept = bucket = 0
+        for item in items:
+            more, reads = size(item)
+            full = tokens + more > limit or kept + reads > self.shape.kept
+            if batch and (full or self._bucket(more) != bucket):
+                yield batch
+                batch, tokens, kept = [], 0, 0
+            batch.append(item)
+            tokens, kept, bucket = tokens + more, kept + reads, self._bucket(more)
+        if batch:
+            yield batch
 
     def _batch(
-        self, prefixes: Prefixes, jobs: Sequence[tuple[Row, int]], length: int, reads: int
-    ) -> list[list[tuple[int, float]]]:
-        """Per job the (label, log-probability) of each of its answers."""
-        wanted = sorted(
-            {
-                token
-                for row, _ in {id(r): (r, 0) for r, _ in jobs}.values()
-                for _, s in row.reads
-                for token in s
-            }
+        self, known: Known, jobs: Sequence[tuple[Plan, int]], clips: Sequence[Clip]
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """(log-probability of each read, the sequence it belongs to, the cell of each sequence)."""
+        plans = [plan for plan, _ in jobs]
+        prefix = [known.clips[clip_key(clips[c])] for _, c in jobs]
+        lengths = np.array([len(p.ids) for p in plans])
+        kept = np.array([p.kept for p in plans])
+        offset = np.array([known.system.length + x.length for x in prefix])
+        start = np.concatenate([[0], np.cumsum(lengths)])
+        query_start = np.concatenate([[0], np.cumsum(kept)])
+        keep = np.concatenate([np.arange(e - k, e) for e, k in zip(start[1:], kept, strict=True)])
+        reads = np.concatenate(
+            [p.reads[:, :2] + [[q, 0]] for p, q in zip(plans, query_start, strict=False)]
         )
-        column = {token: i for i, token in enumerate(wanted)}
-        fixed = self.rows
-        padded = list(jobs) + [jobs[-1]] * (fixed - len(jobs))
-        ids = torch.zeros(fixed, length, dtype=torch.long)
-        for i, (row, _) in enumerate(padded):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        lengths = torch.tensor([len(row.ids) for row, _ in padded])
-        clip = torch.tensor([c for _, c in padded])
-        out = (
-            self.transformer.read(
-                prefixes,
-                clip.to(self.device),
-                ids.to(self.device),
-                lengths.to(self.device),
-                reads,
-                torch.tensor(wanted, device=self.device),
-            )
-            .cpu()
-            .numpy()
+        first = np.cumsum([0, *(len(p.labels) for p in plans)])
+        sequence = np.concatenate([p.reads[:, 2] + f for p, f in zip(plans, first, strict=False)])
+        where = np.array(
+            [(plan.prompt, c, label) for plan, c in jobs for label in plan.labels], dtype=np.int64
         )
-        return [
-            [
-                (label, float(sum(out[i, reads - len(s) + k, column[t]] for k, t in enumerate(s))))
-                for label, s in row.reads
-            ]
-            for i, (row, _) in enumerate(jobs)
-        ]
+        hidden = self._step(
+            known.cache,
+            self.shape.tokens,
+            ids=np.concatenate([p.ids for p in plans]),
+            positions=np.concatenate([p.place for p in plans]) + np.repeat(offset, lengths),
+            branch=np.concatenate([p.branch for p in plans]),
+            start=start,
+            prefix=prefix,
+            shared=known.system,
+            keep=keep,
+            query_start=query_start,
+        )
+        values = self.transformer.read(hidden, self._to(reads[:, 0]), self._to(reads[:, 1]))
+        return values, sequence, where
+
+    def _to(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _step(
+        self,
+        cache: Cache,
+        size: int,
+        *,
+        positions: np.ndarray,
+        start: np.ndarray,
+        prefix: Sequence[Prefix],
+        shared: Prefix,
+        ids: np.ndarray | None = None,
+        embeddings: Tensor | None = None,
+        branch: np.ndarray | None = None,
+        write: np.ndarray | None = None,
+        keep: np.ndarray | None = None,
+        query_start: np.ndarray | None = None,
+    ) -> Tensor:
+        """Pads a batch to `size` tokens and runs it."""
+        count = len(positions)
+
+        def padded(array: np.ndarray, length: int, value: int) -> np.ndarray:
+            out = np.full(length, value, dtype=array.dtype)
+            out[: len(array)] = array
+            return out
+
+        lm = self.transformer.lm
+        if embeddings is None:
+            assert ids is not None
+            x = lm.embed_tokens(self._to(padded(ids, size, 0)))
+        else:
+            x = torch.zeros(size, embeddings.shape[1], dtype=embeddings.dtype, device=self.device)
+            x[:count] = embeddings
+        branch = np.zeros(count, dtype=np.int32) if branch is None else branch
+        ends = start if query_start is None else query_start
+        rows = Rows(
+            start=self._to(start.astype(np.int32)),
+            query_start=self._to(ends.astype(np.int32)),
+            branch=self._to(padded(branch, size, 0)),
+            begin=self._to(np.array([p.begin for p in prefix], dtype=np.int32)),
+            length=self._to(np.array([p.length for p in prefix], dtype=np.int32)),
+            shared=(shared.begin, shared.length),
+            longest=int(np.diff(start).max()),
+            longest_query=int(np.diff(ends).max()),
+            branches=bool(branch.any()),
+        )
+        return self.transformer.step(
+            x,
+            self._to(padded(positions.astype(np.int64), size, 0)),
+            rows,
+            cache,
+            None if write is None else self._to(padded(write, size, cache.capacity - 1)),
+            None if keep is None else self._to(padded(keep, self.shape.kept, 0)),
+        )
 
     def _retry(self, work: Callable[[], Any]) -> Any:
-        """Runs `work`; when memory runs out, frees what is kept, halves the batch and tries again."""
+        """Runs `work`; when memory runs out, frees what is kept, halves the batches and tries again."""
         while True:
             try:
                 return work()
             except torch.OutOfMemoryError:
-                if self.rows == 1:
+                if self.shape.tokens <= 128:
                     raise
-            self._prefixes.clear()
-            torch.cuda.empty_cache()
-            self.rows //= 2
-            log.warning("out of memory: batches of %d rows from here on", self.rows)
+            self._known.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.shape = self.shape.halved()
+            log.warning("out of memory: batches of %d tokens from here on", self.shape.tokens)
 
-    def _prefix(self, clips: Sequence[Clip], system: str) -> Prefixes:
-        key = (system, *((clip.sha256, clip.audio) for clip in clips))
-        if key in self._prefixes:
-            self._prefixes.move_to_end(key)
-            return self._prefixes[key]
-        audio = self._embed(clips)
-        head = self.transformer.lm.embed_tokens(
-            torch.tensor(encode(self.processor.tokenizer, before_audio(system)), device=self.device)
-        )
-        lengths = [len(head) + len(a) for a in audio]
-        bucket = -(-max(lengths) // PREFIX_BUCKET) * PREFIX_BUCKET
-        parts = []
-        for first in range(0, len(clips), self.rows):
-            group = range(first, min(first + self.rows, len(clips)))
-            count = self.rows
-            x = torch.zeros(
-                count, bucket, head.shape[-1], dtype=self.transformer.dtype, device=self.device
-            )
-            x[:, : len(head)] = head
-            for i, c in enumerate(group):
-                x[i, len(head) : lengths[c]] = audio[c]
-            part = self.transformer.prefix(
-                x, torch.tensor([lengths[c] for c in group], device=self.device)
-            )
-            parts.append(
-                Prefixes(
-                    [k[: len(group)] for k in part.keys],
-                    [v[: len(group)] for v in part.values],
-                    part.lengths,
-                )
-            )
-        whole = (
-            parts[0]
-            if len(parts) == 1
-            else Prefixes(
-                [torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)],
-                [torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)],
-                torch.cat([p.lengths for p in parts]),
-            )
-        )
-        while (
-            self._prefixes
-            and sum(p.bytes for p in self._prefixes.values()) + whole.bytes > self._prefix_budget()
-        ):
-            self._prefixes.popitem(last=False)
-        self._prefixes[key] = whole
-        return whole
+    def _prefix_budget(self) -> float:
+        """Bytes that keys and values may take."""
+        if self.device.type != "cuda":
+            return 1 * 2**30
+        free, total = torch.cuda.mem_get_info(self.device)
+        held = sum(k.cache.capacity * k.cache.bytes_per_place for k in self._known.values())
+        return min(0.3 * total, 0.5 * (free + held))
 
-    def _embed(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """Audio embeddings ``[token, channel]`` of each clip, computed once per content."""
+    def _prefixes(self, system: str, clips: Sequence[Clip]) -> Iterator[tuple[Known, list[int]]]:
+        """(what is known, positions of clips that are in its cache), until all clips had their turn.
+
+        New clips are embedded and their keys and values computed, some at a time: while the device works on what was
+        yielded, the features of the next clips are made.
+        """
+        known = self._known.get(system) or self._begin(system)
+        ready = [i for i, clip in enumerate(clips) if clip_key(clip) in known.clips]
+        if ready:
+            yield known, ready
+        had = set(ready)
+        new = [i for i in range(len(clips)) if i not in had]
+        budget = self._prefix_budget()
+        with ThreadPoolExecutor() as pool:
+            features = self._features_of([clips[i] for i in new], pool)
+            for first in range(0, len(new), CHUNK):
+                part = new[first : first + CHUNK]
+                audio = self._embed([clips[i] for i in part], features)
+                places = known.cache.used + sum(map(len, audio))
+                if places * known.cache.bytes_per_place > budget and known.clips:
+                    known = self._begin(system)  # what was kept so far had its turn
+                self._add(known, {clip_key(clips[i]): a for i, a in zip(part, audio, strict=True)})
+                yield known, part
+
+    def _begin(self, system: str) -> Known:
+        """An empty cache that holds the system message."""
+        if len(self._known) > 3:
+            self._known.clear()
+        cache = self.transformer.new_cache()
+        ids = np.array(encode(self.processor.tokenizer, before_audio(system)), dtype=np.int64)
+        cache.grow(len(ids) + 1)
+        self._step(
+            cache,
+            max(self.shape.prefix, len(ids)),
+            ids=ids,
+            positions=np.arange(len(ids)),
+            start=np.array([0, len(ids)]),
+            prefix=[Prefix(0, 0)],
+            shared=Prefix(0, 0),
+            write=np.arange(len(ids)),
+        )
+        cache.used = len(ids)
+        self._known[system] = Known(cache, Prefix(0, len(ids)), {})
+        return self._known[system]
+
+    def _add(self, known: Known, audio: dict[tuple[str, str], Tensor]) -> None:
+        """Computes keys and values of clips and notes where they lie."""
+        waiting = [item for item in audio.items() if item[0] not in known.clips]
+        waiting.sort(key=lambda item: self._bucket(len(item[1])))
+        for batch in self._batches(waiting, lambda item: (len(item[1]), 0), self.shape.prefix):
+            self._add_batch(known, batch)
+
+    def _add_batch(self, known: Known, batch: Sequence[tuple[tuple[str, str], Tensor]]) -> None:
+        cache, first = known.cache, known.cache.used
+        lengths = np.array([len(a) for _, a in batch])
+        start = np.concatenate([[0], np.cumsum(lengths)])
+        cache.grow(first + int(start[-1]) + 1)
+        place = np.concatenate([np.arange(n) for n in lengths])
+        self._step(
+            cache,
+            max(self.shape.prefix, int(start[-1])),
+            embeddings=torch.cat([a for _, a in batch]),
+            positions=place + known.system.length,
+            start=start,
+            prefix=[Prefix(0, 0)] * len(batch),
+            shared=known.system,
+            write=np.arange(first, first + int(start[-1])),
+        )
+        cache.used = first + int(start[-1])
+        for (key, _), begin, length in zip(batch, start, lengths, strict=False):
+            known.clips[key] = Prefix(first + int(begin), int(length))
+
+    def _features_of(
+        self, clips: Sequence[Clip], pool: ThreadPoolExecutor
+    ) -> dict[tuple[str, str], Future[Features]]:
+        """Features of clips that have no embeddings yet, being made by threads."""
         extractor = self.processor.feature_extractor
+        store = FeatureStore(self._features, extractor)
+        return {
+            clip_key(c): pool.submit(store.get, c)
+            for c in {clip_key(c): c for c in clips if clip_key(c) not in self._embedded}.values()
+        }
+
+    def _embed(
+        self, clips: Sequence[Clip], features: dict[tuple[str, str], Future[Features]]
+    ) -> list[Tensor]:
+        """Audio embeddings ``[token, channel]`` of each clip, computed once per content."""
+        size = TOWER_BATCH[self.device.type]
         new: dict[int, list[tuple[str, str]]] = {}
-        missing = {
-            (c.sha256, c.audio): c for c in clips if (c.sha256, c.audio) not in self._embedded
-        }
-        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock alone
-            waves = dict(zip(missing, pool.map(clip_wave, missing.values()), strict=True))
-        for key, clip in missing.items():
-            if len(waves[key]) > extractor.n_samples:
-                raise UserError(
-                    f"clip {clip.clip_id!r} lasts {len(waves[key]) / RATE:.2f} s, the model hears "
-                    f"{extractor.n_samples / RATE:.0f} s; cut it first"
-                )
-            new.setdefault(-(-len(waves[key]) // extractor.hop_length), []).append(key)
+        for key in dict.fromkeys(map(clip_key, clips)):
+            if key not in self._embedded:
+                new.setdefault(features[key].result().frames, []).append(key)
         for frames, keys in new.items():
-            for i in range(0, len(keys), TOWER_BATCH):
-                part = keys[i : i + TOWER_BATCH]
-                full = part + [part[-1]] * (TOWER_BATCH - len(part))
-                mel = clip_mel(extractor, [waves[k] for k in full]).to(self.device)
-                for k, tokens in zip(
-                    part,
-                    encode_audio(self.transformer.model, mel, frames).to(self.transformer.dtype),
-                    strict=False,
-                ):
-                    self._embedded[k] = tokens.clone()
-        return [self._embedded[clip.sha256, clip.audio] for clip in clips]
+            for i in range(0, len(keys), size):
+                part = keys[i : i + size]
+                full = part + [part[-1]] * (size - len(part))
+                mel = torch.from_numpy(np.stack([features[k].result().mel for k in full]))
+                tokens = encode_audio(self.transformer.model, mel.to(self.device), frames)
+                for k, found in zip(part, tokens.to(self.transformer.dtype), strict=False):
+                    self._embedded[k] = found.clone()
+        return [self._embedded[clip_key(clip)] for clip in clips]
 
 
-def clip_wave(clip: Clip) -> np.ndarray:
-    """What is heard: the recording, silence of its length, or its own samples in random order."""
-    wave = load(clip.path)
-    if clip.audio == "silence":
-        return np.zeros_like(wave)
-    if clip.audio == "shuffled":
-        return shuffle(wave, int(clip.sha256[:12], 16))
-    return wave
-
-
-def clip_mel(extractor: Any, waves: Sequence[np.ndarray]) -> Tensor:
-    """Log-mel features of waves that fill equally many frames, by the checkpoint's own extractor.
-
-    Padded a little past the clip instead of to the whole window: the log floor comes from the clip's maximum and
-    the frames that the tower reads end before the new edge, so the values are those of the full window.
-    """
-    frames = -(-max(map(len, waves)) // extractor.hop_length)
-    samples = min(extractor.n_samples, (frames + 8) * extractor.hop_length)
-    out = extractor(
-        list(waves),
-        sampling_rate=RATE,
-        padding="max_length",
-        max_length=samples,
-        return_tensors="pt",
-    )
-    features: Tensor = out["input_features"]
-    return features
-
-
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
-    from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    options: dict[str, Any] = {}
-    if checkpoint.quantisation == "nf4":
-        options = {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            ),
-            "device_map": {"": device},
-        }
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(
-        checkpoint.base, dtype=dtype, use_safetensors=True, **options
-    )
-    if not options:
-        model = model.to(device)
-    if checkpoint.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(
-            model, str(checkpoint.adapter), use_safetensors=True
-        ).get_base_model()
-    return model.eval().requires_grad_(False)
+def clip_key(clip: Clip) -> tuple[str, str]:
+    """What a clip is to the model: its content, and whether a control replaces it."""
+    return clip.sha256, clip.audio

@@ -46,6 +46,10 @@ class Settings:
     train_manifest: Path | None = flag(
         None, "manifest the adapter was trained on; its sources may not be scored"
     )
+    heard: Literal["refuse", "allow"] = flag(
+        "refuse",
+        "clips of sources that the checkpoint was trained on; allow stands in every result",
+    )
     quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
         "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
@@ -176,22 +180,12 @@ def _run(settings: Settings, dry_run: bool) -> int:
         dtype=settings.dtype,
         cache=settings.runs_dir / runs.CACHE,
     )
-    if registry is not None and settings.checkpoint in registry.trained_on:
-        heard = (heard or frozenset()) | frozenset(registry.trained_on[settings.checkpoint])
-    if settings.train_manifest is not None:
-        trained = {
-            c.source_id
-            for c in clipset.read_manifest(settings.train_manifest, task.labels, "train")
-        }
-        heard = (heard or frozenset()) | trained
-    if heard is None:
-        warnings.append(
-            f"what {settings.checkpoint!r} was trained on is unknown: give --train-manifest, or"
-            " scores may measure memory"
-        )
+    heard = clipset.heard_sources(
+        settings.checkpoint, heard, settings.manifest, settings.train_manifest, task.labels
+    )
+    warnings += clipset.check_unheard(clips, heard, settings.checkpoint, settings.heard)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
-    clipset.check_unheard(clips, heard or (), settings.checkpoint)
     clipset.verify(clips)
     reward = Reward(settings.objective, settings.threshold)
     pairs = count_evals(len(seeds), settings, len(search), len(fresh))

@@ -34,6 +34,10 @@ class Settings:
     train_manifest: Path | None = flag(
         None, "manifest the adapter was trained on; its sources may not be scored"
     )
+    heard: Literal["refuse", "allow"] = flag(
+        "refuse",
+        "clips of sources that the checkpoint was trained on; allow stands in every result",
+    )
     quantization: Literal["none", "nf4"] | None = flag(None, "none or nf4 (default: the run's)")
     dtype: Literal["auto", "float32", "bfloat16"] | None = flag(
         None, "auto, float32 or bfloat16 (default: the run's)"
@@ -161,19 +165,10 @@ def _prepare(job: Job) -> Job:
         dtype=settings.dtype or "auto",
         cache=settings.runs_dir / runs.CACHE,
     )
-    if registry is not None and settings.checkpoint in registry.trained_on:
-        heard = (heard or frozenset()) | frozenset(registry.trained_on[str(settings.checkpoint)])
-    if settings.train_manifest is not None:
-        heard = (heard or frozenset()) | {
-            c.source_id
-            for c in clipset.read_manifest(settings.train_manifest, job.task.labels, "train")
-        }
-    clipset.check_unheard(clips, heard or (), str(settings.checkpoint))
-    warnings = []
-    if heard is None:
-        warnings.append(
-            f"what {settings.checkpoint!r} was trained on is unknown: scores may measure memory"
-        )
+    heard = clipset.heard_sources(
+        str(settings.checkpoint), heard, manifest, settings.train_manifest, job.task.labels
+    )
+    warnings = clipset.check_unheard(clips, heard, str(settings.checkpoint), settings.heard)
     if job.fingerprint not in (None, evaluator.fingerprint):
         warnings.append("the checkpoint or its precision is not the one of the run")
     if job.fingerprint is not None and settings.split == "dev":

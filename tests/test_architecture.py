@@ -10,8 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["evaluators", "opro", "data", "prompts"],
     ["evaluators.errors"],
-    ["evaluators.prompts", "evaluators.clips", "evaluators.audio", "evaluators.layers"],
-    ["evaluators.answers", "evaluators.scores", "evaluators.metrics", "evaluators.checkpoint"],
+    ["evaluators.prompts", "evaluators.clips", "evaluators.audio", "evaluators.kernels"],
+    [
+        "evaluators.answers",
+        "evaluators.scores",
+        "evaluators.metrics",
+        "evaluators.checkpoint",
+        "evaluators.degrade",
+        "evaluators.features",
+        "evaluators.layers",
+    ],
+    ["evaluators.loading"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio"],
     ["evaluators.build", "evaluators.bench"],
     ["opro.flags", "opro.history", "opro.reward", "opro.lm"],
@@ -20,7 +29,12 @@ LAYERS = [
     ["opro.loop"],
     ["opro.summary"],
     ["opro.optimize", "opro.leaderboard", "opro.rescore"],
-    ["data.grammar", "data.audit"],
+    ["data.grammar", "data.cues", "data.voice", "data.recordings"],
+    ["data.recipe", "data.checks"],
+    ["data.scan", "data.audit_page"],
+    ["data.design", "data.audit"],
+    ["data.render", "data.study"],
+    ["data.matched", "data.debian"],
     ["data.build", "data.train_pocket"],
 ]
 PLACE = {name: i for i, layer in enumerate(LAYERS) for name in layer}

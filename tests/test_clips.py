@@ -15,7 +15,7 @@ from evaluators.clips import (
     verify,
     write_registry,
 )
-from evaluators.errors import UserError
+from evaluators.errors import LeakError, UserError
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,11 @@ from evaluators.errors import UserError
         ("path", "/etc/hostname", "leaves the folder"),
         ("duration_ms", "long", "duration_ms is 'long'; expected a number"),
         ("snr_db", "nan", "snr_db is 'nan'; expected a number"),
-        ("clip_id", "s1-0", "stands in two rows"),
+        (
+            "clip_id",
+            "s1-0",
+            "manifest.csv:4: clip_id 's1-0' stands in two rows, the other is line 2",
+        ),
     ],
 )
 def test_a_bad_row_is_named(make_manifest, field, value, message):
@@ -99,11 +103,16 @@ def test_the_registry_refuses_a_source_that_changed_its_split(tmp_path, dev_clip
 
 
 def test_a_checkpoint_may_not_be_judged_on_what_it_heard(dev_clips):
-    check_unheard(dev_clips, {"somebody else"}, "model")
+    assert check_unheard(dev_clips, frozenset({"somebody else"}), "model") == []
+    heard = frozenset({dev_clips[5].source_id})
     with pytest.raises(
-        UserError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"
+        LeakError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"
     ):
-        check_unheard(dev_clips, {dev_clips[5].source_id}, "model")
+        check_unheard(dev_clips, heard, "model")
+    (warning,) = check_unheard(dev_clips, heard, "model", "allow")
+    assert "scores measure memory" in warning
+    (warning,) = check_unheard(dev_clips, None, "model")
+    assert "is unknown" in warning
 
 
 def test_clips_are_frozen(dev_clips):

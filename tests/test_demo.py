@@ -10,8 +10,10 @@ import pytest
 import soundfile
 from conftest import DEMO, LABELS, ROOT
 
-from data.audit import LIMIT, cues, shortcut_accuracy
-from data.build import pcm_digest, plan, read_recipe
+from data.cues import LIMIT, cues, shortcut_accuracy
+from data.matched import plan, read_recipe
+from data.recipe import recipe_path
+from data.render import encode, pcm_digest
 from evaluators.audio import PEAK, add_noise, coloured_noise, load, normalise
 from evaluators.checkpoint import SHIPPED, open_checkpoint
 from evaluators.clips import COLUMNS, check_registry, read_manifest, read_registry, verify
@@ -76,7 +78,7 @@ def test_registry_agrees_and_checkpoints_heard_train_only(clips):
 
 
 def test_every_clip_names_recording_licence_and_package(rows):
-    assert list(rows[0]) == list(COLUMNS)
+    assert set(rows[0]) <= set(COLUMNS)
     attribution = (DEMO / "ATTRIBUTION.md").read_text()
     for row in rows:
         assert row["licence"] and row["recording"] and row["source_package"] in attribution
@@ -126,7 +128,7 @@ def test_the_shortcut_check_can_fail(make_manifest):
 def test_plan_spreads_noise_clips_over_all_cells():
     cells = Counter(
         (duration, snr, category == "noise")
-        for duration, snr, category in plan(read_recipe("demo"), "dev")
+        for duration, snr, category in plan(read_recipe(recipe_path("demo")), "dev")
     )
     noise = [n for (_, _, is_noise), n in cells.items() if is_noise]
     assert sum(noise) == 50 and max(noise) <= 3
@@ -154,11 +156,9 @@ def test_coloured_noise_has_its_slope():
 
 
 def test_opus_gives_equal_samples_for_equal_input(clips):
-    from data.build import opus
-
     wave = load(clips[0].path)
-    assert pcm_digest(opus(wave)) == pcm_digest(opus(wave))
-    assert len(soundfile.read(io.BytesIO(opus(wave)))[0]) == len(wave)
+    assert pcm_digest(encode(wave, "opus")) == pcm_digest(encode(wave, "opus"))
+    assert len(soundfile.read(io.BytesIO(encode(wave, "opus")))[0]) == len(wave)
 
 
 def test_pocket_checkpoints_are_small_and_name_what_they_heard():

@@ -12,8 +12,9 @@ from evaluators.bench import Stock
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order
 from evaluators.errors import UserError
+from evaluators.features import clip_mel, clip_wave
 from evaluators.prompts import Prompt, after_audio, encode
-from evaluators.qwen_audio import QwenAudio, clip_mel, clip_wave
+from evaluators.qwen_audio import QwenAudio
 
 pytestmark = pytest.mark.tiny
 CLOSE = 1e-5  # nats, float32
@@ -130,7 +131,7 @@ def test_features_cut_to_the_clip_equal_those_of_the_whole_window(evaluator, cli
         frames = -(-len(wave) // 160)
         whole = extractor([wave], sampling_rate=16000, return_tensors="pt")["input_features"]
         valid = (frames - 1) // 2 + 1
-        cut = clip_mel(extractor, [wave])
+        cut = torch.from_numpy(clip_mel(extractor, wave))[None]
         count = min(2 * valid + 2, whole.shape[-1])
         assert torch.allclose(cut[..., :count], whole[..., :count], atol=1e-5)
 
@@ -182,24 +183,23 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, s
         evaluator.checkpoint,
         "cpu",
         "float32",
-        rows=16,
         loaded=(evaluator.transformer.model, evaluator.processor),
     )
-    read, calls = small.transformer.read, []
+    step, calls = small.transformer.step, []
 
-    def fails_when_large(prefixes, clip, *rest):
-        calls.append(len(clip))
-        if len(clip) > 4:
+    def fails_when_large(x, *rest):
+        calls.append(len(x))
+        if len(x) > 256:
             raise torch.OutOfMemoryError("pretended")
-        return read(prefixes, clip, *rest)
+        return step(x, *rest)
 
-    small.transformer.read = fails_when_large
+    small.transformer.step = fails_when_large
     assert np.abs(small.score(seeds, clips).logp - whole).max() < 10 * CLOSE
-    assert small.rows == 4 and calls[:3] == [16, 8, 4]
+    assert small.shape.tokens == 192 and {768, 384, 192} <= set(calls)
 
 
 def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
-    model16 = QwenAudio(evaluator.checkpoint, "cpu", "bfloat16", rows=8)
+    model16 = QwenAudio(evaluator.checkpoint, "cpu", "bfloat16")
     whole = model16.score(seeds, clips).logp
     model16.forget()
     alone = model16.score(seeds[1:2], clips[3:4]).logp

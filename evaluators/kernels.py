@@ -1,0 +1,211 @@
+"""Triton kernels of the packed step: what stands between the matrix products. Imported on CUDA only.
+
+All of them work on packed tokens ``[token, ...]`` without padding between rows, each row of the result computed from
+its own row's inputs alone, in an order that does not depend on the neighbours.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _norm(x, weight, out, width, eps, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    value = tl.load(x + token * width + columns, inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    # The stock layer rounds before it multiplies with the weight.
+    value = (value * scale).to(out.dtype.element_ty).to(tl.float32)
+    value *= tl.load(weight + columns, inside, other=0.0).to(tl.float32)
+    tl.store(out + token * width + columns, value.to(out.dtype.element_ty), inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square normalisation of ``[token, channel]``."""
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    _norm[(x.shape[0],)](x, weight, out, x.shape[1], eps, BLOCK=block, num_warps=8)
+    return out
+
+
+@triton.jit
+def _rotate(qkv, cos, sin, stride, HEADS: tl.constexpr, HALF: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.arange(0, HEADS)[:, None]
+    columns = tl.arange(0, HALF)[None]
+    at = qkv + token * stride + heads * (2 * HALF) + columns
+    low, high = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
+    angle = token * (2 * HALF) + columns
+    cos_low, cos_high = (
+        tl.load(cos + angle).to(tl.float32),
+        tl.load(cos + angle + HALF).to(tl.float32),
+    )
+    sin_low, sin_high = (
+        tl.load(sin + angle).to(tl.float32),
+        tl.load(sin + angle + HALF).to(tl.float32),
+    )
+    kind = qkv.dtype.element_ty
+    tl.store(at, (low * cos_low - high * sin_low).to(kind))
+    tl.store(at + HALF, (high * cos_high + low * sin_high).to(kind))
+
+
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> None:
+    """Rotary positions on the first `heads` heads of ``[token, channel]``, in place."""
+    step = 1 << ((heads & -heads).bit_length() - 1)  # largest power of two that divides the heads
+    for first in range(0, heads, step):
+        part = qkv[:, first * head_dim :]
+        _rotate[(qkv.shape[0],)](part, cos, sin, qkv.stride(0), HEADS=step, HALF=head_dim // 2)
+
+
+@triton.jit
+def _gate(both, out, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(both + token * 2 * width + columns, inside, other=0.0).to(tl.float32)
+    up = tl.load(both + token * 2 * width + width + columns, inside, other=0.0)
+    kind = out.dtype.element_ty
+    gate = (gate * tl.sigmoid(gate)).to(kind)  # rounded before the product, as the stock layer does
+    tl.store(out + token * width + columns, (gate * up).to(kind), inside)
+
+
+def gate_up(both: Tensor) -> Tensor:
+    """``silu(gate) * up`` for ``[token, 2 * channel]`` that holds gate beside up."""
+    width = both.shape[1] // 2
+    out = torch.empty(both.shape[0], width, dtype=both.dtype, device=both.device)
+    _gate[(both.shape[0], triton.cdiv(width, 2048))](both, out, width, BLOCK=2048, num_warps=8)
+    return out
+
+
+@triton.jit
+def _block(
+    acc, total, top, q, k, v, k_stride, v_stride, seen, scale, columns, BLOCK_N: tl.constexpr
+):
+    """One block of keys and values into the running softmax (arXiv 1805.02867)."""
+    n = tl.arange(0, BLOCK_N).to(tl.int64)
+    here = tl.max(seen.to(tl.int32), 0) > 0
+    keys = tl.load(k + n[:, None] * k_stride + columns[None], here[:, None], other=0.0)
+    values = tl.load(v + n[:, None] * v_stride + columns[None], here[:, None], other=0.0)
+    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+    scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+    share = tl.exp(scores - safe[:, None])
+    shrink = tl.exp(top - safe)
+    total = total * shrink + tl.sum(share, 1)
+    acc = acc * shrink[:, None] + tl.dot(share.to(values.dtype), values, input_precision="ieee")
+    return acc, total, new_top
+
+
+@triton.jit
+def _attend(
+    q, k, v, cached_k, cached_v, out,
+    q_start, k_start, branch, begin, length, shared_begin, shared_length,
+    q_stride, k_stride, v_stride, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BRANCHES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    first_q, last_q = tl.load(q_start + row), tl.load(q_start + row + 1)
+    first_k, last_k = tl.load(k_start + row), tl.load(k_start + row + 1)
+    count_q, count_k = last_q - first_q, last_k - first_k
+    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if tl.program_id(2) * BLOCK_M < count_q:
+        columns = tl.arange(0, DIM)
+        kv_head = head // GROUP
+        at = (first_q + m).to(tl.int64)
+        valid = m < count_q
+        query = tl.load(
+            q + at[:, None] * q_stride + head * DIM + columns[None], valid[:, None], other=0.0
+        )
+        index = count_k - count_q + m  # place of the query among the row's keys
+        own = tl.load(branch + first_k + index, valid, other=0)
+        acc = tl.zeros((BLOCK_M, DIM), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        n = tl.arange(0, BLOCK_N)
+        stride: tl.constexpr = (HEADS // GROUP) * DIM
+        for segment in tl.static_range(2):
+            where = shared_begin if segment == 0 else tl.load(begin + row)
+            many = shared_length if segment == 0 else tl.load(length + row)
+            for block in range(0, many, BLOCK_N):
+                base = (where + block).to(tl.int64) * stride + kv_head * DIM
+                seen = valid[:, None] & (block + n < many)[None]
+                acc, total, top = _block(
+                    acc, total, top, query, cached_k + base, cached_v + base, stride, stride, seen,
+                    scale, columns, BLOCK_N,
+                )  # fmt: skip
+        for block in range(0, count_k, BLOCK_N):
+            place = block + n
+            seen = valid[:, None] & (place < count_k)[None] & (place[None] <= index[:, None])
+            if BRANCHES:
+                other = tl.load(branch + first_k + place, place < count_k, other=0)
+                seen = seen & ((other[None] == 0) | (other[None] == own[:, None]))
+            base_k = (first_k + block).to(tl.int64) * k_stride + kv_head * DIM
+            base_v = (first_k + block).to(tl.int64) * v_stride + kv_head * DIM
+            acc, total, top = _block(
+                acc, total, top, query, k + base_k, v + base_v, k_stride, v_stride, seen,
+                scale, columns, BLOCK_N,
+            )  # fmt: skip
+        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        place = out + at[:, None] * (HEADS * DIM) + head * DIM + columns[None]
+        tl.store(place, acc.to(out.dtype.element_ty), valid[:, None])
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cached_k: Tensor,
+    cached_v: Tensor,
+    q_start: Tensor,
+    k_start: Tensor,
+    branch: Tensor,
+    begin: Tensor,
+    length: Tensor,
+    shared: tuple[int, int],
+    longest_q: int,
+    few: bool,
+    branches: bool,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+) -> Tensor:
+    """Attention of packed queries over two cached segments and the row's own keys (after arXiv 2205.14135).
+
+    Args:
+        q: ``[query, heads * dim]``, any row stride.
+        k: ``[token, kv_heads * dim]``, any row stride.
+        v: Likewise.
+        cached_k: ``[place, kv_heads * dim]``.
+        cached_v: Likewise.
+        q_start: ``[row + 1]``, where each row's queries start.
+        k_start: ``[row + 1]``, where its keys start; its queries are the last of them.
+        branch: ``[token]``, 0 is seen by all later tokens of the row, n by tokens of branch n only.
+        begin: ``[row]``, first place of the row's cached segment.
+        length: ``[row]``, places in it.
+        shared: First place and length of the segment that all rows see.
+        longest_q: Queries of the longest row.
+        few: Whether rows have few queries. Block sizes must not depend on the rows of a batch, so that scores do not.
+        branches: Whether any branch is above 0.
+        heads: Query heads.
+        kv_heads: Key heads.
+        head_dim: Channels of a head.
+
+    Returns:
+        ``[query, heads * dim]``; zero where no row has a query.
+    """
+    out = torch.zeros(q.shape[0], heads * head_dim, dtype=q.dtype, device=q.device)
+    block_m = 16 if few else 64
+    grid = (len(begin), heads, triton.cdiv(longest_q, block_m))
+    _attend[grid](
+        q, k, v, cached_k, cached_v, out,
+        q_start, k_start, branch, begin, length, shared[0], shared[1],
+        q.stride(0), k.stride(0), v.stride(0), head_dim**-0.5,
+        HEADS=heads, GROUP=heads // kv_heads, DIM=head_dim, BRANCHES=branches,
+        BLOCK_M=block_m, BLOCK_N=32, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return out

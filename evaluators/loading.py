@@ -1,0 +1,94 @@
+"""Loads a Qwen2-Audio checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code."""
+
+import warnings
+from typing import Any
+
+import torch
+
+from evaluators.checkpoint import Checkpoint
+from evaluators.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu,"
+            " cuda or mps"
+        ) from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def has_room_to_expand(checkpoint: Checkpoint, device: torch.device) -> bool:
+    """Whether 4-bit weights, expanded, would leave half of the card free: 80 GB cards and the like."""
+    if checkpoint.quantisation == "none" or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).total_memory > 2 * 17e9
+
+
+def expand(module: Any, dtype: torch.dtype) -> None:
+    """Replaces 4-bit linear layers by plain ones that hold what bitsandbytes expands them to for every batch."""
+    import bitsandbytes as bnb
+
+    for name, child in list(module.named_children()):
+        if isinstance(child, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state)
+            plain = torch.nn.Linear(
+                child.in_features, child.out_features, child.bias is not None, device="meta"
+            )
+            plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+            if child.bias is not None:
+                plain.bias = torch.nn.Parameter(child.bias.data.to(dtype), requires_grad=False)
+            setattr(module, name, plain)
+        else:
+            expand(child, dtype)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
+    from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    options: dict[str, Any] = {}
+    if checkpoint.quantisation == "nf4":
+        options = {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            ),
+            "device_map": {"": device},
+        }
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(
+        checkpoint.base, dtype=dtype, use_safetensors=True, **options
+    )
+    if not options:
+        model = model.to(device)
+    if checkpoint.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(
+            model, str(checkpoint.adapter), use_safetensors=True
+        ).get_base_model()
+    return model.eval().requires_grad_(False)
