@@ -15,6 +15,7 @@ from pathlib import Path
 from data.audit_page import write_page
 from data.checks import Audit, audit_clips
 from evaluators.clips import SPLITS, manifest_path
+from evaluators.errors import UserError
 from opro.flags import Parser, run_verb
 
 
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = manifest_path(args.manifest).resolve()
         name = folder.parent.name if folder.stem == "manifest" else folder.stem
         page = args.page or Path("runs") / f"audit-{name}.html"
-        write_page(audit, page)
+        try:
+            write_page(audit, page)
+        except OSError as error:
+            raise UserError(f"--page {str(page)!r} cannot be written ({error.strerror})") from None
         print("\n".join(table(audit)))
         print()
         for finding in sorted(audit.findings, key=lambda f: not f.fault):

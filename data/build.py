@@ -12,10 +12,11 @@ RECIPE is a name under data/recipes or a YAML file:
 Recordings are given in the recipe or by --recordings, which may be repeated: a folder or CSV file (path, label,
 category, source_id), or LAYOUT=DIR with the layouts voxconverse, esc50, musan, gtzan and fma.
 An interrupted build goes on where it was with the same command. The same recipe and recordings give the same bytes,
-whatever the number of processes.
+whatever the number of processes (format opus: the same samples, since the container holds a random number).
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -27,10 +28,13 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+
+from filelock import FileLock, Timeout
 
 from data import debian, matched, study
 from data.design import Job, conditions, plan, quotas, split_sources
@@ -121,6 +125,11 @@ def _spread(
                 for result in pool.map(work, items, chunksize=CHUNK):
                     yield result
                     progress.advance(task)
+            except BrokenProcessPool:
+                raise PauseError(
+                    "a process was killed, perhaps for lack of memory; try --processes 1, which"
+                    " goes on from here"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -178,8 +187,13 @@ def read_all(recipe: Design) -> list[Recording]:
             " as esc50=ESC-50-master; python -m data.build debian --out recordings fetches some"
         )
     out: dict[str, Recording] = {}
+    tables = sum(c.layout == "csv" for c in recipe.recordings)
     for collection in recipe.recordings:
         for recording in read_collection(collection):
+            if collection.layout == "csv" and tables > 1:
+                folder = collection.path.resolve()
+                folder = folder if folder.is_dir() else folder.parent
+                recording = replace(recording, name=f"{folder.name}/{recording.name}")
             if recording.name in out:
                 raise UserError(
                     f"recording {recording.name!r} stands in two collections; give each once"
@@ -211,47 +225,86 @@ def twins(
 
 def build(recipe: Factorial | Variants, out: Path, processes: int) -> int:
     """Builds into `out`; returns the number of clips."""
+    for collection in recipe.recordings:
+        if collection.layout != "synthetic" and out.resolve().is_relative_to(
+            collection.path.resolve()
+        ):
+            raise UserError(
+                f"--out {str(out)!r} lies inside the recordings {str(collection.path)!r}; its clips"
+                " would be taken for recordings"
+            )
     recordings = read_all(recipe)
+    VOICES[recipe.voice]()  # a missing package is said here, not by every process
     responses = (
         find_responses(recipe.responses, recipe.t60_s)
-        if isinstance(recipe, Variants) and recipe.responses and recipe.t60_s
+        if isinstance(recipe, Variants) and recipe.responses
         else {}
     )
     registry_file, registry = _registry(out)
-    fresh = not out.exists()
     state = out / STATE
-    identity = hashlib.sha256(repr(recipe).encode()).hexdigest()
-    if (state / "recipe").is_file() and (state / "recipe").read_text() != identity:
-        raise UserError(
-            f"--out {str(out)!r} holds an unfinished build of another recipe or other recordings;"
-            f" remove it, or choose another folder"
+    had = [p for p in (out, state, out / "clips") if p.exists()]
+    with _locked(out):
+        identity = _identity(recipe, recordings, registry)
+        known = state / "recipe"
+        if known.is_file() and known.read_text() != identity:
+            raise UserError(
+                f"--out {str(out)!r} holds an unfinished build of another recipe or other"
+                " recordings; remove it, or choose another folder"
+            )
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+        known.write_text(identity)
+        try:
+            scans = _scan_all(recipe, recordings, State(state / "scans.jsonl"), processes)
+            copies = twins(recordings, scans)
+            kept = [r for r in recordings if r.name not in copies]
+            splits = split_sources(recipe, [r.source_id for r in kept], registry.splits)
+            jobs = plan(recipe, kept, scans, splits, responses)
+        except UserError:
+            # Wrong input leaves nothing behind.
+            for path in (state, out / "clips", out):
+                if path not in had and path.exists():
+                    shutil.rmtree(path)
+            raise
+        rows = State(state / "rows.jsonl")
+        todo = [
+            (job, out)
+            for job in jobs
+            if job.clip_id not in rows.done or not (out / rows.done[job.clip_id]["path"]).is_file()
+        ]
+        rows.add(
+            (row["clip_id"], row) for row in _spread(_make_one, todo, recipe, processes, "clips")
         )
-    (out / "clips").mkdir(parents=True, exist_ok=True)
-    state.mkdir(exist_ok=True)
-    (state / "recipe").write_text(identity)
-    try:
-        scans = _scan_all(recipe, recordings, State(state / "scans.jsonl"), processes)
-        copies = twins(recordings, scans)
-        kept = [r for r in recordings if r.name not in copies]
-        splits = split_sources(recipe, [r.source_id for r in kept], registry.splits)
-        jobs = plan(recipe, kept, scans, splits, responses)
-    except UserError:
-        if fresh:
-            shutil.rmtree(out)  # wrong input leaves nothing behind
-        raise
-    rows = State(state / "rows.jsonl")
-    todo = [
-        (job, out)
-        for job in jobs
-        if job.clip_id not in rows.done or not (out / rows.done[job.clip_id]["path"]).is_file()
-    ]
-    rows.add((row["clip_id"], row) for row in _spread(_make_one, todo, recipe, processes, "clips"))
-    _write_csv(out / "rejected.csv", _rejections(recordings, scans, copies))
-    _attribution([rows.done[job.clip_id] for job in jobs], out)
-    write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
-    _write_csv(out / "manifest.csv", [rows.done[job.clip_id] for job in jobs])
+        made = [rows.done[job.clip_id] for job in jobs]
+        _write_csv(out / "rejected.csv", _rejections(recordings, scans, copies))
+        _attribution(made, out)
+        write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
+        _write_csv(out / "manifest.csv", made)
     shutil.rmtree(state)
     return len(jobs)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One build a folder; another process is refused."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a file; expected a folder")
+    (out / STATE).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / STATE / "lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"--out {str(out)!r}: another process is building there") from None
+
+
+def _identity(recipe: Design, recordings: Sequence[Recording], registry: Registry) -> str:
+    """Digest of all that a build depends on: a resumed build must go on with the same."""
+    digest = hashlib.sha256(repr(recipe).encode())
+    for r in recordings:
+        stat = r.path.stat() if r.path else None
+        digest.update(repr((r, stat and (stat.st_size, stat.st_mtime_ns))).encode())
+    digest.update(repr(sorted(registry.splits.items())).encode())
+    return digest.hexdigest()
 
 
 def _scan_all(
@@ -336,7 +389,8 @@ def _attribution(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     ]
     for name in sorted(packages):
         shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(packages[name].items()))
-        lines.append(f"| {name} | {shares} |")
+        cells = (" ".join(text.split()).replace("|", "\\|") for text in (name, shares))
+        lines.append(f"| {' | '.join(cells)} |")
     (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -398,12 +452,12 @@ def _collections(texts: Sequence[str]) -> tuple[Collection, ...]:
     out = []
     for text in texts:
         layout, sign, path = text.partition("=")
-        if not sign:
+        if not sign or Path(text).exists():
             layout, path = "csv", text
         if layout not in get_args(Layout):
             raise UserError(
                 f"--recordings {text!r}: layout {layout!r} is not one of"
-                f" {', '.join(get_args(Layout))}"
+                f" {', '.join(get_args(Layout))}; a folder that holds = is given as csv=DIR"
             )
         if layout in ("folder", "synthetic"):
             raise UserError(
@@ -456,6 +510,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.out}; check it with: python -m data.audit {args.out}")
         return 0
     recipe: AnyRecipe = read_recipe(path)
+    if args.check and not isinstance(recipe, Design):
+        raise UserError("--check is for sets that are built from recordings; this recipe copies")
     if isinstance(recipe, Packages):
         return debian.fetch(recipe, path.parent, args.out, args.packages, args.dry_run)
     if isinstance(recipe, Import):
@@ -518,7 +574,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="rebuild elsewhere and compare with --out, write nothing",
     )
     args = parser.parse_args(argv)
-    return run_verb(lambda: run(args))
+
+    def whole() -> int:
+        try:
+            return run(args)
+        except OSError as error:
+            raise PauseError(
+                f"{str(error.filename or args.out)!r} cannot be used ({error.strerror}); make room"
+                " or mend the folder, then give the same command again"
+            ) from None
+
+    return run_verb(whole)
 
 
 if __name__ == "__main__":

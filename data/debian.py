@@ -60,7 +60,14 @@ def fetch(
         UserError: An unknown package, or no apt-get or dpkg on this machine.
         PauseError: A package could not be fetched; the same command goes on.
     """
-    rows = [row for _, row in read_table(recipe.catalogue, COLUMNS)]
+    rows = []
+    for where, row in read_table(recipe.catalogue, COLUMNS):
+        for name in ("start_s", "duration_s"):
+            try:
+                float(row[name])
+            except ValueError:
+                raise UserError(f"{where}: {name} is {row[name]!r}; expected seconds") from None
+        rows.append(row)
     known = Counter(row["package"] for row in rows)
     wanted = (
         sorted(known)
@@ -74,6 +81,7 @@ def fetch(
             raise UserError(
                 f"--packages: {name!r} is not in the catalogue; known are {', '.join(sorted(known))}"
             )
+    wanted = list(dict.fromkeys(wanted))
     chosen = [row for row in rows if row["package"] in wanted]
     minutes = sum(float(row["duration_s"]) for row in chosen) / 60
     if dry_run:

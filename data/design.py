@@ -66,8 +66,16 @@ def split_sources(
     """Source id -> split: as registered, else by hash; ids named together share the split of the first.
 
     Raises:
-        UserError: Ids that belong together are registered in different splits.
+        UserError: Ids that belong together are registered in different splits, or are known to nobody.
     """
+    there = {*sources, *known}
+    for group in recipe.together:
+        strange = [name for name in group if name not in there]
+        if strange and len(strange) < len(group):
+            raise UserError(
+                f"together: {strange[0]!r} is no source here, {group[0]!r} is; spell it as the"
+                " recordings do, or take the group out"
+            )
     first = {name: group[0] for group in recipe.together for name in group}
     for group in recipe.together:
         splits = {known[name] for name in group if name in known}
@@ -182,8 +190,11 @@ def plan(
             )
             looks.append(window.looks)
     if not looks:
+        why = Counter(scans[r.name].reason for r in recordings).most_common(3)
         raise UserError(
-            "recordings: no window passed the recipe's checks; --dry-run and rejected.csv say why"
+            "recordings: no window passed the recipe's checks ("
+            + "; ".join(f"{n} times: {reason}" for reason, n in why)
+            + ")"
         )
     scale = np.std(np.array(looks), axis=0) + 1e-6
     for split in SPLITS:
@@ -232,7 +243,7 @@ def _noise(
         cut
         for source, cuts in sorted(pool.windows.get(("noise", duration), {}).items())
         for cut in cuts
-        if source not in avoid
+        if source not in avoid and cut.window.steady
     ]
     if not found:
         raise UserError(

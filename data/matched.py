@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from data.cues import cues
+from data.recordings import read_table
 from data.render import encode, pcm_digest
 from data.scan import stable
 from data.voice import FRAME as VOICE_FRAME
@@ -95,20 +96,20 @@ def read_recordings(folder: Path) -> list[Recording]:
             f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the"
             " recordings"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Recording(
-                r["path"],
-                r["label"],
-                r["category"],
-                r["group"],
-                r["source_package"],
-                r["language"],
-                r["licence"],
-                float(r["est_snr_db"] or "inf"),
-            )
-            for r in csv.DictReader(file)
-        ]
+    needed = ("path", "label", "category", "group", "source_package", "language", "licence")
+    return [
+        Recording(
+            r["path"],
+            r["label"],
+            r["category"],
+            r["group"],
+            r["source_package"],
+            r["language"],
+            r["licence"],
+            float(r["est_snr_db"] or "inf"),
+        )
+        for _, r in read_table(path, (*needed, "est_snr_db"))
+    ]
 
 
 def windows(
@@ -380,18 +381,21 @@ def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> Non
 
 
 def compare(built: Path, shipped: Path) -> list[str]:
-    """Differences in manifest rows (the container's digest aside) between a rebuild and a shipped set."""
+    """Clips whose manifest row (the container's digest aside) or file differs from a rebuild."""
 
     def read(path: Path) -> dict[str, dict[str, str]]:
         with (path / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            return {
-                row["clip_id"]: {k: v for k, v in row.items() if k != "sha256"}
-                for row in csv.DictReader(file)
-            }
+            return {row["clip_id"]: row for row in csv.DictReader(file)}
+
+    def whole(row: dict[str, str]) -> bool:
+        file = shipped / row["path"]
+        return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
 
     new, old = read(built), read(shipped)
     return sorted(set(new) ^ set(old)) + [
-        name for name in sorted(set(new) & set(old)) if new[name] != old[name]
+        name
+        for name in sorted(set(new) & set(old))
+        if {**new[name], "sha256": ""} != {**old[name], "sha256": ""} or not whole(old[name])
     ]
 
 

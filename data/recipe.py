@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -108,12 +107,14 @@ def read_recipe(path: Path) -> AnyRecipe:
         UserError: The file is no recipe, or a key or value is wrong; names file, key and what was expected.
     """
     raw = read_yaml(path)
-    if not isinstance(raw, dict) or raw.get("design") not in DESIGNS:
+    if not isinstance(raw, dict) or str(raw.get("design")) not in DESIGNS:
         got = raw.get("design") if isinstance(raw, dict) else raw
         raise UserError(f"{path}: design is {got!r}; expected one of {', '.join(DESIGNS)}")
-    recipe = _build(DESIGNS[raw["design"]], raw, str(path), path.parent)
+    recipe = _build(DESIGNS[str(raw["design"])], raw, str(path), path.parent)
     if isinstance(recipe, Design):
         _check(recipe, str(path))
+    elif isinstance(recipe, Import):
+        _check_shares(recipe, "splits", SPLITS, str(path))
     return recipe  # type: ignore[no-any-return]
 
 
@@ -165,7 +166,7 @@ def _convert(kind: Any, value: Any, where: str, base: Path) -> Any:
         return base / value
     if kind in (int, float):
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or (kind is int and value != int(value)):
+        if not good or not abs(value) < 1e15 or (kind is int and value != int(value)):
             raise UserError(
                 f"{where} is {value!r}; expected {'a whole number' if kind is int else 'a number'}"
             )
@@ -173,6 +174,17 @@ def _convert(kind: Any, value: Any, where: str, base: Path) -> Any:
     if not isinstance(value, str):
         raise UserError(f"{where} is {value!r}; expected text")
     return value
+
+
+def _check_shares(r: Any, name: str, allowed: tuple[str, ...], where: str) -> None:
+    shares = getattr(r, name)
+    unknown = sorted(set(shares) - set(allowed))
+    if unknown:
+        raise UserError(f"{where}: {name}: {unknown[0]!r} is not one of {', '.join(allowed)}")
+    if not all(v >= 0 for v in shares.values()) or not sum(shares.values()) > 0:
+        raise UserError(
+            f"{where}: {name} is {shares}; expected numbers of zero or more, one above zero"
+        )
 
 
 def _check(r: Design, where: str) -> None:
@@ -186,25 +198,41 @@ def _check(r: Design, where: str) -> None:
         ("noise", NOISES),
         ("cap", ("SPEECH", "NONSPEECH")),
     ):
-        shares = getattr(r, name)
-        unknown = sorted(set(shares) - set(allowed))
-        need(not unknown, f"{name}: {unknown and unknown[0]!r} is not one of {', '.join(allowed)}")
-        need(
-            all(v >= 0 for v in shares.values()) and sum(shares.values()) > 0,
-            f"{name} is {shares}; expected numbers of zero or more, one above zero",
-        )
+        _check_shares(r, name, allowed, where)
+    for name in ("vad_speech", "vad_nonspeech"):
+        need(0 <= getattr(r, name) <= 1, f"{name} is {getattr(r, name):g}; expected 0 to 1")
+    need(r.min_active_dbfs < 0, f"min_active_dbfs is {r.min_active_dbfs:g}; expected below 0")
+    for name in ("durations_ms", "snrs_db", "t60_s", "filters"):
+        values = [v if isinstance(v, str) else f"{v:g}" for v in getattr(r, name, ())]
+        twice = sorted({v for v in values if values.count(v) > 1})
+        need(not twice, f"{name}: {twice and twice[0]} stands twice")
+    for group in r.together:
+        for name in group:
+            need(
+                sum(name in other for other in r.together) == 1,
+                f"together: {name!r} stands in two groups; join them",
+            )
     need(set(r.cap) == {"SPEECH", "NONSPEECH"}, f"cap is {r.cap}; expected SPEECH and NONSPEECH")
     need(bool(r.durations_ms), "durations_ms is empty; expected at least one duration")
     for duration in r.durations_ms:
-        need(10 <= duration <= 30_000, f"durations_ms: {duration} is not within 10 to 30,000 ms")
+        need(20 <= duration <= 30_000, f"durations_ms: {duration} is not within 20 to 30,000 ms")
     for snr in r.snrs_db:
         need(-40 <= snr <= 60, f"snrs_db: {snr:g} is not within -40 to 60 dB")
     need(r.match >= 1, f"match is {r.match}; expected 1 or more")
     if isinstance(r, Factorial):
         need(bool(r.snrs_db), "snrs_db is empty; expected at least one SNR")
-        need(r.clips_per_cell >= 1, f"clips_per_cell is {r.clips_per_cell}; expected 1 or more")
+        used = sum(share > 0 for share in r.splits.values())
+        need(
+            r.clips_per_cell >= used,
+            f"clips_per_cell is {r.clips_per_cell}; expected one for each of {used} splits or more",
+        )
     if isinstance(r, Variants):
-        need(r.base_clips >= 2, f"base_clips is {r.base_clips}; expected 2 or more")
+        need(
+            r.base_clips >= 2 and r.base_clips % 2 == 0,
+            f"base_clips is {r.base_clips}; expected an even number, half of each class",
+        )
+        need(not r.categories.get("silence"), "categories: silence has no conditions to vary")
+        need(not r.responses or bool(r.t60_s), "responses are given but no t60_s to use them for")
         need(
             max(r.durations_ms) <= r.base_ms,
             f"durations_ms: {max(r.durations_ms)} is longer than base_ms {r.base_ms}",
@@ -214,6 +242,7 @@ def _check(r: Design, where: str) -> None:
         for level in r.t60_s:
             need(0.05 <= level <= 10, f"t60_s: {level:g} is not within 0.05 to 10 s")
         crossed = r.vary == "crossed"
+        need(bool(r.snrs_db) or not crossed, "snrs_db is empty; expected at least one SNR")
         need(
             not (crossed and (r.t60_s or r.filters)),
             "vary: crossed takes durations and SNRs only; remove t60_s and filters",

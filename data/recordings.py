@@ -5,6 +5,7 @@ tables only; no audio is decoded here.
 """
 
 import csv
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +98,14 @@ def read_collection(collection: Collection) -> list[Recording]:
         UserError: The folder or a table is missing or malformed (file and line), a name is not UTF-8, no recording.
     """
     where = collection.path
+    for name, layouts in FIELDS.items():
+        if getattr(collection, name) != getattr(Collection("csv"), name) and (
+            collection.layout not in layouts
+        ):
+            raise UserError(
+                f"recordings {str(where)!r}: {name} means nothing for layout"
+                f" {collection.layout!r}, only for {', '.join(layouts)}"
+            )
     if collection.layout != "synthetic" and not where.is_dir() and collection.layout != "csv":
         raise UserError(
             f"recordings {str(where)!r} is no folder; layout {collection.layout!r} expects one"
@@ -121,8 +130,24 @@ def read_collection(collection: Collection) -> list[Recording]:
 def audio_files(folder: Path) -> Iterator[Path]:
     """Audio files below a folder, hidden ones left out."""
     for path in folder.rglob("*"):
-        if path.suffix.lower() in AUDIO and not path.name.startswith("."):
+        if path.suffix.lower() in AUDIO and not path.name.startswith(".") and path.is_file():
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"recording {str(path)!r} is a link that leaves {str(folder)!r}")
             yield path
+
+
+def file_below(root: Path, name: str, where: str) -> Path:
+    """The file of that name, which must lie below `root`, links followed."""
+    try:
+        path = (root / name).resolve()
+        inside, there = path.is_relative_to(root.resolve()), path.is_file()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{where} {name[:80]!r} is no path ({error})") from None
+    if not inside:
+        raise UserError(f"{where} {name!r} leaves the folder {str(root)!r}")
+    if not there:
+        raise UserError(f"{where} {name!r} is no file below {str(root)!r}")
+    return path
 
 
 def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -158,23 +183,21 @@ def _csv(c: Collection) -> Iterator[Recording]:
     root = table.parent.resolve()
     first: dict[str, str] = {}
     for where, row in read_table(table, ("path", "label", "category")):
-        source = row.get("source_id") or row.get("group")
+        source = (row.get("source_id") or row.get("group") or "").strip()
         if not source:
             raise UserError(
                 f"{where}: source_id is empty; expected who or what was recorded, so that it never"
                 " crosses a split"
             )
-        path = (root / row["path"]).resolve()
-        if not path.is_relative_to(root):
-            raise UserError(f"{where}: path {row['path']!r} leaves the folder of the table")
-        if not path.is_file():
-            raise UserError(f"{where}: path {row['path']!r} is no file below {str(root)!r}")
+        path = file_below(root, row["path"], f"{where}: path")
         if row["path"] in first:
             raise UserError(f"{where}: path {row['path']!r} stands in {first[row['path']]} too")
         first[row["path"]] = where
         _check_kind(row["label"], row["category"], where)
         try:
             est = float(row["est_snr_db"]) if row.get("est_snr_db") else None
+            if est is not None and not math.isfinite(est):
+                raise ValueError
         except ValueError:
             raise UserError(
                 f"{where}: est_snr_db is {row['est_snr_db']!r}; expected a number or nothing"
@@ -205,17 +228,18 @@ def _check_kind(label: str, category: str, where: str) -> None:
 
 def _folder(c: Collection) -> Iterator[Recording]:
     _check_kind(c.label, c.category, f"recordings {str(c.path)!r}")
+    root = c.path.resolve().name
     for path in audio_files(c.path):
         relative = path.relative_to(c.path)
         source = relative.parts[0] if c.group == "folder" else relative.with_suffix("").as_posix()
         yield Recording(
-            name=f"{c.path.name}/{relative.as_posix()}",
+            name=f"{root}/{relative.as_posix()}",
             path=path,
             label=c.label,
             category=c.category,
-            source_id=f"{c.path.name}:{source}",
+            source_id=f"{root}:{source}",
             licence=c.licence or UNKNOWN_LICENCE,
-            package=c.path.name,
+            package=root,
         )
 
 
@@ -308,14 +332,12 @@ def _esc50(c: Collection) -> Iterator[Recording]:
         kind = row["category"]
         if kind in dropped:
             continue
-        path = c.path / "audio" / row["filename"]
         fields = row["filename"].split("-")
         if len(fields) != 4:
             raise UserError(
                 f"{where}: filename {row['filename']!r} is not fold-freesound-take-class.wav"
             )
-        if not path.is_file():
-            raise UserError(f"{where}: audio/{row['filename']} is no file below {str(c.path)!r}")
+        path = file_below(c.path / "audio", row["filename"], f"{where}: filename")
         yield Recording(
             name=f"esc50/{row['filename']}",
             path=path,
@@ -425,6 +447,13 @@ def _synthetic(c: Collection) -> Iterator[Recording]:
             )
 
 
+FIELDS = {  # fields of a collection that only some layouts read
+    "policy": ("esc50", "musan"),
+    "label": ("folder",),
+    "category": ("folder",),
+    "group": ("folder",),
+    "count": ("synthetic",),
+}
 READERS: dict[str, Callable[[Collection], Iterator[Recording]]] = {
     "csv": _csv,
     "folder": _folder,

@@ -17,8 +17,8 @@ from evaluators.audio import (
     active_frames,
     add_noise,
     coloured_noise,
-    frame_power,
     load,
+    power_where,
 )
 from evaluators.degrade import band_limit, reverberate, schroeder_t60, synthetic_response
 
@@ -49,8 +49,9 @@ def measured_snr(foreground: Wave, mixture: Wave) -> float:
     """
     active = active_frames(foreground)
     rest = mixture.astype(np.float64) - foreground
-    signal = frame_power(foreground)[active].mean()
-    return float(10 * np.log10(signal / (frame_power(rest)[active].mean() + 1e-20)))
+    return float(
+        10 * np.log10(power_where(foreground, active) / (power_where(rest, active) + 1e-20))
+    )
 
 
 def gain_to_level(wave: Wave, level: str) -> float:
@@ -71,6 +72,7 @@ def make(job: Job, recipe: Design) -> tuple[bytes, dict[str, Any]]:
     recording, condition = job.cut.recording, job.condition
     wave = centre(cut_wave(job.cut), condition.duration_ms)
     window = job.cut.window
+    shift = (window.duration_ms - condition.duration_ms) / 2000  # seconds from the window's start
     rng = np.random.default_rng(
         stable(recipe.seed, recording.name, window.start_s, window.first, condition.name)
     )
@@ -116,11 +118,11 @@ def make(job: Job, recipe: Design) -> tuple[bytes, dict[str, Any]]:
         "pcm_sha256": pcm_digest(encoded),
         "snr_target_db": f"{condition.snr_db:g}" if has_snr else "",
         "noise_slope_db": {"white": "0", "pink": "-3"}.get(job.noise, ""),
-        "vad_fraction": f"{window.vad_fraction:.2f}",
+        "vad_fraction": f"{window.voiced_share(condition.duration_ms):.2f}",
         "recording": recording.name,
         "source_package": recording.package,
         "language": recording.language,
-        "start_s": f"{window.start_s + window.first / RATE:.3f}",
+        "start_s": f"{window.start_s + window.first / RATE + shift:.3f}",
         "noise": job.noise,
         "noise_source": noise_cut.recording.source_id if noise_cut else "",
         "t60_s": "" if t60 is None else f"{t60:.3f}",

@@ -36,8 +36,22 @@ class Window:
     end_s: float
     first: int
     duration_ms: int
-    vad_fraction: float
     looks: tuple[float, ...]  # peak to RMS, bandwidth and tilt of the clean cut, for matching
+    voiced: tuple[bool, ...]  # voice activity per frame of `frame` samples
+    frame: int
+    steady: bool  # no 20 ms of it are digital silence: fit to be mixed in as noise
+
+    def voiced_share(self, duration_ms: int) -> float:
+        """Share of the frames that its middle `duration_ms` touches that are speech."""
+        return share(self.voiced, self.frame, self.duration_ms, duration_ms)
+
+
+def share(voiced: Sequence[bool], frame: int, whole_ms: int, part_ms: int) -> float:
+    """Share of speech among the frames that the middle `part_ms` of a cut of `whole_ms` touches."""
+    samples, part = whole_ms * RATE // 1000, part_ms * RATE // 1000
+    first = (samples - part) // 2
+    touched = voiced[first // frame : -(-(first + part) // frame)]
+    return float(np.mean(touched)) if len(touched) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ def stable(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-def parts_of(recording: Recording) -> list[tuple[float, float]]:
+def parts_of(recording: Recording, shortest_s: float = 0.001) -> list[tuple[float, float]]:
     """The parts of a recording to look at, in seconds: at most a minute each, at most `MAX_PARTS`."""
     if recording.path is None:
         return [(0.0, SYNTHETIC_S)]
@@ -69,6 +83,8 @@ def parts_of(recording: Recording) -> list[tuple[float, float]]:
     out = []
     for start, end in recording.parts or ((0.0, seconds),):
         end = min(end, seconds)
+        if end - start < shortest_s:
+            continue  # a turn too short for any clip
         count = max(1, int(np.ceil((end - start) / PART_S)))
         edges = np.linspace(start, end, count + 1)
         out += [(round(float(a), 4), round(float(b), 4)) for a, b in itertools.pairwise(edges)]
@@ -90,7 +106,8 @@ def read_part(recording: Recording, start_s: float, end_s: float) -> Wave:
 
 
 def scan(recording: Recording, recipe: Design, durations_ms: Sequence[int], voice: Voice) -> Scan:
-    """All windows of a recording that pass the recipe's hygiene.
+    """All windows of a recording that pass the recipe's hygiene; where shorter clips are cut from the middle of one,
+    those pass it too.
 
     Raises:
         UserError: A file cannot be decoded; names it, and the table's line that lists it.
@@ -102,7 +119,7 @@ def scan(recording: Recording, recipe: Design, durations_ms: Sequence[int], voic
     noise_floor: list[float] = []
     speech_power: list[float] = []
     try:
-        for start_s, end_s in parts_of(recording):
+        for start_s, end_s in parts_of(recording, min(durations_ms) / 1000):
             wave = read_part(recording, start_s, end_s)
             seconds += len(wave) / RATE
             digest.update(np.round(np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
@@ -133,13 +150,15 @@ def scan(recording: Recording, recipe: Design, durations_ms: Sequence[int], voic
                 f"its own SNR is {est:.0f} dB, below {recipe.min_source_snr_db:g}",
             )
     if not windows and not reason:
-        reason = max(set(reasons), key=reasons.count) if reasons else "no turn of one speaker"
+        reason = (
+            max(reasons, key=reasons.count) if reasons else f"shorter than {min(durations_ms)} ms"
+        )
     return Scan(tuple(windows), digest.hexdigest(), seconds, reason)
 
 
 def _silent(wave: Wave, start_s: float, end_s: float, durations_ms: Sequence[int]) -> list[Window]:
     return [
-        Window(start_s, end_s, 0, d, 0.0, (0.0,) * 4)
+        Window(start_s, end_s, 0, d, (0.0,) * 4, (), 1, False)
         for d in durations_ms
         if d * RATE // 1000 <= len(wave)
     ]
@@ -169,22 +188,47 @@ def _windows(
         for start in (centre + side * samples for side in OFFSETS):
             if start < first or start + samples > last:
                 continue
+            voiced = tuple(bool(x) for x in speech[start // frame : -(-(start + samples) // frame)])
             cut = wave[start : start + samples]
-            fraction = float(speech[start // frame : -(-(start + samples) // frame)].mean())
-            frames = frame_power(cut)
-            level = 10 * np.log10(np.sort(frames)[len(frames) // 2 :].mean() + 1e-12)
-            if recording.label == "SPEECH" and fraction < recipe.vad_speech:
-                why = f"voice activity {fraction:.2f}, below {recipe.vad_speech:g}"
-            elif recording.label != "SPEECH" and fraction > recipe.vad_nonspeech:
-                why = f"voice activity {fraction:.2f}, above {recipe.vad_nonspeech:g}"
-            elif level < recipe.min_active_dbfs:
-                why = f"level {level:.0f} dBFS, below {recipe.min_active_dbfs:g}"
-            elif (frames < 1e-9).mean() >= 0.1:
-                why = "holds digital silence"
+            inner = (
+                [d for d in recipe.durations_ms if d < duration] if len(durations_ms) == 1 else []
+            )
+            for part in (duration, *inner):
+                why_not = _unfit(cut, voiced, frame, duration, part, recording.label, recipe)
+                if why_not:
+                    why = why_not
+                    break
             else:
                 looks = tuple(round(float(x), 4) for x in cues(cut)[1:])
-                out.append(Window(start_s, end_s, int(start), duration, round(fraction, 4), looks))
+                steady = bool(frame_power(cut).min() > 1e-9)
+                out.append(
+                    Window(start_s, end_s, int(start), duration, looks, voiced, frame, steady)
+                )
     return out, "" if out else why
+
+
+def _unfit(
+    cut: Wave,
+    voiced: Sequence[bool],
+    frame: int,
+    whole_ms: int,
+    part_ms: int,
+    label: str,
+    recipe: Design,
+) -> str:
+    """Why the middle `part_ms` of a cut may not become a clip; empty if it may."""
+    samples = part_ms * RATE // 1000
+    first = (len(cut) - samples) // 2
+    power = frame_power(cut[first : first + samples])
+    level = 10 * np.log10(np.sort(power)[len(power) // 2 :].mean() + 1e-12)
+    fraction = share(voiced, frame, whole_ms, part_ms)
+    if label == "SPEECH" and fraction < recipe.vad_speech:
+        return f"voice activity {fraction:.2f}, below {recipe.vad_speech:g}"
+    if label != "SPEECH" and fraction > recipe.vad_nonspeech:
+        return f"voice activity {fraction:.2f}, above {recipe.vad_nonspeech:g}"
+    if level < recipe.min_active_dbfs:
+        return f"level {level:.0f} dBFS, below {recipe.min_active_dbfs:g}"
+    return "holds digital silence" if (power < 1e-9).mean() >= 0.1 else ""
 
 
 def to_json(found: Scan) -> dict[str, object]:
@@ -197,7 +241,7 @@ def to_json(found: Scan) -> dict[str, object]:
 def from_json(raw: dict[str, object]) -> Scan:
     """The inverse of `to_json`."""
     windows = tuple(
-        Window(*w[:-1], tuple(w[-1]))
+        Window(*w[:4], tuple(w[4]), tuple(w[5]), *w[6:])
         for w in raw["windows"]  # type: ignore[attr-defined]
     )
     return Scan(windows, str(raw["digest"]), float(raw["seconds"]), str(raw["reason"]))  # type: ignore[arg-type]

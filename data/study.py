@@ -13,7 +13,7 @@ from typing import Any
 
 from data.design import split_of
 from data.recipe import Import
-from data.recordings import read_table
+from data.recordings import file_below, read_table
 from evaluators.audio import load
 from evaluators.clips import Registry, load_registry, registry_path, write_registry
 from evaluators.errors import UserError
@@ -78,6 +78,8 @@ def convert(recipe: Import, out: Path, dry_run: bool = False) -> int:
             splits[source] = split
             files[made["clip_id"]] = file
             rows.append(made | {"source_id": source, "split": split})
+    if not rows:
+        raise UserError(f"{recipe.manifests[0]}: no row; expected one for each clip")
     if unknown:
         print(
             f"warning: the source of {unknown} clips is unknown, each clip_id counts as one; give"
@@ -99,15 +101,7 @@ def _row(recipe: Import, where: str, row: dict[str, str]) -> tuple[dict[str, Any
     label = row["ground_truth"].upper().replace("-", "").replace("_", "")
     if label not in ("SPEECH", "NONSPEECH"):
         raise UserError(f"{where}: ground_truth {row['ground_truth']!r} is not SPEECH or NONSPEECH")
-    root = recipe.root.resolve()
-    file = (root / row["audio_path"].replace("\\", "/")).resolve()
-    if not file.is_relative_to(root):
-        raise UserError(f"{where}: audio_path {row['audio_path']!r} leaves {str(root)!r}")
-    if not file.is_file():
-        raise UserError(
-            f"{where}: audio_path {row['audio_path']!r} is no file below {str(root)!r}; --root is"
-            " the folder that the paths start from"
-        )
+    file = file_below(recipe.root, row["audio_path"].replace("\\", "/"), f"{where}: audio_path")
     numbers = {}
     for name in ("duration_ms", "snr_db"):
         text = row[name].strip()
@@ -115,8 +109,11 @@ def _row(recipe: Import, where: str, row: dict[str, str]) -> tuple[dict[str, Any
             value = float(text) if text else None
         except ValueError:
             value = math.nan
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"{where}: {name} is {row[name]!r}; expected a number or nothing")
+        low, high = (1, 60_000) if name == "duration_ms" else (-60, 100)
+        if value is not None and not low <= value <= high:
+            raise UserError(
+                f"{where}: {name} is {row[name]!r}; expected {low} to {high} or nothing"
+            )
         numbers[name] = value
     variant = next((row[name] for name in VARIANT if row.get(name)), "")
     clip_id = (

@@ -107,6 +107,17 @@ def frame_power(wave: Wave) -> NDArray[np.float64]:
     return np.asarray((padded.reshape(-1, FRAME) ** 2).sum(axis=1) / counts)
 
 
+def power_where(wave: Wave, frames: NDArray[np.bool_]) -> float:
+    """Mean power over some 20 ms frames; a last part frame counts by its samples."""
+    power = frame_power(wave)
+    rest = len(wave) % FRAME
+    if not rest or not frames[-1]:
+        return float(power[frames].mean())
+    weight = np.ones(len(power))
+    weight[-1] = rest / FRAME
+    return float(np.average(power[frames], weights=weight[frames]))
+
+
 def active_frames(wave: Wave) -> NDArray[np.bool_]:
     """Which 20 ms frames lie within 30 dB of the loudest one."""
     power = frame_power(wave)
@@ -129,10 +140,10 @@ def add_noise(wave: Wave, noise: Wave, snr_db: float) -> tuple[Wave, float]:
         The mixture (not normalised, may exceed 1) and the SNR measured after mixing, in dB.
     """
     active = active_frames(wave)
-    signal = frame_power(wave)[active].mean()
-    gain = np.sqrt(signal / 10 ** (snr_db / 10) / frame_power(noise)[active].mean())
+    signal = power_where(wave, active)
+    gain = np.sqrt(signal / 10 ** (snr_db / 10) / power_where(noise, active))
     scaled = (noise * gain).astype(np.float32)
-    measured = 10 * np.log10(signal / frame_power(scaled)[active].mean())
+    measured = 10 * np.log10(signal / power_where(scaled, active))
     return wave + scaled, float(measured)
 
 

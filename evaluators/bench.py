@@ -1,12 +1,15 @@
 """Times the evaluator against the hardware and the published loop: python -m evaluators.bench
 
-    python -m evaluators.bench                      the pocket checkpoint, on this machine
-    python -m evaluators.bench --shape 7b --nf4     the exact 7B shape with random weights (speed does not depend on
-                                                    their values), bf16 and NF4, on one GPU with 40 GB or more
-    python -m evaluators.bench --shape 7b --meta    parameter counts only, in seconds, without weights
+    python -m evaluators.bench                        the pocket checkpoint, on this machine
+    python -m evaluators.bench --shape 7b --nf4       the exact 7B shape with random weights (speed does not depend on
+                                                      their values), bf16 and NF4, on one GPU with 40 GB or more
+    python -m evaluators.bench --shape 7b --scaling   also: cost as clips go to 3,000 and prompts to 50; start-up
+    python -m evaluators.bench --shape 7b --meta      parameter counts only, in seconds, without weights
 
-Work: 200 dev clips of 200, 300, 500 and 1000 ms, 10 prompts of 46 suffix tokens, audio tower and prefixes included.
+Work: 200 dev clips of 200, 300, 500 and 1000 ms, 10 prompts of 46 suffix tokens.
 Floor: the language model's matrix products for the suffix tokens at the rate of a large product on the same device.
+Rows "all": decoding, features, audio tower, prefixes and suffixes. Rows "suffix step": the same prompts again, when the
+clips' keys and values are there, as in a search.
 """
 
 import argparse
@@ -27,9 +30,10 @@ from evaluators.clips import Clip, balanced_order, read_manifest
 from evaluators.features import clip_wave
 from evaluators.loading import pick_device, pick_dtype
 from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode
-from evaluators.qwen_audio import QwenAudio
+from evaluators.qwen_audio import QwenAudio, Shape
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
+SMALL = Shape(2048, 96, 1024)  # for a card of 10 or 12 GB
 SUFFIX = 46  # tokens after the audio, template included
 TEXT_7B = {
     "model_type": "qwen2",
@@ -184,6 +188,34 @@ class Stock:
             k: (v.to(dtype) if v.is_floating_point() else v).to(self.device) for k, v in out.items()
         }
 
+    def batch(self, prompt: Prompt, clips: Sequence[Clip]) -> dict[str, Any]:
+        """Inputs of several clips, padded on the left by the processor."""
+        text = "".join(
+            piece
+            for piece, _ in (
+                *before_audio(prompt.system),
+                ("<|AUDIO|>", True),
+                *after_audio(prompt.text),
+            )
+        )
+        self.processor.tokenizer.padding_side = "left"
+        out = self.processor(
+            text=[text] * len(clips),
+            audio=[clip_wave(c) for c in clips],
+            sampling_rate=RATE,
+            return_tensors="pt",
+            padding=True,
+        )
+        dtype = self.model.model.audio_tower.conv1.weight.dtype
+        return {
+            k: (v.to(dtype) if v.is_floating_point() else v).to(self.device) for k, v in out.items()
+        }
+
+    def forward(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities at the answer for a batch."""
+        with torch.inference_mode():
+            return self.model(**inputs, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+
     def logp(self, prompt: Prompt, clip: Clip) -> torch.Tensor:
         """Log-probabilities over the vocabulary at the answer."""
         with torch.inference_mode():
@@ -213,6 +245,28 @@ def suffix_flop(config: Any) -> float:
     )
 
 
+HEADER = (
+    "| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+
+
+def peak_memory(device: torch.device) -> str:
+    """The largest memory since it was last reset, for a table."""
+    if device.type != "cuda":
+        return "-"
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+
+
+def row(name: str, seconds: float, floor: float, peak: str = "-", first: str = "-") -> None:
+    """Prints a row of the table."""
+    print(
+        f"| {name} | {1e3 * seconds:.3f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} |"
+        f" {peak} | {first} |",
+        flush=True,
+    )
+
+
 def run(
     evaluator: QwenAudio,
     prompts: Sequence[Prompt],
@@ -221,50 +275,42 @@ def run(
     name: str,
     repeats: int,
 ) -> None:
-    """Times one evaluator and prints its row."""
+    """Times one evaluator, everything and the suffix step alone, and prints its rows."""
     device = evaluator.device
     begin = time.perf_counter()
     evaluator.score(prompts, clips)  # loads, compiles, fills the allocator
     first = time.perf_counter() - begin
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    pairs = len(prompts) * len(clips)
 
-    def work() -> None:
+    def everything() -> None:
         evaluator.forget()
         evaluator.score(prompts, clips)
 
-    seconds = timed(device, work, repeats) / (len(prompts) * len(clips))
-    peak = (
-        f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-        if device.type == "cuda"
-        else "-"
-    )
-    print(
-        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} |"
-        f" {peak} | {first:.1f} |",
-        flush=True,
-    )
+    whole = timed(device, everything, repeats) / pairs
+    step = timed(device, lambda: evaluator.score(prompts, clips), repeats) / pairs
+    row(f"{name}, all", whole, floor, peak_memory(device), f"{first:.1f}")
+    row(f"{name}, suffix step", step, floor)
 
 
 def run_stock(
     stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip], floor: float, name: str
 ) -> None:
-    """Times one constrained generate per clip and prints its row."""
+    """Times the published loop, one constrained generate per clip, and the stock forward in batches."""
     allowed = [stock.processor.tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]
     stock.generate(prompts[0], clips[0], allowed)
-    seconds = (
-        timed(
-            stock.device,
-            lambda: [stock.generate(prompts[0], clip, allowed) for clip in clips[:12]],
-            3,
-        )
-        / 12
-    )
-    print(
-        f"| {name} | {1e3 * seconds:.2f} | {100 * floor / seconds:.1f} % | {1 / seconds:,.0f} | -"
-        " | - |",
-        flush=True,
-    )
+    few = clips[:12]
+
+    def loop() -> None:
+        for clip in few:
+            stock.generate(prompts[0], clip, allowed)
+
+    row(f"constrained generate, one clip a call, {name}", timed(stock.device, loop, 3) / 12, floor)
+    size = 64 if stock.device.type == "cuda" else 16
+    inputs = stock.batch(prompts[0], clips[:size])
+    seconds = timed(stock.device, lambda: stock.forward(inputs), 3) / size
+    row(f"stock forward, batch of {size}, features ready, {name}", seconds, floor)
 
 
 def noise(
@@ -296,6 +342,92 @@ def noise(
     )
 
 
+def check_neighbours(
+    evaluator: QwenAudio, prompts: Sequence[Prompt], clips: Sequence[Clip]
+) -> None:
+    """Prints whether scores depend on company, order and chunking, and how far other batch shapes move them."""
+
+    def share(e: QwenAudio, ps: Sequence[Prompt], cs: Sequence[Clip]) -> np.ndarray:
+        e.forget()
+        logp = e.score(ps, cs).logp
+        return np.asarray(np.exp(logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True))[..., 0])
+
+    part = list(clips[:40])
+    whole = share(evaluator, prompts, part)
+    order = np.random.default_rng(0).permutation(len(part))
+    turned = share(evaluator, prompts[::-1], [part[i] for i in order])[::-1]
+    same = [np.array_equal(turned, whole[:, order])]
+    for p, c in ((0, 0), (3, 17), (9, 39)):
+        alone = share(evaluator, [prompts[p % len(prompts)]], [part[c]])
+        same.append(alone[0, 0] == whole[p % len(prompts), c])
+    halves = np.concatenate([share(evaluator, prompts, part[k::2]) for k in (0, 1)], 1)
+    same.append(np.array_equal(halves, np.concatenate([whole[:, 0::2], whole[:, 1::2]], 1)))
+    other = replace(evaluator.shape, tokens=evaluator.shape.tokens // 2)
+    loaded = (evaluator.transformer.model, evaluator.processor)
+    smaller = QwenAudio(evaluator.checkpoint, str(evaluator.device), shape=other, loaded=loaded)
+    moved = np.abs(share(smaller, prompts, part) - whole).max()
+    print(
+        f"same bits alone, in other company, in another order, in two chunks: {all(same)}; P(A) in"
+        f" batches of {other.tokens} instead of {evaluator.shape.tokens} tokens: {moved:.2g}"
+    )
+
+
+def many_clips(count: int) -> list[Clip]:
+    """Clips of all splits, then the same with their samples shuffled: only for timing."""
+    found = balanced_order(read_manifest(DEMO, SPEECH_TASK.labels))
+    return [*found, *(replace(c, audio="shuffled") for c in found)][:count]
+
+
+def scaling(evaluator: QwenAudio, tokenizer: Any, floor: float) -> None:
+    """Cost per eval against the number of clips and prompts, from nothing but weights in memory."""
+    device = evaluator.device
+    print(
+        "\n| clips | prompts | ms per eval | of the floor | seconds |\n| --- | --- | --- | --- | --- |"
+    )
+    for clips, prompts in (
+        (100, 10), (200, 10), (400, 10), (1000, 10), (3000, 10), (400, 1), (400, 5), (400, 50)
+    ):  # fmt: skip
+        ps, cs = prompts_of_length(tokenizer, prompts, SUFFIX), many_clips(clips)
+        evaluator.forget()
+        seconds = timed(device, lambda p=ps, c=cs: evaluator.score(p, c))
+        each = seconds / (len(cs) * len(ps))
+        print(
+            f"| {len(cs)} | {len(ps)} | {1e3 * each:.3f} | {100 * floor / each:.1f} % |"
+            f" {seconds:.2f} |",
+            flush=True,
+        )
+
+
+def start_up(model: Any, processor: Any) -> None:
+    """Writes the weights to disk and times a fresh process from its start to the first score."""
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size="4GB")
+        processor.save_pretrained(folder)
+        code = (
+            "import sys, time; begin = time.perf_counter()\n"
+            "from evaluators.checkpoint import Checkpoint\n"
+            "from pathlib import Path\n"
+            "from evaluators.bench import *\n"
+            "c = Checkpoint('disk', Path(sys.argv[1]), None, 'none', frozenset(), None)\n"
+            "e = QwenAudio(c, 'cuda')\n"
+            "ps = prompts_of_length(e.processor.tokenizer, 1, SUFFIX)\n"
+            "e.transformer; loaded = time.perf_counter()\n"
+            "e.score(ps, many_clips(100)); print(f'{loaded - begin:.1f} {time.perf_counter() - loaded:.1f}')"
+        )
+        for name in ("first process", "second process"):
+            out = subprocess.run(
+                [sys.executable, "-c", code, folder], capture_output=True, text=True
+            )
+            if out.returncode:
+                print(out.stderr[-2000:])
+                return
+            load, score = out.stdout.split()[-2:]
+            print(f"{name}: {load} s to weights on the card, {score} s more to 100 scores")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -311,9 +443,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--nf4", action="store_true", help="time 4-bit weights too (needs bitsandbytes)"
     )
-    parser.add_argument(
-        "--eager", action="store_true", help="time the layers as they are too, without compiling"
-    )
+    parser.add_argument("--scaling", action="store_true", help="time other numbers of clips too")
+    parser.add_argument("--start-up", action="store_true", help="time loading from disk too")
     parser.add_argument(
         "--meta", action="store_true", help="print parameter counts of the 7B shape and stop"
     )
@@ -337,74 +468,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX)
     rate = matrix_rate(device, dtype)
     floor = suffix_flop(loaded[0].config) / rate
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
+    card = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if card else f"{torch.get_num_threads()} CPU threads"
     print(
         f"{checkpoint.name}; {name}; torch {torch.__version__}; {len(clips)} clips x {len(prompts)}"
         f" prompts of {SUFFIX} tokens"
     )
     print(f"matrix product {rate / 1e12:.1f} TFLOP/s, floor {1e3 * floor:.3f} ms an eval\n")
-    print(
-        "| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n| --- |"
-        " --- | --- | --- | --- | --- |"
-    )
     label = str(dtype).removeprefix("torch.")
     stock = Stock(*loaded, device)
-    run_stock(stock, prompts, clips, floor, f"constrained generate, one clip a call, {label}")
-    run(
-        QwenAudio(checkpoint, args.device, loaded=loaded),
-        prompts,
-        clips,
-        floor,
-        f"this evaluator, {label}",
-        3,
-    )
-    if args.eager:
-        run(
-            QwenAudio(checkpoint, args.device, loaded=loaded, compiled=False),
-            prompts,
-            clips,
-            floor,
-            f"this evaluator, not compiled, {label}",
-            3,
-        )
-    ours, own = noise(QwenAudio(checkpoint, args.device, loaded=loaded), stock, prompts, clips)
-    print(
-        f"\n{label}: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to"
-        f" itself in a batch of 4 {own:.2g}"
-    )
+    print(HEADER)
+    run_stock(stock, prompts, clips, floor, label)
+    ours = QwenAudio(checkpoint, args.device, loaded=loaded)
+    run(ours, prompts, clips, floor, f"this evaluator, {label}", 3)
+    print(f"\n{label}: {describe(ours, stock, prompts, clips)}")
+    check_neighbours(ours, prompts, clips)
+    if args.scaling:
+        scaling(ours, loaded[1].tokenizer, floor)
+    if args.start_up:
+        start_up(*loaded)
     if args.nf4:
+        del ours
+        nf4 = replace(checkpoint, quantisation="nf4")
         to_nf4(loaded[0].model)
         gc.collect()
-        if device.type == "cuda":
+        if card:
             torch.cuda.empty_cache()
+        print(f"\n{HEADER}")
+        run_stock(stock, prompts, clips, floor, "NF4")
+        small = QwenAudio(nf4, args.device, shape=SMALL, dequantise=False, loaded=loaded)
+        run(small, prompts, clips, floor, f"this evaluator, NF4 kept, {SMALL.tokens} tokens", 2)
+        kept = QwenAudio(nf4, args.device, dequantise=False, loaded=loaded)
+        run(kept, prompts, clips, floor, "this evaluator, NF4 kept", 2)
+        text = describe(kept, stock, prompts, clips)
+        before = kept.score(prompts, clips[:40]).logp
+        del small, kept
+        expanded = QwenAudio(nf4, args.device, dequantise=True, loaded=loaded)
+        run(expanded, prompts, clips, floor, "this evaluator, NF4 expanded", 2)
+        after = expanded.score(prompts, clips[:40]).logp
+        print(f"\nNF4: {text}")
         print(
-            "\n| path | ms per eval | of the floor | evals per s | peak memory | first call, s |\n|"
-            " --- | --- | --- | --- | --- | --- |"
-        )
-        run_stock(stock, prompts, clips, floor, "constrained generate, one clip a call, NF4")
-        run(
-            QwenAudio(replace(checkpoint, quantisation="nf4"), args.device, loaded=loaded),
-            prompts,
-            clips,
-            floor,
-            "this evaluator, NF4",
-            2,
-        )
-        ours, own = noise(
-            QwenAudio(replace(checkpoint, quantisation="nf4"), args.device, loaded=loaded),
-            stock,
-            prompts,
-            clips,
-        )
-        print(
-            f"\nNF4: largest difference of P(A): this evaluator to stock {ours:.2g}, stock to"
-            f" itself in a batch of 4 {own:.2g}"
+            f"NF4 expanded to NF4 kept: largest difference {np.abs(after - before).max():.2g} nats"
         )
     return 0
+
+
+def describe(
+    evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]
+) -> str:
+    """The noise of an evaluator against the stock model, in words."""
+    ours, own = noise(evaluator, stock, prompts, clips)
+    return (
+        f"largest difference of P(A): this evaluator to stock {ours:.2g}, stock to itself in a batch"
+        f" of 4 {own:.2g}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ COLUMNS = {
     "category": "speech, environment, music, animal, noise or silence",
     "duration_ms": "measured duration in milliseconds",
     "snr_db": (
-        "measured SNR in dB, foreground over added noise on the active segment; empty if undefined"
+        "measured SNR in dB, foreground over added noise on the active segment, before a lossy codec;"
+        " empty if undefined"
     ),
     "condition": "what was done to the clip, e.g. dur300_snr+05",
     "source_id": "speaker, session or upload: the identity that must not cross a split",
@@ -32,7 +33,7 @@ COLUMNS = {
     "pcm_sha256": "SHA-256 of the decoded 16-bit samples, equal after a rebuild",
     "snr_target_db": "SNR asked for; empty where none is defined",
     "noise_slope_db": "slope of the added noise in dB per octave: 0 white, -3 pink",
-    "vad_fraction": "share of the clean segment that Silero calls speech",
+    "vad_fraction": "share of the clean cut that the recipe's voice detector calls speech",
     "recording": "file the clip was cut from, relative to the recordings folder",
     "source_package": "where the recording was published",
     "language": "language tag, if speech",
@@ -298,6 +299,9 @@ def load_registry(path: Path) -> Registry:
     """A registry file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        wrong = {s for s in raw["splits"].values() if s not in SPLITS}
+        if wrong:
+            raise ValueError(f"split {sorted(map(str, wrong))[0]!r} is not one of {SPLITS}")
         return Registry(
             dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
         )

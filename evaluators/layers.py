@@ -85,7 +85,7 @@ class Linear:
         if len(linears) == 1:
             self.weight, self.bias = linears[0].weight.data, linears[0].bias
             return
-        self.weight = torch.cat([m.weight.data for m in linears])
+        self.weight = side_by_side([m.weight.data for m in linears])
         has_bias = [m.bias is not None for m in linears]
         assert all(has_bias) or not any(has_bias)
         self.bias = torch.cat([m.bias.data for m in linears]) if all(has_bias) else None
@@ -107,6 +107,19 @@ class Linear:
             return torch.addmm(residual, x, self.weight.T)
         out = F.linear(x, self.weight, self.bias)
         return out if residual is None else residual + out
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """The weights as one tensor; without a copy when they are parts of one already."""
+    first = weights[0]
+    ends = first.data_ptr()
+    for w in weights:
+        same = w.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or w.data_ptr() != ends or not w.is_contiguous():
+            return torch.cat(list(weights))
+        ends += w.numel() * w.element_size()
+    rows = sum(w.shape[0] for w in weights)
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
 
 
 class Block:

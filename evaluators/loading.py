@@ -44,22 +44,37 @@ def has_room_to_expand(checkpoint: Checkpoint, device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).total_memory > 2 * 17e9
 
 
-def expand(module: Any, dtype: torch.dtype) -> None:
-    """Replaces 4-bit linear layers by plain ones that hold what bitsandbytes expands them to for every batch."""
-    import bitsandbytes as bnb
+def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:
+    """Replaces LoRA layers, and with `expand` 4-bit ones, by plain linear layers of the same function, in place.
+
+    4-bit weights become what bitsandbytes expands them to for every batch. LoRA is added in float32 and rounded once;
+    on 4-bit weights that stay 4-bit it is left beside them, since it cannot be added.
+    """
+    from peft.tuners.lora import LoraLayer
 
     for name, child in list(module.named_children()):
-        if isinstance(child, bnb.nn.Linear4bit):
-            weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state)
-            plain = torch.nn.Linear(
-                child.in_features, child.out_features, child.bias is not None, device="meta"
-            )
-            plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
-            if child.bias is not None:
-                plain.bias = torch.nn.Parameter(child.bias.data.to(dtype), requires_grad=False)
-            setattr(module, name, plain)
-        else:
-            expand(child, dtype)
+        base = child.get_base_layer() if isinstance(child, LoraLayer) else child
+        if not isinstance(base, torch.nn.Linear):
+            flatten(child, dtype, expand)
+            continue
+        packed = hasattr(base.weight, "quant_state")
+        if (packed and not expand) or type(child) is torch.nn.Linear:
+            continue
+        weight = base.weight.data
+        if packed:
+            import bitsandbytes as bnb
+
+            weight = bnb.functional.dequantize_4bit(weight, base.weight.quant_state)
+        if isinstance(child, LoraLayer):
+            delta = sum(child.get_delta_weight(a).float() for a in child.active_adapters)
+            weight = weight.float() + delta
+        plain = torch.nn.Linear(
+            base.in_features, base.out_features, base.bias is not None, device="meta"
+        )
+        plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+        if base.bias is not None:
+            plain.bias = torch.nn.Parameter(base.bias.data.to(dtype), requires_grad=False)
+        setattr(module, name, plain)
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
@@ -69,21 +84,21 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    options: dict[str, Any] = {}
+    # Weights go from the file straight to the card.
+    options: dict[str, Any] = {} if device.type == "mps" else {"device_map": {"": device}}
     if checkpoint.quantisation == "nf4":
-        options = {
+        options |= {
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             ),
-            "device_map": {"": device},
         }
     model = Qwen2AudioForConditionalGeneration.from_pretrained(
         checkpoint.base, dtype=dtype, use_safetensors=True, **options
     )
-    if not options:
+    if device.type == "mps":
         model = model.to(device)
     if checkpoint.adapter is not None:
         from peft import PeftModel

@@ -33,7 +33,7 @@ from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
 from evaluators.features import Features, FeatureStore
 from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
-from evaluators.loading import expand, has_room_to_expand, load_model, pick_device, pick_dtype
+from evaluators.loading import flatten, has_room_to_expand, load_model, pick_device, pick_dtype
 from evaluators.prompts import Prompt, after_audio, before_audio, encode
 from evaluators.scores import ScoreTable
 
@@ -204,8 +204,7 @@ class QwenAudio:
             if self._loaded
             else load_model(self.checkpoint, self.device, self.dtype)
         )
-        if self.checkpoint.quantisation != "none" and self.dequantise:
-            expand(model.model.language_model, self.dtype)
+        flatten(model.model.language_model, self.dtype, self.dequantise)
         return Transformer(model)
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:

@@ -52,7 +52,7 @@ def clip_set(tmp_path):
             digest = hashlib.sha256((folder / row["path"]).read_bytes()).hexdigest()
             row["sha256"] = row["sha256"] or digest
         with (folder / "manifest.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*NEEDED, "recording"])
+            writer = csv.DictWriter(file, [*NEEDED, "recording", "noise_source", "snr_target_db"])
             writer.writeheader()
             writer.writerows(rows)
         return folder
@@ -84,7 +84,25 @@ def plant_near_copy(rows, waves):
 
 
 def plant_source(rows, waves):
+    for row in rows[0:2]:
+        row["recording"] += str(row["clip_id"])
     rows[0]["split"] = "test"
+
+
+def plant_recording(rows, waves):
+    rows[8]["recording"] = rows[9]["recording"] = rows[0]["recording"]
+
+
+def plant_spelling(rows, waves):
+    rows[8]["source_id"] = "Source0 "
+
+
+def plant_noise(rows, waves):
+    rows[8]["noise_source"] = "source0"
+
+
+def plant_snr(rows, waves):
+    rows[8] |= {"snr_target_db": 10, "snr_db": 0}
 
 
 def plant_clipping(rows, waves):
@@ -106,6 +124,10 @@ def plant_digest(rows, waves):
         (plant_upload, "Freesound upload 777 stands in two splits"),
         (plant_near_copy, "are nearly the same sound"),
         (plant_source, "source 'source0' stands in test and train"),
+        (plant_recording, "recording 'r0.wav' stands in dev and train"),
+        (plant_spelling, "source 'source0' stands in dev and train"),
+        (plant_noise, "clip 'c4-0' in dev holds noise of source 'source0' in train"),
+        (plant_snr, "snr_db 0 is 10.0 dB off its target"),
         (plant_clipping, "1 clips clip (3 samples"),
         (plant_silence, "1 clips are digital silence"),
         (plant_digest, "the file is not the manifest's"),

@@ -460,6 +460,78 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path, recipe, capsys):
     assert "is not UTF-8; rename the file" in capsys.readouterr().err
 
 
+def test_a_clip_is_found_where_its_row_says_it_starts(recordings, tmp_path):
+    out = variants(
+        tmp_path, recordings, "vary: crossed\ndurations_ms: [100, 1000]\nsnrs_db: [60]\n"
+    )
+    for row in rows_of(out)[:8]:
+        clip, whole = load(out / row["path"]), load(recordings / row["recording"])
+        first = round(float(row["start_s"]) * RATE)
+        part = whole[first : first + len(clip)]
+        assert np.corrcoef(clip, part)[0, 1] > 0.99
+
+
+def test_a_gap_in_the_middle_of_a_recording_is_no_clip(tmp_path):
+    root = folder_of(tmp_path)
+    gap = 0.1 * coloured_noise(3 * RATE, 0, np.random.default_rng(9))
+    gap[int(1.48 * RATE) : int(1.52 * RATE)] = 0
+    for i in range(16):
+        soundfile.write(root / "speech" / f"{i}.flac", np.roll(gap, i), RATE)
+    out = variants(tmp_path, root, "vary: crossed\ndurations_ms: [20, 1000]\nsnrs_db: [0]\n")
+    speech = [r for r in rows_of(out) if r["label"] == "SPEECH"]
+    assert speech and all(
+        float(r["start_s"]) != 1.0 for r in speech if r["duration_ms"] == "1000.0"
+    )
+
+
+def test_an_unfinished_build_does_not_go_on_with_changed_inputs(
+    tmp_path, recipe, monkeypatch, capsys
+):
+    root = folder_of(tmp_path)
+    stop = lambda task: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr(build, "_make_one", stop)
+    assert make(recipe, root, tmp_path / "out") == 1
+    table_of = root / "manifest.csv"
+    table_of.write_text(table_of.read_text().replace("speech3", "speech99"))
+    assert make(recipe, root, tmp_path / "out") == 2
+    assert "another recipe or other recordings" in capsys.readouterr().err
+
+
+def test_check_sees_a_damaged_and_a_missing_clip(recordings, recipe, tmp_path, capsys):
+    assert make(recipe, recordings, tmp_path / "out") == 0
+    rows = rows_of(tmp_path / "out")
+    (tmp_path / "out" / rows[0]["path"]).write_bytes(b"junk")
+    (tmp_path / "out" / rows[1]["path"]).unlink()
+    assert make(recipe, recordings, tmp_path / "out", "--check") == 1
+    out = capsys.readouterr().out
+    assert "2 clips differ" in out and rows[0]["clip_id"] in out and rows[1]["clip_id"] in out
+
+
+def test_a_mended_recipe_runs_in_the_folder_where_the_wrong_one_failed(
+    recordings, recipe, tmp_path
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    recipe.write_text(RECIPE.replace("clips_per_cell: 10", "clips_per_cell: 1000"))
+    assert make(recipe, recordings, out) == 2 and not list(out.iterdir())
+    recipe.write_text(RECIPE)
+    assert make(recipe, recordings, out) == 0
+
+
+def test_two_builds_do_not_share_a_folder(recordings, recipe, tmp_path, capsys):
+    from filelock import FileLock
+
+    (tmp_path / "out" / ".build").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / ".build" / "lock"):
+        assert make(recipe, recordings, tmp_path / "out") == 2
+    assert "another process is building there" in capsys.readouterr().err
+
+
+def test_clips_are_not_built_into_their_own_recordings(recordings, recipe, capsys):
+    assert make(recipe, recordings, recordings / "music" / "set") == 2
+    assert "lies inside the recordings" in capsys.readouterr().err
+
+
 def test_formats_of_any_rate_and_channel_count_are_read(tmp_path):
     sound(tmp_path / "a.wav", rate=48_000, channels=2)
     sound(tmp_path / "b.wav", rate=8_000, subtype="ULAW")
@@ -476,7 +548,7 @@ RECIPES = {
     "nan": ("snrs_db: [.nan]", "snrs_db, entry 1 is nan; expected a number"),
     "bool": ("snrs_db: [yes]", "entry 1 is .*; expected a number"),
     "far": ("snrs_db: [300]", "snrs_db: 300 is not within"),
-    "short": ("durations_ms: [1]", "durations_ms: 1 is not within 10"),
+    "short": ("durations_ms: [1]", "durations_ms: 1 is not within 20"),
     "share": ("splits: {train: 0}", "splits is .*; expected numbers"),
     "split": ("splits: {held: 1}", "splits: 'held' is not one of train, dev, test"),
     "category": ("categories: {birds: 1}", "categories: 'birds' is not one of"),
