@@ -95,7 +95,7 @@ class Linear:
             first += m.out_features
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x @ weight.T + bias``, plus the residual if one is given."""
+        """``x @ weight.T + bias``, plus the residual if one is given, which may be overwritten."""
         if not self.fused:
             out = (
                 torch.cat([m(x) for m in self.modules], -1)
@@ -104,7 +104,7 @@ class Linear:
             )
             return out if residual is None else residual + out
         if residual is not None and self.bias is None:
-            return torch.addmm(residual, x, self.weight.T)
+            return residual.addmm_(x, self.weight.T)  # in place: no copy of the residual
         out = F.linear(x, self.weight, self.bias)
         return out if residual is None else residual + out
 

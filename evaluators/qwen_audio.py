@@ -45,7 +45,6 @@ TOWER_BATCH = {
     "cpu": 16,
     "mps": 16,
 }  # clips of one length in the audio tower, always so many
-CHUNK = 64  # clips whose features are waited for together while the device works on those before
 
 
 @dataclass(frozen=True)
@@ -253,20 +252,47 @@ class QwenAudio:
         plans = sorted(plans, key=lambda p: (-len(p.ids), p.prompt))
         cells: list[np.ndarray] = []
         found: list[tuple[Tensor, np.ndarray]] = []
+
+        def run(known: Known, jobs: Sequence[tuple[Plan, int]]) -> None:
+            values, sequence, where = self._batch(known, jobs, clips)
+            found.append((values, sequence))
+            cells.append(where)
+
+        waiting: list[tuple[Plan, int]] = []
+        before: Known | None = None
         for known, numbers in self._prefixes(system, clips):
-            waiting = [(plan, c) for c in numbers for plan in plans]
+            if before is not None and known is not before:
+                for jobs in self._full(waiting, last=True):
+                    run(before, jobs)
+                waiting = []
+            before = known
+            waiting += [(plan, c) for c in numbers for plan in plans]
             waiting.sort(key=lambda job: self._bucket(len(job[0].ids)))
-            for jobs in self._batches(
-                waiting, lambda job: (len(job[0].ids), job[0].kept), self.shape.tokens
-            ):
-                values, sequence, where = self._batch(known, jobs, clips)
-                found.append((values, sequence))
-                cells.append(where)
+            done = 0
+            for jobs in self._full(waiting, last=False):
+                run(known, jobs)
+                done += len(jobs)
+            waiting = waiting[done:]
+        if before is not None:
+            for jobs in self._full(waiting, last=True):
+                run(before, jobs)
         for (values, sequence), where in zip(found, cells, strict=True):
             sums = np.bincount(sequence, weights=values.cpu().numpy().astype(np.float64))
             at = tuple(where.T)
             np.logaddexp.at(logp, at, sums.astype(np.float32))
             np.maximum.at(top, at, sums.astype(np.float32))
+
+    def _full(
+        self, waiting: Sequence[tuple[Plan, int]], last: bool
+    ) -> Iterator[list[tuple[Plan, int]]]:
+        """Batches of jobs; unless these are the last ones, the end of the queue waits for more to fill its batch."""
+        batches = list(
+            self._batches(waiting, lambda job: (len(job[0].ids), job[0].kept), self.shape.tokens)
+        )
+        if self._bucket(1):  # rows of several length buckets: any batch may be a part one
+            yield from batches if last else ()
+        else:
+            yield from batches if last else batches[:-1]
 
     def _bucket(self, tokens: int) -> int:
         """Rows of one bucket may share a batch: without kernels, attention pads them to one length."""
@@ -420,14 +446,30 @@ class QwenAudio:
         budget = self._prefix_budget()
         with ThreadPoolExecutor() as pool:
             features = self._features_of([clips[i] for i in new], pool)
-            for first in range(0, len(new), CHUNK):
-                part = new[first : first + CHUNK]
-                audio = self._embed([clips[i] for i in part], features)
+            part: list[int] = []
+            tokens = 0
+            for number, i in enumerate(new, 1):
+                part.append(i)
+                tokens += self._audio_tokens(clips[i], features)
+                following = (
+                    self._audio_tokens(clips[new[number]], features) if number < len(new) else 0
+                )
+                if following and tokens + following <= self.shape.prefix:
+                    continue  # as many clips as fill a batch of prefixes
+                audio = self._embed([clips[j] for j in part], features)
                 places = known.cache.used + sum(map(len, audio))
                 if places * known.cache.bytes_per_place > budget and known.clips:
                     known = self._begin(system)  # what was kept so far had its turn
-                self._add(known, {clip_key(clips[i]): a for i, a in zip(part, audio, strict=True)})
+                self._add(known, {clip_key(clips[j]): a for j, a in zip(part, audio, strict=True)})
                 yield known, part
+                part, tokens = [], 0
+
+    def _audio_tokens(self, clip: Clip, features: dict[tuple[str, str], Future[Features]]) -> int:
+        """Tokens that a clip becomes."""
+        kept = self._embedded.get(clip_key(clip))
+        if kept is not None:
+            return len(kept)
+        return ((features[clip_key(clip)].result().frames - 1) // 2 + 1) // 2
 
     def _begin(self, system: str) -> Known:
         """An empty cache that holds the system message."""
@@ -438,7 +480,7 @@ class QwenAudio:
         cache.grow(len(ids) + 1)
         self._step(
             cache,
-            max(self.shape.prefix, len(ids)),
+            -(-len(ids) // 64) * 64,
             ids=ids,
             positions=np.arange(len(ids)),
             start=np.array([0, len(ids)]),
