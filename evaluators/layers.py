@@ -94,19 +94,12 @@ class Linear:
             m.weight.data = self.weight[first : first + m.out_features]
             first += m.out_features
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x @ weight.T + bias``, plus the residual if one is given, which may be overwritten."""
-        if not self.fused:
-            out = (
-                torch.cat([m(x) for m in self.modules], -1)
-                if len(self.modules) > 1
-                else self.modules[0](x)
-            )
-            return out if residual is None else residual + out
-        if residual is not None and self.bias is None:
-            return residual.addmm_(x, self.weight.T)  # in place: no copy of the residual
-        out = F.linear(x, self.weight, self.bias)
-        return out if residual is None else residual + out
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias``."""
+        if self.fused:
+            return F.linear(x, self.weight, self.bias)
+        parts = [m(x) for m in self.modules]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def side_by_side(weights: Sequence[Tensor]) -> Tensor:
@@ -179,8 +172,9 @@ class Transformer:
         q_width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attend = Dense(rows, x.shape[0], self) if self.kernels is None else None
         last = len(self.blocks) - 1
+        h = self._norm(x, self.blocks[0].norm_1)
         for i, block in enumerate(self.blocks):
-            qkv = block.qkv(self._norm(x, block.norm_1))
+            qkv = block.qkv(h)
             self._rotate(qkv, cos, sin)
             q, k, v = qkv.split([q_width, kv_width, kv_width], 1)
             if write is not None:
@@ -201,9 +195,10 @@ class Transformer:
                     rows.longest_query if ends else rows.longest, ends, rows.branches,
                     self.heads, self.kv_heads, self.head_dim,
                 )  # fmt: skip
-            x = block.out(out, x)
-            x = block.down(self._gate(block.gate_up(self._norm(x, block.norm_2))), x)
-        return self._norm(x, self.lm.norm)
+            h = self._add_norm(x, block.out(out), block.norm_2)
+            following = self.lm.norm if i == last else self.blocks[i + 1].norm_1
+            h = self._add_norm(x, block.down(self._gate(block.gate_up(h))), following)
+        return h
 
     def read(self, hidden: Tensor, at: Tensor, token: Tensor) -> Tensor:
         """``[pair]`` log-probabilities in nats over the full vocabulary of pairs (kept state, token)."""
@@ -214,6 +209,12 @@ class Transformer:
         if self.kernels is None:
             return norm(x)
         return self.kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
+
+    def _add_norm(self, x: Tensor, more: Tensor, norm: Any) -> Tensor:
+        """Adds to the residual stream in place, and normalises it."""
+        if self.kernels is None:
+            return norm(x.add_(more))
+        return self.kernels.add_norm(x, more, norm.weight, norm.variance_epsilon)
 
     def _rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
         heads = self.heads + self.kv_heads

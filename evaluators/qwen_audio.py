@@ -66,7 +66,7 @@ def default_shape(device: torch.device) -> Shape:
         return Shape(768, 48, 256)  # what fits a CPU's caches, with little to fill up
     gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     if gib > 30:
-        return Shape(6144, 256, 1024)
+        return Shape(4096, 192, 1024)
     return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
 
 
@@ -444,7 +444,9 @@ class QwenAudio:
         had = set(ready)
         new = [i for i in range(len(clips)) if i not in had]
         budget = self._prefix_budget()
-        with ThreadPoolExecutor() as pool:
+        # Many threads that each use all cores would be in each other's way; the card does the rest.
+        one = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        with ThreadPoolExecutor(**(one if self.device.type == "cuda" else {})) as pool:
             features = self._features_of([clips[i] for i in new], pool)
             part: list[int] = []
             tokens = 0
