@@ -29,8 +29,9 @@ from evaluators.checkpoint import POCKET, open_checkpoint
 from evaluators.clips import Clip, balanced_order, read_manifest
 from evaluators.features import clip_wave
 from evaluators.loading import pick_device, pick_dtype
+from evaluators.memory import Shape
 from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode
-from evaluators.qwen_audio import QwenAudio, Shape
+from evaluators.qwen_audio import QwenAudio
 from evaluators.scores import ScoreTable
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"

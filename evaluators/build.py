@@ -7,6 +7,8 @@ from evaluators.checkpoint import Quantisation, open_checkpoint
 from evaluators.errors import UserError
 from evaluators.scores import Evaluator
 
+FEATURES = ".features"  # beside the score cache: features of clips by content
+
 
 def build_evaluator(
     checkpoint: str,
@@ -38,7 +40,9 @@ def build_evaluator(
                 raise UserError(
                     "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
                 ) from None
-        inner, heard = QwenAudio(opened, device, dtype), opened.trained_on
+        features = None if cache is None else cache.with_name(FEATURES)
+        inner = QwenAudio(opened, device, dtype, features=features)
+        heard = opened.trained_on
     return (inner if cache is None else CachedEvaluator(inner, cache)), heard
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,17 @@ def clip_wave(clip: Clip) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Features:
-    """Log-mel features ``[mel bin, frame]`` of a clip, and how many of its 10 ms frames are the clip's."""
+class Heard:
+    """A clip on its way to features: what was kept of it ``[mel bin, frame]``, else its wave."""
 
-    mel: NDArray[np.float32]
-    frames: int
+    key: str  # under which the features are kept
+    frames: int  # 10 ms frames that are the clip's
+    mel: NDArray[np.float32] | None
+    wave: NDArray[np.float32] | None
 
 
 class FeatureStore:
-    """Features of clips, kept on disk by content when a folder is given."""
+    """Log-mel features of clips, kept on disk by content when a folder is given."""
 
     def __init__(self, folder: Path | None, extractor: Any) -> None:
         self.folder = folder
@@ -46,58 +49,70 @@ class FeatureStore:
         about = extractor.to_dict() | {"front_end": FRONT_END}
         self._about = json.dumps(about, sort_keys=True, default=str)
 
-    def get(self, clip: Clip) -> Features:
-        """The features, from the folder or computed.
+    def hear(self, clip: Clip) -> Heard:
+        """What is kept of a clip, or its decoded wave. Most of it leaves the interpreter's lock alone.
 
         Raises:
             UserError: The clip cannot be decoded, or is longer than the model hears.
         """
-        extractor = self.extractor
-        path = None
-        if self.folder is not None:
-            key = f"{self._about}|{clip.sha256}|{clip.audio}"
-            digest = hashlib.sha256(key.encode()).hexdigest()
-            path = self.folder / digest[:2] / f"{digest}.npy"
-            if path.is_file():
-                try:
-                    mel = np.load(path, allow_pickle=False)
-                    return Features(mel[:, 1:], int(mel[0, 0]))
-                except (ValueError, OSError, EOFError):
-                    pass  # half a file: made anew
+        key = hashlib.sha256(f"{self._about}|{clip.sha256}|{clip.audio}".encode()).hexdigest()
+        path = self._path(key)
+        if path is not None and path.is_file():
+            try:
+                whole = np.load(path, allow_pickle=False)
+                return Heard(key, int(whole[0, 0]), whole[:, 1:], None)
+            except (ValueError, OSError, EOFError, IndexError):
+                pass  # half a file: made anew
         wave = clip_wave(clip)
-        if len(wave) > extractor.n_samples:
+        if len(wave) > self.extractor.n_samples:
             raise UserError(
                 f"clip {clip.clip_id!r} lasts {len(wave) / RATE:.2f} s, the model hears "
-                f"{extractor.n_samples / RATE:.0f} s; cut it first"
+                f"{self.extractor.n_samples / RATE:.0f} s; cut it first"
             )
-        frames = -(-len(wave) // extractor.hop_length)
-        mel = clip_mel(extractor, wave)
-        if path is not None:
-            whole = np.concatenate([np.full((len(mel), 1), frames, dtype=np.float32), mel], 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            with scratch.open("wb") as file:
-                np.save(file, whole)
-            scratch.replace(path)
-        return Features(mel, frames)
+        return Heard(key, -(-len(wave) // self.extractor.hop_length), None, wave)
+
+    def keep(self, heard: Heard, mel: NDArray[np.float32]) -> None:
+        """Writes features that are not on disk yet."""
+        path = self._path(heard.key)
+        if path is None or heard.mel is not None:
+            return
+        whole = np.concatenate([np.full((len(mel), 1), heard.frames, dtype=np.float32), mel], 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        with scratch.open("wb") as file:
+            np.save(file, whole)
+        scratch.replace(path)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / key[:2] / f"{key}.npy"
 
 
-def clip_mel(extractor: Any, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-mel features ``[mel bin, frame]`` of a wave: what the checkpoint's extractor gives, to the bit.
+def log_mel(extractor: Any, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
+    gives, to the bit.
 
     Written out here because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
     little past the clip instead of to the whole window: the log floor comes from the clip's maximum and the frames
     that the tower reads end before the new edge, so the values are those of the full window.
     """
-    frames = -(-len(wave) // extractor.hop_length)
+    frames = -(-max(map(len, waves)) // extractor.hop_length)
     samples = min(extractor.n_samples, (frames + 8) * extractor.hop_length)
-    padded = torch.from_numpy(np.pad(wave, (0, samples - len(wave))))
+    padded = np.zeros((len(waves), samples), dtype=np.float32)
+    for row, wave in zip(padded, waves, strict=True):
+        row[: len(wave)] = wave
     window, filters = _front_end(extractor)
     spectrum = torch.stft(
-        padded, extractor.n_fft, extractor.hop_length, window=window, return_complex=True
+        torch.from_numpy(padded),
+        extractor.n_fft,
+        extractor.hop_length,
+        window=window,
+        return_complex=True,
     )
-    mel = (filters @ (spectrum[:, :-1].abs() ** 2)).clamp(min=1e-10).log10()
-    return ((torch.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0).numpy()
+    power = spectrum[..., :-1].abs() ** 2
+    # One product a wave: a product of all at once may round otherwise.
+    mel = torch.stack([filters @ p for p in power]).clamp(min=1e-10).log10()
+    mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
+    return ((mel + 4.0) / 4.0).numpy()
 
 
 def _front_end(extractor: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,4 +122,5 @@ def _front_end(extractor: Any) -> tuple[torch.Tensor, torch.Tensor]:
         filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32)).T
         kept = torch.hann_window(extractor.n_fft), filters.contiguous()
         extractor._front_end = kept
-    return kept
+    found: tuple[torch.Tensor, torch.Tensor] = kept
+    return found

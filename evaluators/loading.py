@@ -37,11 +37,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
-def has_room_to_expand(checkpoint: Checkpoint, device: torch.device) -> bool:
-    """Whether 4-bit weights, expanded, would leave half of the card free: 80 GB cards and the like."""
-    if checkpoint.quantisation == "none" or device.type != "cuda":
-        return False
-    return torch.cuda.get_device_properties(device).total_memory > 2 * 17e9
+def card_gib(device: torch.device) -> float | None:
+    """Memory of a CUDA card in GiB; None for any other device."""
+    if device.type != "cuda":
+        return None
+    return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
 def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:

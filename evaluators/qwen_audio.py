@@ -20,54 +20,34 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
-from evaluators.features import Features, FeatureStore
+from evaluators.features import FeatureStore, Heard, log_mel
 from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
-from evaluators.loading import flatten, has_room_to_expand, load_model, pick_device, pick_dtype
+from evaluators.loading import card_gib, flatten, load_model, pick_device, pick_dtype
+from evaluators.memory import Shape, as_list, cache_bytes, expands, shape_for
 from evaluators.prompts import Prompt, after_audio, before_audio, encode
 from evaluators.scores import ScoreTable
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 SCORER = "2"  # raise it whenever a change can change a score: it is part of every cache key
+DECODERS = 8  # threads that decode clips; more of them are in each other's way
 TOWER_BATCH = {
     "cuda": 32,
     "cpu": 16,
     "mps": 16,
 }  # clips of one length in the audio tower, always so many
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The fixed shapes that everything is computed in. They are part of a bf16 score's identity."""
-
-    tokens: int  # of a batch of suffixes
-    kept: int  # tokens of a batch that are read: the answers' places
-    prefix: int  # tokens of a batch of audio prefixes
-
-    def halved(self) -> "Shape":
-        """What is tried when memory runs out."""
-        return Shape(self.tokens // 2, self.kept // 2, max(256, self.prefix // 2))
-
-
-def default_shape(device: torch.device) -> Shape:
-    """By the kind of device alone, so that cached scores stay valid."""
-    if device.type != "cuda":
-        return Shape(768, 48, 256)  # what fits a CPU's caches, with little to fill up
-    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if gib > 30:
-        return Shape(4096, 192, 1024)
-    return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
 
 
 @dataclass(frozen=True)
@@ -160,9 +140,11 @@ class QwenAudio:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.shape = shape or default_shape(self.device)
+        self.shape = shape or shape_for(card_gib(self.device))
         self.dequantise = (
-            has_room_to_expand(checkpoint, self.device) if dequantise is None else dequantise
+            expands(checkpoint.quantisation, card_gib(self.device))
+            if dequantise is None
+            else dequantise
         )
         self._features = features
         self._loaded = loaded
@@ -181,10 +163,26 @@ class QwenAudio:
         }
         if self.dtype != torch.float32:
             card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-            parts |= {"card": card, "shape": [*astuple(self.shape), TOWER_BATCH[self.device.type]]}
+            parts |= {"card": card, "shape": [*as_list(self.shape), TOWER_BATCH[self.device.type]]}
             if self.checkpoint.quantisation != "none":
                 parts["expanded"] = self.dequantise
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def gib(self) -> float | None:
+        """Memory of the card in GiB; None without one."""
+        return card_gib(self.device)
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The checkpoint's configuration; reads no weights."""
+        from transformers import AutoConfig
+
+        return (
+            self._loaded[0].config
+            if self._loaded
+            else AutoConfig.from_pretrained(self.checkpoint.base)
+        )
 
     @functools.cached_property
     def processor(self) -> Any:
@@ -429,7 +427,7 @@ class QwenAudio:
             return 1 * 2**30
         free, total = torch.cuda.mem_get_info(self.device)
         held = sum(k.cache.capacity * k.cache.bytes_per_place for k in self._known.values())
-        return min(0.3 * total, 0.5 * (free + held))
+        return cache_bytes(total, free + held)
 
     def _prefixes(self, system: str, clips: Sequence[Clip]) -> Iterator[tuple[Known, list[int]]]:
         """(what is known, positions of clips that are in its cache), until all clips had their turn.
@@ -444,21 +442,24 @@ class QwenAudio:
         had = set(ready)
         new = [i for i in range(len(clips)) if i not in had]
         budget = self._prefix_budget()
-        # Many threads that each use all cores would be in each other's way; the card does the rest.
-        one = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        with ThreadPoolExecutor(**(one if self.device.type == "cuda" else {})) as pool:
-            features = self._features_of([clips[i] for i in new], pool)
+        store = FeatureStore(self._features, self.processor.feature_extractor)
+        with ThreadPoolExecutor(DECODERS) as pool:
+            heard = {
+                key: pool.submit(store.hear, clip)
+                for key, clip in {clip_key(clips[i]): clips[i] for i in new}.items()
+                if key not in self._embedded
+            }
             part: list[int] = []
             tokens = 0
             for number, i in enumerate(new, 1):
                 part.append(i)
-                tokens += self._audio_tokens(clips[i], features)
+                tokens += self._audio_tokens(clips[i], heard)
                 following = (
-                    self._audio_tokens(clips[new[number]], features) if number < len(new) else 0
+                    self._audio_tokens(clips[new[number]], heard) if number < len(new) else 0
                 )
                 if following and tokens + following <= self.shape.prefix:
                     continue  # as many clips as fill a batch of prefixes
-                audio = self._embed([clips[j] for j in part], features)
+                audio = self._embed([clips[j] for j in part], heard, store, pool)
                 places = known.cache.used + sum(map(len, audio))
                 if places * known.cache.bytes_per_place > budget and known.clips:
                     known = self._begin(system)  # what was kept so far had its turn
@@ -466,12 +467,12 @@ class QwenAudio:
                 yield known, part
                 part, tokens = [], 0
 
-    def _audio_tokens(self, clip: Clip, features: dict[tuple[str, str], Future[Features]]) -> int:
+    def _audio_tokens(self, clip: Clip, heard: dict[tuple[str, str], Future[Heard]]) -> int:
         """Tokens that a clip becomes."""
         kept = self._embedded.get(clip_key(clip))
         if kept is not None:
             return len(kept)
-        return ((features[clip_key(clip)].result().frames - 1) // 2 + 1) // 2
+        return ((heard[clip_key(clip)].result().frames - 1) // 2 + 1) // 2
 
     def _begin(self, system: str) -> Known:
         """An empty cache that holds the system message."""
@@ -521,35 +522,44 @@ class QwenAudio:
         for (key, _), begin, length in zip(batch, start, lengths, strict=False):
             known.clips[key] = Prefix(first + int(begin), int(length))
 
-    def _features_of(
-        self, clips: Sequence[Clip], pool: ThreadPoolExecutor
-    ) -> dict[tuple[str, str], Future[Features]]:
-        """Features of clips that have no embeddings yet, being made by threads."""
-        extractor = self.processor.feature_extractor
-        store = FeatureStore(self._features, extractor)
-        return {
-            clip_key(c): pool.submit(store.get, c)
-            for c in {clip_key(c): c for c in clips if clip_key(c) not in self._embedded}.values()
-        }
-
     def _embed(
-        self, clips: Sequence[Clip], features: dict[tuple[str, str], Future[Features]]
+        self,
+        clips: Sequence[Clip],
+        heard: dict[tuple[str, str], Future[Heard]],
+        store: FeatureStore,
+        pool: ThreadPoolExecutor,
     ) -> list[Tensor]:
         """Audio embeddings ``[token, channel]`` of each clip, computed once per content."""
         size = TOWER_BATCH[self.device.type]
         new: dict[int, list[tuple[str, str]]] = {}
         for key in dict.fromkeys(map(clip_key, clips)):
             if key not in self._embedded:
-                new.setdefault(features[key].result().frames, []).append(key)
+                new.setdefault(heard[key].result().frames, []).append(key)
         for frames, keys in new.items():
             for i in range(0, len(keys), size):
                 part = keys[i : i + size]
-                full = part + [part[-1]] * (size - len(part))
-                mel = torch.from_numpy(np.stack([features[k].result().mel for k in full]))
-                tokens = encode_audio(self.transformer.model, mel.to(self.device), frames)
+                mel = self._mel([heard[k].result() for k in part], store, pool)
+                full = np.concatenate([mel, np.repeat(mel[-1:], size - len(part), 0)])
+                tokens = encode_audio(
+                    self.transformer.model, torch.from_numpy(full).to(self.device), frames
+                )
                 for k, found in zip(part, tokens.to(self.transformer.dtype), strict=False):
                     self._embedded[k] = found.clone()
         return [self._embedded[clip_key(clip)] for clip in clips]
+
+    def _mel(
+        self, heard: Sequence[Heard], store: FeatureStore, pool: ThreadPoolExecutor
+    ) -> NDArray[np.float32]:
+        """Features of clips of equally many frames, as kept or computed."""
+        waves = [h.wave for h in heard if h.wave is not None]
+        fresh = iter(log_mel(store.extractor, waves) if waves else ())
+        out = []
+        for h in heard:
+            mel = next(fresh) if h.mel is None else h.mel
+            if h.mel is None and store.folder is not None:
+                pool.submit(store.keep, h, mel)
+            out.append(mel)
+        return np.stack(out)
 
 
 def clip_key(clip: Clip) -> tuple[str, str]:

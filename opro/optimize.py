@@ -391,6 +391,8 @@ def _print_plan(
     print(f"selection   on {about(fresh)}")
     print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")
     print(f"time        about {estimate_seconds(evaluator, pairs - cached)}")
+    for line in _memory(evaluator):
+        print(f"memory      {line}")
     if settings.lm_model:
         calls = settings.iterations * (settings.candidates if settings.strategy == "opro" else 3)
         print(
@@ -399,6 +401,22 @@ def _print_plan(
     for text in warnings:
         print(f"warning     {text}")
     return DONE
+
+
+def _memory(evaluator: Any) -> list[str]:
+    """What fits the card at hand, or for large checkpoints what would fit which card."""
+    from evaluators.memory import CARDS_GIB, plan_memory
+
+    inner = getattr(evaluator, "inner", evaluator)
+    if not hasattr(inner, "config"):
+        return []
+    kind = inner.checkpoint.quantisation
+    if inner.gib is not None:
+        return [plan_memory(inner.config, kind, inner.gib).line()]
+    plans = [plan_memory(inner.config, kind, gib) for gib in CARDS_GIB]
+    if plans[0].weights_gib < 1:
+        return [f"{inner.shape.tokens} tokens a batch on the CPU"]
+    return ["on the CPU here; on a card of", *(p.line() for p in plans)]
 
 
 def _device(evaluator: Any) -> str:

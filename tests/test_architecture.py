@@ -19,6 +19,7 @@ LAYERS = [
         "evaluators.degrade",
         "evaluators.features",
         "evaluators.layers",
+        "evaluators.memory",
     ],
     ["evaluators.loading"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio"],

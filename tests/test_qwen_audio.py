@@ -12,7 +12,7 @@ from evaluators.bench import Stock
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order
 from evaluators.errors import UserError
-from evaluators.features import clip_mel, clip_wave
+from evaluators.features import clip_wave, log_mel
 from evaluators.prompts import Prompt, after_audio, encode
 from evaluators.qwen_audio import QwenAudio
 
@@ -124,16 +124,32 @@ def test_audio_reaches_the_model(evaluator, seeds, clips):
     assert not np.any(silent[0])
 
 
-def test_features_cut_to_the_clip_equal_those_of_the_whole_window(evaluator, clips):
+def test_features_are_those_of_the_processor_to_the_bit(evaluator, clips):
     extractor = evaluator.processor.feature_extractor
-    for clip in clips[:8]:
-        wave = clip_wave(clip)
-        frames = -(-len(wave) // 160)
-        whole = extractor([wave], sampling_rate=16000, return_tensors="pt")["input_features"]
-        valid = (frames - 1) // 2 + 1
-        cut = torch.from_numpy(clip_mel(extractor, wave))[None]
-        count = min(2 * valid + 2, whole.shape[-1])
-        assert torch.equal(cut[..., :count], whole[..., :count])
+    waves = [clip_wave(clip) for clip in clips]
+    by_frames = {}
+    for wave in waves:
+        by_frames.setdefault(-(-len(wave) // 160), []).append(wave)
+    for frames, part in by_frames.items():
+        together = log_mel(extractor, part)
+        for wave, mel in zip(part, together, strict=True):
+            whole = extractor([wave], sampling_rate=16000, return_tensors="np")["input_features"][0]
+            count = min(2 * ((frames - 1) // 2 + 1) + 2, whole.shape[-1])
+            assert np.array_equal(mel[:, :count], whole[:, :count])
+
+
+def test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew(
+    evaluator, seeds, clips, tmp_path
+):
+    whole = evaluator.score(seeds[:1], clips).logp
+    loaded = (evaluator.transformer.model, evaluator.processor)
+    for turn in range(3):
+        again = QwenAudio(evaluator.checkpoint, "cpu", features=tmp_path, loaded=loaded)
+        assert np.array_equal(again.score(seeds[:1], clips).logp, whole)
+        files = sorted(tmp_path.rglob("*.npy"))
+        assert len(files) == len(clips) and not list(tmp_path.rglob("*.tmp*"))
+        if turn == 1:
+            files[0].write_bytes(files[0].read_bytes()[:50])
 
 
 @pytest.mark.parametrize("milliseconds", [200, 210, 300, 310, 505, 995, 1000])

@@ -1,0 +1,125 @@
+"""What fits a card: batch shapes, whether 4-bit weights are expanded, how many clips' keys and values are kept."""
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+CARDS_GIB = (8, 12, 24, 80)
+CONTEXT_GIB = 0.6  # what CUDA itself takes
+NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantised scales
+# Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or expanded, 4-bit as it is.
+REACHED = {"plain": 0.85, "kept": 0.6}
+SUFFIX_TOKENS = 46
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The fixed shapes that everything is computed in. They are part of a bf16 score's identity."""
+
+    tokens: int  # of a batch of suffixes
+    kept: int  # tokens of a batch that are read: the answers' places
+    prefix: int  # tokens of a batch of audio prefixes
+
+    def halved(self) -> "Shape":
+        """What is tried when memory runs out."""
+        return Shape(self.tokens // 2, self.kept // 2, max(256, self.prefix // 2))
+
+
+def shape_for(gib: float | None) -> Shape:
+    """The shape for a card of so many GiB, or for a CPU (None): by its size alone, so that kept scores stay valid."""
+    if gib is None:
+        return Shape(768, 48, 256)  # what fits a CPU's caches, with little to fill up
+    if gib > 30:
+        return Shape(4096, 192, 1024)
+    return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
+
+
+def expands(quantisation: str, gib: float | None) -> bool:
+    """Whether 4-bit weights are expanded once: where bf16 weights leave half of the card free."""
+    return quantisation != "none" and gib is not None and gib > 32
+
+
+def cache_bytes(total: float, free: float) -> float:
+    """Bytes that keys and values may take on a card."""
+    return min(0.3 * total, 0.5 * max(free, 0.0))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a checkpoint would lie in a card's memory; sizes in GiB."""
+
+    card: float
+    weights: str
+    weights_gib: float
+    batch_gib: float
+    cache_gib: float
+    clips: int  # of 500 ms whose keys and values are kept at once
+    shape: Shape
+    evals_per_100_tflops: float  # evals a second for each 100 TFLOP/s of lasting matrix rate
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run at all."""
+        return self.clips > 0
+
+    def line(self) -> str:
+        """The plan as a line of text."""
+        if not self.fits:
+            return f"{self.card:.0f} GB  does not fit: weights ({self.weights}) take {self.weights_gib:.1f} GiB"
+        return (
+            f"{self.card:.0f} GB  weights {self.weights} {self.weights_gib:.1f} GiB, batch of"
+            f" {self.shape.tokens} tokens {self.batch_gib:.1f}, keys and values {self.cache_gib:.1f}"
+            f" ({self.clips:,} clips of 500 ms kept, others computed anew),"
+            f" {self.evals_per_100_tflops:.0f} evals/s for each 100 TFLOP/s"
+        )
+
+
+def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
+    """The plan for a card of `gib` GiB.
+
+    Args:
+        config: A Qwen2AudioConfig.
+        quantisation: ``none`` or ``nf4``.
+        gib: Memory of the card.
+    """
+    text, audio = config.text_config, config.audio_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv = text.num_key_value_heads * head
+    layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * kv
+    layer += 3 * text.hidden_size * text.intermediate_size
+    products = text.num_hidden_layers * layer
+    tower = audio.encoder_layers * (
+        4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
+    )
+    plain = 2 * text.vocab_size * text.hidden_size  # embeddings and head stay as they are
+    expanded = expands(quantisation, gib)
+    packed = quantisation != "none"
+    weights = plain * 2 + tower * (NF4_BYTES if packed else 2)
+    weights += products * (2 if expanded or not packed else NF4_BYTES)
+    shape = shape_for(gib)
+    wide = max(2 * text.intermediate_size, text.hidden_size + 2 * kv)
+    batch = shape.tokens * (3 * text.hidden_size + 1.5 * wide) * 2
+    batch += shape.kept * text.vocab_size * 10
+    if packed and not expanded:
+        batch += (
+            2 * text.hidden_size * text.intermediate_size * 2
+        )  # one product's weights, expanded
+    total = gib * 2**30
+    free = total - CONTEXT_GIB * 2**30 - weights - batch
+    cache = cache_bytes(total, free)
+    place = 2 * text.num_hidden_layers * kv * 2
+    share = REACHED["kept" if packed and not expanded else "plain"]
+    return MemoryPlan(
+        gib,
+        "bf16" if not packed else "nf4, expanded to bf16" if expanded else "nf4",
+        weights / 2**30,
+        batch / 2**30,
+        cache / 2**30,
+        max(0, int(cache / place / 12)),
+        shape,
+        share * 100e12 / (2 * products * SUFFIX_TOKENS),
+    )
+
+
+def as_list(shape: Shape) -> list[int]:
+    """The shape as plain numbers, for a digest."""
+    return list(astuple(shape))
