@@ -451,13 +451,15 @@ class QwenAudio:
             }
             part: list[int] = []
             tokens = 0
+            # Without kernels a batch holds clips of one length bucket: more of them at once fill it.
+            enough = self.shape.prefix * (1 if self.transformer.kernels is not None else 16)
             for number, i in enumerate(new, 1):
                 part.append(i)
                 tokens += self._audio_tokens(clips[i], heard)
                 following = (
                     self._audio_tokens(clips[new[number]], heard) if number < len(new) else 0
                 )
-                if following and tokens + following <= self.shape.prefix:
+                if following and tokens + following <= enough:
                     continue  # as many clips as fill a batch of prefixes
                 audio = self._embed([clips[j] for j in part], heard, store, pool)
                 places = known.cache.used + sum(map(len, audio))

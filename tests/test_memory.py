@@ -37,4 +37,6 @@ def test_larger_cards_hold_more_and_only_they_expand(config):
 
 def test_shapes_halve():
     assert Shape(1024, 64, 512).halved() == Shape(512, 32, 256)
-    assert shape_for(None).tokens < shape_for(8).tokens < shape_for(16).tokens < shape_for(80).tokens
+    assert (
+        shape_for(None).tokens < shape_for(8).tokens < shape_for(16).tokens < shape_for(80).tokens
+    )

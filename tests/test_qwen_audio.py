@@ -14,7 +14,7 @@ from evaluators.clips import balanced_order
 from evaluators.errors import UserError
 from evaluators.features import clip_wave, log_mel
 from evaluators.prompts import Prompt, after_audio, encode
-from evaluators.qwen_audio import QwenAudio
+from evaluators.qwen_audio import QwenAudio, plan_row
 
 pytestmark = pytest.mark.tiny
 CLOSE = 1e-5  # nats, float32
@@ -23,6 +23,10 @@ CLOSE = 1e-5  # nats, float32
 @pytest.fixture(scope="module", params=["pocket-base", "pocket-lora"])
 def evaluator(request):
     return QwenAudio(open_checkpoint(request.param), "cpu", "float32")
+
+
+def evaluator_of(checkpoint):
+    return QwenAudio(checkpoint, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,47 @@ def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips
             assert float(torch.stack(parts).logsumexp(0)) == pytest.approx(
                 float(table.logp[0, c, k]), abs=1e-4
             )
+
+
+def test_long_answers_cost_their_extra_tokens_only(evaluator, seeds):
+    tokenizer = evaluator.processor.tokenizer
+    suffix = encode(tokenizer, after_audio(seeds[0].text))
+    long = replace(
+        seeds[0],
+        answers=(("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "B"))),
+    )
+    found = find_answers(tokenizer, long)
+    extra = sum(len(s) - 1 for group in found.sequences for s in group)
+    assert extra > 0
+    assert len(plan_row(0, suffix, found).ids) == len(suffix) + extra
+    letters = find_answers(tokenizer, seeds[0])
+    assert len(plan_row(0, suffix, letters).ids) == len(suffix)
+
+
+def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
+    """In float32 to rounding; in bf16 no farther from the float32 truth than LoRA beside the weights."""
+    from evaluators.loading import load_model
+
+    checkpoint = open_checkpoint("pocket-lora")
+    prompts = [*seeds, *heldout[:5]]
+
+    def share(dtype, merged):
+        model = load_model(checkpoint, torch.device("cpu"), getattr(torch, dtype))
+        if not merged:
+            keep_lora(model)
+        e = QwenAudio(checkpoint, "cpu", dtype, loaded=(model, evaluator_of(checkpoint).processor))
+        logp = e.score(prompts, clips).logp
+        return np.exp(logp - np.logaddexp.reduce(logp, -1, keepdims=True))[..., 0]
+
+    def keep_lora(model):
+        model.model.language_model.named_children = lambda: iter(())  # flatten finds nothing
+
+    truth = share("float32", False)
+    assert np.abs(share("float32", True) - truth).max() < 1e-5
+    beside = np.abs(share("bfloat16", False) - truth)
+    added = np.abs(share("bfloat16", True) - truth)
+    print(f"bf16 to float32, P(A): LoRA beside {beside.mean():.2e}, added {added.mean():.2e} mean")
+    assert added.mean() < 1.5 * beside.mean() + 1e-4
 
 
 def test_answers_and_the_rest_of_the_vocabulary_sum_to_one(evaluator, seeds, clips):
