@@ -48,6 +48,9 @@ class FeatureStore:
         self.extractor = extractor
         about = extractor.to_dict() | {"front_end": FRONT_END}
         self._about = json.dumps(about, sort_keys=True, default=str)
+        filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
+        self._filters = filters.T.contiguous()
+        self._window = torch.hann_window(extractor.n_fft)
 
     def hear(self, clip: Clip) -> Heard:
         """What is kept of a clip, or its decoded wave. Most of it leaves the interpreter's lock alone.
@@ -83,44 +86,31 @@ class FeatureStore:
             np.save(file, whole)
         scratch.replace(path)
 
+    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
+        gives, to the bit.
+
+        Written out here because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
+        little past the clip instead of to the whole window: the log floor comes from the clip's maximum and the frames
+        that the tower reads end before the new edge, so the values are those of the full window.
+        """
+        frames = -(-max(map(len, waves)) // self.extractor.hop_length)
+        samples = min(self.extractor.n_samples, (frames + 8) * self.extractor.hop_length)
+        padded = np.zeros((len(waves), samples), dtype=np.float32)
+        for row, wave in zip(padded, waves, strict=True):
+            row[: len(wave)] = wave
+        spectrum = torch.stft(
+            torch.from_numpy(padded),
+            self.extractor.n_fft,
+            self.extractor.hop_length,
+            window=self._window,
+            return_complex=True,
+        )
+        power = spectrum[..., :-1].abs() ** 2
+        # One product a wave: a product of all at once may round otherwise.
+        mel = torch.stack([self._filters @ p for p in power]).clamp(min=1e-10).log10()
+        mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
+        return ((mel + 4.0) / 4.0).numpy()
+
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}.npy"
-
-
-def log_mel(extractor: Any, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
-    gives, to the bit.
-
-    Written out here because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
-    little past the clip instead of to the whole window: the log floor comes from the clip's maximum and the frames
-    that the tower reads end before the new edge, so the values are those of the full window.
-    """
-    frames = -(-max(map(len, waves)) // extractor.hop_length)
-    samples = min(extractor.n_samples, (frames + 8) * extractor.hop_length)
-    padded = np.zeros((len(waves), samples), dtype=np.float32)
-    for row, wave in zip(padded, waves, strict=True):
-        row[: len(wave)] = wave
-    window, filters = _front_end(extractor)
-    spectrum = torch.stft(
-        torch.from_numpy(padded),
-        extractor.n_fft,
-        extractor.hop_length,
-        window=window,
-        return_complex=True,
-    )
-    power = spectrum[..., :-1].abs() ** 2
-    # One product a wave: a product of all at once may round otherwise.
-    mel = torch.stack([filters @ p for p in power]).clamp(min=1e-10).log10()
-    mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
-    return ((mel + 4.0) / 4.0).numpy()
-
-
-def _front_end(extractor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Window and mel filters of an extractor, made once."""
-    kept = getattr(extractor, "_front_end", None)
-    if kept is None:
-        filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32)).T
-        kept = torch.hann_window(extractor.n_fft), filters.contiguous()
-        extractor._front_end = kept
-    found: tuple[torch.Tensor, torch.Tensor] = kept
-    return found

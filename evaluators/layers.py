@@ -324,6 +324,19 @@ class Dense:
         return out
 
 
+def _encode(layer: Any, x: Tensor) -> Tensor:
+    """One layer of the audio tower, its own modules called in its own order: a third of the host's time."""
+    attention = layer.self_attn
+    h = layer.self_attn_layer_norm(x)
+    shape = (*h.shape[:2], attention.num_heads, attention.head_dim)
+    q = (attention.q_proj(h) * attention.scaling).view(shape).transpose(1, 2)
+    k = attention.k_proj(h).view(shape).transpose(1, 2)
+    v = attention.v_proj(h).view(shape).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(h.shape)
+    x = x + attention.out_proj(out)
+    return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+
+
 def encode_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
     """Audio embeddings ``[clip, token, channel]`` of clips of the same length.
 
@@ -339,6 +352,6 @@ def encode_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
     x = x + tower.embed_positions.weight[:valid]
     for layer in tower.layers:
-        x = layer(x, None)
+        x = _encode(layer, x)
     x = tower.layer_norm(tower.avg_pooler(x.transpose(1, 2)).transpose(1, 2))
     return model.model.multi_modal_projector(x)

@@ -32,7 +32,7 @@ from torch import Tensor
 from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
-from evaluators.features import FeatureStore, Heard, log_mel
+from evaluators.features import FeatureStore, Heard
 from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
 from evaluators.loading import card_gib, flatten, load_model, pick_device, pick_dtype
 from evaluators.memory import Shape, as_list, cache_bytes, expands, shape_for
@@ -554,7 +554,7 @@ class QwenAudio:
     ) -> NDArray[np.float32]:
         """Features of clips of equally many frames, as kept or computed."""
         waves = [h.wave for h in heard if h.wave is not None]
-        fresh = iter(log_mel(store.extractor, waves) if waves else ())
+        fresh = iter(store.log_mel(waves) if waves else ())
         out = []
         for h in heard:
             mel = next(fresh) if h.mel is None else h.mel

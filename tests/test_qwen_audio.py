@@ -12,7 +12,7 @@ from evaluators.bench import Stock
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order
 from evaluators.errors import UserError
-from evaluators.features import clip_wave, log_mel
+from evaluators.features import FeatureStore, clip_wave
 from evaluators.prompts import Prompt, after_audio, encode
 from evaluators.qwen_audio import QwenAudio, plan_row
 
@@ -176,7 +176,7 @@ def test_features_are_those_of_the_processor_to_the_bit(evaluator, clips):
     for wave in waves:
         by_frames.setdefault(-(-len(wave) // 160), []).append(wave)
     for frames, part in by_frames.items():
-        together = log_mel(extractor, part)
+        together = FeatureStore(None, extractor).log_mel(part)
         for wave, mel in zip(part, together, strict=True):
             whole = extractor([wave], sampling_rate=16000, return_tensors="np")["input_features"][0]
             count = min(2 * ((frames - 1) // 2 + 1) + 2, whole.shape[-1])
