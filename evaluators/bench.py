@@ -321,10 +321,24 @@ def run_stock(
     row(f"stock forward, batch of {size}, features ready, {name}", seconds, floor)
 
 
+def first_share(table: ScoreTable) -> np.ndarray:
+    """P(first label) among the answers."""
+    logp = table.logp
+    return np.asarray(np.exp(logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True))[..., 0])
+
+
 def noise(
-    evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ours against stock, stock against itself in another batch): differences of P(first label) over 80 pairs."""
+    evaluator: QwenAudio,
+    stock: Stock,
+    prompts: Sequence[Prompt],
+    clips: Sequence[Clip],
+    truth: bool,
+) -> str:
+    """How far apart P(first label) lies over 80 pairs, in words.
+
+    This evaluator against the stock model; the stock model against itself in a batch of 4; and with `truth` all three
+    against the stock model in float32, whose weights hold the same numbers.
+    """
     ids = [
         [stock.processor.tokenizer.encode(form, add_special_tokens=False)[0] for form in forms]
         for forms in (("A", " A"), ("B", " B"))
@@ -335,17 +349,33 @@ def noise(
         return groups.softmax(-1)[..., 0].cpu()
 
     pairs = [(p, c) for p in prompts[:4] for c in clips[:20]]
-    ours = evaluator.score(prompts[:4], clips[:20]).logp
-    ours_share = torch.tensor(
-        np.exp(ours - np.logaddexp.reduce(ours, axis=-1, keepdims=True))[..., 0]
-    ).reshape(-1)
+    ours = torch.tensor(first_share(evaluator.score(prompts[:4], clips[:20]))).reshape(-1)
     alone = torch.stack([share(stock.logp(p, c)) for p, c in pairs])
     doubled = []
     with torch.inference_mode():
         for p, c in pairs:
             inputs = {k: v.expand(4, *v.shape[1:]) for k, v in stock.inputs(p, c).items()}
             doubled.append(share(stock.model(**inputs).logits[0, -1].float().log_softmax(-1)))
-    return (ours_share - alone).abs(), (torch.stack(doubled) - alone).abs()
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> str:
+        d = (a - b).abs()
+        return f"{d.mean():.2g} mean, {d.max():.2g} largest"
+
+    four = torch.stack(doubled)
+    text = (
+        f"P(A) over {len(pairs)} pairs: this evaluator to stock {apart(ours, alone)}; stock to itself"
+        f" in a batch of 4 {apart(four, alone)}"
+    )
+    if truth:
+        kind = stock.model.model.language_model.norm.weight.dtype
+        stock.model.float()
+        exact = torch.stack([share(stock.logp(p, c)) for p, c in pairs])
+        stock.model.to(kind)
+        text += (
+            f"\nto the same weights in float32: this evaluator {apart(ours, exact)}; stock, one clip"
+            f" {apart(alone, exact)}; stock, batch of 4 {apart(four, exact)}"
+        )
+    return text
 
 
 def check_neighbours(
@@ -491,12 +521,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_stock(stock, prompts, clips, floor, label)
     ours = QwenAudio(checkpoint, args.device, loaded=loaded)
     run(ours, prompts, clips, floor, f"this evaluator, {label}", 3)
-    print(f"\n{label}: {describe(ours, stock, prompts, clips)}")
     check_neighbours(ours, prompts, clips)
     if args.scaling:
         scaling(ours, loaded[1].tokenizer, floor)
     if args.start_up:
         start_up(*loaded)
+    truth = dtype != torch.float32
+    print(f"\n{label}: {noise(ours, stock, prompts, clips, truth)}", flush=True)
     if args.nf4:
         del ours
         nf4 = replace(checkpoint, quantisation="nf4")
@@ -510,7 +541,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(small, prompts, clips, floor, f"this evaluator, NF4 kept, {SMALL.tokens} tokens", 2)
         kept = QwenAudio(nf4, args.device, dequantise=False, loaded=loaded)
         run(kept, prompts, clips, floor, "this evaluator, NF4 kept", 2)
-        text = describe(kept, stock, prompts, clips)
+        text = noise(kept, stock, prompts, clips, False)
         before = first_share(kept.score(prompts, clips[:40]))
         del small, kept
         expanded = QwenAudio(nf4, args.device, dequantise=True, loaded=loaded)
@@ -523,24 +554,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             " largest"
         )
     return 0
-
-
-def first_share(table: ScoreTable) -> np.ndarray:
-    """P(first label) among the answers."""
-    logp = table.logp
-    return np.asarray(np.exp(logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True))[..., 0])
-
-
-def describe(
-    evaluator: QwenAudio, stock: Stock, prompts: Sequence[Prompt], clips: Sequence[Clip]
-) -> str:
-    """The noise of an evaluator against the stock model, in words."""
-    ours, own = noise(evaluator, stock, prompts, clips)
-    return (
-        f"difference of P(A) over {len(ours)} pairs: this evaluator to stock {ours.mean():.2g} mean,"
-        f" {ours.max():.2g} largest; stock to itself in a batch of 4 {own.mean():.2g} mean,"
-        f" {own.max():.2g} largest"
-    )
 
 
 if __name__ == "__main__":
