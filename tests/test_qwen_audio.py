@@ -213,6 +213,53 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
         )
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """A random model of the architecture with grouped queries and the whole window of 30 s."""
+    from transformers import (
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    checkpoint = open_checkpoint("pocket-base")
+    tokenizer = QwenAudio(checkpoint, "cpu").processor.tokenizer
+    config = Qwen2AudioConfig(
+        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
+                      "encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 1500},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 8, "hidden_size": 64,
+                     "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+                     "num_key_value_heads": 2},
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2AudioForConditionalGeneration(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(3)  # so that answers differ
+    processor = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
+    evaluator = QwenAudio(checkpoint, "cpu", "float32", loaded=(model, processor))
+    return evaluator, Stock(model, processor, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("samples", [1600, 2193, 3200, 3307, 16000, 70001, 200_000, 480_000])
+def test_any_length_up_to_thirty_seconds_equals_the_stock_forward(
+    tiny, seeds, clips, tmp_path, samples
+):
+    evaluator, stock = tiny
+    path = tmp_path / "clip.wav"
+    wave = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    soundfile.write(path, wave, 16000, subtype="FLOAT")
+    clip = replace(clips[0], path=path, sha256=f"length{samples}", clip_id="any")
+    table = evaluator.score(seeds, [clip])
+    for p, prompt in enumerate(seeds):
+        logp = stock.logp(prompt, clip)
+        found = find_answers(evaluator.processor.tokenizer, prompt)
+        for k, group in enumerate(found.sequences):
+            expected = float(logp[[s[0] for s in group]].logsumexp(0))
+            assert expected == pytest.approx(float(table.logp[p, 0, k]), abs=1e-4)
+
+
 def test_a_clip_longer_than_the_window_is_refused(evaluator, seeds, clips, tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, np.zeros(20000, np.float32), 16000)
