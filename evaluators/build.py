@@ -21,13 +21,19 @@ def build_evaluator(
 ) -> tuple[Evaluator, frozenset[str] | None]:
     """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
 
-    ``fake`` is a deterministic stand-in that needs no weights. Nothing is loaded before the first score.
+    ``fake`` is a deterministic stand-in that needs no weights, ``endpoint:MODEL`` a model behind a server.
+    Nothing is loaded before the first score.
     """
     inner: Evaluator
+    heard: frozenset[str] | None
     if checkpoint == "fake":
         from evaluators.fakes import FakeEvaluator
 
         inner, heard = FakeEvaluator(), frozenset[str]()
+    elif checkpoint.startswith("endpoint:"):
+        from evaluators.endpoint import Endpoint
+
+        inner, heard = Endpoint(checkpoint.removeprefix("endpoint:")), None
     else:
         opened = open_checkpoint(checkpoint, adapter, quantisation)
         _offline_is_fine()

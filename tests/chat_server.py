@@ -58,7 +58,9 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
             state.requests.append(request)
             fault = state.script.pop(0) if state.script else None
             if fault is None:
-                self.send(200, json.dumps(completion(state.reply(request))).encode())
+                answer = state.reply(request)  # a reply's text, or a whole body
+                body = answer if isinstance(answer, dict) else completion(answer)
+                self.send(200, json.dumps(body).encode())
             elif isinstance(fault, int):
                 self.send(
                     fault,

@@ -22,7 +22,7 @@ LAYERS = [
         "evaluators.memory",
     ],
     ["evaluators.loading"],
-    ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio"],
+    ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio", "evaluators.endpoint"],
     ["evaluators.build", "evaluators.bench"],
     ["opro.flags", "opro.history", "opro.reward", "opro.lm"],
     ["opro.runs", "opro.race", "opro.propose", "opro.rewrite", "opro.display", "opro.study"],
