@@ -181,7 +181,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
         cache=settings.runs_dir / runs.CACHE,
     )
     heard = clipset.heard_sources(
-        settings.checkpoint, heard, settings.manifest, settings.train_manifest, task.labels
+        settings.checkpoint, heard, manifest, settings.train_manifest, task.labels
     )
     warnings += clipset.check_unheard(clips, heard, settings.checkpoint, settings.heard)
     if settings.adapter is not None and settings.prompt_spec is None:

@@ -1,5 +1,6 @@
 """The main job through its command: results, resume, repeat, refusals."""
 
+import csv
 import json
 import os
 import random
@@ -227,7 +228,7 @@ def test_an_interrupted_run_says_so_and_exits_with_one(tmp_path, signal_):
         time.sleep(0.05)
     process.send_signal(signal_)
     _, err = process.communicate(timeout=60)
-    if process.returncode != 0:  # it may have ended before the signal
+    if not (tmp_path / "run" / "summary.json").exists():  # it may have ended before the signal
         assert (
             process.returncode == 1
             and "the same command goes on from here" in err
@@ -583,3 +584,26 @@ def test_a_runs_folder_that_is_a_file_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     run(tmp_path / "file", code=2)
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_clips_that_the_checkpoint_heard_are_refused_unless_allowed_and_then_it_stands_in_the_run(
+    tmp_path, make_manifest, capsys
+):
+    folder = make_manifest(sources=24)
+    for row in (rows := list(csv.DictReader((folder / "manifest.csv").open()))):
+        row["split"] = "train"
+    train = folder / "train.csv"
+    with train.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    flags = ["--manifest", str(folder), "--train-manifest", str(train), "--checkpoint", "fake"]
+    flags += ["--runs-dir", str(tmp_path)]
+    refused = [*flags, "--name", "no", "--iterations", "1"]
+    assert optimize.run_verb(lambda: optimize.main(refused)) == 2
+    assert "--heard allow" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    flags += ["--heard", "allow", "--iterations", "1", "--candidates", "2"]
+    assert optimize.main([*flags, "--name", "yes"]) == 0
+    about = json.loads((tmp_path / "yes" / "provenance.json").read_text())
+    assert any("scores measure memory" in text for text in about["warnings"])
+    assert "heard: allow" in (tmp_path / "yes" / "config.yaml").read_text()
