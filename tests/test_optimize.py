@@ -229,11 +229,8 @@ def test_an_interrupted_run_says_so_and_exits_with_one(tmp_path, signal_):
     process.send_signal(signal_)
     _, err = process.communicate(timeout=60)
     if not (tmp_path / "run" / "summary.json").exists():  # it may have ended before the signal
-        assert (
-            process.returncode == 1
-            and "the same command goes on from here" in err
-            and "Traceback" not in err
-        )
+        assert process.returncode == 1, err
+        assert "the same command goes on from here" in err and "Traceback" not in err
 
 
 def test_a_run_that_is_open_elsewhere_is_refused_by_name(tmp_path, capsys):
