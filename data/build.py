@@ -12,20 +12,17 @@ RECIPE is a name under data/recipes or a YAML file:
 Recordings are given in the recipe or by --recordings, which may be repeated: a folder or CSV file (path, label,
 category, source_id), or LAYOUT=DIR with the layouts voxconverse, esc50, musan, gtzan and fma.
 An interrupted build goes on where it was with the same command. The same recipe and recordings give the same bytes,
-whatever the number of processes (format opus: the same samples, since the container holds a random number).
+whatever the number of processes.
 """
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,6 +34,7 @@ from typing import Any, TypeVar, get_args
 from filelock import FileLock, Timeout
 
 from data import debian, matched, study
+from data.attribution import write_attribution
 from data.design import Job, conditions, plan, quotas, split_sources
 from data.recipe import (
     AnyRecipe,
@@ -48,7 +46,7 @@ from data.recipe import (
     read_recipe,
     recipe_path,
 )
-from data.recordings import Collection, Layout, Recording, read_collection
+from data.recordings import Collection, Layout, Recording, read_collection, write_table
 from data.render import make
 from data.scan import Scan, from_json, scan, to_json
 from data.voice import VOICES, Voice
@@ -56,9 +54,12 @@ from evaluators.clips import SPLITS, Registry, load_registry, registry_path, wri
 from evaluators.degrade import find_responses
 from evaluators.errors import PauseError, UserError
 from opro.flags import Parser, run_verb
+from opro.history import append_line
+from opro.runs import write_text
 
 T, R = TypeVar("T"), TypeVar("R")
 STATE = ".build"  # inside --out while a build is unfinished
+REJECTED = ("recording", "label", "category", "source_id", "reason")
 CHUNK = 16  # recordings or clips that a process takes at once
 
 
@@ -130,9 +131,8 @@ def _spread(
                     "a process was killed, perhaps for lack of memory; try --processes 1, which"
                     " goes on from here"
                 ) from None
-            except BaseException:
+            finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
 
 def base_durations(recipe: Design) -> tuple[int, ...]:
@@ -153,16 +153,7 @@ class State:
                 except ValueError:
                     break
                 self.done[key] = value
-            self._write(list(self.done.items()), "w")
-
-    def _write(self, entries: Sequence[tuple[str, Any]], mode: str) -> None:
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(e, ensure_ascii=True) + "\n" for e in entries)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise PauseError(f"{str(self.path)!r} cannot be written ({error.strerror})") from None
+            write_text(path, "".join(map(_line, self.done.items())))
 
     def add(self, results: Iterable[tuple[str, Any]]) -> None:
         """Stores results, a chunk at a time."""
@@ -172,11 +163,15 @@ class State:
                 self.done[key] = value
                 pending.append((key, value))
                 if len(pending) == 4 * CHUNK:
-                    self._write(pending, "a")
+                    append_line(self.path, "".join(map(_line, pending)))
                     pending = []
         finally:
             if pending:
-                self._write(pending, "a")
+                append_line(self.path, "".join(map(_line, pending)))
+
+
+def _line(entry: tuple[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def read_all(recipe: Design) -> list[Recording]:
@@ -275,10 +270,10 @@ def build(recipe: Factorial | Variants, out: Path, processes: int) -> int:
             (row["clip_id"], row) for row in _spread(_make_one, todo, recipe, processes, "clips")
         )
         made = [rows.done[job.clip_id] for job in jobs]
-        _write_csv(out / "rejected.csv", _rejections(recordings, scans, copies))
-        _attribution(made, out)
+        write_table(out / "rejected.csv", _rejections(recordings, scans, copies), REJECTED)
+        write_attribution(made, [c.path for c in recipe.recordings], out)
         write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
-        _write_csv(out / "manifest.csv", made)
+        write_table(out / "manifest.csv", made, list(made[0]))
     shutil.rmtree(state)
     return len(jobs)
 
@@ -310,11 +305,7 @@ def _identity(recipe: Design, recordings: Sequence[Recording], registry: Registr
 def _scan_all(
     recipe: Design, recordings: Sequence[Recording], state: State, processes: int
 ) -> dict[str, Scan]:
-    def key(recording: Recording) -> str:
-        stat = recording.path.stat() if recording.path else None
-        return f"{recording.name}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}"
-
-    todo = [r for r in recordings if key(r) not in state.done]
+    todo = [r for r in recordings if r.name not in state.done]
     bad: list[str] = []
 
     def results() -> Iterator[tuple[str, Any]]:
@@ -324,13 +315,13 @@ def _scan_all(
             if isinstance(found, str):
                 bad.append(found)
             else:
-                yield key(recording), to_json(found)
+                yield recording.name, to_json(found)
 
     state.add(results())
     if bad:
         more = f"; {len(bad) - 1} more recordings are bad too" if len(bad) > 1 else ""
         raise UserError(bad[0] + more)
-    return {r.name: from_json(state.done[key(r)]) for r in recordings}
+    return {r.name: from_json(state.done[r.name]) for r in recordings}
 
 
 def _registry(out: Path) -> tuple[Path, Registry]:
@@ -350,48 +341,9 @@ def _rejections(
         if r.name in copies:
             reason = f"same samples as {copies[r.name][1].name}"
         if reason:
-            out.append(
-                {
-                    "recording": r.name,
-                    "label": r.label,
-                    "category": r.category,
-                    "source_id": r.source_id,
-                    "reason": reason,
-                }
-            )
+            values = (r.name, r.label, r.category, r.source_id, reason)
+            out.append(dict(zip(REJECTED, values, strict=True)))
     return out
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV, whole or not at all."""
-    names = list(rows[0]) if rows else ["recording", "label", "category", "source_id", "reason"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(buffer.getvalue(), encoding="utf-8")
-    scratch.replace(path)
-
-
-def _attribution(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """ATTRIBUTION.md: what the clips were cut from, and under which licences."""
-    packages: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        packages[row["source_package"]][row["licence"]] += 1
-    lines = [
-        "# Where the clips come from",
-        "",
-        "Every clip is a changed excerpt; `manifest.csv` names recording, source, licence and start of each one.",
-        "",
-        "| package | clips by licence |",
-        "| --- | --- |",
-    ]
-    for name in sorted(packages):
-        shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(packages[name].items()))
-        cells = (" ".join(text.split()).replace("|", "\\|") for text in (name, shares))
-        lines.append(f"| {' | '.join(cells)} |")
-    (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def outline(recipe: Factorial | Variants, out: Path) -> list[str]:
@@ -415,7 +367,7 @@ def outline(recipe: Factorial | Variants, out: Path) -> list[str]:
     seconds = sum(c.duration_ms for c in cells) / len(cells) * total / 1000
     lines = [
         f"{total:,} clips: {len(cells)} conditions x {each}, {seconds / 60:.0f} minutes of audio,"
-        f" about {seconds * (22_000 if recipe.format == 'flac' else 6_000) / 1e6:.0f} MB",
+        f" about {seconds * 22_000 / 1e6:.0f} MB",
         "conditions: " + ", ".join(c.name for c in cells),
         "",
         f"{'split':6} {'category':12} {'sources':>8} {'recordings':>11} {'cuts needed':>12}"
@@ -513,7 +465,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check and not isinstance(recipe, Design):
         raise UserError("--check is for sets that are built from recordings; this recipe copies")
     if isinstance(recipe, Packages):
-        return debian.fetch(recipe, path.parent, args.out, args.packages, args.dry_run)
+        return debian.fetch(recipe, args.out, args.packages, args.dry_run)
     if isinstance(recipe, Import):
         recipe = replace(
             recipe,

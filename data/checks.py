@@ -1,6 +1,5 @@
 """The checks of a clip set, each a function that notes findings; data/audit.py is the command."""
 
-import csv
 import functools
 import hashlib
 import re
@@ -8,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,20 @@ import soundfile
 from numpy.typing import NDArray
 
 from data.cues import LIMIT, shortcut_accuracy
+from data.recordings import read_table
 from data.voice import Silero
 from evaluators.audio import RATE, Wave, load
-from evaluators.clips import SPLITS, Clip, manifest_path, read_manifest, read_registry
-from evaluators.errors import UserError
+from evaluators.clips import (
+    SPLITS,
+    Clip,
+    check_unheard,
+    heard_sources,
+    manifest_path,
+    read_manifest,
+    read_registry,
+    verify,
+)
+from evaluators.errors import LeakError, UserError
 
 CLIPPED = 0.9995  # a sample this close to full scale is taken for clipped
 ALIKE = 0.985  # cosine of two clips' spectra from which their samples are compared
@@ -57,6 +67,7 @@ class Audit:
 
     manifest: Path
     clips: list[Clip]
+    rows: list[dict[str, str]]  # of the manifest, one a clip
     findings: list[Finding] = field(default_factory=list)
     measures: list[Measures] = field(default_factory=list)
     shortcuts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -79,7 +90,7 @@ def spectrum(wave: Wave) -> NDArray[np.float32]:
     power = np.abs(np.fft.rfft(frames * np.hanning(size), axis=1)) ** 2 + 1e-9
     edges = np.geomspace(2, size // 2, 25).astype(int)
     bands = np.log(
-        np.stack([power[:, a : max(b, a + 1)].mean(axis=1) for a, b in zip(edges, edges[1:])], 1)  # noqa: B905, RUF007
+        np.stack([power[:, a : max(b, a + 1)].mean(axis=1) for a, b in pairwise(edges)], 1)
     )
     mean = bands.mean(axis=0)
     out = np.concatenate([mean - mean.mean(), bands.std(axis=0)])
@@ -146,26 +157,19 @@ def check_sources(audit: Audit) -> None:
                 True, f"leak: {len(wrong)} sources differ from the registry: {_examples(wrong)}"
             )
     cut_from: dict[str, set[str]] = defaultdict(set)
-    for clip, row in zip(audit.clips, _rows(audit.manifest), strict=True):
+    for clip, row in zip(audit.clips, audit.rows, strict=True):
         if row.get("recording"):
             cut_from[row["recording"]].add(clip.split)
         noise = same_name(row.get("noise_source") or "")
         if splits.get(noise, {clip.split}) != {clip.split}:
             text = f"leak: clip {clip.clip_id!r} in {clip.split} holds noise of source {noise!r}"
             audit.add(True, f"{text} in {' and '.join(sorted(splits[noise]))}", [clip.clip_id])
-        try:
-            off = abs(float(row.get("snr_db") or "nan") - float(row.get("snr_target_db") or "nan"))
-        except ValueError:
-            off = float("nan")
-        if off > 1:
-            text = f"clip {clip.clip_id!r}: snr_db {row['snr_db']} is {off:.1f} dB off its target"
-            audit.add(True, text, [clip.clip_id])
     for recording, found in sorted(cut_from.items()):
         if len(found) > 1:
             text = f"leak: recording {recording!r} stands in {' and '.join(sorted(found))}"
             audit.add(True, text)
     uploads: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for clip, row in zip(audit.clips, _rows(audit.manifest), strict=True):
+    for clip, row in zip(audit.clips, audit.rows, strict=True):
         for text in (clip.source_id, clip.path.name, row.get("recording") or ""):
             if match := FREESOUND.search(text):
                 uploads[match.group(1) or match.group(2)].add((clip.source_id, clip.split))
@@ -175,28 +179,19 @@ def check_sources(audit: Audit) -> None:
             audit.add(True, f"leak: Freesound upload {upload} stands in two splits: {names}")
 
 
-def _rows(manifest: Path) -> list[dict[str, str]]:
-    with manifest_path(manifest).open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return list(csv.DictReader(file))
-
-
 def check_heard(audit: Audit, checkpoint: str) -> None:
     """Sources of dev and test that a checkpoint was trained on."""
     from evaluators.checkpoint import open_checkpoint
 
-    heard = open_checkpoint(checkpoint).trained_on
-    if heard is None:
-        audit.add(False, f"what {checkpoint!r} was trained on is unknown: it stores no source ids")
-        return
-    judged = {c.source_id for c in audit.clips if c.split != "train"}
-    overlap = sorted(judged & heard)
-    if overlap:
-        audit.add(
-            True,
-            f"leak: checkpoint {checkpoint!r} was trained on {len(overlap)} sources of dev or test:"
-            f" {_examples(overlap)}",
-            [c.clip_id for c in audit.clips if c.source_id in overlap and c.split != "train"],
-        )
+    stored = open_checkpoint(checkpoint).trained_on
+    heard = heard_sources(checkpoint, stored, audit.manifest, None, ())
+    judged = [c for c in audit.clips if c.split != "train"]
+    try:
+        for text in check_unheard(judged, heard, checkpoint):
+            audit.add(False, text)
+    except LeakError as error:
+        ids = [c.clip_id for c in judged if c.source_id in (heard or ())]
+        audit.add(True, f"leak: {error}", ids)
 
 
 def check_files(audit: Audit, voice: Silero | None) -> None:
@@ -207,10 +202,7 @@ def check_files(audit: Audit, voice: Silero | None) -> None:
     broken: list[str] = []
     for clip in track(audit.clips, "clips", console=Console(stderr=True)):
         try:
-            if not clip.path.is_file():
-                raise UserError(f"clip {clip.clip_id!r}: {str(clip.path)!r} is missing")
-            if hashlib.sha256(clip.path.read_bytes()).hexdigest() != clip.sha256:
-                raise UserError(f"clip {clip.clip_id!r}: the file is not the manifest's (SHA-256)")
+            verify([clip])
             audit.measures.append(measure(clip, voice))
         except UserError as error:
             broken.append(str(error))
@@ -227,7 +219,7 @@ def check_content(audit: Audit) -> None:
         if m.peak > 0:
             by_pcm[m.pcm].append(m.clip)
     seen: set[tuple[str, str]] = set()
-    noise = {r["clip_id"]: r.get("noise_source") or "" for r in _rows(audit.manifest)}
+    noise = {r["clip_id"]: r.get("noise_source") or "" for r in audit.rows}
 
     def note(a: Clip, b: Clip, how: str) -> None:
         key = (min(a.source_id, b.source_id), max(a.source_id, b.source_id))
@@ -310,6 +302,31 @@ def check_measures(audit: Audit) -> None:
             )
 
 
+def check_targets(audit: Audit) -> None:
+    """SNR and T60 as measured against what was asked for."""
+
+    def number(row: dict[str, str], name: str) -> float:
+        try:
+            return float(row.get(name) or "nan")
+        except ValueError:
+            return float("nan")
+
+    for kind, target, unit, limit in (
+        ("snr_db", "snr_target_db", "dB", 1.0),
+        ("t60_s", "t60_target_s", "s", 0.25),
+    ):
+        off = {r["clip_id"]: abs(number(r, kind) - number(r, target)) for r in audit.rows}
+        off = {clip: value for clip, value in off.items() if np.isfinite(value)}
+        if off:
+            worst = max(off, key=lambda clip: off[clip])
+            audit.add(
+                off[worst] > limit,
+                f"{kind} of {len(off)} clips lies at most {off[worst]:.3f} {unit} off what was asked"
+                f" for ({worst})",
+                [worst],
+            )
+
+
 def check_cells(audit: Audit) -> None:
     """Cells with one class only, and too few sources for a claim."""
     cells: dict[tuple[str, int, str], set[str]] = defaultdict(set)
@@ -361,7 +378,8 @@ def audit_clips(
     Raises:
         UserError: The manifest cannot be read.
     """
-    audit = Audit(manifest, read_manifest(manifest, labels, leaks=True))
+    clips = read_manifest(manifest, labels, leaks=True)
+    audit = Audit(manifest, clips, [row for _, row in read_table(manifest_path(manifest), ())])
     check_sources(audit)
     if checkpoint is not None:
         check_heard(audit, checkpoint)
@@ -374,6 +392,7 @@ def audit_clips(
     check_files(audit, voice)
     check_content(audit)
     check_measures(audit)
+    check_targets(audit)
     check_cells(audit)
     if len(audit.measures) == len(audit.clips):
         check_shortcuts(audit)

@@ -5,8 +5,6 @@ cut. `apt-get download` and `dpkg -x` do the rest; nothing is installed. Some pa
 (.pk3), Qt resources (.rcc), RIFF in a .cat.
 """
 
-import csv
-import io
 import shutil
 import struct
 import subprocess
@@ -24,8 +22,8 @@ import soundfile
 import soxr
 
 from data.recipe import Packages
-from data.recordings import read_table
-from data.render import EXTENSION, encode
+from data.recordings import read_table, write_table
+from data.render import encode
 from evaluators.audio import RATE, Wave
 from evaluators.errors import PauseError, UserError
 
@@ -41,17 +39,27 @@ COLUMNS = (
     "duration_s",
     "est_snr_db",
 )
+LISTED = (
+    "path",
+    "label",
+    "category",
+    "source_id",
+    "source_package",
+    "source_file",
+    "language",
+    "duration_s",
+    "licence",
+    "est_snr_db",
+    "start_s",
+)
 RAW = {".raw": 16_000}  # bare 16-bit samples and their rate
 
 
-def fetch(
-    recipe: Packages, base: Path, out: Path, packages: str | None, dry_run: bool = False
-) -> int:
+def fetch(recipe: Packages, out: Path, packages: str | None, dry_run: bool = False) -> int:
     """Writes manifest.csv, audio/ and licences/ into `out`. Packages that are there already are not fetched again.
 
     Args:
         recipe: With the catalogue's path and the packages by default.
-        base: Unused but for messages; paths in the recipe are absolute by now.
         out: Folder to write.
         packages: Names separated by commas, "all", or None for the recipe's.
         dry_run: Only print what would be fetched.
@@ -107,12 +115,12 @@ def fetch(
         finished = out / ".done" / f"{name}.csv"
         if not finished.is_file():
             print(f"{number}/{len(wanted)} {name}", file=sys.stderr, flush=True)
-            made, lost = _package(name, part, recipe, out)
+            made, lost = _package(name, part, out)
             missing += lost
             finished.parent.mkdir(exist_ok=True)
-            _write(finished, made)
+            write_table(finished, made, LISTED)
         done += [row for _, row in read_table(finished, ("path",))]
-    _write(out / "manifest.csv", done)
+    write_table(out / "manifest.csv", done, LISTED)
     shutil.rmtree(out / ".done")
     for line in missing[:10]:
         print(f"warning: {line}", file=sys.stderr)
@@ -125,7 +133,7 @@ def fetch(
 
 
 def _package(
-    name: str, rows: Sequence[dict[str, str]], recipe: Packages, out: Path
+    name: str, rows: Sequence[dict[str, str]], out: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
@@ -159,14 +167,9 @@ def _package(
                 continue
             stem = row["file"].replace("/", "_").rsplit(".", 1)[0]
             start = f"{float(row['start_s']):g}".replace(".", "p")
-            target = (
-                Path(row["label"].lower())
-                / row["category"]
-                / name
-                / f"{stem}-{start}.{EXTENSION[recipe.format]}"
-            )
+            target = Path(row["label"].lower()) / row["category"] / name / f"{stem}-{start}.ogg"
             (out / target).parent.mkdir(parents=True, exist_ok=True)
-            (out / target).write_bytes(encode(wave, recipe.format))
+            (out / target).write_bytes(encode(wave, "opus"))
             made.append(
                 {
                     "path": target.as_posix(),
@@ -298,13 +301,3 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
         yield here, blob
 
     yield from walk(0, "")
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["path"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(buffer.getvalue(), encoding="utf-8")
-    scratch.replace(path)

@@ -7,7 +7,6 @@ mixed with noise, normalised and written as Ogg/Opus.
 
 import csv
 import hashlib
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from data.attribution import write_attribution
 from data.cues import cues
-from data.recordings import read_table
+from data.recordings import read_table, write_table
 from data.render import encode, pcm_digest
 from data.scan import stable
 from data.voice import FRAME as VOICE_FRAME
@@ -223,12 +223,9 @@ def build(recipe: dict[str, Any], folder: Path, out: Path) -> None:
     (out / "clips").mkdir(parents=True)
     for split in ("train", "dev", "test"):
         rows += _build_split(recipe, split, splits, recordings, pool, waves, out)
-    with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out / "manifest.csv", rows, list(rows[0]))
     write_registry(out / "registry.json", Registry(splits, {}))
-    _attribution(rows, folder, out)
+    write_attribution(rows, [folder], out)
 
 
 def _build_split(
@@ -344,40 +341,6 @@ def _write(
         "language": recording.language,
         "start_s": f"{window.start / RATE:.3f}",
     }
-
-
-def _attribution(rows: Sequence[dict[str, Any]], folder: Path, out: Path) -> None:
-    """ATTRIBUTION.md and the copyright files of the packages in use."""
-    packages: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        packages[row["source_package"]][row["licence"]] += 1
-    lines = [
-        "# Where the clips come from",
-        "",
-        (
-            "Cut from recordings in Debian packages, mixed with synthetic noise, peak-normalised"
-            " and coded as Ogg/Opus:"
-        ),
-        (
-            "every clip is a changed excerpt. `manifest.csv` names recording, source, licence and"
-            " start of each one."
-        ),
-        "Clips of GPL recordings are data under that licence, apart from the licence of the code.",
-        "The full notices are in `licences/`.",
-        "",
-        "| package | clips by licence |",
-        "| --- | --- |",
-    ]
-    (out / "licences").mkdir()
-    for package in sorted(packages):
-        lines.append(
-            f"| {package} |"
-            f" {', '.join(f'{name}: {n}' for name, n in sorted(packages[package].items()))} |"
-        )
-        notice = folder / "licences" / f"{package}.copyright"
-        if notice.is_file():
-            shutil.copyfile(notice, out / "licences" / notice.name)
-    (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def compare(built: Path, shipped: Path) -> list[str]:

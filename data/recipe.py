@@ -41,7 +41,6 @@ class Design:
     durations_ms: tuple[int, ...] = (200, 300, 500, 1000)
     snrs_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 20.0)
     level: Literal["peak", "rms"] = "peak"
-    format: Literal["flac", "opus"] = "flac"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ class Packages:
     design: str
     catalogue: Path = Path("debian.csv")
     packages: tuple[str, ...] = ()  # empty: all of the catalogue
-    format: Literal["opus", "flac"] = "opus"
 
 
 DESIGNS = {"factorial": Factorial, "variants": Variants, "import": Import, "packages": Packages}

@@ -5,15 +5,17 @@ tables only; no audio is decoded here.
 """
 
 import csv
+import io
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from evaluators.errors import UserError
+from opro.runs import write_text
 
 AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".w64"}
 CATEGORIES = ("speech", "environment", "music", "animal", "noise", "silence")
@@ -148,6 +150,15 @@ def file_below(root: Path, name: str, where: str) -> Path:
     if not there:
         raise UserError(f"{where} {name!r} is no file below {str(root)!r}")
     return path
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as CSV, whole or not at all, values as they are: what `read_table` reads back."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
 
 
 def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

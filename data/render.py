@@ -22,11 +22,8 @@ from evaluators.audio import (
 )
 from evaluators.degrade import band_limit, reverberate, schroeder_t60, synthetic_response
 
-RMS = (
-    0.1  # level "rms": the first study's target, lowered where the peak would pass PEAK's headroom
-)
+RMS = 0.1  # level "rms": the first study's target, lowered where the peak would clip
 FULL_SCALE = 0.999
-EXTENSION = {"flac": "flac", "opus": "ogg"}
 
 
 def cut_wave(cut: Cut) -> Wave:
@@ -98,18 +95,17 @@ def make(job: Job, recipe: Design) -> tuple[bytes, dict[str, Any]]:
         wave, _ = add_noise(wave, added, condition.snr_db)
     gain = 1.0 if silent else gain_to_level(wave, recipe.level)
     foreground, wave = foreground * np.float32(gain), wave * np.float32(gain)
-    encoded = encode(wave, recipe.format)
+    encoded = encode(wave, "flac")
     written, _ = soundfile.read(io.BytesIO(encoded), dtype="float32")
     has_snr = bool(job.noise) and recording.category not in ("noise", "silence")
     noise_cut = job.noise_cut
-    heard = written if recipe.format == "flac" else wave  # a lossy codec's error is no added noise
     row = {
         "clip_id": job.clip_id,
-        "path": f"clips/{job.clip_id}.{EXTENSION[recipe.format]}",
+        "path": f"clips/{job.clip_id}.flac",
         "label": recording.label,
         "category": recording.category,
         "duration_ms": round(1000 * len(written) / RATE, 3),
-        "snr_db": f"{measured_snr(foreground, heard):.3f}" if has_snr else "",
+        "snr_db": f"{measured_snr(foreground, written):.3f}" if has_snr else "",
         "condition": condition.name,
         "source_id": recording.source_id,
         "split": job.split,

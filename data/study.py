@@ -1,8 +1,6 @@
 """Imports clip sets of the first study: its `*_metadata.csv` files become a manifest with splits by source."""
 
-import csv
 import hashlib
-import io
 import math
 import re
 import shutil
@@ -13,7 +11,7 @@ from typing import Any
 
 from data.design import split_of
 from data.recipe import Import
-from data.recordings import file_below, read_table
+from data.recordings import file_below, read_table, write_table
 from evaluators.audio import load
 from evaluators.clips import Registry, load_registry, registry_path, write_registry
 from evaluators.errors import UserError
@@ -145,10 +143,4 @@ def _write(rows: list[dict[str, Any]], files: dict[str, Path], out: Path) -> Non
     (out / "clips").mkdir(parents=True, exist_ok=True)
     for row in rows:
         shutil.copyfile(files[row["clip_id"]], out / row["path"])
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    scratch = out / "manifest.part"
-    scratch.write_text(buffer.getvalue(), encoding="utf-8")
-    scratch.replace(out / "manifest.csv")
+    write_table(out / "manifest.csv", rows, list(rows[0]))

@@ -97,10 +97,9 @@ class Endpoint:
             try:
                 for job in jobs:
                     job.result()
-            except BaseException:
+            finally:  # what has not begun when one fails is not sent
                 for job in jobs:
                     job.cancel()
-                raise
         self.forwards += len(prompts) * len(clips)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 

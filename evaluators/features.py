@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from evaluators.audio import RATE, load, shuffle
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 
+log = logging.getLogger(__name__)
 FRONT_END = "1"  # raise it whenever the features of a clip change
 
 
@@ -80,11 +82,15 @@ class FeatureStore:
         if path is None or heard.mel is not None:
             return
         whole = np.concatenate([np.full((len(mel), 1), heard.frames, dtype=np.float32), mel], 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        with scratch.open("wb") as file:
-            np.save(file, whole)
-        scratch.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("wb") as file:
+                np.save(file, whole)
+            scratch.replace(path)
+        except OSError as error:  # a full disk costs time, not results
+            scratch.unlink(missing_ok=True)
+            log.warning("features are not kept: %s", error)
 
     def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor

@@ -48,12 +48,12 @@ class Cache:
         layers, channels, dtype, _ = self._shape
         return 2 * layers * channels * dtype.itemsize
 
-    def grow(self, places: int) -> None:
-        """Makes room for `places` in all; the last place is nobody's, padding is written there."""
+    def grow(self, places: int, most: int) -> None:
+        """Makes room for `places` in all, by doubling up to `most`; the last place takes what is padding."""
         if places < self.capacity:
             return
         layers, channels, dtype, device = self._shape
-        capacity = max(1024, 2 * self.capacity, places + 1)
+        capacity = max(places + 1, min(max(1024, 2 * self.capacity), most))
 
         def moved(old: Tensor | None) -> Tensor:
             new = torch.zeros(capacity, channels, dtype=dtype, device=device)

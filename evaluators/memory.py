@@ -1,6 +1,6 @@
 """What fits a card: batch shapes, whether 4-bit weights are expanded, how many clips' keys and values are kept."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 CARDS_GIB = (8, 12, 24, 80)
@@ -33,9 +33,38 @@ def shape_for(gib: float | None) -> Shape:
     return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
 
 
-def expands(quantisation: str, gib: float | None) -> bool:
-    """Whether 4-bit weights are expanded once: where bf16 weights leave half of the card free."""
-    return quantisation != "none" and gib is not None and gib > 32
+def expands(config: Any, gib: float) -> bool:
+    """Whether 4-bit weights are expanded once: where bf16 weights and a batch leave a quarter of the card."""
+    weights = weight_counts(config)
+    plain = 2 * sum(weights) + batch_bytes(config, shape_for(gib))
+    return plain / 2**30 + CONTEXT_GIB < 0.75 * gib
+
+
+def weight_counts(config: Any) -> tuple[int, int, int]:
+    """Weights of (the language model's layers, embeddings and head, the audio tower), as counts."""
+    text, audio = config.text_config, config.audio_config
+    kv = _kv_width(text)
+    layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * kv
+    layer += 3 * text.hidden_size * text.intermediate_size
+    tower = audio.encoder_layers * (
+        4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
+    )
+    return text.num_hidden_layers * layer, 2 * text.vocab_size * text.hidden_size, tower
+
+
+def batch_bytes(config: Any, shape: Shape) -> float:
+    """What a batch of suffixes takes between the layers and at the head."""
+    text = config.text_config
+    wide = max(2 * text.intermediate_size, text.hidden_size + 2 * _kv_width(text))
+    return (
+        shape.tokens * (3 * text.hidden_size + 1.5 * wide) * 2
+        + shape.kept * text.vocab_size * 10  # logits in bf16 and float32, and their logarithms
+    )
+
+
+def _kv_width(text: Any) -> int:
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(text.num_key_value_heads * head)
 
 
 def cache_bytes(total: float, free: float) -> float:
@@ -81,24 +110,14 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
         quantisation: ``none`` or ``nf4``.
         gib: Memory of the card.
     """
-    text, audio = config.text_config, config.audio_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv = text.num_key_value_heads * head
-    layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * kv
-    layer += 3 * text.hidden_size * text.intermediate_size
-    products = text.num_hidden_layers * layer
-    tower = audio.encoder_layers * (
-        4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
-    )
-    plain = 2 * text.vocab_size * text.hidden_size  # embeddings and head stay as they are
-    expanded = expands(quantisation, gib)
+    text = config.text_config
+    products, plain, tower = weight_counts(config)
     packed = quantisation != "none"
+    expanded = packed and expands(config, gib)
     weights = plain * 2 + tower * (NF4_BYTES if packed else 2)
     weights += products * (2 if expanded or not packed else NF4_BYTES)
     shape = shape_for(gib)
-    wide = max(2 * text.intermediate_size, text.hidden_size + 2 * kv)
-    batch = shape.tokens * (3 * text.hidden_size + 1.5 * wide) * 2
-    batch += shape.kept * text.vocab_size * 10
+    batch = batch_bytes(config, shape)
     if packed and not expanded:
         batch += (
             2 * text.hidden_size * text.intermediate_size * 2
@@ -106,7 +125,7 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
     total = gib * 2**30
     free = total - CONTEXT_GIB * 2**30 - weights - batch
     cache = cache_bytes(total, free)
-    place = 2 * text.num_hidden_layers * kv * 2
+    place = 2 * text.num_hidden_layers * _kv_width(text) * 2
     share = REACHED["kept" if packed and not expanded else "plain"]
     return MemoryPlan(
         gib,
@@ -118,8 +137,3 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
         shape,
         share * 100e12 / (2 * products * SUFFIX_TOKENS),
     )
-
-
-def as_list(shape: Shape) -> list[int]:
-    """The shape as plain numbers, for a digest."""
-    return list(astuple(shape))

@@ -20,7 +20,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from evaluators.clips import Clip
 from evaluators.features import FeatureStore, Heard
 from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
 from evaluators.loading import card_gib, flatten, load_model, pick_device, pick_dtype
-from evaluators.memory import Shape, as_list, cache_bytes, expands, shape_for
+from evaluators.memory import Shape, cache_bytes, expands, shape_for
 from evaluators.prompts import Prompt, after_audio, before_audio, encode
 from evaluators.scores import ScoreTable
 
@@ -141,11 +141,7 @@ class QwenAudio:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.shape = shape or shape_for(card_gib(self.device))
-        self.dequantise = (
-            expands(checkpoint.quantisation, card_gib(self.device))
-            if dequantise is None
-            else dequantise
-        )
+        self._dequantise = dequantise
         self._features = features
         self._loaded = loaded
         self.forwards = 0  # evals that went through the model
@@ -163,10 +159,17 @@ class QwenAudio:
         }
         if self.dtype != torch.float32:
             card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-            parts |= {"card": card, "shape": [*as_list(self.shape), TOWER_BATCH[self.device.type]]}
+            parts |= {"card": card, "shape": [*astuple(self.shape), TOWER_BATCH[self.device.type]]}
             if self.checkpoint.quantisation != "none":
                 parts["expanded"] = self.dequantise
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def dequantise(self) -> bool:
+        """Whether 4-bit weights are expanded once."""
+        if self.checkpoint.quantisation == "none" or self.gib is None:
+            return False
+        return expands(self.config, self.gib) if self._dequantise is None else self._dequantise
 
     @property
     def gib(self) -> float | None:
@@ -214,11 +217,6 @@ class QwenAudio:
         by_system: dict[str, list[Plan]] = {}
         for number, prompt in enumerate(prompts):
             plan = plan_row(number, encode(tokenizer, after_audio(prompt.text)), answers[number])
-            if len(plan.ids) > self.shape.tokens or plan.kept > self.shape.kept:
-                raise PromptError(
-                    f"prompt {prompt.prompt_id} has {len(plan.ids)} tokens with its answers; at"
-                    f" most {self.shape.tokens} fit a batch here"
-                )
             by_system.setdefault(prompt.system, []).append(plan)
         with torch.inference_mode():
             for system, plans in by_system.items():
@@ -246,6 +244,12 @@ class QwenAudio:
         top: np.ndarray,
     ) -> None:
         """Scores prompts of one system message: clips outside, prompts inside, results fetched at the end."""
+        for plan in plans:  # here, since the shape may have been halved
+            if len(plan.ids) > self.shape.tokens or plan.kept > self.shape.kept:
+                raise PromptError(
+                    f"prompt {plan.prompt + 1} of this call has {len(plan.ids)} tokens with its"
+                    f" answers; at most {self.shape.tokens} fit a batch here"
+                )
         # Long rows first: the same order whatever the order of the prompts.
         plans = sorted(plans, key=lambda p: (-len(p.ids), p.prompt))
         cells: list[np.ndarray] = []
@@ -287,10 +291,10 @@ class QwenAudio:
         batches = list(
             self._batches(waiting, lambda job: (len(job[0].ids), job[0].kept), self.shape.tokens)
         )
-        if self._bucket(1):  # rows of several length buckets: any batch may be a part one
-            yield from batches if last else ()
-        else:
-            yield from batches if last else batches[:-1]
+        if last:
+            yield from batches
+        elif self.transformer.kernels is not None:  # else any bucket of lengths may wait for more
+            yield from batches[:-1]
 
     def _bucket(self, tokens: int) -> int:
         """Rows of one bucket may share a batch: without kernels, attention pads them to one length."""
@@ -482,7 +486,7 @@ class QwenAudio:
             self._known.clear()
         cache = self.transformer.new_cache()
         ids = np.array(encode(self.processor.tokenizer, before_audio(system)), dtype=np.int64)
-        cache.grow(len(ids) + 1)
+        cache.grow(len(ids), 0)
         self._step(
             cache,
             -(-len(ids) // 64) * 64,
@@ -508,7 +512,7 @@ class QwenAudio:
         cache, first = known.cache, known.cache.used
         lengths = np.array([len(a) for _, a in batch])
         start = np.concatenate([[0], np.cumsum(lengths)])
-        cache.grow(first + int(start[-1]) + 1)
+        cache.grow(first + int(start[-1]), int(self._prefix_budget() // cache.bytes_per_place))
         place = np.concatenate([np.arange(n) for n in lengths])
         self._step(
             cache,

@@ -37,7 +37,8 @@ class Settings:
     candidates: int = flag(10, "prompts a round", min=1)
     checkpoint: str = flag(
         "pocket-base",
-        "shipped name (pocket-base, pocket-lora), directory or hub id; 'fake' needs no weights",
+        "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
+        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
     )
     adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
     prompt_spec: Path | None = flag(

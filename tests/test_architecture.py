@@ -30,7 +30,7 @@ LAYERS = [
     ["opro.loop"],
     ["opro.summary"],
     ["opro.optimize", "opro.leaderboard", "opro.rescore"],
-    ["data.grammar", "data.cues", "data.voice", "data.recordings"],
+    ["data.grammar", "data.cues", "data.voice", "data.recordings", "data.attribution"],
     ["data.recipe", "data.checks"],
     ["data.scan", "data.audit_page"],
     ["data.design", "data.audit"],

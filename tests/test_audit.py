@@ -127,10 +127,10 @@ def plant_digest(rows, waves):
         (plant_recording, "recording 'r0.wav' stands in dev and train"),
         (plant_spelling, "source 'source0' stands in dev and train"),
         (plant_noise, "clip 'c4-0' in dev holds noise of source 'source0' in train"),
-        (plant_snr, "snr_db 0 is 10.0 dB off its target"),
+        (plant_snr, "lies at most 10.000 dB off what was asked for (c4-0)"),
         (plant_clipping, "1 clips clip (3 samples"),
         (plant_silence, "1 clips are digital silence"),
-        (plant_digest, "the file is not the manifest's"),
+        (plant_digest, "the manifest says 000000000000"),
     ],
 )
 def test_what_was_planted_is_found(clip_set, plant, message):
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_heard_the_clips_is_found(clip_set, monkeypatch):
         rows[8]["source_id"] = rows[9]["source_id"] = sorted(real.trained_on)[0]
 
     found = faults(clip_set(plant), checkpoint="pocket-base")
-    assert any("was trained on 1 sources of dev or test" in f for f in found)
+    assert any("was trained on 1 of the sources to be scored" in f for f in found)
 
 
 def test_a_shortcut_is_found(clip_set):

@@ -195,10 +195,10 @@ def test_adding_sources_moves_none():
     assert {n: split_of(n, shares) for n in names[:100]} == {n: split[n] for n in names[:100]}
     for name, share in shares.items():
         assert sum(s == name for s in split.values()) / 3000 == pytest.approx(share, abs=0.03)
-    assert (
-        quotas(7, shares) == {"train": 4, "dev": 2, "test": 1}
-        or sum(quotas(7, shares).values()) == 7
-    )
+    for total in (1, 7, 50, 970):
+        found = quotas(total, shares)
+        assert sum(found.values()) == total
+        assert all(abs(found[name] - share * total) < 1 for name, share in shares.items())
 
 
 def test_a_project_has_one_registry(recordings, recipe, tmp_path):

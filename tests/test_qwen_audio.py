@@ -306,6 +306,23 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, s
     assert small.shape.tokens == 192 and {768, 384, 192} <= set(calls)
 
 
+def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator, seeds, clips):
+    whole = evaluator.score(seeds, clips).logp
+    small = QwenAudio(
+        evaluator.checkpoint,
+        "cpu",
+        "float32",
+        shape=replace(evaluator.shape, prefix=8),
+        loaded=(evaluator.transformer.model, evaluator.processor),
+    )
+    begin, begun = small._begin, []
+    small._begin = lambda system: begun.append(system) or begin(system)
+    small._prefix_budget = lambda: 80 * small.transformer.new_cache().bytes_per_place
+    for _ in range(2):
+        assert np.abs(small.score(seeds, clips).logp - whole).max() < CLOSE
+    assert len(begun) > 2
+
+
 def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
     model16 = QwenAudio(evaluator.checkpoint, "cpu", "bfloat16")
     whole = model16.score(seeds, clips).logp

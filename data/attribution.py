@@ -1,0 +1,48 @@
+"""ATTRIBUTION.md of a clip set: what the clips were cut from, under which licences, with the packages' notices."""
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opro.runs import write_text
+
+INTRO = (
+    "# Where the clips come from",
+    "",
+    "Cut from the recordings below, mixed with noise, normalised and coded anew: every clip is a changed excerpt.",
+    "`manifest.csv` names recording, source, licence and start of each one. Clips of GPL recordings are data",
+    "under that licence, apart from the licence of the code. Full notices, where the recordings came with them,",
+    "are in `licences/`.",
+    "",
+    "| package | clips by licence |",
+    "| --- | --- |",
+)
+
+
+def write_attribution(
+    rows: Sequence[Mapping[str, Any]], collections: Sequence[Path], out: Path
+) -> None:
+    """Writes ATTRIBUTION.md, and copies the notices that lie in `licences/` beside the recordings.
+
+    Args:
+        rows: Rows of the manifest, with source_package and licence.
+        collections: Folders, or tables, of recordings.
+        out: Folder of the clip set.
+    """
+    packages: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        packages[row["source_package"]][row["licence"]] += 1
+    lines = list(INTRO)
+    for name in sorted(packages):
+        shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(packages[name].items()))
+        cells = (" ".join(text.split()).replace("|", "\\|") for text in (name, shares))
+        lines.append(f"| {' | '.join(cells)} |")
+        for folder in collections:
+            root = folder if folder.is_dir() else folder.parent
+            notice = root / "licences" / f"{Path(name).name}.copyright"
+            if notice.is_file():
+                (out / "licences").mkdir(exist_ok=True)
+                shutil.copyfile(notice, out / "licences" / notice.name)
+    write_text(out / "ATTRIBUTION.md", "\n".join(lines) + "\n")
