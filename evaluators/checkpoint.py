@@ -14,6 +14,8 @@ from evaluators.prompts import Prompt, prompt_from
 POCKET = Path(__file__).resolve().parent.parent / "data" / "pocket"
 SHIPPED = {"pocket-base": POCKET / "base", "pocket-lora": POCKET / "lora"}
 Quantisation = Literal["none", "nf4"]
+OMNI = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can be scored
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ def open_checkpoint(
         raise UserError(
             f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled"
             " weights are not read"
+        )
+    kind = _json(folder / "config.json").get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
+            f" {', '.join(MODEL_TYPES)}"
+        )
+    if kind in OMNI and quantisation != "none":
+        raise UserError(
+            f"--quantization {quantisation} does not reach the experts of {name!r}, which hold most"
+            " of its weights; use none"
         )
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
         raise UserError(

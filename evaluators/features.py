@@ -43,12 +43,21 @@ class Heard:
 
 
 class FeatureStore:
-    """Log-mel features of clips, kept on disk by content when a folder is given."""
+    """Log-mel features of clips, kept on disk by content when a folder is given.
 
-    def __init__(self, folder: Path | None, extractor: Any) -> None:
+    Args:
+        folder: Where they are kept; None: nowhere.
+        extractor: A WhisperFeatureExtractor.
+        whole_window: Whether the model's processor pads every clip to the extractor's whole window, or not at all.
+    """
+
+    def __init__(self, folder: Path | None, extractor: Any, whole_window: bool = True) -> None:
         self.folder = folder
         self.extractor = extractor
+        self.whole_window = whole_window
         about = extractor.to_dict() | {"front_end": FRONT_END}
+        if not whole_window:
+            about["padding"] = "none"
         self._about = json.dumps(about, sort_keys=True, default=str)
         filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
         self._filters = filters.T.contiguous()
@@ -69,12 +78,15 @@ class FeatureStore:
             except (ValueError, OSError, EOFError, IndexError):
                 pass  # half a file: made anew
         wave = clip_wave(clip)
+        hop = self.extractor.hop_length
+        if not self.whole_window:
+            return Heard(key, len(wave) // hop, None, wave)
         if len(wave) > self.extractor.n_samples:
             raise UserError(
                 f"clip {clip.clip_id!r} lasts {len(wave) / RATE:.2f} s, the model hears "
                 f"{self.extractor.n_samples / RATE:.0f} s; cut it first"
             )
-        return Heard(key, -(-len(wave) // self.extractor.hop_length), None, wave)
+        return Heard(key, -(-len(wave) // hop), None, wave)
 
     def keep(self, heard: Heard, mel: NDArray[np.float32]) -> None:
         """Writes features that are not on disk yet."""
@@ -96,10 +108,16 @@ class FeatureStore:
         """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
         gives, to the bit.
 
-        Written out here because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
+        Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
         little past the clip instead of to the whole window: the log floor comes from the clip's maximum and the frames
         that the tower reads end before the new edge, so the values are those of the full window.
         """
+        if not self.whole_window:
+            parts = [
+                self.extractor(w, sampling_rate=RATE, padding=True, truncation=False) for w in waves
+            ]
+            frames = min(len(w) for w in waves) // self.extractor.hop_length
+            return np.concatenate([p["input_features"][..., :frames] for p in parts])
         frames = -(-max(map(len, waves)) // self.extractor.hop_length)
         samples = min(self.extractor.n_samples, (frames + 8) * self.extractor.hop_length)
         padded = np.zeros((len(waves), samples), dtype=np.float32)

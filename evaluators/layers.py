@@ -122,13 +122,17 @@ class Block:
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv = Linear([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = Linear([attention.o_proj])
-        self.gate_up = Linear([mlp.gate_proj, mlp.up_proj])
-        self.down = Linear([mlp.down_proj])
+        self.q_norm = getattr(attention, "q_norm", None)  # Qwen3 normalises each head
+        self.k_norm = getattr(attention, "k_norm", None)
+        self.experts = None if hasattr(mlp, "gate_proj") else mlp  # run by the stock layer
+        if self.experts is None:
+            self.gate_up = Linear([mlp.gate_proj, mlp.up_proj])
+            self.down = Linear([mlp.down_proj])
         self.norm_1, self.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
 
 
 class Transformer:
-    """The language model of a Qwen2-Audio checkpoint, run on packed tokens."""
+    """The language model of a checkpoint, dense or with experts, run on packed tokens."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -175,6 +179,7 @@ class Transformer:
         h = self._norm(x, self.blocks[0].norm_1)
         for i, block in enumerate(self.blocks):
             qkv = block.qkv(h)
+            self._norm_heads(qkv, block)
             self._rotate(qkv, cos, sin)
             q, k, v = qkv.split([q_width, kv_width, kv_width], 1)
             if write is not None:
@@ -197,13 +202,29 @@ class Transformer:
                 )  # fmt: skip
             h = self._add_norm(x, block.out(out), block.norm_2)
             following = self.lm.norm if i == last else self.blocks[i + 1].norm_1
-            h = self._add_norm(x, block.down(self._gate(block.gate_up(h))), following)
+            h = self._add_norm(x, self._feed_forward(h, block), following)
         return h
 
     def read(self, hidden: Tensor, at: Tensor, token: Tensor) -> Tensor:
         """``[pair]`` log-probabilities in nats over the full vocabulary of pairs (kept state, token)."""
         logits = self.model.lm_head(hidden).float()
         return logits[at, token] - logits.logsumexp(-1)[at]
+
+    def _feed_forward(self, h: Tensor, block: Block) -> Tensor:
+        if block.experts is not None:
+            return block.experts(h[None])[0]
+        return block.down(self._gate(block.gate_up(h)))
+
+    def _norm_heads(self, qkv: Tensor, block: Block) -> None:
+        """Normalises each head of queries and keys in place, where the model does."""
+        if block.q_norm is None:
+            return
+        first = 0
+        for norm, heads in ((block.q_norm, self.heads), (block.k_norm, self.kv_heads)):
+            end = first + heads * self.head_dim
+            part = qkv[:, first:end].view(len(qkv), heads, self.head_dim)
+            part.copy_(norm(part))
+            first = end
 
     def _norm(self, x: Tensor, norm: Any) -> Tensor:
         if self.kernels is None:

@@ -1,4 +1,4 @@
-"""Loads a Qwen2-Audio checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code."""
+"""Loads a checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code."""
 
 import warnings
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from evaluators.checkpoint import Checkpoint
+from evaluators.family import Family
 from evaluators.errors import UserError
 
 
@@ -77,9 +78,11 @@ def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:
         setattr(module, name, plain)
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(
+    checkpoint: Checkpoint, family: Family, device: torch.device, dtype: torch.dtype
+) -> Any:
     """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
-    from transformers import BitsAndBytesConfig, Qwen2AudioForConditionalGeneration
+    import transformers
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
@@ -88,14 +91,14 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     options: dict[str, Any] = {} if device.type == "mps" else {"device_map": {"": device}}
     if checkpoint.quantisation == "nf4":
         options |= {
-            "quantization_config": BitsAndBytesConfig(
+            "quantization_config": transformers.BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             ),
         }
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(
+    model = getattr(transformers, family.model_class).from_pretrained(
         checkpoint.base, dtype=dtype, use_safetensors=True, **options
     )
     if device.type == "mps":

@@ -36,20 +36,31 @@ def shape_for(gib: float | None) -> Shape:
 def expands(config: Any, gib: float) -> bool:
     """Whether 4-bit weights are expanded once: where bf16 weights and a batch leave a quarter of the card."""
     weights = weight_counts(config)
-    plain = 2 * sum(weights) + batch_bytes(config, shape_for(gib))
+    plain = 2 * (sum(weights) - weights[1]) + batch_bytes(config, shape_for(gib))
     return plain / 2**30 + CONTEXT_GIB < 0.75 * gib
 
 
-def weight_counts(config: Any) -> tuple[int, int, int]:
-    """Weights of (the language model's layers, embeddings and head, the audio tower), as counts."""
+def weight_counts(config: Any) -> tuple[int, int, int, int]:
+    """Weights of (the language model's layers, what of them a token meets, embeddings and head, the audio tower)."""
     text, audio = config.text_config, config.audio_config
     kv = _kv_width(text)
-    layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * kv
-    layer += 3 * text.hidden_size * text.intermediate_size
+    attention = (
+        2 * text.hidden_size * (kv + kv * text.num_attention_heads // text.num_key_value_heads)
+    )
+    width, experts, met = text.intermediate_size, 1, 1
+    if getattr(text, "num_experts", 0):
+        width, experts, met = text.moe_intermediate_size, text.num_experts, text.num_experts_per_tok
+    expert = 3 * text.hidden_size * width
     tower = audio.encoder_layers * (
         4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
     )
-    return text.num_hidden_layers * layer, 2 * text.vocab_size * text.hidden_size, tower
+    layers = text.num_hidden_layers
+    return (
+        layers * (attention + experts * expert),
+        layers * (attention + met * expert),
+        2 * text.vocab_size * text.hidden_size,
+        tower,
+    )
 
 
 def batch_bytes(config: Any, shape: Shape) -> float:
@@ -106,12 +117,12 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
     """The plan for a card of `gib` GiB.
 
     Args:
-        config: A Qwen2AudioConfig.
+        config: A configuration as `evaluators.family.audio_config` gives it.
         quantisation: ``none`` or ``nf4``.
         gib: Memory of the card.
     """
     text = config.text_config
-    products, plain, tower = weight_counts(config)
+    products, met, plain, tower = weight_counts(config)
     packed = quantisation != "none"
     expanded = packed and expands(config, gib)
     weights = plain * 2 + tower * (NF4_BYTES if packed else 2)
@@ -135,5 +146,5 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
         cache / 2**30,
         max(0, int(cache / place / 12)),
         shape,
-        share * 100e12 / (2 * products * SUFFIX_TOKENS),
+        share * 100e12 / (2 * met * SUFFIX_TOKENS),
     )

@@ -1,4 +1,4 @@
-"""Exact answer log-probabilities from Qwen2-Audio, at the cost of the prompt's own tokens.
+"""Exact answer log-probabilities from Qwen2-Audio and Qwen3-Omni, at the cost of the prompt's own tokens.
 
 Three savings, none of them an approximation:
 
@@ -33,10 +33,11 @@ from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
 from evaluators.features import FeatureStore, Heard
-from evaluators.layers import Cache, Dense, Rows, Transformer, encode_audio
+from evaluators.family import Family, audio_config, family_of
+from evaluators.layers import Cache, Dense, Rows, Transformer
 from evaluators.loading import card_gib, flatten, load_model, pick_device, pick_dtype
 from evaluators.memory import Shape, cache_bytes, expands, shape_for
-from evaluators.prompts import Prompt, after_audio, before_audio, encode
+from evaluators.prompts import Prompt, encode
 from evaluators.scores import ScoreTable
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Known:
 
 
 class QwenAudio:
-    """An Evaluator for Qwen2-Audio checkpoints. Weights are loaded on the first score, not before.
+    """An Evaluator for checkpoints of `evaluators.family`. Weights are loaded on the first score, not before.
 
     Args:
         checkpoint: What to score.
@@ -179,22 +180,17 @@ class QwenAudio:
     @functools.cached_property
     def config(self) -> Any:
         """The checkpoint's configuration; reads no weights."""
-        from transformers import AutoConfig
+        return self._loaded[0].config if self._loaded else audio_config(self.checkpoint.base)
 
-        return (
-            self._loaded[0].config
-            if self._loaded
-            else AutoConfig.from_pretrained(self.checkpoint.base)
-        )
+    @functools.cached_property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return family_of(self.config)
 
     @functools.cached_property
     def processor(self) -> Any:
         """Tokenizer and feature extractor of the base checkpoint."""
-        from transformers import AutoProcessor
-
-        return (
-            self._loaded[1] if self._loaded else AutoProcessor.from_pretrained(self.checkpoint.base)
-        )
+        return self._loaded[1] if self._loaded else self.family.processor(self.checkpoint.base)
 
     @functools.cached_property
     def transformer(self) -> Transformer:
@@ -202,7 +198,7 @@ class QwenAudio:
         model = (
             self._loaded[0]
             if self._loaded
-            else load_model(self.checkpoint, self.device, self.dtype)
+            else load_model(self.checkpoint, self.family, self.device, self.dtype)
         )
         flatten(model.model.language_model, self.dtype, self.dequantise)
         return Transformer(model)
@@ -216,7 +212,9 @@ class QwenAudio:
         top = logp.copy()
         by_system: dict[str, list[Plan]] = {}
         for number, prompt in enumerate(prompts):
-            plan = plan_row(number, encode(tokenizer, after_audio(prompt.text)), answers[number])
+            plan = plan_row(
+                number, encode(tokenizer, self.family.after(prompt.text)), answers[number]
+            )
             by_system.setdefault(prompt.system, []).append(plan)
         with torch.inference_mode():
             for system, plans in by_system.items():
@@ -446,7 +444,9 @@ class QwenAudio:
         had = set(ready)
         new = [i for i in range(len(clips)) if i not in had]
         budget = self._prefix_budget()
-        store = FeatureStore(self._features, self.processor.feature_extractor)
+        store = FeatureStore(
+            self._features, self.processor.feature_extractor, self.family.whole_window
+        )
         with ThreadPoolExecutor(DECODERS) as pool:
             heard = {
                 key: pool.submit(store.hear, clip)
@@ -478,14 +478,14 @@ class QwenAudio:
         kept = self._embedded.get(clip_key(clip))
         if kept is not None:
             return len(kept)
-        return ((heard[clip_key(clip)].result().frames - 1) // 2 + 1) // 2
+        return self.family.tokens(self.config, heard[clip_key(clip)].result().frames)
 
     def _begin(self, system: str) -> Known:
         """An empty cache that holds the system message."""
         if len(self._known) > 3:
             self._known.clear()
         cache = self.transformer.new_cache()
-        ids = np.array(encode(self.processor.tokenizer, before_audio(system)), dtype=np.int64)
+        ids = np.array(encode(self.processor.tokenizer, self.family.before(system)), dtype=np.int64)
         cache.grow(len(ids), 0)
         self._step(
             cache,
@@ -546,7 +546,7 @@ class QwenAudio:
                 part = keys[i : i + size]
                 mel = self._mel([heard[k].result() for k in part], store, pool)
                 full = np.concatenate([mel, np.repeat(mel[-1:], size - len(part), 0)])
-                tokens = encode_audio(
+                tokens = self.family.encode(
                     self.transformer.model, torch.from_numpy(full).to(self.device), frames
                 )
                 for k, found in zip(part, tokens.to(self.transformer.dtype), strict=False):

@@ -21,6 +21,7 @@ LAYERS = [
         "evaluators.layers",
         "evaluators.memory",
     ],
+    ["evaluators.family"],
     ["evaluators.loading"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio", "evaluators.endpoint"],
     ["evaluators.build", "evaluators.bench"],

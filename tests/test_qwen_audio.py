@@ -12,6 +12,7 @@ from evaluators.bench import Stock
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order
 from evaluators.errors import UserError
+from evaluators.family import QWEN2_AUDIO
 from evaluators.features import FeatureStore, clip_wave
 from evaluators.prompts import Prompt, after_audio, encode
 from evaluators.qwen_audio import QwenAudio, plan_row
@@ -136,7 +137,7 @@ def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
     prompts = [*seeds, *heldout[:5]]
 
     def share(dtype, merged):
-        model = load_model(checkpoint, torch.device("cpu"), getattr(torch, dtype))
+        model = load_model(checkpoint, QWEN2_AUDIO, torch.device("cpu"), getattr(torch, dtype))
         if not merged:
             keep_lora(model)
         e = QwenAudio(checkpoint, "cpu", dtype, loaded=(model, evaluator_of(checkpoint).processor))
