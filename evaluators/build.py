@@ -5,6 +5,7 @@ from pathlib import Path
 from evaluators.cache import CachedEvaluator
 from evaluators.checkpoint import Quantisation, open_checkpoint
 from evaluators.errors import UserError
+from evaluators.options import SwapAveraged
 from evaluators.scores import Evaluator
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
@@ -18,10 +19,12 @@ def build_evaluator(
     device: str = "auto",
     dtype: str = "auto",
     cache: Path | None = None,
+    swap: bool = False,
 ) -> tuple[Evaluator, frozenset[str] | None]:
     """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
 
-    ``fake`` is a deterministic stand-in that needs no weights, ``endpoint:MODEL`` a model behind a server.
+    `swap` averages both orders of a prompt's options; it needs a cache. ``fake`` is a deterministic stand-in that needs
+    no weights, ``endpoint:MODEL`` a model behind a server.
     Nothing is loaded before the first score.
     """
     inner: Evaluator
@@ -49,7 +52,10 @@ def build_evaluator(
         features = None if cache is None else cache.with_name(FEATURES)
         inner = QwenAudio(opened, device, dtype, features=features)
         heard = opened.trained_on
-    return (inner if cache is None else CachedEvaluator(inner, cache)), heard
+    if cache is None:
+        return inner, heard
+    cached = CachedEvaluator(inner, cache)
+    return (SwapAveraged(cached) if swap else cached), heard
 
 
 def _offline_is_fine() -> None:

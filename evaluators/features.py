@@ -108,9 +108,9 @@ class FeatureStore:
         """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
         gives, to the bit.
 
-        Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the interpreter's lock. Padded a
-        little past the clip instead of to the whole window: the log floor comes from the clip's maximum and the frames
-        that the tower reads end before the new edge, so the values are those of the full window.
+        Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the
+        interpreter's lock. Padded a little past the clip instead of to the whole window: the log floor comes from the
+        clip's maximum and the frames that the tower reads end before the new edge, so the values are the same.
         """
         if not self.whole_window:
             parts = [

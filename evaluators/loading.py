@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from evaluators.checkpoint import Checkpoint
-from evaluators.family import Family
 from evaluators.errors import UserError
+from evaluators.family import Family
 
 
 def pick_device(name: str) -> torch.device:

@@ -125,8 +125,7 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
     products, met, plain, tower = weight_counts(config)
     packed = quantisation != "none"
     expanded = packed and expands(config, gib)
-    weights = plain * 2 + tower * (NF4_BYTES if packed else 2)
-    weights += products * (2 if expanded or not packed else NF4_BYTES)
+    weights = plain * 2 + (products + tower) * (2 if expanded or not packed else NF4_BYTES)
     shape = shape_for(gib)
     batch = batch_bytes(config, shape)
     if packed and not expanded:

@@ -32,8 +32,8 @@ from torch import Tensor
 from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
-from evaluators.features import FeatureStore, Heard
 from evaluators.family import Family, audio_config, family_of
+from evaluators.features import FeatureStore, Heard
 from evaluators.layers import Cache, Dense, Rows, Transformer
 from evaluators.loading import card_gib, flatten, load_model, pick_device, pick_dtype
 from evaluators.memory import Shape, cache_bytes, expands, shape_for
@@ -42,7 +42,7 @@ from evaluators.scores import ScoreTable
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-SCORER = "2"  # raise it whenever a change can change a score: it is part of every cache key
+SCORER = "3"  # raise it whenever a change can change a score: it is part of every cache key
 DECODERS = 8  # threads that decode clips; more of them are in each other's way
 TOWER_BATCH = {
     "cuda": 32,
@@ -200,7 +200,7 @@ class QwenAudio:
             if self._loaded
             else load_model(self.checkpoint, self.family, self.device, self.dtype)
         )
-        flatten(model.model.language_model, self.dtype, self.dequantise)
+        flatten(model.model, self.dtype, self.dequantise)
         return Transformer(model)
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
@@ -351,6 +351,7 @@ class QwenAudio:
         return values, sequence, where
 
     def _to(self, array: np.ndarray) -> Tensor:
+        """On the device. From pinned memory: any other copy would wait for all that is queued there."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -448,16 +449,21 @@ class QwenAudio:
             self._features, self.processor.feature_extractor, self.family.whole_window
         )
         with ThreadPoolExecutor(DECODERS) as pool:
-            heard = {
-                key: pool.submit(store.hear, clip)
-                for key, clip in {clip_key(clips[i]): clips[i] for i in new}.items()
-                if key not in self._embedded
-            }
+            heard: dict[tuple[str, str], Future[Heard]] = {}
+
+            def listen(positions: Sequence[int]) -> None:
+                for key, clip in {clip_key(clips[j]): clips[j] for j in positions}.items():
+                    if key not in self._embedded and key not in heard:
+                        heard[key] = pool.submit(store.hear, clip)
+
             part: list[int] = []
             tokens = 0
             # Without kernels a batch holds clips of one length bucket: more of them at once fill it.
-            enough = self.shape.prefix * (1 if self.transformer.kernels is not None else 16)
+            full = self.shape.prefix * (1 if self.transformer.kernels is not None else 16)
+            # The first part is small, and little is decoded beside it, so that the device starts early.
+            enough, ahead = full // 4, 4 * DECODERS
             for number, i in enumerate(new, 1):
+                listen(new[number - 1 : number + ahead])
                 part.append(i)
                 tokens += self._audio_tokens(clips[i], heard)
                 following = (
@@ -471,7 +477,7 @@ class QwenAudio:
                     known = self._begin(system)  # what was kept so far had its turn
                 self._add(known, {clip_key(clips[j]): a for j, a in zip(part, audio, strict=True)})
                 yield known, part
-                part, tokens = [], 0
+                part, tokens, enough, ahead = [], 0, full, 64 * DECODERS
 
     def _audio_tokens(self, clip: Clip, heard: dict[tuple[str, str], Future[Heard]]) -> int:
         """Tokens that a clip becomes."""
@@ -546,9 +552,7 @@ class QwenAudio:
                 part = keys[i : i + size]
                 mel = self._mel([heard[k].result() for k in part], store, pool)
                 full = np.concatenate([mel, np.repeat(mel[-1:], size - len(part), 0)])
-                tokens = self.family.encode(
-                    self.transformer.model, torch.from_numpy(full).to(self.device), frames
-                )
+                tokens = self.family.encode(self.transformer.model, self._to(full), frames)
                 for k, found in zip(part, tokens.to(self.transformer.dtype), strict=False):
                     self._embedded[k] = found.clone()
         return [self._embedded[clip_key(clip)] for clip in clips]

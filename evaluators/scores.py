@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,13 @@ class ScoreTable:
     def outside(self) -> Array:
         """``[prompt, clip]`` probability mass that goes to no answer."""
         return np.asarray(1 - np.exp(self.logp).sum(axis=-1), dtype=np.float32)
+
+
+def engine(evaluator: Any) -> Any:
+    """The evaluator that computes, below cache and averaging."""
+    while hasattr(evaluator, "inner"):
+        evaluator = evaluator.inner
+    return evaluator
 
 
 class Evaluator(Protocol):

@@ -83,6 +83,15 @@ def parse(
         choices = get_args(_base(field.type)) if get_origin(_base(field.type)) is Literal else None
         default = field.default if field.default is not dataclasses.MISSING else None
         shown = "" if default is None else f" (default: {default})"
+        if _base(field.type) is bool:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help=field.metadata.get("help", ""),
+            )
+            continue
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
@@ -152,6 +161,11 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
             if type(None) not in get_args(field.type):
                 raise UserError(f"{path}: {key} is empty; expected a value, or no such line")
             values[name] = None
+            continue
+        if _base(field.type) is bool:
+            if not isinstance(value, bool):
+                raise UserError(f"{path}: {key} is {value!r}; expected true or false")
+            values[name] = value
             continue
         if get_origin(_base(field.type)) is Literal:
             if value not in get_args(_base(field.type)):

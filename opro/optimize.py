@@ -85,6 +85,9 @@ class Settings:
     threshold: Literal["argmax", "dev"] = flag(
         "argmax", "dev fits each prompt's decision threshold on the search half"
     )
+    swap: bool = flag(
+        False, "score each prompt with its options in both orders and average the probabilities"
+    )
     seed: int = flag(0, "makes the search repeatable", min=0)
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
@@ -180,6 +183,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
         device=settings.device,
         dtype=settings.dtype,
         cache=settings.runs_dir / runs.CACHE,
+        swap=settings.swap,
     )
     heard = clipset.heard_sources(
         settings.checkpoint, heard, manifest, settings.train_manifest, task.labels
@@ -215,11 +219,8 @@ def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
     """Evals of a search at most: before racing and the cache."""
     from opro.select import FINALISTS
 
-    return (
-        (seeds + settings.iterations * settings.candidates) * search
-        + (FINALISTS + 2) * fresh
-        + 4 * fresh
-    )
+    each = (seeds + settings.iterations * settings.candidates) * search
+    return (each + (FINALISTS + 2) * fresh + 4 * fresh) * (2 if settings.swap else 1)
 
 
 def _search(
@@ -407,8 +408,9 @@ def _print_plan(
 def _memory(evaluator: Any) -> list[str]:
     """What fits the card at hand, or for large checkpoints what would fit which card."""
     from evaluators.memory import CARDS_GIB, plan_memory
+    from evaluators.scores import engine
 
-    inner = getattr(evaluator, "inner", evaluator)
+    inner = engine(evaluator)
     if not hasattr(inner, "config"):
         return []
     kind = inner.checkpoint.quantisation
@@ -421,7 +423,9 @@ def _memory(evaluator: Any) -> list[str]:
 
 
 def _device(evaluator: Any) -> str:
-    return str(getattr(getattr(evaluator, "inner", evaluator), "device", "none"))
+    from evaluators.scores import engine
+
+    return str(getattr(engine(evaluator), "device", "none"))
 
 
 def _log_to(path: Path) -> None:

@@ -43,6 +43,9 @@ class Settings:
         None, "auto, float32 or bfloat16 (default: the run's)"
     )
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: the run's)")
+    swap: bool | None = flag(
+        None, "average both orders of a prompt's options, as the run did if this is not given"
+    )
     task: str = flag("speech", "what is decided about a clip")
     manifest: Path | None = flag(
         None, "manifest CSV or its folder (default: the run's, else data/demo)"
@@ -134,6 +137,7 @@ def _job(settings: Settings, path: Path) -> Job:
         dtype=settings.dtype or config["dtype"],
         device=settings.device or config["device"],
         manifest=settings.manifest or Path(config["manifest"]),
+        swap=settings.swap or config.get("swap", False),
         adapter=settings.adapter
         or (Path(config["adapter"]) if same and config["adapter"] else None),
         train_manifest=settings.train_manifest
@@ -164,6 +168,7 @@ def _prepare(job: Job) -> Job:
         device=settings.device or "auto",
         dtype=settings.dtype or "auto",
         cache=settings.runs_dir / runs.CACHE,
+        swap=bool(settings.swap),
     )
     heard = clipset.heard_sources(
         str(settings.checkpoint), heard, manifest, settings.train_manifest, job.task.labels

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.errors import UserError
+from evaluators.options import find_options
 from evaluators.prompts import ROOT, Prompt, Task, read_yaml
 from opro.history import Candidate, History, Trial
 
 PARENTS = 6  # prompts that are rewritten: the best so far
 KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats"}
-_MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,18 @@ class Parts:
 
 def take_apart(prompt: Prompt) -> Parts | None:
     """The parts of a prompt whose answers are letters that mark its options, else None."""
-    label_of = {words[0]: label for label, words in prompt.answers if len(words) == 1}
-    if len(label_of) != len(prompt.answers) or not all(
-        re.fullmatch("[A-H]", letter) for letter in label_of
-    ):
+    options = find_options(prompt)
+    if options is None:
         return None
-    found: list[re.Match[str]] = []
-    for letter in sorted(label_of):
-        match = re.compile(_MARK.format(letter=letter)).search(
-            prompt.text, found[-1].end() if found else 0
-        )
-        if match is None:
-            return None
-        found.append(match)
-    options = []
-    rest = ""
-    for i, match in enumerate(found):
-        text = prompt.text[match.end() : found[i + 1].start() if i + 1 < len(found) else None]
-        if i + 1 == len(found):
-            text, _, rest = text.partition("\n")
-        options.append((label_of[match.group(1)], text.strip().rstrip(",;")))
-    head = prompt.text[: found[0].start()].strip()
-    join = "\n" if "\n" in prompt.text[found[0].end() : found[-1].start()] else " "
-    return Parts("", head, tuple(options), rest.strip(), join=join)
+    text, last = prompt.text, options[-1]
+    between = text[options[0].start : last.mark]
+    return Parts(
+        "",
+        text[: options[0].mark].strip(),
+        tuple((o.label, text[o.start : o.end]) for o in options),
+        text[last.end :].partition("\n")[2].strip(),
+        join="\n" if "\n" in between else " ",
+    )
 
 
 class Rewriter:

@@ -8,6 +8,7 @@ from typing import Any
 from evaluators.clips import Clip
 from evaluators.metrics import Difference
 from evaluators.prompts import Task, dump_prompts
+from evaluators.scores import engine
 from opro import runs
 from opro.history import History, Trial
 from opro.lm import Ledger
@@ -223,24 +224,15 @@ def _shown(text: str) -> str:
 
 def estimate_seconds(evaluator: Any, pairs: int) -> str:
     """An estimate of the time in words, from the model's size and a matrix product timed on the device."""
-    inner = evaluator.inner
+    inner = engine(evaluator)
     if not hasattr(inner, "checkpoint"):
         return "a few seconds"
-    import json
-
     import torch
 
-    config = json.loads((inner.checkpoint.base / "config.json").read_text(encoding="utf-8"))[
-        "text_config"
-    ]
-    hidden, wide, layers = (
-        config["hidden_size"],
-        config["intermediate_size"],
-        config["num_hidden_layers"],
-    )
-    flop = (
-        2 * layers * (4 * hidden**2 + 3 * hidden * wide) * 55
-    )  # prompt of 45 tokens, and its share of the prefix
+    from evaluators.memory import weight_counts
+
+    flop = 2 * weight_counts(inner.config)[1] * 55  # prompt of 45 tokens, its share of the prefix
+    hidden = inner.config.text_config.hidden_size
     size = 8192 if inner.device.type == "cuda" else min(1024, hidden * 2)
     a = torch.randn(
         2048 if inner.device.type != "cuda" else size, size, device=inner.device, dtype=inner.dtype

@@ -24,6 +24,7 @@ LAYERS = [
     ["evaluators.family"],
     ["evaluators.loading"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.qwen_audio", "evaluators.endpoint"],
+    ["evaluators.options"],
     ["evaluators.build", "evaluators.bench"],
     ["opro.flags", "opro.history", "opro.reward", "opro.lm"],
     ["opro.runs", "opro.race", "opro.propose", "opro.rewrite", "opro.display", "opro.study"],

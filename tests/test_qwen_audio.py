@@ -145,7 +145,7 @@ def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
         return np.exp(logp - np.logaddexp.reduce(logp, -1, keepdims=True))[..., 0]
 
     def keep_lora(model):
-        model.model.language_model.named_children = lambda: iter(())  # flatten finds nothing
+        model.model.named_children = lambda: iter(())  # flatten finds nothing
 
     truth = share("float32", False)
     assert np.abs(share("float32", True) - truth).max() < 1e-5
