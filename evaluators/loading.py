@@ -51,10 +51,9 @@ def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:
     4-bit weights become what bitsandbytes expands them to for every batch. LoRA is added in float32 and rounded once;
     on 4-bit weights that stay 4-bit it is left beside them, since it cannot be added.
     """
-    from peft.tuners.lora import LoraLayer
-
     for name, child in list(module.named_children()):
-        base = child.get_base_layer() if isinstance(child, LoraLayer) else child
+        adapted = hasattr(child, "lora_A")  # a LoRA layer of peft, which need not be imported else
+        base = child.get_base_layer() if adapted else child
         if not isinstance(base, torch.nn.Linear):
             flatten(child, dtype, expand)
             continue
@@ -66,7 +65,7 @@ def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:
             import bitsandbytes as bnb
 
             weight = bnb.functional.dequantize_4bit(weight, base.weight.quant_state)
-        if isinstance(child, LoraLayer):
+        if adapted:
             delta = sum(child.get_delta_weight(a).float() for a in child.active_adapters)
             weight = weight.float() + delta
         plain = torch.nn.Linear(

@@ -147,3 +147,20 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
         shape,
         share * 100e12 / (2 * met * SUFFIX_TOKENS),
     )
+
+
+def memory_lines(evaluator: Any) -> list[str]:
+    """What fits the card at hand in words; without one, for large checkpoints, what would fit which card.
+
+    Args:
+        evaluator: A QwenAudio; of any other evaluator nothing is known.
+    """
+    if not hasattr(evaluator, "config"):
+        return []
+    kind = evaluator.checkpoint.quantisation
+    if evaluator.gib is not None:
+        return [plan_memory(evaluator.config, kind, evaluator.gib).line()]
+    plans = [plan_memory(evaluator.config, kind, gib) for gib in CARDS_GIB]
+    if plans[0].weights_gib < 1:
+        return [f"{evaluator.shape.tokens} tokens a batch on the CPU"]
+    return ["on the CPU here; on a card of", *(p.line() for p in plans)]

@@ -24,6 +24,30 @@ def flag(default: Any, text: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model that a verb scores with."""
+
+    checkpoint: str = flag(
+        "pocket-base",
+        "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
+        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
+    )
+    adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
+    train_manifest: Path | None = flag(
+        None, "manifest the adapter was trained on; its sources may not be scored"
+    )
+    heard: Literal["refuse", "allow"] = flag(
+        "refuse",
+        "clips of sources that the checkpoint was trained on; allow stands in every result",
+    )
+    quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
+    )
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
 def resolve(path: Path) -> Path:
     """A path as given, else the file of that name that ships with the project."""
     return (

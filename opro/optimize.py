@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, resolve, run_verb
+from opro.flags import DONE, ModelSettings, flag, parse, resolve, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -30,32 +30,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ModelSettings):
     """Settings of a search; each is a flag and a key of config.yaml."""
 
     iterations: int = flag(5, "rounds of proposals", min=0)
     candidates: int = flag(10, "prompts a round", min=1)
-    checkpoint: str = flag(
-        "pocket-base",
-        "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
-        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
-    )
-    adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
     prompt_spec: Path | None = flag(
         None, "prompt file the adapter was trained with; its prompts join the seeds"
     )
-    train_manifest: Path | None = flag(
-        None, "manifest the adapter was trained on; its sources may not be scored"
-    )
-    heard: Literal["refuse", "allow"] = flag(
-        "refuse",
-        "clips of sources that the checkpoint was trained on; allow stands in every result",
-    )
-    quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
-    )
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     task: str = flag("speech", "what is decided about a clip")
     manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
     split: Literal["train", "dev"] = flag(
@@ -375,6 +357,8 @@ def _print_plan(
     pairs: int,
     warnings: Sequence[str],
 ) -> int:
+    from evaluators.memory import memory_lines
+    from evaluators.scores import engine
     from opro.summary import estimate_seconds
 
     def about(half: Sequence["Clip"]) -> str:
@@ -393,7 +377,7 @@ def _print_plan(
     print(f"selection   on {about(fresh)}")
     print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")
     print(f"time        about {estimate_seconds(evaluator, pairs - cached)}")
-    for line in _memory(evaluator):
+    for line in memory_lines(engine(evaluator)):
         print(f"memory      {line}")
     if settings.lm_model:
         calls = settings.iterations * (settings.candidates if settings.strategy == "opro" else 3)
@@ -403,23 +387,6 @@ def _print_plan(
     for text in warnings:
         print(f"warning     {text}")
     return DONE
-
-
-def _memory(evaluator: Any) -> list[str]:
-    """What fits the card at hand, or for large checkpoints what would fit which card."""
-    from evaluators.memory import CARDS_GIB, plan_memory
-    from evaluators.scores import engine
-
-    inner = engine(evaluator)
-    if not hasattr(inner, "config"):
-        return []
-    kind = inner.checkpoint.quantisation
-    if inner.gib is not None:
-        return [plan_memory(inner.config, kind, inner.gib).line()]
-    plans = [plan_memory(inner.config, kind, gib) for gib in CARDS_GIB]
-    if plans[0].weights_gib < 1:
-        return [f"{inner.shape.tokens} tokens a batch on the CPU"]
-    return ["on the CPU here; on a card of", *(p.line() for p in plans)]
 
 
 def _device(evaluator: Any) -> str:

@@ -31,7 +31,7 @@ LAYERS = [
     ["opro.select", "opro.table"],
     ["opro.loop"],
     ["opro.summary"],
-    ["opro.optimize", "opro.leaderboard", "opro.rescore"],
+    ["opro.optimize", "opro.leaderboard", "opro.rescore", "opro.doctor"],
     ["data.grammar", "data.cues", "data.voice", "data.recordings", "data.attribution"],
     ["data.recipe", "data.checks"],
     ["data.scan", "data.audit_page"],
