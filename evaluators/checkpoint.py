@@ -19,6 +19,15 @@ MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can 
 
 
 @dataclass(frozen=True)
+class SelfTest:
+    """Log-probabilities ``[clip][label]`` in nats that made-up clips had when the adapter was written, and how."""
+
+    prompt: Prompt
+    dtype: str
+    logp: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model that can be scored.
 
@@ -37,12 +46,21 @@ class Checkpoint:
     quantisation: Quantisation
     trained_on: frozenset[str] | None
     prompt: Prompt | None
+    base_digest: str | None = None  # of the weights that the adapter was trained on
+    self_test: SelfTest | None = None  # what a load must give
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
+        base = _folder_digest(self.base)
+        if self.base_digest not in (None, base):
+            raise UserError(
+                f"adapter {str(self.adapter)!r} was trained on other base weights than those in"
+                f" {str(self.base)!r}: their digests are {str(self.base_digest)[:12]} and"
+                f" {base[:12]}; give the base it was trained on"
+            )
         parts = [
-            _folder_digest(self.base),
+            base,
             _folder_digest(self.adapter) if self.adapter else "",
             self.quantisation,
         ]
@@ -101,16 +119,62 @@ def open_checkpoint(
         )
     heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
     known = [sources for sources in heard if sources is not None]
-    prompt = None
-    if adapter is not None and (adapter / "training.json").is_file():
-        raw_prompt = _json(adapter / "training.json").get("prompt")
-        if raw_prompt:
-            prompt = prompt_from(
-                raw_prompt, tuple(raw_prompt["answers"]), str(adapter / "training.json")
-            )
+    about = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
+    prompt = self_test = None
+    if about.get("prompt"):
+        where = f"{adapter}/training.json"
+        prompt = prompt_from(about["prompt"], tuple(about["prompt"]["answers"]), where)
+    if adapter is not None:
+        _check_adapter(adapter, about, quantisation)
+    if prompt is not None and about.get("self_test"):
+        raw_test = about["self_test"]
+        self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
     return Checkpoint(
-        name, folder, adapter, quantisation, frozenset().union(*known) if known else None, prompt
+        name,
+        folder,
+        adapter,
+        quantisation,
+        frozenset().union(*known) if known else None,
+        prompt,
+        about.get("base_digest"),
+        self_test,
     )
+
+
+def _has_training(folder: Path) -> bool:
+    return (folder / "training.json").is_file()
+
+
+def _check_adapter(adapter: Path, about: dict[str, Any], quantisation: str) -> None:
+    """Refuses weights that are not those that were written, or of another quantisation than was trained on."""
+    weights = adapter / "adapter_model.safetensors"
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        ends = 0
+        if header < size:
+            try:
+                raw = json.loads(file.read(header))
+                ends = max(v["data_offsets"][1] for k, v in raw.items() if k != "__metadata__")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                header = size  # no header at all
+    if 8 + header + ends != size:
+        raise UserError(
+            f"adapter file {str(weights)!r} is truncated or no safetensors file ({size:,} bytes);"
+            " restore it or train again"
+        )
+    written = about.get("adapter_sha256")
+    if written and hashlib.sha256(weights.read_bytes()).hexdigest() != written:
+        raise UserError(
+            f"adapter file {str(weights)!r} is not the one that training.json tells of; restore it,"
+            " or remove training.json, which makes it an adapter of unknown origin"
+        )
+    trained = about.get("quantisation")
+    if trained is not None and trained != quantisation:
+        raise UserError(
+            f"adapter {str(adapter)!r} was trained on weights with quantization {trained}, not"
+            f" {quantisation}; give --quantization {trained}"
+        )
 
 
 def _download(name: str) -> Path:

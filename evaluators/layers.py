@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,8 @@ def encode_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
     x = mel[:, :, : 2 * valid + 2].to(tower.conv1.weight.dtype)
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
     x = x + tower.embed_positions.weight[:valid]
+    again = torch.is_grad_enabled() and getattr(tower, "gradient_checkpointing", False)
     for layer in tower.layers:
-        x = _encode(layer, x)
+        x = checkpoint(_encode, layer, x, use_reentrant=False) if again else _encode(layer, x)
     x = tower.layer_norm(tower.avg_pooler(x.transpose(1, 2)).transpose(1, 2))
     return model.model.multi_modal_projector(x)

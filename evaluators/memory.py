@@ -164,3 +164,79 @@ def memory_lines(evaluator: Any) -> list[str]:
     if plans[0].weights_gib < 1:
         return [f"{evaluator.shape.tokens} tokens a batch on the CPU"]
     return ["on the CPU here; on a card of", *(p.line() for p in plans)]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a LoRA fine-tuning would lie in memory. `gib`: its estimated peak; `room`: what there is, None on a CPU."""
+
+    expand: bool  # 4-bit weights once, instead of in every product
+    micro: int  # samples that are run at once; gradients are summed over the rest
+    checkpointing: bool  # activations are computed again in the backward pass
+    gib: float
+    room: float | None
+
+    def line(self) -> str:
+        """The plan as a line of text."""
+        return (
+            f"about {self.gib:.1f} GiB"
+            + (f" of {self.room:.1f}" if self.room is not None else "")
+            + f": {self.micro} samples at once"
+            + (", 4-bit weights expanded" if self.expand else "")
+            + (", gradient checkpointing" if self.checkpointing else "")
+        )
+
+
+def plan_training(
+    config: Any,
+    quantisation: str,
+    gib: float | None,
+    tokens: int,
+    audio: int,
+    batch: int,
+    loss: str = "answer",
+    micro: int | None = None,
+) -> TrainingPlan | None:
+    """The fastest of the ways to train that fits, or None.
+
+    Args:
+        config: As `evaluators.family.audio_config` gives it.
+        quantisation: ``none`` or ``nf4``.
+        gib: Memory of the card; None for a CPU, where everything fits.
+        tokens: Of the longest row.
+        audio: How many of them are audio.
+        batch: Samples of an optimizer step on this device.
+        loss: ``full`` keeps logits at every place.
+        micro: Samples at once, if that is decided already.
+    """
+    text, sound = config.text_config, config.audio_config
+    products, _, plain, tower = weight_counts(config)
+    sizes = [micro] if micro else [n for n in range(batch, 0, -1) if batch % n == 0]
+    packed = quantisation != "none"
+    # What a layer keeps of a token for its backward pass, as measured with stock layers and LoRA; the tower has two
+    # frames or more for each token it gives.
+    layer = 40 * text.hidden_size + 6 * text.intermediate_size
+    heard = 2 * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
+    adapter = 16 * 0.003 * (products + tower)  # weight, gradient and two moments in float32
+    fitting = []
+    for checkpointing in (False, True):
+        for expand in (True, False) if packed else (False,):
+            for size in sizes:
+                stored = 2 if expand or not packed else NF4_BYTES
+                weights = plain * 2 + (products + tower) * stored + adapter
+                spoken = 2 * text.hidden_size if checkpointing else layer
+                listened = 4 * sound.d_model if checkpointing else heard
+                kept = tokens * text.num_hidden_layers * spoken
+                kept += audio * sound.encoder_layers * listened
+                work = tokens * layer + audio * heard
+                expanded = 2 * text.hidden_size * text.intermediate_size * packed
+                logits = (tokens if loss == "full" else 2) * text.vocab_size * 12
+                bytes_ = weights + size * (kept + work + logits) + expanded
+                total = bytes_ / 2**30 + CONTEXT_GIB
+                if gib is None or total < 0.9 * gib:
+                    # Small rows cost the host's launches, not the card's products: passes through the layers count.
+                    passes = batch / size * (4 if checkpointing else 3)
+                    time = passes * (1.3 if packed and not expand else 1.0)
+                    plan = TrainingPlan(expand, size, checkpointing, total, gib)
+                    fitting.append((time, total, plan))
+    return min(fitting, key=lambda f: f[:2])[2] if fitting else None

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evaluators import selftest
 from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
@@ -145,6 +146,7 @@ class QwenAudio:
         self._dequantise = dequantise
         self._features = features
         self._loaded = loaded
+        self._untested = None if loaded else checkpoint.self_test
         self.forwards = 0  # evals that went through the model
         self._embedded: dict[tuple[str, str], Tensor] = {}  # audio embeddings by content
         self._known: dict[str, Known] = {}  # by system message
@@ -205,6 +207,11 @@ class QwenAudio:
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
+        test, self._untested = self._untested, None
+        if test is not None:
+            precision = str(self.dtype).removeprefix("torch.")
+            selftest.check(self, test, precision, self.checkpoint.name)
+            self.forwards = 0
         tokenizer = self.processor.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
         labels = len(prompts[0].answers)

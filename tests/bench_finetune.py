@@ -1,0 +1,136 @@
+"""Times fine-tuning on the exact 7B shape against the published configuration: python tests/bench_finetune.py
+
+NF4 with random weights, LoRA rank 16 on q, k, v, o, 128 clips of 1 s x 3 epochs, 16 samples a step: 24 steps.
+Published: mels of 30 s, batch 2 x 8, gradient checkpointing, logits at every position; timed over a few steps. Ours:
+the same training through `evaluators.finetune.train`, evaluation and checkpoints included, as it would run here, and
+as it would run in 8 GB. Needs a GPU with 40 GB and bitsandbytes.
+"""
+
+import argparse
+import gc
+import hashlib
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from evaluators.bench import Stock, build_7b, prompts_of_length, to_nf4
+from evaluators.checkpoint import open_checkpoint
+from evaluators.clips import Clip
+from evaluators.finetune import Recipe, adapted, train
+from evaluators.memory import plan_training
+
+STEPS, BATCH, SUFFIX = 24, 16, 45
+
+
+def make_clips(folder: Path, count: int) -> list[Clip]:
+    """Noise of 1 s."""
+    out = []
+    for i in range(count):
+        wave = np.random.default_rng(i).normal(0, 0.1, 16000).astype(np.float32)
+        path = folder / f"{i}.wav"
+        soundfile.write(path, wave, 16000, subtype="PCM_16")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        label = ("SPEECH", "NONSPEECH")[i % 2]
+        out.append(
+            Clip(str(i), path, label, "x", 1000.0, None, "x", f"s{i}", "train", "CC0", digest)
+        )
+    return out
+
+
+def published(peft, stock: Stock, prompt, clips, steps: int) -> float:
+    """Seconds an optimizer step of the published configuration, features ready."""
+    model = peft.get_base_model()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    peft.train()
+    weights = [p for p in peft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=2e-4)
+    inputs = stock.batch(prompt, clips[:2])
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -1] = inputs["input_ids"][:, -1]
+
+    def step() -> None:
+        for _ in range(8):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = peft(**inputs, labels=labels).loss / 8
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    model.gradient_checkpointing_disable()
+    return (time.perf_counter() - begin) / steps
+
+
+def peak() -> float:
+    """Largest memory since it was last asked for, in GiB."""
+    value = torch.cuda.max_memory_allocated() / 2**30
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return value
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2, help="steps of the published timed")
+    args = parser.parse_args()
+    import transformers
+
+    print("transformers", transformers.__version__, torch.cuda.get_device_name())
+    device = torch.device("cuda")
+    model, processor = build_7b(device)
+    to_nf4(model.model)
+    peak()
+    checkpoint = replace(open_checkpoint("pocket-base"), quantisation="nf4")
+    prompts = prompts_of_length(processor.tokenizer, 1, SUFFIX)
+    recipe = Recipe(epochs=3)
+    stock = Stock(model, processor, device)
+    plain_forward = model.forward
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clips = make_clips(folder, 128)
+        peft = adapted(checkpoint, recipe, device, torch.bfloat16, False, loaded=model)
+        count = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+        print(f"{count:,} trainable parameters")
+        model.forward = plain_forward
+        theirs = published(peft, stock, prompts[0], clips, args.steps) * STEPS
+        print("| way | s for 24 steps | peak GiB | times faster |\n| --- | --- | --- | --- |")
+        print(f"| published, over {args.steps} steps | {theirs:.1f} | {peak():.1f} | |", flush=True)
+        model = peft.unload()
+        tokens = 14 + 25 + SUFFIX + 1  # system, audio, the prompt, the answer
+        for gib in (8.0, None):
+            total = torch.cuda.get_device_properties(0).total_memory / 2**30
+            plan = plan_training(model.config, "nf4", gib or total, tokens, 25, BATCH)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or total) / total))
+            entries: list[dict[str, float]] = []
+            some = clips if gib is None else clips[:64]
+            peft, trained = train(
+                checkpoint, replace(recipe, epochs=3 if gib is None else 1), processor, prompts,
+                ("SPEECH", "NONSPEECH"), some, clips[:16], folder / f"run{gib}", plan, device,
+                torch.bfloat16, tell=entries.append, loaded=model,
+            )  # fmt: skip
+            seconds = trained.seconds * STEPS / trained.steps
+            print(
+                f"| {plan.line()} | {seconds:.1f} | {peak():.1f} | {theirs / seconds:.1f} |"
+                f" loss {entries[0].get('loss', 0):.2f} to {trained.best_loss:.2f}",
+                flush=True,
+            )
+            model = peft.unload()
+            del peft
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
