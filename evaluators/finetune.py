@@ -73,9 +73,66 @@ class Trained:
     curve: tuple[dict[str, float], ...]
 
 
+class _Decoder(torch.nn.Module):
+    """Embeddings ``[sample, token, channel]`` -> last hidden states."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state
+        return out
+
+
+class _Tower(torch.nn.Module):
+    """Features ``[sample, bin, frame]`` of clips of one length -> audio embeddings."""
+
+    def __init__(self, model: Any, family: Family, frames: int) -> None:
+        super().__init__()
+        self.tower = model.model.audio_tower  # its parameters are the graph's
+        self.encode = functools.partial(family.encode, model)
+        self.frames = frames
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.encode(mel, self.frames)
+
+
+class Graphs:
+    """CUDA graphs of decoder and audio tower, forward and backward, for shapes that come again.
+
+    The layers of a LoRA step are thousands of small kernels: launched one by one they keep the card waiting for the
+    host. Only without gradient accumulation, since a graph's gradients lie in memory that the next replay overwrites.
+
+    Args:
+        most: Graphs that are kept; each holds the activations of its shape.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self._seen: dict[Any, int] = {}
+        self._graphs: dict[Any, Any] = {}
+
+    def run(self, key: Any, make: Callable[[], torch.nn.Module], x: Tensor) -> Tensor:
+        """``make()(x)``, by a graph once the shape was seen before."""
+        key = (key, tuple(x.shape))
+        if not self.most or not torch.is_grad_enabled():
+            return make()(x)  # type: ignore[no-any-return]
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if key not in self._graphs:
+            if self._seen[key] < 2 or len(self._graphs) >= self.most:
+                return make()(x)  # type: ignore[no-any-return]
+            sample = torch.zeros_like(x).requires_grad_(x.requires_grad)
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                module = make().train()
+                self._graphs[key] = torch.cuda.make_graphed_callables(module, (sample,))
+        return self._graphs[key](x)  # type: ignore[no-any-return]
+
+
 def answer_loss(
     model: Any,
     family: Family,
+    graphs: Graphs,
     ids: Tensor,
     groups: Sequence[dict[str, Any]],
     target_row: Tensor,
@@ -89,10 +146,12 @@ def answer_loss(
     for group in groups:
         audio = group.get("audio")
         if audio is None:
-            audio = family.encode(model, group["mel"], group["frames"])
+            frames = group["frames"]
+            tower = functools.partial(_Tower, model, family, frames)
+            audio = graphs.run(("tower", frames), tower, group["mel"])
         place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
         x = x.index_put((group["row"][:, None], place), audio.to(x.dtype))
-    hidden = lm(inputs_embeds=x, use_cache=False).last_hidden_state
+    hidden = graphs.run("decoder", functools.partial(_Decoder, lm), x)
     logits = model.lm_head(hidden[target_row, target_place]).float()
     logp = -F.cross_entropy(logits, target_id, reduction="none")
     return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
@@ -105,6 +164,7 @@ def adapted(
     dtype: torch.dtype,
     expand: bool,
     loaded: Any = None,
+    graphs: Graphs | None = None,
 ) -> Any:
     """The base weights with a fresh LoRA adapter, or the checkpoint's own to go on with, ready for Trainer.
 
@@ -115,6 +175,7 @@ def adapted(
         dtype: Of the frozen weights; the adapter is float32.
         expand: 4-bit weights become what every product would expand them to.
         loaded: A base model in memory, instead of the checkpoint's files.
+        graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -148,7 +209,7 @@ def adapted(
     for weight in peft.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    model.forward = functools.partial(answer_loss, model, family)
+    model.forward = functools.partial(answer_loss, model, family, graphs or Graphs())
     model.accepts_loss_kwargs = False
     return peft
 
@@ -276,6 +337,7 @@ def train(
     tell: Callable[[dict[str, float]], None] = lambda entry: None,
     watch: Sequence[TrainerCallback] = (),
     loaded: Any = None,
+    most_graphs: int = 3,
 ) -> tuple[Any, Trained]:
     """Trains an adapter, or goes on with a training that was interrupted.
 
@@ -295,6 +357,7 @@ def train(
         tell: Called with every log entry and the seconds left.
         watch: Further callbacks of Trainer.
         loaded: A base model in memory, instead of the checkpoint's files.
+        most_graphs: CUDA graphs that may be kept.
 
     Returns:
         (the peft model with the best epoch's adapter, what came of it).
@@ -302,7 +365,10 @@ def train(
     Raises:
         UserError: Too few clips for one step, or a loss that is no number.
     """
-    peft = adapted(checkpoint, recipe, device, dtype, plan.expand, loaded)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    simple = device.type == "cuda" and plan.micro == recipe.batch and not plan.checkpointing
+    graphs = Graphs(most_graphs if simple and dtype == torch.bfloat16 else 0)
+    peft = adapted(checkpoint, recipe, device, dtype, plan.expand, loaded, graphs)
     model = peft.get_base_model()
     family, config = family_of(model.config), model.config
     store = FeatureStore(features, processor.feature_extractor, family.whole_window)
@@ -321,7 +387,6 @@ def train(
         )
     steps = len(samples) // recipe.batch
     epoch = min(steps, max(1, round(len(clips) / recipe.batch)))
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.batch % (plan.micro * processes):
         raise UserError(
             f"a batch of {recipe.batch} cannot be shared by {processes} processes with {plan.micro}"
@@ -356,7 +421,7 @@ def train(
         logging_first_step=True,
         report_to="all",
         disable_tqdm=True,
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=False,  # it would disturb the capture of a graph
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several cards are for `accelerate launch`
     folder.mkdir(parents=True, exist_ok=True)

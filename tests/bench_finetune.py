@@ -18,12 +18,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from accelerate.utils import send_to_device
 
 from evaluators.bench import Stock, build_7b, prompts_of_length, to_nf4
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import Clip
-from evaluators.finetune import Recipe, adapted, train
+from evaluators.family import QWEN2_AUDIO
+from evaluators.features import FeatureStore
+from evaluators.finetune import Graphs, Recipe, adapted, train
 from evaluators.memory import plan_training
+from evaluators.samples import Collate, Samples, wordings
 
 STEPS, BATCH, SUFFIX = 24, 16, 45
 
@@ -72,6 +76,78 @@ def published(peft, stock: Stock, prompt, clips, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
+def ours(
+    checkpoint, recipe, model, processor, prompts, clips, folder, gib, graphs, theirs
+):  # fmt: skip
+    """Trains on `gib` GiB (None: all there is) and prints a row. Returns the base model."""
+    device, labels = torch.device("cuda"), ("SPEECH", "NONSPEECH")
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    tokens = 14 + 25 + SUFFIX + 1  # system, audio, the prompt, the answer
+    plan = plan_training(model.config, "nf4", gib or total, tokens, 25, BATCH)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or total) / total))
+    if gib is not None:
+        clips, recipe = clips[:64], replace(recipe, epochs=1)
+    losses, stamps = [], []
+
+    def tell(entry: dict[str, float]) -> None:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+            stamps.append(time.perf_counter())
+
+    peft, trained = train(
+        checkpoint, recipe, processor, prompts, labels, clips, clips[:16],
+        folder / f"run{gib}{graphs}", plan, device, torch.bfloat16, tell=tell, loaded=model,
+        most_graphs=graphs,
+    )  # fmt: skip
+    seconds = trained.seconds * STEPS / trained.steps
+    step = float(np.median(np.diff(stamps)))
+    name = plan.line() + (", CUDA graphs" if graphs else "")
+    print(
+        f"| {name} | {seconds:.1f} | {peak():.1f} | {theirs / seconds:.1f} | {1e3 * step:.0f} |"
+        f" {theirs / STEPS / step:.1f} | {losses[0]:.2f} to {trained.best_loss:.2f} |",
+        flush=True,
+    )
+    return peft.unload()
+
+
+def compare(checkpoint, model, processor, prompts, clips) -> None:
+    """Prints how far the gradients by CUDA graphs lie from those without."""
+    labels = ("SPEECH", "NONSPEECH")
+    store = FeatureStore(None, processor.feature_extractor)
+    asked = wordings(prompts, labels, processor.tokenizer, QWEN2_AUDIO, False)
+    samples = Samples(clips[:8], asked, labels, store)
+    batch = send_to_device(
+        Collate(QWEN2_AUDIO, model.config, "answer")([samples[i] for i in range(8)]), "cuda"
+    )
+    found = {}
+    recipe = Recipe(dropout=0.0)
+    for most in (0, 3):
+        peft = adapted(
+            checkpoint, recipe, torch.device("cuda"), torch.bfloat16, False, model, Graphs(most)
+        ).train()
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:  # zero at first, which would hide the other half
+                weight.data.copy_(
+                    0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+                )
+        for _ in range(3):
+            peft.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = peft(**batch)["loss"]
+            loss.backward()
+        found[most] = (
+            float(loss),
+            torch.cat([p.grad.flatten() for p in peft.parameters() if p.requires_grad]),
+        )
+        model = peft.unload()
+    (a, one), (b, two) = found.values()
+    print(
+        f"without and with graphs: loss {a:.5f} and {b:.5f}; gradients differ by"
+        f" {float((one - two).norm() / one.norm()):.2e} of their norm",
+        flush=True,
+    )
+
+
 def peak() -> float:
     """Largest memory since it was last asked for, in GiB."""
     value = torch.cuda.max_memory_allocated() / 2**30
@@ -106,29 +182,21 @@ def main() -> int:
         print(f"{count:,} trainable parameters")
         model.forward = plain_forward
         theirs = published(peft, stock, prompts[0], clips, args.steps) * STEPS
-        print("| way | s for 24 steps | peak GiB | times faster |\n| --- | --- | --- | --- |")
-        print(f"| published, over {args.steps} steps | {theirs:.1f} | {peak():.1f} | |", flush=True)
+        print(
+            "| way | s for 24 steps, all | peak GiB | times faster | ms a step | times faster | loss |"
+            "\n| --- | --- | --- | --- | --- | --- | --- |"
+        )
+        print(
+            f"| published, over {args.steps} steps | {theirs:.1f} | {peak():.1f} | |"
+            f" {1e3 * theirs / STEPS:.0f} | | |",
+            flush=True,
+        )
         model = peft.unload()
-        tokens = 14 + 25 + SUFFIX + 1  # system, audio, the prompt, the answer
-        for gib in (8.0, None):
-            total = torch.cuda.get_device_properties(0).total_memory / 2**30
-            plan = plan_training(model.config, "nf4", gib or total, tokens, 25, BATCH)
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or total) / total))
-            entries: list[dict[str, float]] = []
-            some = clips if gib is None else clips[:64]
-            peft, trained = train(
-                checkpoint, replace(recipe, epochs=3 if gib is None else 1), processor, prompts,
-                ("SPEECH", "NONSPEECH"), some, clips[:16], folder / f"run{gib}", plan, device,
-                torch.bfloat16, tell=entries.append, loaded=model,
-            )  # fmt: skip
-            seconds = trained.seconds * STEPS / trained.steps
-            print(
-                f"| {plan.line()} | {seconds:.1f} | {peak():.1f} | {theirs / seconds:.1f} |"
-                f" loss {entries[0].get('loss', 0):.2f} to {trained.best_loss:.2f}",
-                flush=True,
+        for gib, graphs in ((8.0, 0), (None, 0), (None, 3)):
+            model = ours(
+                checkpoint, recipe, model, processor, prompts, clips, folder, gib, graphs, theirs
             )
-            model = peft.unload()
-            del peft
+        compare(checkpoint, model, processor, prompts, clips)
     return 0
 
 
