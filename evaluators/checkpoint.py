@@ -52,7 +52,7 @@ class Checkpoint:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
-        base = _folder_digest(self.base)
+        base = folder_digest(self.base)
         if self.base_digest not in (None, base):
             raise UserError(
                 f"adapter {str(self.adapter)!r} was trained on other base weights than those in"
@@ -61,7 +61,7 @@ class Checkpoint:
             )
         parts = [
             base,
-            _folder_digest(self.adapter) if self.adapter else "",
+            folder_digest(self.adapter) if self.adapter else "",
             self.quantisation,
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -211,7 +211,7 @@ def _trained_on(folder: Path) -> frozenset[str] | None:
     return frozenset(sources)
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents of the files that decide what the model computes."""
     in_hub = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     if in_hub and re.fullmatch(

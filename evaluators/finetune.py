@@ -363,7 +363,7 @@ def train(
         (the peft model with the best epoch's adapter, what came of it).
 
     Raises:
-        UserError: Too few clips for one step, or a loss that is no number.
+        UserError: A loss that is no number.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     simple = device.type == "cuda" and plan.micro == recipe.batch and not plan.checkpointing
@@ -380,11 +380,6 @@ def train(
         clips, asked, labels, store, epochs=recipe.epochs, multiple=recipe.batch,
         seed=recipe.seed, augment=recipe.augment and audio is None, audio=audio,
     )  # fmt: skip
-    if not len(samples):
-        raise UserError(
-            f"{len(clips)} clips x {recipe.epochs} epochs are less than a batch of {recipe.batch};"
-            " give more clips or epochs"
-        )
     steps = len(samples) // recipe.batch
     epoch = min(steps, max(1, round(len(clips) / recipe.batch)))
     if recipe.batch % (plan.micro * processes):
@@ -425,6 +420,7 @@ def train(
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several cards are for `accelerate launch`
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
     watcher = _Watch(folder, tell)
     trainer = Trainer(
         model=peft,
@@ -480,6 +476,7 @@ def publish(fresh: Path, folder: Path, about: dict[str, Any], card: str) -> None
     (fresh / "training.json").write_text(text + "\n", encoding="utf-8")
     (fresh / "README.md").write_text(card, encoding="utf-8")
     for name in ("adapter_model.safetensors", "training.json", "README.md", "adapter_config.json"):
+        (fresh / name).chmod(0o644)  # safetensors writes for its owner alone
         os.replace(fresh / name, folder / name)
     shutil.rmtree(folder / CHECKPOINTS)
 

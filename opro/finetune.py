@@ -167,8 +167,6 @@ class Job:
 
 def prepare(settings: Settings) -> Job:
     """Checks everything that can be wrong; loads no weights."""
-    import torch
-
     from evaluators import clips as clipset
     from evaluators.checkpoint import open_checkpoint
     from evaluators.family import audio_config, family_of
@@ -216,6 +214,11 @@ def prepare(settings: Settings) -> Job:
     recipe = _recipe(settings, checkpoint.base, Recipe())
     if checkpoint.adapter is not None:
         recipe = _of_adapter(recipe, settings, checkpoint.adapter)
+    if len(clips) * recipe.epochs < recipe.batch:
+        raise UserError(
+            f"{len(clips)} clips x {recipe.epochs} epochs are less than a batch of {recipe.batch};"
+            " give more clips or epochs"
+        )
     config = audio_config(checkpoint.base)
     family = family_of(config)
     if recipe.targets == "attention+mlp" and getattr(config.text_config, "num_experts", 0):
@@ -251,7 +254,6 @@ def prepare(settings: Settings) -> Job:
             f"{settings.checkpoint!r} cannot be trained in {gib:.1f} GiB"
             + ("" if settings.quantization == "nf4" else "; try --quantization nf4")
         )
-    del torch
     return Job(
         settings, task, checkpoint, recipe, prompts, clips, judge, processor, config, plan, tokens,
         clipset.manifest_digest(manifest), heard or frozenset(),
@@ -353,8 +355,7 @@ def _write(
     import numpy as np
 
     from evaluators import metrics, selftest
-    from evaluators.checkpoint import _folder_digest
-    from evaluators.clips import Clip  # noqa: F401
+    from evaluators.checkpoint import folder_digest
     from evaluators.finetune import publish, save_adapter, versions
     from evaluators.qwen_audio import QwenAudio
 
@@ -383,7 +384,7 @@ def _write(
         "prompts": [p.to_dict() for p in job.prompts],
         "recipe": dataclasses.asdict(recipe),
         "quantisation": job.checkpoint.quantisation,
-        "base_digest": _folder_digest(job.checkpoint.base),
+        "base_digest": folder_digest(job.checkpoint.base),
         "trainable": count,
         "manifest": job.manifest_digest,
         "clips": len(job.clips),
@@ -424,7 +425,10 @@ def _card(job: Job, recipe: "Recipe", about: dict[str, Any]) -> str:
         "Balanced accuracy on the search half of dev, which chose the epoch:"
         f" {100 * score['value']:.1f} %.",
         "",
-        f"`training.json` holds prompts, sources ({heard} for the base), losses and versions. Use it as",
+        f"Clips: the train split of `{job.settings.manifest}`; sources, licences and attribution are"
+        " listed there.",
+        f"`training.json` holds prompts, sources ({heard} for the base), losses and versions. Use this"
+        " folder as",
         "`--checkpoint` of any verb.",
     ]
     return "\n".join(lines) + "\n"
