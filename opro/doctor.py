@@ -215,7 +215,7 @@ def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
     losses: list[float] = []
     for name, key in (("training.json", "curve"), ("trainer_state.json", "log_history")):
         path = checkpoint.adapter / name
-        if path.is_file():
+        if path.is_file() and not losses:
             raw = json.loads(path.read_text(encoding="utf-8")).get(key) or []
             losses += [float(entry["loss"]) for entry in raw if "loss" in entry]
     if not losses:

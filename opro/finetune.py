@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -425,13 +426,19 @@ def _card(job: Job, recipe: "Recipe", about: dict[str, Any]) -> str:
         "Balanced accuracy on the search half of dev, which chose the epoch:"
         f" {100 * score['value']:.1f} %.",
         "",
-        f"Clips: the train split of `{job.settings.manifest}`; sources, licences and attribution are"
-        " listed there.",
+        f"Clips: the train split of `{job.settings.manifest}`, which lists sources and attribution."
+        f" Their licences: {licences(job.clips)}.",
         f"`training.json` holds prompts, sources ({heard} for the base), losses and versions. Use this"
         " folder as",
         "`--checkpoint` of any verb.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def licences(clips: "Sequence[Clip]") -> str:
+    """Licences of the clips with the number of clips of each, in one line."""
+    count = Counter(clip.licence or "not stated" for clip in clips)
+    return ", ".join(f"{name} ({count[name]})" for name in sorted(count))
 
 
 def _study(job: Job) -> None:

@@ -135,8 +135,10 @@ def compare(checkpoint, model, processor, prompts, clips) -> None:
             with torch.autocast("cuda", torch.bfloat16):
                 loss = peft(**batch)["loss"]
             loss.backward()
+            value = float(loss.detach())
+            del loss  # a graph is captured only where nothing of the step before is alive
         found[most] = (
-            float(loss),
+            value,
             torch.cat([p.grad.flatten() for p in peft.parameters() if p.requires_grad]),
         )
         model = peft.unload()

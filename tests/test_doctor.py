@@ -87,6 +87,7 @@ def test_the_record_of_a_training_is_read(tmp_path, capsys, losses, message, cod
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "pocket-base"
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "training.json").unlink()  # as transformers' Trainer leaves it
     log = {"log_history": [{"step": i, "loss": loss} for i, loss in enumerate(losses)]}
     (adapter / "trainer_state.json").write_text(json.dumps(log))
     assert main(["--checkpoint", str(adapter), "--clips", "8"]) == code
