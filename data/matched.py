@@ -22,10 +22,10 @@ from data.cues import cues
 from data.recordings import read_table, write_table
 from data.render import encode, pcm_digest
 from data.scan import stable
-from data.voice import FRAME as VOICE_FRAME
 from data.voice import Silero
 from evaluators.audio import RATE, Wave, add_noise, coloured_noise, frame_power, load, normalise
 from evaluators.clips import Registry, write_registry
+from evaluators.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
 from evaluators.prompts import read_yaml
 

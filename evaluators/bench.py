@@ -28,8 +28,7 @@ import torch
 
 from evaluators.audio import RATE
 from evaluators.checkpoint import POCKET, open_checkpoint
-from evaluators.clips import Clip, balanced_order, read_manifest
-from evaluators.features import clip_wave
+from evaluators.clips import Clip, balanced_order, clip_wave, read_manifest
 from evaluators.loading import pick_device, pick_dtype
 from evaluators.memory import Shape
 from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode

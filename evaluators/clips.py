@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from evaluators.errors import LeakError, UserError
+
+if TYPE_CHECKING:
+    from evaluators.audio import Wave
 
 SPLITS = ("train", "dev", "test")
 Audio = Literal["recorded", "silence", "shuffled"]
@@ -174,6 +177,24 @@ def _number(text: str, where: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"{where} is {text!r}; expected a number")
     return value
+
+
+def clip_wave(clip: Clip) -> "Wave":
+    """What is heard: the recording, silence of its length, or its own samples in random order.
+
+    Raises:
+        UserError: It cannot be decoded.
+    """
+    import numpy as np
+
+    from evaluators.audio import load, shuffle
+
+    wave = load(clip.path)
+    if clip.audio == "silence":
+        return np.zeros_like(wave)
+    if clip.audio == "shuffled":
+        return shuffle(wave, int(clip.sha256[:12], 16))
+    return wave
 
 
 def verify(clips: Iterable[Clip]) -> None:

@@ -19,9 +19,8 @@ import numpy as np
 import soundfile
 
 from evaluators.audio import RATE
-from evaluators.clips import Clip
+from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PauseError, UserError
-from evaluators.features import clip_wave
 from evaluators.prompts import Prompt
 from evaluators.scores import ScoreTable
 

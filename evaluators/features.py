@@ -1,4 +1,4 @@
-"""What the model hears of a clip: its wave, and log-mel features that are computed once and kept by content."""
+"""What the model hears of a clip: log-mel features that are computed once and kept by content."""
 
 import hashlib
 import json
@@ -14,22 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluators.audio import RATE, load, shuffle
-from evaluators.clips import Clip
+from evaluators.audio import RATE
+from evaluators.clips import Clip, clip_wave
 from evaluators.errors import UserError
 
 log = logging.getLogger(__name__)
 FRONT_END = "1"  # raise it whenever the features of a clip change
-
-
-def clip_wave(clip: Clip) -> np.ndarray:
-    """What is heard: the recording, silence of its length, or its own samples in random order."""
-    wave = load(clip.path)
-    if clip.audio == "silence":
-        return np.zeros_like(wave)
-    if clip.audio == "shuffled":
-        return shuffle(wave, int(clip.sha256[:12], 16))
-    return wave
 
 
 @dataclass(frozen=True)

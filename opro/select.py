@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluators import metrics
 from evaluators.clips import Clip
@@ -55,12 +56,16 @@ class Selection:
     controls: dict[str, dict[str, float]]
 
 
+def most_finalists(sources: int) -> int:
+    """How many finalists a fresh half with that many `sources` of the rarest label can judge."""
+    return max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
+
+
 def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed on the search half, and the best trials that beat it there.
 
     One finalist for every ten `sources` of the rarest label of the fresh half, at least one, at most five.
     """
-    most = max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
     baseline = next((t for t in complete if t.iteration == 0), None)
     if baseline is None:
         raise UserError(
@@ -74,7 +79,7 @@ def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list
             if t.iteration > 0
             and t.rank > baseline.rank
             and (t.reward or 0) > (baseline.reward or 0)
-        ][:most],
+        ][: most_finalists(sources)],
     )
 
 
@@ -109,38 +114,56 @@ def select(
         t.number: reward.judge(table.logp[i], truth, fresh, bias=t.bias).right
         for i, t in enumerate(trials)
     }
-
-    def compare(trial: Trial, to: Trial, alpha: float) -> metrics.Difference:
-        return metrics.paired_difference(
-            truth, right[trial.number], right[to.number], sources, alpha=alpha, seed=seed
-        )
-
-    plain = [compare(t, baseline, ALPHA) for t in finalists]
-    p_holm = metrics.holm([d.p for d in plain])
-    # Holm's step-down on the bounds: the strongest finalist must clear the strictest level.
-    order = sorted(range(len(finalists)), key=lambda i: -plain[i].low)
-    bounds = {
-        i: compare(finalists[i], baseline, ALPHA / (len(order) - rank))
-        for rank, i in enumerate(order)
-    }
+    c = metrics.clusters(truth, sources, seed=seed)
+    bounds, p_holm, best = judge(c, np.stack([right[t.number] for t in [*finalists, baseline]]))
     finals = [
-        Final(t, metrics.estimate(truth, right[t.number], sources, seed=seed), bounds[i], p_holm[i])
+        Final(t, c.estimate(c.balanced(right[t.number])), bounds[i], p_holm[i])
         for i, t in enumerate(finalists)
     ]
-    cleared = list(itertools.takewhile(lambda i: bounds[i].low > 0, order))
-    chosen = None
-    if cleared and fewest >= metrics.MIN_SOURCES:
-        chosen = finals[max(cleared, key=lambda i: bounds[i].value)]
+    chosen = None if best is None else finals[best]
     judged = [baseline] + ([chosen.trial] if chosen else [])
     return Selection(
         baseline=baseline,
-        baseline_score=metrics.estimate(truth, right[baseline.number], sources, seed=seed),
+        baseline_score=c.estimate(c.balanced(right[baseline.number])),
         finals=tuple(finals),
         chosen=chosen,
-        to_first_seed=compare(chosen.trial if chosen else baseline, first, ALPHA),
+        to_first_seed=metrics.difference(
+            c,
+            right[(chosen.trial if chosen else baseline).number],
+            right[first.number],
+            alpha=ALPHA,
+        ),
         reason=_reason(finals, chosen, fewest),
         controls=_controls(evaluator, judged, fresh, truth, reward),
     )
+
+
+def judge(
+    c: metrics.Clusters, right: NDArray[np.bool_]
+) -> tuple[list[metrics.Difference], list[float], int | None]:
+    """The decision on the fresh half alone.
+
+    Args:
+        c: Its sources.
+        right: ``[finalist + 1, clip]``, the baseline last.
+
+    Returns:
+        Of each finalist the difference to the baseline, its bounds at Holm's level, and its corrected p; the index of
+        the one that replaces the baseline, or None.
+    """
+    finalists, baseline = right[:-1], right[-1]
+    plain = [metrics.difference(c, one, baseline, alpha=ALPHA) for one in finalists]
+    # Holm's step-down on the bounds: the strongest finalist must clear the strictest level.
+    order = sorted(range(len(finalists)), key=lambda i: -plain[i].low)
+    bounds = {
+        i: metrics.difference(c, finalists[i], baseline, alpha=ALPHA / (len(order) - rank))
+        for rank, i in enumerate(order)
+    }
+    cleared = list(itertools.takewhile(lambda i: bounds[i].low > 0, order))
+    best = None
+    if cleared and c.fewest >= metrics.MIN_SOURCES:
+        best = max(cleared, key=lambda i: bounds[i].value)
+    return [bounds[i] for i in range(len(order))], metrics.holm([d.p for d in plain]), best
 
 
 def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:

@@ -156,29 +156,36 @@ def print_table(rows: Sequence[dict[str, Any]], console: "Console") -> None:
     console.print(table)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; prompts are escaped."""
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; text in cells is escaped, so that a prompt cannot leave its cell."""
 
     def cell(text: str) -> str:
-        return (
-            text.replace("\\", "\\\\")
-            .replace("|", "\\|")
-            .replace("<", "&lt;")
-            .replace("\n", "<br>")
-        )
+        text = text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+        return text.replace("<", "&lt;").replace("\n", "<br>")
 
-    lines = [
-        "| run | checkpoint | score | 95 % | clips | fresh | origin | prompt |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = [head, ["---"] * len(head), *([cell(v) for v in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    head = ["run", "checkpoint", "score", "95 %", "clips", "fresh", "origin", "prompt"]
+    body = []
     for row in rows:
-        mark = "\\*" if row["state"] == "dropped" else ""
+        mark = "*" if row["state"] == "dropped" else ""
         interval = (
             "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
         )
-        lines.append(
-            f"| {row['run']} | {cell(row['checkpoint'])} | {_percent(row['score'])}{mark} |"
-            f" {interval} | {row['clips']} | {_percent(row['fresh_score'])} | {row['origin']} |"
-            f" {cell(row['text'])} |"
+        body.append(
+            [
+                row["run"],
+                row["checkpoint"],
+                _percent(row["score"]) + mark,
+                interval,
+                str(row["clips"]),
+                _percent(row["fresh_score"]),
+                row["origin"],
+                row["text"],
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(head, body)

@@ -1,15 +1,18 @@
-"""How often the selection's bound and test err when no prompt is better: python tests/bench_coverage.py
+"""How often intervals, bounds and tests err: python tests/bench_coverage.py
 
 Draws paired gains with no true difference on a fresh half like the demo's (speech sources few, other sources many),
 with effects that belong to the source, and counts how often the one-sided 2.5 % bound lies above zero and the
-sign-flip p below 2.5 %; beside them the plain percentile bound.
+sign-flip p below 2.5 %; beside them the plain percentile bound. Then how often the 95 % intervals of balanced
+accuracy and of DT75 hold the truth, for simulated observers whose sources differ.
 """
 
 import argparse
 
 import numpy as np
+from scipy import optimize, special
 
-from evaluators import metrics
+from evaluators import metrics, psychometrics
+from opro import power
 
 
 def simulate(rng, speech, other, spread):
@@ -27,6 +30,52 @@ def simulate(rng, speech, other, spread):
     return np.array(truth), sources, np.array(a), np.array(b)
 
 
+LEVELS = np.array([100.0, 200.0, 300.0, 500.0, 1000.0])
+PLACE, SCALE, LAPSE, GUESS = np.log2(300.0), 0.5, 0.03, 0.1  # of the observers, x in log2 ms
+SPREAD = 0.4  # of a source's own place, in octaves; its false-alarm rate spreads by 0.05
+
+
+def hit_rates(place):
+    """``[..., level]`` hit rates of sources with their own place."""
+    u = (np.log2(LEVELS) - place[..., None]) / SCALE
+    return GUESS + (1 - GUESS) * (1 - LAPSE) * special.expit(u)
+
+
+def true_threshold(share):
+    """log2 ms at which the mean observer detects `share` beyond guessing."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+
+    def missing(x):
+        u = (x - PLACE - SPREAD * nodes) / SCALE
+        return (1 - LAPSE) * weights @ special.expit(u) - share
+
+    return optimize.brentq(missing, 0.0, 20.0)
+
+
+def covered(sources, trials, clips=2):
+    """Shares of 95 % intervals that hold balanced accuracy and DT75, `sources` a class, `clips` a level of each."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    hits = weights / weights.sum() @ hit_rates(PLACE + SPREAD * nodes)
+    accuracy, dt75 = (hits.mean() + 1 - GUESS) / 2, 2 ** true_threshold(0.75)
+    level = np.tile(np.repeat(LEVELS, clips), 2 * sources)
+    truth = np.repeat([0, 1], sources * len(LEVELS) * clips)
+    ids = [str(i) for i in np.repeat(np.arange(2 * sources), len(LEVELS) * clips)]
+    found = np.zeros(2)
+    for trial in range(trials):
+        rng = np.random.default_rng([sources, trial])
+        heard = np.repeat(hit_rates(rng.normal(PLACE, SPREAD, sources)), clips, axis=1)
+        false = np.clip(rng.normal(GUESS, 0.05, sources), 0, 1)
+        says = np.concatenate([heard.ravel(), np.repeat(false, len(LEVELS) * clips)])
+        decided = (rng.random(len(says)) >= says).astype(int)
+        e = metrics.estimate(truth, decided == truth, ids, seed=trial)
+        t = psychometrics.psychometric(
+            "ms", level, truth, decided, ids, resamples=1000, seed=trial
+        ).thresholds[0.75]
+        found += (e.low <= accuracy <= e.high, t.low <= dt75 <= t.high)
+    return found / trials
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
@@ -42,7 +91,8 @@ def main():
             for trial in range(args.trials):
                 truth, sources, a, b = simulate(rng, speech, 64, spread)
                 d = metrics.paired_difference(truth, a, b, sources, alpha=0.025, seed=trial)
-                draws = metrics._resample(truth, a.astype(float) - b, sources, trial)
+                c = metrics.clusters(truth, sources, seed=trial)
+                draws = c.balanced(a.astype(float) - b).draws
                 bound += d.low > 0
                 plain += np.quantile(draws, 0.025) > 0
                 flip += d.p <= 0.025
@@ -52,6 +102,19 @@ def main():
                 f" {100 * flip / n:.1f} % |",
                 flush=True,
             )
+    print(
+        "\n| sources a class | balanced accuracy, 95 % interval holds it | DT75 |\n| --- | --- | --- |"
+    )
+    for sources in (15, 30, 100):
+        accuracy, dt75 = covered(sources, args.trials)
+        print(f"| {sources} | {100 * accuracy:.1f} % | {100 * dt75:.1f} % |", flush=True)
+    equal = power.Settings(candidates=200, searches=args.trials)
+    cell = power.simulate("demo", *power.read_halves(equal), 0.0, equal)
+    print(
+        f"\n{args.trials} searches over 200 prompts as good as the seeds, on the demo's dev set of"
+        f" {cell.clips} clips and {cell.sources} sources: baseline kept in"
+        f" {100 * (1 - cell.wrong):.1f} %"
+    )
 
 
 if __name__ == "__main__":

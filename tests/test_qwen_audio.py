@@ -10,10 +10,10 @@ import torch
 from evaluators.answers import PromptError, find_answers
 from evaluators.bench import Stock
 from evaluators.checkpoint import open_checkpoint
-from evaluators.clips import balanced_order
+from evaluators.clips import balanced_order, clip_wave
 from evaluators.errors import UserError
 from evaluators.family import QWEN2_AUDIO
-from evaluators.features import FeatureStore, clip_wave
+from evaluators.features import FeatureStore
 from evaluators.prompts import Prompt, after_audio, encode
 from evaluators.qwen_audio import QwenAudio, plan_row
 

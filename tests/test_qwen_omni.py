@@ -10,10 +10,9 @@ import torch
 
 from evaluators.answers import find_answers
 from evaluators.checkpoint import open_checkpoint
-from evaluators.clips import balanced_order
+from evaluators.clips import balanced_order, clip_wave
 from evaluators.errors import UserError
 from evaluators.family import QWEN3_OMNI
-from evaluators.features import clip_wave
 from evaluators.memory import plan_memory
 from evaluators.prompts import encode
 from evaluators.qwen_audio import QwenAudio
