@@ -240,6 +240,13 @@ class QwenAudio:
         self._embedded.clear()
         self._known.clear()
 
+    def unload(self) -> None:
+        """Drops the weights and all that is kept; the next score loads them anew."""
+        self.forget()
+        self.__dict__.pop("transformer", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _score(
         self,
         system: str,

@@ -1,4 +1,4 @@
-"""Detectors as baselines behind the Evaluator protocol: variant and threshold are chosen on dev, the prompt is unused."""
+"""Detectors as baselines behind the Evaluator protocol: variant and threshold are chosen on dev, prompts are unused."""
 
 import hashlib
 import json

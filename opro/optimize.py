@@ -89,9 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="print the plan, the evals and an estimate of time and tokens; score nothing",
         ),
     )
+    run(settings, space.dry_run)
+    return DONE
+
+
+def run(settings: Settings, dry_run: bool = False) -> Path:
+    """A whole search, or what is left of it, or the showing of a finished one. Returns the run's folder."""
     settings = dataclasses.replace(settings, name=settings.name or _default_name(settings))
     _check(settings)
-    return _run(settings, space.dry_run)
+    _run(settings, dry_run)
+    return settings.runs_dir / str(settings.name)
 
 
 def _check(settings: Settings) -> None:

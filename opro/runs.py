@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.errors import PauseError, UserError
-from evaluators.prompts import dump_yaml, read_yaml
+from evaluators.prompts import TASKS, Prompt, dump_yaml, read_prompts, read_yaml
 from opro.history import append_line
 
 PACKAGES = (
@@ -179,6 +179,21 @@ def find_runs(runs_dir: Path) -> list[Path]:
             p.name,
         ),
     )
+
+
+def chosen_prompt(folder: Path) -> tuple[Prompt, str]:
+    """The prompt that a finished run chose (its baseline, where that was kept), and the run's checkpoint.
+
+    Raises:
+        UserError: The run is not finished, or its files are damaged.
+    """
+    config = read_yaml(folder / "config.yaml")
+    if not (folder / "summary.json").is_file() or not (folder / "best.yaml").is_file():
+        raise UserError(
+            f"run {folder.name!r} is not finished; give its command again, it goes on from there"
+        )
+    labels = TASKS[config["task"]].labels
+    return read_prompts(folder / "best.yaml", labels)[0], str(config["checkpoint"])
 
 
 def count_openings(runs_dir: Path, digest: str) -> int:

@@ -319,15 +319,18 @@ def _joined(first: tuple[str, "Judgements"], other: tuple[str, "Judgements"]) ->
     )
 
 
-STATISTICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "hit_rate",
-    "false_alarm_rate",
-    "auroc",
-    "ece",
-    "brier",
-)
+def write_predictions(path: Path, j: "Judgements") -> None:
+    """Judgements as a file that this verb reads."""
+    from opro.runs import csv_text, write_text
+
+    rows: list[dict[str, Any]] = []
+    for i, clip in enumerate(j.clip_ids):
+        row: dict[str, Any] = {"clip_id": clip, "source_id": j.sources[i]}
+        row |= {"label": j.labels[j.truth[i]], "predicted": j.labels[j.decided[i]]}
+        if j.probability is not None:
+            row["score"] = round(float(j.probability[i]), 6)
+        rows.append(row | {name: _number_or_text(v[i]) for name, v in j.slices.items()})
+    write_text(path, csv_text(rows, tuple(rows[0])))
 
 
 def _number_or_text(text: str) -> float | str:
@@ -389,25 +392,6 @@ def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def percent(value: dict[str, Any] | None, signed: bool = False) -> str:
-    """As in ``88.1 [86.8, 89.3]``."""
-    if value is None:
-        return ""
-    sign = "+" if signed else ""
-    low, high = (
-        "?" if value[k] is None else f"{100 * value[k]:{sign}.1f}" for k in ("low", "high")
-    )
-    return f"{100 * value['value']:{sign}.1f} [{low}, {high}]"
-
-
-def decimal(value: dict[str, Any] | None) -> str:
-    """As in ``0.934 [0.910, 0.951]``."""
-    if value is None:
-        return ""
-    low, high = ("?" if value[k] is None else f"{value[k]:.3f}" for k in ("low", "high"))
-    return f"{value['value']:.3f} [{low}, {high}]"
-
-
 def _short(result: dict[str, Any], name: str) -> str:
     """A file's name without folders and ending, where that tells the files apart."""
     stems = [Path(f["file"]).stem for f in result["files"]]
@@ -416,6 +400,8 @@ def _short(result: dict[str, Any], name: str) -> str:
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, columns, rows) of what is shown to people."""
+    from opro.table import decimal, percent
+
     files = [{**f, "file": _short(result, f["file"])} for f in result["files"]]
     head = ["file", "clips", "sources", "balanced accuracy", "accuracy", "hits", "false alarms"]
     rows, sure = [], []

@@ -156,6 +156,25 @@ def print_table(rows: Sequence[dict[str, Any]], console: "Console") -> None:
     console.print(table)
 
 
+def percent(value: dict[str, Any] | None, signed: bool = False) -> str:
+    """As in ``88.1 [86.8, 89.3]``."""
+    if value is None:
+        return ""
+    sign = "+" if signed else ""
+    low, high = (
+        "?" if value[k] is None else f"{100 * value[k]:{sign}.1f}" for k in ("low", "high")
+    )
+    return f"{100 * value['value']:{sign}.1f} [{low}, {high}]"
+
+
+def decimal(value: dict[str, Any] | None) -> str:
+    """As in ``0.934 [0.910, 0.951]``."""
+    if value is None:
+        return ""
+    low, high = ("?" if value[k] is None else f"{value[k]:.3f}" for k in ("low", "high"))
+    return f"{value['value']:.3f} [{low}, {high}]"
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; text in cells is escaped, so that a prompt cannot leave its cell."""
 

@@ -1,0 +1,76 @@
+"""How long a clip takes by component: decoding, features, the model. Medians over clips, caches left aside."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evaluators.clips import Clip, clip_wave
+from evaluators.prompts import Prompt
+from evaluators.scores import Evaluator, engine
+from evaluators.vad import Vad
+
+CLIPS = 20
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a clip.
+
+    Attributes:
+        decode: Reading and decoding the file.
+        features: Log-mel features of one clip; 0 where the model takes the wave.
+        single: One clip and one prompt through the model, its audio tower included, features ready.
+        batch: The same, all clips in one call.
+    """
+
+    decode: float
+    features: float
+    single: float
+    batch: float
+    clips: int
+
+    def to_dict(self) -> dict[str, float]:
+        """As plain data, with three digits."""
+        return {k: round(v, 3) for k, v in asdict(self).items()}
+
+
+def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Latency:
+    """Times an evaluator on some clips; what it loads or compiles at its first call is left out."""
+    inner = engine(evaluator)
+    clips = clips[:CLIPS]
+    waves = [clip_wave(clip) for clip in clips]
+    decode = _median(lambda clip: clip_wave(clip), clips)
+    features = 0.0
+    if isinstance(inner, Vad):
+        single = _median(lambda wave: inner.detector(wave), waves)
+        return Latency(decode, 0.0, single, single, len(clips))
+    if hasattr(inner, "processor"):
+        from evaluators.features import FeatureStore
+
+        store = FeatureStore(None, inner.processor.feature_extractor, inner.family.whole_window)
+        features = _median(lambda wave: store.log_mel([wave]), waves)
+
+    def fresh(some: Sequence[Clip]) -> float:
+        if hasattr(inner, "forget"):
+            inner.forget()
+        begin = time.perf_counter()
+        inner.score([prompt], some)
+        return 1e3 * (time.perf_counter() - begin)
+
+    fresh(clips)
+    single = statistics.median(fresh([clip]) for clip in clips)
+    batch = min(fresh(clips) for _ in range(3)) / len(clips)
+    return Latency(decode, features, single, batch, len(clips))
+
+
+def _median(work: Callable[[Any], Any], items: Sequence[Any]) -> float:
+    """Median milliseconds over items, one unmeasured call before."""
+    work(items[0])
+    times = []
+    for item in items:
+        begin = time.perf_counter()
+        work(item)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times)
