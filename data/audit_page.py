@@ -1,17 +1,15 @@
 """The audit as one self-contained page: counts, findings, plots, spectrograms with players."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from data.checks import Audit, Measures
-from evaluators.audio import RATE, Wave, load
+from evaluators.audio import load
 from evaluators.clips import SPLITS
+from opro import figures
 from opro.runs import write_text
 
 GALLERY = 24  # clips with a player
@@ -62,49 +60,19 @@ def _gallery(audit: Audit) -> list[Measures]:
 
 def _player(m: Measures) -> dict[str, Any]:
     wave = load(m.clip.path)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, RATE, format="WAV", subtype="PCM_16")
     snr = "no SNR" if m.clip.snr_db is None else f"{m.clip.snr_db:+.0f} dB"
     return {
         "id": m.clip.clip_id,
         "about": f"{m.clip.label} · {m.clip.category} · {m.clip.duration_ms:.0f} ms · {snr} ·"
         f" {m.clip.split} · {m.clip.source_id}"
         + ("" if m.voice is None else f" · voice {100 * m.voice:.0f} %"),
-        "wav": base64.b64encode(buffer.getvalue()).decode(),
-        "image": _spectrogram(wave),
+        "wav": figures.wav(wave),
+        "image": figures.spectrogram(wave),
     }
 
 
-def _figure() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _encode(figure: Any) -> str:
-    plt = _figure()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _spectrogram(wave: Wave) -> str:
-    plt = _figure()
-    figure, axis = plt.subplots(figsize=(3.2, 1.6), layout="constrained")
-    padded = np.pad(wave, (0, max(0, 256 - len(wave)))) + 1e-6
-    axis.specgram(padded, NFFT=256, Fs=RATE / 1000, noverlap=192, cmap="magma", vmin=-90)
-    axis.set_xlabel("ms", fontsize=7)
-    axis.set_ylabel("kHz", fontsize=7)
-    axis.tick_params(labelsize=7)
-    return _encode(figure)
-
-
 def _plots(audit: Audit) -> list[tuple[str, str]]:
-    plt = _figure()
+    plt = figures.pyplot()
     labels = sorted({m.clip.label for m in audit.measures})
     out = []
     figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
@@ -114,7 +82,7 @@ def _plots(audit: Audit) -> list[tuple[str, str]]:
     axis.set_xlabel("RMS level, dBFS")
     axis.set_ylabel("clips")
     axis.legend(fontsize=7)
-    out.append(("Level by label: the two should look alike", _encode(figure)))
+    out.append(("Level by label: the two should look alike", figures.png(figure)))
     if any(m.voice is not None for m in audit.measures):
         figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
         for label in labels:
@@ -125,7 +93,7 @@ def _plots(audit: Audit) -> list[tuple[str, str]]:
         axis.set_xlabel("share of frames that Silero calls speech, noise included")
         axis.set_ylabel("clips")
         axis.legend(fontsize=7)
-        out.append(("Voice activity by label", _encode(figure)))
+        out.append(("Voice activity by label", figures.png(figure)))
     durations = sorted({round(c.duration_ms) for c in audit.clips})
     snrs = sorted({round(c.snr_db / 5) * 5 for c in audit.clips if c.snr_db is not None})
     if durations and snrs:
@@ -150,5 +118,5 @@ def _plots(audit: Audit) -> list[tuple[str, str]]:
             )
         axis.set_xlabel("SNR, dB")
         axis.set_ylabel("duration, ms")
-        out.append(("Clips by duration and SNR", _encode(figure)))
+        out.append(("Clips by duration and SNR", figures.png(figure)))
     return out

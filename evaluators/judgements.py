@@ -98,7 +98,7 @@ def describe(j: Judgements, *, resamples: int = 10_000, seed: int = 0) -> dict[s
     out["slices"] = {}
     for name, values in j.slices.items():
         values = grouped(values)
-        out["slices"][name] = {v: _slice(j, values == v, seed) for v in _ordered(values)}
+        out["slices"][name] = {v: _slice(j, values == v, seed) for v in ordered(values)}
     out["thresholds"] = thresholds(j, seed=seed)
     return out
 
@@ -119,7 +119,7 @@ def grouped(values: NDArray[np.str_]) -> NDArray[np.str_]:
     return out.astype(str)
 
 
-def _ordered(values: NDArray[np.str_]) -> list[str]:
+def ordered(values: NDArray[np.str_]) -> list[str]:
     """Values that occur, numbers by size, without the empty one; none where all clips are alike."""
     found = [v for v in np.unique(values) if v]
     try:

@@ -536,66 +536,9 @@ def _result(
     }
 
 
-HEAD = (
-    "row",
-    "model",
-    "fine-tuning",
-    "data",
-    "prompt",
-    "balanced accuracy",
-    "difference",
-    "p (Holm)",
-)
-HEAD += (
-    "threshold on dev",
-    "hits",
-    "false alarms",
-    "AUROC",
-    "ECE, calibrated",
-    "silence",
-    "shuffled",
-)
-HEAD += ("ms single", "ms batch")
-
-
-def _cells(result: dict[str, Any]) -> list[list[str]]:
-    """The table that people read; `HEAD` names its columns."""
-    from opro.table import percent
-
-    body = []
-    for r in result["rows"]:
-        d = r["difference"]
-        fitted = r.get("calibrated")
-        ece = "" if r["ece"] is None else f"{r['ece']['value']:.3f}"
-        if fitted:
-            ece += f", {fitted['ece']['value']:.3f}"
-        took = r["latency"]
-        body.append(
-            [
-                r["row"],
-                r["model"],
-                r["finetuning"],
-                r["data"],
-                r["prompt"],
-                percent(r["balanced_accuracy"]),
-                "reference" if d is None else percent(d, signed=True),
-                "" if d is None else f"{d['p_holm']:.4f}",
-                percent(r.get("threshold_on_dev")),
-                f"{100 * r['hit_rate']['value']:.0f}",
-                f"{100 * r['false_alarm_rate']['value']:.0f}",
-                f"{r['auroc']['value']:.3f}",
-                ece,
-                *(f"{100 * r['controls'][k]:.0f}" for k in ("silence", "shuffled")),
-                f"{took['decode'] + took['features'] + took['single']:.1f}",
-                f"{took['decode'] + took['features'] + took['batch']:.1f}",
-            ]
-        )
-    return body
-
-
 def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Settings) -> None:
     from opro import runs
-    from opro.stats import write_predictions
+    from opro.predictions import write_predictions
 
     for number, row in enumerate(rows, 1):
         name = "".join(ch if ch.isalnum() else "-" for ch in row.name)[:80]
@@ -612,6 +555,7 @@ def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Set
 
 def _text(result: dict[str, Any], form: str) -> str:
     from opro import runs
+    from opro.matrix_table import HEAD, cells
     from opro.table import markdown_table
 
     if form == "json":
@@ -619,7 +563,7 @@ def _text(result: dict[str, Any], form: str) -> str:
     if form == "csv":
         rows = [_flat(row) for row in result["rows"]]
         return runs.csv_text(rows, tuple(dict.fromkeys(k for row in rows for k in row)))
-    body = _cells(result)
+    body = cells(result)
     if form == "markdown":
         return markdown_table(list(HEAD), body) + "\n"
     import pandas as pd
@@ -649,6 +593,7 @@ def _show(result: dict[str, Any], settings: Settings, out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from opro.matrix_table import HEAD, cells
     from opro.table import wide_console
 
     console = wide_console()
@@ -664,7 +609,7 @@ def _show(result: dict[str, Any], settings: Settings, out: Path) -> None:
     for i in shown:
         names = HEAD[i] in ("model", "prompt")
         table.add_column(HEAD[i], no_wrap=not names, overflow="fold", ratio=1 if names else None)
-    for row in _cells(result):
+    for row in cells(result):
         table.add_row(*(Text(row[i]) for i in shown))
     console.print(table)
     for text in dict.fromkeys(w for r in result["rows"] for w in r["warnings"]):

@@ -299,6 +299,7 @@ def _search(
         clock,
         time.perf_counter() - begin,
         warnings,
+        fresh,
     )
     return DONE
 

@@ -45,6 +45,7 @@ class Selection:
         to_first_seed: Paired difference of the chosen prompt (or the baseline) to the first seed prompt.
         reason: Why, in one sentence.
         controls: Score of chosen prompt and baseline when silence or shuffled audio is heard.
+        logp: ``[clip, label]`` on the fresh half, by prompt id.
     """
 
     baseline: Trial
@@ -54,6 +55,7 @@ class Selection:
     to_first_seed: metrics.Difference
     reason: str
     controls: dict[str, dict[str, float]]
+    logp: dict[str, NDArray[np.float32]]
 
 
 def most_finalists(sources: int) -> int:
@@ -135,6 +137,7 @@ def select(
         ),
         reason=_reason(finals, chosen, fewest),
         controls=_controls(evaluator, judged, fresh, truth, reward),
+        logp={t.candidate.prompt.prompt_id: table.logp[i] for i, t in enumerate(trials)},
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluators import judgements
 from evaluators.clips import Clip
 from evaluators.metrics import Difference
 from evaluators.prompts import Task, dump_prompts
@@ -13,8 +14,11 @@ from opro import runs
 from opro.history import History, Trial
 from opro.lm import Ledger
 from opro.loop import Clock
+from opro.predictions import write_predictions
 from opro.select import Selection
 from opro.table import COLUMNS, print_table, rows_of, wide_console
+
+FRESH = Path("scores") / "fresh"  # of a run's folder: per-clip results of baseline and finalists
 
 
 def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, task: Task) -> None:
@@ -63,8 +67,15 @@ def finish(
     clock: Clock,
     seconds: float,
     warnings: Sequence[str],
+    fresh: Sequence[Clip],
 ) -> None:
     """Writes the results and prints them."""
+    for trial in {
+        t.number: t for t in [selection.baseline, *(f.trial for f in selection.finals)]
+    }.values():
+        name = trial.candidate.prompt.prompt_id
+        judged = judgements.from_scores(selection.logp[name], fresh, task.labels, trial.bias)
+        write_predictions(folder / FRESH / f"{name}.csv", judged)
     chosen = selection.chosen.trial if selection.chosen else selection.baseline
     chosen_score = selection.chosen.score if selection.chosen else selection.baseline_score
     none = Difference(

@@ -31,8 +31,8 @@ LAYERS = [
     ["evaluators.build", "evaluators.bench"],
     ["opro.flags", "opro.history", "opro.reward", "opro.lm"],
     ["opro.runs", "opro.race", "opro.propose", "opro.rewrite", "opro.display", "opro.study"],
-    ["opro.select", "opro.table"],
-    ["opro.loop"],
+    ["opro.select", "opro.table", "opro.predictions", "opro.figures"],
+    ["opro.loop", "opro.matrix_table"],
     ["opro.summary"],
     [
         "opro.optimize",
@@ -42,6 +42,7 @@ LAYERS = [
         "opro.finetune",
         "opro.stats",
         "opro.power",
+        "opro.report",
     ],
     ["opro.matrix"],
     ["data.grammar", "data.cues", "data.voice", "data.recordings", "data.attribution"],
