@@ -153,8 +153,10 @@ def _run(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; expected a folder")
     asked = _asked(prompt_files, task, settings)
+    for line in _plan(settings, models, asked, baselines, clips, tune):
+        print(line, file=sys.stdout if dry_run else sys.stderr)
     if dry_run:
-        return _plan(settings, models, asked, baselines, clips, tune)
+        return DONE
     if settings.search:
         asked = _searched(asked, checkpoints, settings)
     for model in models:  # prompts that a model cannot score are found before the split is opened
@@ -211,8 +213,17 @@ def _model(
 
 def _training(checkpoint: Any) -> dict[str, Any]:
     """How a checkpoint was fine-tuned, as far as its folder tells."""
+    from evaluators.checkpoint import OMNI
+
     if checkpoint is None or checkpoint.adapter is None:
-        return {"finetuning": "none", "data": "", "loss": None, "clips": 0}
+        config = json.loads((checkpoint.base / "config.json").read_text()) if checkpoint else {}
+        return {
+            "finetuning": "none",
+            "data": "",
+            "loss": None,
+            "clips": 0,
+            "omni": config.get("model_type") in OMNI,
+        }
     path = checkpoint.adapter / "training.json"
     raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     loss = (raw.get("recipe") or {}).get("loss")
@@ -283,8 +294,9 @@ def _plan(
     baselines: Sequence[str],
     clips: Sequence["Clip"],
     tune: Sequence["Clip"],
-) -> int:
+) -> Iterator[str]:
     """What will be scored, how much of it is in the cache, and how long it takes."""
+    from evaluators.memory import memory_lines
     from evaluators.scores import engine
     from opro.optimize import Settings as Search
     from opro.optimize import count_evals
@@ -292,27 +304,21 @@ def _plan(
 
     prompts = [a.prompt for a in asked]
     searched = len(models) if settings.search else 0
-    each = len(prompts) + searched
-    print(f"split       {settings.split}: {len(clips)} clips; {len(tune)} dev clips to tune on")
-    print(f"prompts     {len(prompts)}" + (f" and {searched} to be searched" if searched else ""))
-    print(f"baselines   {', '.join(baselines) or 'none'}")
+    more = f" and up to {searched} that searches choose" if searched else ""
+    yield f"split       {settings.split}: {len(clips)} clips; {len(tune)} dev clips to tune on"
+    yield f"prompts     {len(prompts)}{more}"
+    yield f"baselines   {', '.join(baselines) or 'none'}"
     for model in models:
-        total = each * (3 * len(clips) + len(tune))
+        # The split as it is, as silence and shuffled, and the search half of dev; searches halve dev alike.
+        total = (len(prompts) + searched) * (3 * len(clips) + len(tune))
+        total += count_evals(len(prompts), Search(), len(tune), len(tune)) if searched else 0
         cached = len(prompts) * len(clips) - model.evaluator.count_missing(prompts, clips)
-        if settings.search:
-            half = len(tune)
-            total += count_evals(3, Search(), half, half)
-        print(
-            f"{model.name}: at most {total:,} evals, {cached:,} of the split's are cached; about"
-            f" {estimate_seconds(model.evaluator, total - cached)}"
-        )
-        from evaluators.memory import memory_lines
-
+        seconds = estimate_seconds(model.evaluator, total - cached)
+        yield f"{model.name}: at most {total:,} evals, {cached:,} cached; about {seconds}"
         for line in memory_lines(engine(model.evaluator)):
-            print(f"memory      {line}")
+            yield f"memory      {line}"
         for text in model.warnings:
-            print(f"warning     {text}")
-    return DONE
+            yield f"warning     {text}"
 
 
 def _rows(
@@ -422,7 +428,7 @@ def _tuned(
 def _code(model: Model, baseline: bool, searched: bool) -> str:
     """The row's name in the published matrix, where it has one; two where a search kept the baseline."""
     if model.about["finetuning"] == "none":
-        names = ("A1", "A2")
+        names = ("", "C1") if model.about["omni"] else ("A1", "A2")
     elif model.about["loss"] == "answer" and model.about["clips"] >= MASKED_ALL:
         names = ("B3", "B4")
     else:
