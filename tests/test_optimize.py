@@ -379,7 +379,7 @@ def test_search_and_selection_use_different_sources(tmp_path):
     source = {c.clip_id: c.source_id for c in read_manifest(DEMO, LABELS, "dev")}
     searched = {
         source[line.split(",")[0]]
-        for path in (folder / "scores").iterdir()
+        for path in (folder / "scores").glob("*.csv")
         for line in path.read_text().splitlines()[1:]
     }
     assert len(searched) + summary["gain"]["sources"] == len(set(source.values()))
@@ -534,7 +534,7 @@ def test_a_smaller_run_searches_nothing_that_judges_a_larger_one(tmp_path, dev_c
     judging = {c.source_id for c in dev_clips if c.clip_id in fresh}
     source = {c.clip_id: c.source_id for c in dev_clips}
     folder = run(tmp_path, "--clips", "100")
-    for path in (folder / "scores").iterdir():
+    for path in (folder / "scores").glob("*.csv"):
         rows = path.read_text().splitlines()[1:]
         assert rows and not {source[row.split(",")[0]] for row in rows} & judging
 
