@@ -31,14 +31,16 @@ class Trial:
     Attributes:
         number: Counts from 0 over the run; the seeds come first.
         iteration: 0 for the seeds.
-        state: ``complete`` on all search clips; ``dropped`` by the race after `clips` of them, so that `reward` is of
-            those alone and must not be compared; ``failed``: could not be scored, see `error`.
-        reward: What the search climbs, higher is better.
-        score, low, high: Balanced accuracy on the same clips, with its 95 % interval over sources.
+        state: ``complete``: scored on all search clips; ``dropped`` by the race after `clips` of them; ``failed``:
+            could not be scored, see `error`.
+        reward: What the search climbs, on all search clips, higher is better. Of a dropped trial a forecast.
+        sd: Standard deviation of that forecast, 0 of a complete trial.
+        score, low, high: Balanced accuracy on all search clips with its 95 % interval over sources. Of a dropped
+            trial a forecast and the range of that forecast.
         nll: Balanced mean negative log-probability of the right label in nats: breaks ties.
         bias: Shift of the first label's log-odds in force (``--threshold dev``), else 0.
         clips: Clips scored.
-        blocks: Reward after each block of clips.
+        blocks: Reward or forecast after each block of clips.
         slices: Slice name -> (score, clips).
     """
 
@@ -47,6 +49,7 @@ class Trial:
     candidate: Candidate
     state: State = "waiting"
     reward: float | None = None
+    sd: float = 0.0
     score: float | None = None
     low: float | None = None
     high: float | None = None
@@ -59,9 +62,9 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """Sort key, highest best: reward, then smaller loss, then shorter text."""
+        """Sort key, highest best: reward (a forecast less its sd), then smaller loss, then shorter text."""
         return (
-            self.reward if self.reward is not None else -1e9,
+            self.reward - self.sd if self.reward is not None else -1e9,
             -(self.nll if self.nll is not None else 1e9),
             -len(self.candidate.prompt.text),
         )
@@ -74,6 +77,9 @@ class History:
         path: The journal. An existing one is replayed; a last line cut short by a crash is left out.
         labels: The task's labels, to read prompts back.
         repair: Remove such a line from the file: only for the process that holds the run's lock.
+    Attributes:
+        heard: ``[clip, label]`` log-probabilities on the search clips of complete trials, by number, best first. Not
+            journalled: the loop sets it before proposals are asked for.
     Raises:
         UserError: The journal is damaged before its last line, or of a newer schema.
     """
@@ -84,6 +90,7 @@ class History:
         self.trials: list[Trial] = []
         self.proposed: set[int] = set()  # iterations whose candidates are journalled
         self.selection: dict[str, Any] | None = None
+        self.heard: Mapping[int, Any] = {}
         self._labels = labels
         if path.exists():
             for number, event in enumerate(_read_journal(path, repair), 1):
@@ -130,6 +137,15 @@ class History:
     def select(self, selection: Mapping[str, Any]) -> None:
         """Journals the outcome of the selection; the last event."""
         self._write({"event": "select", **selection})
+
+    @property
+    def scored(self) -> list[Trial]:
+        """Complete and dropped trials, best first."""
+        return sorted(
+            (t for t in self.trials if t.state in ("complete", "dropped")),
+            key=lambda t: t.rank,
+            reverse=True,
+        )
 
     def waiting(self, iteration: int) -> list[Trial]:
         """Trials of an iteration that have no outcome yet."""

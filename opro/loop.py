@@ -1,8 +1,9 @@
 """The loop: propose, journal, race on the search half, tell; then select on fresh clips. All state is the history."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,11 +16,13 @@ from evaluators.prompts import Prompt, Task
 from evaluators.scores import Evaluator
 from opro.history import Candidate, History, Trial
 from opro.propose import Proposer
-from opro.race import Result, race
+from opro.race import FIRST, Result, race
 from opro.reward import Reward, slices
-from opro.select import Selection, select
+from opro.select import Selection, most_finalists, select
 
 log = logging.getLogger(__name__)
+
+REFERENCES = 24  # complete trials that forecasts are made from
 
 
 class Display(Protocol):
@@ -45,7 +48,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Search:
-    """Everything a search needs. `search` and `fresh` are the halves of dev, in balanced order."""
+    """Everything a search needs. `search` and `fresh` are the halves of dev, in balanced order.
+
+    `max_evals` limits the evals of search and selection (the controls beside the chosen prompt come on top).
+    """
 
     evaluator: Evaluator
     proposer: Proposer
@@ -58,6 +64,26 @@ class Search:
     candidates: int
     strategy: str
     seed: int
+    max_evals: int | None = None
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Index of the label of each search clip."""
+        return np.array([self.task.labels.index(clip.label) for clip in self.search])
+
+    def room(self, history: History, before: int) -> float:
+        """Evals that are left for the iteration `before`, selection set aside. Depends on earlier iterations alone."""
+        if self.max_evals is None:
+            return math.inf
+        spent = sum(t.clips for t in history.trials if t.iteration < before)
+        return self.max_evals - selection_evals(self.fresh, self.task) - spent
+
+
+def selection_evals(fresh: Sequence[Clip], task: Task) -> int:
+    """Evals of the selection at most: baseline and finalists on the fresh clips."""
+    truth = np.array([task.labels.index(clip.label) for clip in fresh])
+    fewest = metrics.fewest_sources(truth, [clip.source_id for clip in fresh])
+    return (1 + most_finalists(fewest)) * len(fresh)
 
 
 def optimize(
@@ -69,21 +95,31 @@ def optimize(
 ) -> Selection:
     """Runs a search to its end, from wherever its history stands.
 
-    Iteration 0 scores the seeds on the whole search half. Every later one proposes candidates, journals them before
-    they are scored, and scores them in a race against the best trial so far (strategy ``race``) or on everything.
+    Iteration 0 scores the seeds on the search half. Every later one proposes candidates, journals them before they
+    are scored, and scores them in a race against the best trial so far (strategy ``race``) or on everything. It ends
+    early when `max_evals` leaves no room for another iteration.
 
     Args:
         save: Called with each scored trial and its log-probabilities.
     """
-    truth = np.array([plan.task.labels.index(clip.label) for clip in plan.search])
     for number in range(plan.iterations + 1):
         display.iteration(number, "seeds" if number == 0 else "proposing")
+        begin = time.perf_counter()
+        references = _references(plan, history, number)
+        clock.scoring += time.perf_counter() - begin
         if number not in history.proposed:
+            wanted = _affordable(plan, history, number)
+            if wanted < 1:
+                log.warning(
+                    "iteration %d: --max-evals leaves no room for another candidate", number
+                )
+                break
             begin = time.perf_counter()
+            history.heard = references
             candidates = (
                 [Candidate(p, "seed") for p in plan.seeds]
                 if number == 0
-                else plan.proposer.propose(history, plan.candidates, number)
+                else plan.proposer.propose(history, wanted, number)
             )
             clock.proposing += time.perf_counter() - begin
             history.add(number, candidates)
@@ -91,54 +127,83 @@ def optimize(
                 log.warning("iteration %d: no candidate could be made", number)
             if number > 0 and len(candidates) < plan.candidates:
                 display.advance(0, (plan.candidates - len(candidates)) * len(plan.search))
-        waiting = history.waiting(number)
         display.iteration(number, "scoring")
         begin = time.perf_counter()
-        if waiting:
-            _score(plan, history, waiting, truth, display, save)
+        if history.waiting(number):
+            _score(plan, history, number, references, display, save)
         clock.scoring += time.perf_counter() - begin
     display.iteration(plan.iterations + 1, "selection on fresh clips")
     begin = time.perf_counter()
     selection = select(
-        plan.evaluator, history.complete, plan.fresh, plan.task.labels, plan.reward, plan.seed
+        plan.evaluator, history.scored, plan.fresh, plan.task.labels, plan.reward, plan.seed
     )
     clock.scoring += time.perf_counter() - begin
     return selection
 
 
+def _affordable(plan: Search, history: History, number: int) -> int:
+    """Candidates of this iteration: as many as asked for, or as the evals that are left can judge."""
+    room = plan.room(history, number)
+    if number == 0 or math.isinf(room):
+        return plan.candidates
+    each = (
+        FIRST * 2 if plan.strategy == "race" else len(plan.search)
+    )  # a race halves the field, so twice a block
+    return min(plan.candidates, int(room // each))
+
+
+def _references(plan: Search, history: History, before: int) -> dict[int, NDArray[np.float32]]:
+    """``[clip, label]`` of the best complete trials of earlier iterations, by number, best first."""
+    trials = [t for t in history.complete if t.iteration < before][:REFERENCES]
+    table = (
+        plan.evaluator.score([t.candidate.prompt for t in trials], plan.search) if trials else None
+    )
+    return {t.number: table.logp[i] for i, t in enumerate(trials)} if table is not None else {}
+
+
 def _score(
     plan: Search,
     history: History,
-    waiting: Sequence[Trial],
-    truth: NDArray[np.int64],
+    number: int,
+    references: Mapping[int, NDArray[np.float32]],
     display: Display,
     save: Callable[[Trial, Result], None],
 ) -> None:
-    # The incumbent is the best of earlier iterations, so that a resumed iteration races against the same prompt.
-    incumbent = (
-        next((t for t in history.complete if t.iteration < waiting[0].iteration), None)
-        if plan.strategy == "race"
-        else None
-    )
-    right = None
-    if incumbent is not None:
-        table = plan.evaluator.score([incumbent.candidate.prompt], plan.search)
-        right = plan.reward.judge(table.logp[0], truth, plan.search).right
-    # Each races against the incumbent alone, so it does not matter which of its siblings a killed process had told.
-    results = race(
-        plan.evaluator,
-        [t.candidate.prompt for t in waiting],
-        plan.search,
-        truth,
-        plan.reward,
-        right,
-        display.advance,
-    )
-    for trial, result in zip(waiting, results, strict=True):
-        told = _outcome(trial, result, plan, truth)
+    # All trials of the iteration race, told or not, so that a resumed race runs as the interrupted one did.
+    trials = [t for t in history.trials if t.iteration == number]
+    truth, room = plan.truth, plan.room(history, number)
+
+    def run(
+        prompts: Sequence[Prompt], known: Sequence[NDArray[np.float32]], left: float
+    ) -> list[Result]:
+        return race(
+            plan.evaluator,
+            prompts,
+            plan.search,
+            truth,
+            plan.reward,
+            np.stack(known) if known else None,
+            display.advance,
+            left,
+        )
+
+    prompts = [t.candidate.prompt for t in trials]
+    racing = plan.strategy == "race" and len(plan.task.labels) == 2
+    if number == 0 and racing and len(prompts) * len(plan.search) > room / 3:
+        # Too dear to score every seed on everything: the first is, the others race against it.
+        results = run(prompts[:1], [], room)
+        first = results[0].logp
+        if not results[0].error:
+            results += run(prompts[1:], [first], room / 2 - len(plan.search))
+    else:
+        results = run(prompts, list(references.values()) if racing else [], room)
+    for trial, result in zip(trials, results, strict=True):
+        if trial.state != "waiting":
+            continue
+        told = _outcome(trial, result, plan)
         save(told, result)
         history.tell(told)
-        best = history.complete[0] if history.complete else None
+        best = history.scored[0] if history.scored else None
         log.info(
             "trial %d  %s  reward %s  best %s",
             told.number,
@@ -149,26 +214,37 @@ def _score(
         display.told(told, best)
 
 
-def _outcome(trial: Trial, result: Result, plan: Search, truth: NDArray[np.int64]) -> Trial:
-    if result.judged is None:
+def _outcome(trial: Trial, result: Result, plan: Search) -> Trial:
+    if result.error:
         return replace(trial, state="failed", error=result.error)
-    seen = len(result.logp)
-    clips, judged = plan.search[:seen], result.judged
+    truth, judged = plan.truth, result.judged
+    told = replace(
+        trial,
+        state="complete" if judged else "dropped",
+        reward=result.reward,
+        sd=result.sd,
+        clips=len(result.seen),
+        bias=result.bias,
+        blocks=result.blocks,
+    )
+    if judged is None:
+        score = float((metrics.balanced_weights(truth) * result.hits).sum())
+        return replace(
+            told,
+            score=score,
+            low=max(0.0, score - 1.96 * result.sd),
+            high=min(1.0, score + 1.96 * result.sd),
+        )
     interval = metrics.estimate(
-        truth[:seen], judged.right, [c.source_id for c in clips], seed=plan.seed
+        truth, judged.right, [c.source_id for c in plan.search], seed=plan.seed
     )
     return replace(
-        trial,
-        state="dropped" if result.dropped else "complete",
-        reward=judged.reward,
+        told,
         score=interval.value,
         low=interval.low,
         high=interval.high,
         nll=judged.nll,
-        bias=judged.bias,
-        clips=seen,
-        blocks=result.blocks,
-        slices=slices(clips, truth[:seen], judged.right),
+        slices=slices(plan.search, truth, judged.right),
     )
 
 

@@ -71,6 +71,9 @@ class Settings(ModelSettings):
         False, "score each prompt with its options in both orders and average the probabilities"
     )
     seed: int = flag(0, "makes the search repeatable", min=0)
+    max_evals: int | None = flag(
+        None, "evals of search and selection at most (the controls come on top)", min=1
+    )
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
@@ -275,6 +278,7 @@ def _search(
         settings.candidates,
         settings.strategy,
         settings.seed,
+        settings.max_evals,
     )
     with Progress(pairs, evaluator, settings.iterations) as display:
         try:
@@ -283,7 +287,9 @@ def _search(
                 history,
                 display,
                 clock,
-                lambda trial, result: save_scores(folder, trial, search, result.logp, task),
+                lambda trial, result: save_scores(
+                    folder, trial, [search[i] for i in result.seen], result.logp, task
+                ),
             )
         finally:
             if history.trials:

@@ -261,5 +261,7 @@ class LMProposer:
 
 
 def _best(past: Sequence[Trial]) -> list[Trial]:
-    """The best complete trials, ascending: models attend to the end (arXiv 2309.03409)."""
-    return sorted((t for t in past if t.state == "complete"), key=lambda t: t.rank)[-SHOWN:]
+    """The best trials, ascending: models attend to the end (arXiv 2309.03409)."""
+    return sorted((t for t in past if t.state in ("complete", "dropped")), key=lambda t: t.rank)[
+        -SHOWN:
+    ]

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from evaluators.errors import UserError
 from evaluators.options import find_options
 from evaluators.prompts import ROOT, Prompt, Task, read_yaml
+from opro import surrogate
 from opro.history import Candidate, History, Trial
 
+POOL = 10  # proposals for each that is wanted, of which the surrogate picks
 PARENTS = 6  # prompts that are rewritten: the best so far
 KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats"}
 
@@ -93,23 +97,35 @@ class Rewriter:
         rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
         trials = [
             t
-            for t in history.complete
+            for t in history.scored
             if t.iteration < iteration and (self.learn or t.iteration == 0)
         ]
         if not trials:
             return []
         known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
         out: list[Candidate] = []
+        size = n * POOL if self.learn else n
         for _ in range(200 * n):
-            if len(out) == n:
+            if len(out) == size:
                 break
-            candidate = self._one(trials[:PARENTS] if self.learn else trials, rng)
+            candidate = self._one(trials[:PARENTS] if self.learn else trials, rng, iteration)
             if candidate is not None and candidate.prompt.digest not in known:
                 known.add(candidate.prompt.digest)
                 out.append(candidate)
-        return out
+        if len(out) <= n:
+            return out
+        past = [t for t in history.scored if t.iteration < iteration]
+        chosen = surrogate.pick(
+            [t.candidate.prompt for t in past],
+            [t.reward for t in past],
+            [t.sd for t in past],
+            [c.prompt for c in out],
+            n,
+            np.random.default_rng([self.seed, iteration]),
+        )
+        return [out[i] for i in chosen]
 
-    def _one(self, trials: Sequence[Trial], rng: random.Random) -> Candidate | None:
+    def _one(self, trials: Sequence[Trial], rng: random.Random, iteration: int) -> Candidate | None:
         # Rank-weighted: the best parent twice as likely as the second, and so on down.
         weights = [2.0**-i for i in range(len(trials))] if self.learn else [1.0] * len(trials)
         parent = rng.choices(trials, weights)[0]
@@ -117,10 +133,7 @@ class Rewriter:
         if parts is None:
             return None
         done, parents = [], [parent.candidate.prompt.prompt_id]
-        for _ in range(rng.choice((1, 1, 2, 2, 3))):
-            operator = rng.choice(
-                list(_OPERATORS) if self.bank else ["swap", "shorten", "cross", "layout"]
-            )
+        for operator in self._operators(rng, iteration):
             other = rng.choice(trials)
             mate = self._take_apart(other.candidate.prompt)
             if operator == "cross":
@@ -131,6 +144,15 @@ class Rewriter:
             done.append(operator)
         prompt = parts.prompt(parent.candidate.prompt)
         return Candidate(prompt, "rewriter:" + "+".join(done), tuple(parents)) if done else None
+
+    def _operators(self, rng: random.Random, iteration: int) -> list[str]:
+        """A few edits, or as often a new draw of about half of the parts."""
+        if not self.bank:
+            return rng.choices(["swap", "shorten", "cross", "layout"], k=rng.choice((1, 1, 2, 2, 3)))
+        if rng.random() > 1 / iteration:
+            return rng.choices(list(_OPERATORS), k=rng.choice((1, 1, 2, 2, 3)))
+        parts = ["question", "options", "explain", "hint", "closing", "layout", "swap"]
+        return [p for p in parts if rng.random() < 0.6]
 
     def _take_apart(self, prompt: Prompt) -> Parts | None:
         """Like `take_apart`, with a leading hint of the bank as a part of its own, so that hints do not pile up."""

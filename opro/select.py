@@ -63,12 +63,12 @@ def most_finalists(sources: int) -> int:
     return max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
 
 
-def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list[Trial]]:
+def pick_finalists(scored: Sequence[Trial], sources: int) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed on the search half, and the best trials that beat it there.
 
     One finalist for every ten `sources` of the rarest label of the fresh half, at least one, at most five.
     """
-    baseline = next((t for t in complete if t.iteration == 0), None)
+    baseline = next((t for t in scored if t.iteration == 0), None)
     if baseline is None:
         raise UserError(
             "no seed prompt could be scored by this model; --seeds needs one whose answer words differ"
@@ -77,7 +77,7 @@ def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list
         baseline,
         [
             t
-            for t in complete
+            for t in scored
             if t.iteration > 0
             and t.rank > baseline.rank
             and (t.reward or 0) > (baseline.reward or 0)
@@ -87,7 +87,7 @@ def pick_finalists(complete: Sequence[Trial], sources: int) -> tuple[Trial, list
 
 def select(
     evaluator: Evaluator,
-    complete: Sequence[Trial],
+    scored: Sequence[Trial],
     fresh: Sequence[Clip],
     labels: Sequence[str],
     reward: Reward,
@@ -101,14 +101,14 @@ def select(
     sign-flip p is reported beside it. `tests/bench_coverage.py` shows how often the rule errs.
 
     Args:
-        complete: Trials scored on the whole search half, best first.
+        scored: Trials scored on the search half, best first.
         fresh: Clips that no trial has seen.
     """
     truth = np.array([labels.index(clip.label) for clip in fresh])
     sources = [clip.source_id for clip in fresh]
     fewest = metrics.fewest_sources(truth, sources)
-    baseline, finalists = pick_finalists(complete, fewest)
-    first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
+    baseline, finalists = pick_finalists(scored, fewest)
+    first = min((t for t in scored if t.iteration == 0), key=lambda t: t.number)
     trials = list({t.number: t for t in [baseline, first, *finalists]}.values())
     table = evaluator.score([t.candidate.prompt for t in trials], fresh)
     # A threshold fitted on the search half is carried over, never fitted again.

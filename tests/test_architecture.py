@@ -29,7 +29,7 @@ LAYERS = [
     ["evaluators.samples"],
     ["evaluators.finetune"],
     ["evaluators.build", "evaluators.bench"],
-    ["opro.flags", "opro.history", "opro.reward", "opro.lm"],
+    ["opro.flags", "opro.history", "opro.reward", "opro.lm", "opro.forecast", "opro.surrogate"],
     ["opro.runs", "opro.race", "opro.propose", "opro.rewrite", "opro.display", "opro.study"],
     ["opro.select", "opro.table", "opro.predictions", "opro.figures"],
     ["opro.loop", "opro.matrix_table"],

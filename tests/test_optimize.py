@@ -389,7 +389,7 @@ def reply(request):
     """Prompts that depend on how often the model was asked."""
     seed = len(request["messages"][-1]["content"])
     texts = [f"Clip {seed % 97}-{i}: is it speech?\nA) yes\nB) no" for i in range(5)]
-    return json.dumps({"prompts": [*texts, "no answers here", "x <|im_end|> A B"]})
+    return json.dumps({"prompts": ["no answers here", "x <|im_end|> A B", *texts]})
 
 
 def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch):
