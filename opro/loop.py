@@ -102,10 +102,11 @@ def optimize(
     Args:
         save: Called with each scored trial and its log-probabilities.
     """
+    heard: dict[int, NDArray[np.float32]] = {}
     for number in range(plan.iterations + 1):
         display.iteration(number, "seeds" if number == 0 else "proposing")
         begin = time.perf_counter()
-        references = _references(plan, history, number)
+        references = _references(plan, history, number, heard)
         clock.scoring += time.perf_counter() - begin
         if number not in history.proposed:
             wanted = _affordable(plan, history, number)
@@ -130,7 +131,7 @@ def optimize(
         display.iteration(number, "scoring")
         begin = time.perf_counter()
         if history.waiting(number):
-            _score(plan, history, number, references, display, save)
+            _score(plan, history, number, references, display, save, heard)
         clock.scoring += time.perf_counter() - begin
     display.iteration(plan.iterations + 1, "selection on fresh clips")
     begin = time.perf_counter()
@@ -152,13 +153,16 @@ def _affordable(plan: Search, history: History, number: int) -> int:
     return min(plan.candidates, int(room // each))
 
 
-def _references(plan: Search, history: History, before: int) -> dict[int, NDArray[np.float32]]:
+def _references(
+    plan: Search, history: History, before: int, heard: dict[int, NDArray[np.float32]]
+) -> dict[int, NDArray[np.float32]]:
     """``[clip, label]`` of the best complete trials of earlier iterations, by number, best first."""
     trials = [t for t in history.complete if t.iteration < before][:REFERENCES]
-    table = (
-        plan.evaluator.score([t.candidate.prompt for t in trials], plan.search) if trials else None
-    )
-    return {t.number: table.logp[i] for i, t in enumerate(trials)} if table is not None else {}
+    missing = [t for t in trials if t.number not in heard]  # of a run that was interrupted
+    if missing:
+        table = plan.evaluator.score([t.candidate.prompt for t in missing], plan.search)
+        heard.update({t.number: table.logp[i] for i, t in enumerate(missing)})
+    return {t.number: heard[t.number] for t in trials}
 
 
 def _score(
@@ -168,6 +172,7 @@ def _score(
     references: Mapping[int, NDArray[np.float32]],
     display: Display,
     save: Callable[[Trial, Result], None],
+    heard: dict[int, NDArray[np.float32]],
 ) -> None:
     # All trials of the iteration race, told or not, so that a resumed race runs as the interrupted one did.
     trials = [t for t in history.trials if t.iteration == number]
@@ -198,6 +203,8 @@ def _score(
     else:
         results = run(prompts, list(references.values()) if racing else [], room)
     for trial, result in zip(trials, results, strict=True):
+        if result.judged:
+            heard[trial.number] = result.logp
         if trial.state != "waiting":
             continue
         told = _outcome(trial, result, plan)

@@ -16,10 +16,13 @@ from evaluators.errors import UserError
 from evaluators.options import find_options
 from evaluators.prompts import ROOT, Prompt, Task, read_yaml
 from opro import surrogate
-from opro.history import Candidate, History, Trial
+from opro.history import Candidate, History
 
 POOL = 10  # proposals for each that is wanted, of which the surrogate picks
 PARENTS = 6  # prompts that are rewritten: the best so far
+EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
+LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
+DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
 KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats"}
 
 
@@ -95,29 +98,31 @@ class Rewriter:
     def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
         """`n` new prompts, fewer only when nothing new can be made. Depends on earlier iterations alone."""
         rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
-        trials = [
+        past = [
             t
             for t in history.scored
             if t.iteration < iteration and (self.learn or t.iteration == 0)
         ]
-        if not trials:
+        if not past:
             return []
+        parents = [t.candidate.prompt for t in (past[:PARENTS] if self.learn else past)]
         known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
         out: list[Candidate] = []
         size = n * POOL if self.learn else n
+        # At first far from the seeds, later near to the best.
+        far = 1 / iteration if self.learn else 0.0
         for _ in range(200 * n):
             if len(out) == size:
                 break
-            candidate = self._one(trials[:PARENTS] if self.learn else trials, rng, iteration)
+            candidate = self.rewrite(parents, rng, far)
             if candidate is not None and candidate.prompt.digest not in known:
                 known.add(candidate.prompt.digest)
                 out.append(candidate)
         if len(out) <= n:
             return out
-        past = [t for t in history.scored if t.iteration < iteration]
         chosen = surrogate.pick(
             [t.candidate.prompt for t in past],
-            [t.reward for t in past],
+            [t.reward or 0.0 for t in past],
             [t.sd for t in past],
             [c.prompt for c in out],
             n,
@@ -125,34 +130,38 @@ class Rewriter:
         )
         return [out[i] for i in chosen]
 
-    def _one(self, trials: Sequence[Trial], rng: random.Random, iteration: int) -> Candidate | None:
-        # Rank-weighted: the best parent twice as likely as the second, and so on down.
-        weights = [2.0**-i for i in range(len(trials))] if self.learn else [1.0] * len(trials)
-        parent = rng.choices(trials, weights)[0]
-        parts = self._take_apart(parent.candidate.prompt)
+    def rewrite(
+        self, parents: Sequence[Prompt], rng: random.Random, far: float = 0.0
+    ) -> Candidate | None:
+        """One prompt made from a parent, the better ones likelier, or None when this parent cannot be edited.
+
+        Args:
+            parents: Best first.
+            far: How often about half of its parts are drawn anew, instead of one to three edits.
+        """
+        weights = [2.0**-i for i in range(len(parents))] if self.learn else [1.0] * len(parents)
+        parent = rng.choices(parents, weights)[0]
+        parts = self._take_apart(parent)
         if parts is None:
             return None
-        done, parents = [], [parent.candidate.prompt.prompt_id]
-        for operator in self._operators(rng, iteration):
-            other = rng.choice(trials)
-            mate = self._take_apart(other.candidate.prompt)
+        if not self.bank:
+            operators = rng.choices(LAYOUT, k=rng.choice(EDITS))
+        elif rng.random() < far:
+            operators = [name for name in DRAWN if rng.random() < 0.6]
+        else:
+            operators = rng.choices(list(_OPERATORS), k=rng.choice(EDITS))
+        done, ids = [], [parent.prompt_id]
+        for operator in operators:
+            other = rng.choice(parents)
+            mate = self._take_apart(other)
             if operator == "cross":
                 if mate is None or other is parent:
                     continue
-                parents.append(other.candidate.prompt.prompt_id)
+                ids.append(other.prompt_id)
             parts = _OPERATORS[operator](parts, mate or parts, self.bank, rng, self.task)
             done.append(operator)
-        prompt = parts.prompt(parent.candidate.prompt)
-        return Candidate(prompt, "rewriter:" + "+".join(done), tuple(parents)) if done else None
-
-    def _operators(self, rng: random.Random, iteration: int) -> list[str]:
-        """A few edits, or as often a new draw of about half of the parts."""
-        if not self.bank:
-            return rng.choices(["swap", "shorten", "cross", "layout"], k=rng.choice((1, 1, 2, 2, 3)))
-        if rng.random() > 1 / iteration:
-            return rng.choices(list(_OPERATORS), k=rng.choice((1, 1, 2, 2, 3)))
-        parts = ["question", "options", "explain", "hint", "closing", "layout", "swap"]
-        return [p for p in parts if rng.random() < 0.6]
+        prompt = parts.prompt(parent)
+        return Candidate(prompt, "rewriter:" + "+".join(done), tuple(ids)) if done else None
 
     def _take_apart(self, prompt: Prompt) -> Parts | None:
         """Like `take_apart`, with a leading hint of the bank as a part of its own, so that hints do not pile up."""

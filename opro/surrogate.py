@@ -1,8 +1,10 @@
-"""Guesses what a prompt would score from its words alone, to choose which proposals are worth hearing (HbBoPs, 2412.07820).
+"""Guesses what a prompt would score from its words alone, to choose which proposals are worth hearing.
 
-A Gaussian process whose kernel is the share of words and word pairs that two prompts have in common.
+After HbBoPs (arXiv 2412.07820), with a kernel that needs no model: a Gaussian process whose kernel is the square of the
+share of words and word pairs that two prompts have in common.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -19,7 +21,7 @@ def words_of(prompt: Prompt) -> frozenset[str]:
     """Words, marks and their pairs, and which answer stands for which label."""
     text = re.findall(r"\w+|[^\w\s]|\n", prompt.text.casefold())
     given = [f"{label}={word}" for label, words in prompt.answers for word in words]
-    return frozenset([*text, *(f"{a} {b}" for a, b in zip(text, text[1:], strict=False)), *given])
+    return frozenset([*text, *(f"{a} {b}" for a, b in itertools.pairwise(text)), *given])
 
 
 def pick(

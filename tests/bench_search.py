@@ -1,0 +1,470 @@
+"""Our search against its peers at equal cost: python tests/bench_search.py --checkpoint pocket-base pocket-lora
+
+Needs `pip install gepa promptolution`. Every method starts from the published seed prompts, has its prompts written
+by the built-in rewriter (the packages through their own public interfaces), sees dev clips only, and pays for each
+pair of prompt and clip it asks for once; all share one cache. What each would hand over after so many evals is then
+scored on the test split. Runs are kept in --out, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import math
+import random
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from evaluators import metrics
+from evaluators.build import build_evaluator
+from evaluators.clips import balanced_order, halves, read_manifest
+from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from opro.history import History
+from opro.loop import Clock, Search, optimize
+from opro.reward import Reward
+from opro.rewrite import Rewriter
+
+LABELS = SPEECH_TASK.labels
+BUDGETS = (1000, 3000)
+POPULATION = 10  # of the methods that keep one: the seeds and rewritings of them
+
+
+class SpentError(Exception):
+    """The budget does not cover what was asked for."""
+
+
+@dataclass
+class Meter:
+    """Right or wrong of prompts on clips; counts each pair once, and ends a method that has spent its budget."""
+
+    evaluator: object
+    budget: int
+    pairs: set = field(default_factory=set)
+    events: list = field(
+        default_factory=list
+    )  # (evals, prompt, bias) whenever a method's choice changes
+
+    def right(self, prompt, clips):
+        asked = {(prompt.digest, c.clip_id) for c in clips}
+        if len(self.pairs | asked) > self.budget:
+            raise SpentError
+        self.pairs |= asked
+        truth = np.array([LABELS.index(c.label) for c in clips])
+        return metrics.decide(self.evaluator.score([prompt], clips).logp[0]) == truth
+
+    def margins(self, prompt, clips):
+        self.right(prompt, clips)
+        return metrics.margins(self.evaluator.score([prompt], clips).logp[0])
+
+    def choose(self, prompt, bias=0.0):
+        if not self.events or self.events[-1][1:] != (prompt, bias):
+            self.events.append((len(self.pairs), prompt, bias))
+
+
+class Silent:
+    def iteration(self, *_):
+        pass
+
+    def advance(self, *_):
+        pass
+
+    def told(self, *_):
+        pass
+
+
+class Author:
+    """The rewriter as a function from text to text: the prompts it knows that a text quotes are the parents."""
+
+    def __init__(self, seed, seeds):
+        self.rewriter, self.rng = Rewriter(SPEECH_TASK, seed), random.Random(seed)
+        self.known = {p.text: p for p in seeds}
+
+    def __call__(self, text, far=0.5):
+        found = sorted((text.rfind(t), t) for t in self.known if t in text)
+        # A text that is part of another one is not quoted on its own.
+        quoted = [t for _, t in found if not any(t != o and t in o for _, o in found)]
+        return self.child([self.known[t] for t in reversed(quoted)][:6], far).text
+
+    def child(self, parents, far=0.5):
+        for _ in range(1000):
+            made = self.rewriter.rewrite(parents, self.rng, far)
+            if made is not None and made.prompt.text not in self.known:
+                self.known[made.prompt.text] = made.prompt
+                return made.prompt
+        return parents[0]
+
+    def population(self, seeds):
+        return [*seeds, *(self.child(seeds) for _ in range(POPULATION - len(seeds)))]
+
+
+def ours(meter, seeds, seed, search, fresh, *, strategy="race", threshold="argmax", guard=True):
+    """Our loop: `guard` off hands over the best of the search half without a second look."""
+    learn = strategy != "random"
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder) / "trials.jsonl", LABELS)
+        history.start({})
+        rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
+        reward = Reward("balanced_accuracy", threshold)
+        rounds = (100, 8) if strategy == "opro" else (100, 10)
+        plan = Search(
+            meter.evaluator,
+            rewriter,
+            SPEECH_TASK,
+            seeds,
+            search,
+            fresh,
+            reward,
+            *rounds,
+            strategy,
+            seed,
+            meter.budget,
+        )
+        selection = optimize(plan, history, Silent(), Clock())
+        chosen = selection.chosen.trial if selection.chosen else selection.baseline
+        if not guard and selection.finals:
+            chosen = selection.finals[0].trial
+        heard = sum(t.clips for t in history.trials)
+        asked = heard + (1 + len(selection.finals)) * len(fresh)
+        assert asked <= meter.budget, (asked, meter.budget)
+    meter.pairs = set(range(asked))
+    meter.choose(chosen.candidate.prompt, chosen.bias)
+
+
+def best_seed(meter, seeds, seed, search, fresh):
+    """The seed prompt that scores best on as many dev clips as the budget covers."""
+    clips = balanced_order([*search, *fresh])[: meter.budget // len(seeds)]
+    scores = [meter.right(p, clips).mean() for p in seeds]
+    meter.choose(seeds[int(np.argmax(scores))])
+
+
+def threshold_only(meter, seeds, seed, search, fresh):
+    """The best seed prompt with the decision threshold fitted on the same clips."""
+    clips = balanced_order([*search, *fresh])[: meter.budget // len(seeds)]
+    truth = np.array([LABELS.index(c.label) for c in clips])
+    fits = []
+    for prompt in seeds:
+        margin = meter.margins(prompt, clips)
+        bias = metrics.fit_bias(truth, margin)
+        fits.append((metrics.balanced_accuracy(truth, (margin + bias < 0) == truth), prompt, bias))
+    meter.choose(*max(fits, key=lambda f: f[0])[1:])
+
+
+def greedy_random(meter, seeds, seed, search, fresh):
+    """Random rewritings of the seeds, each on all search clips; the best of them."""
+    author = Author(seed, seeds)
+    best = -1.0
+    for prompt in [*seeds, *(author.child(seeds, 0.5) for _ in range(1000))]:
+        score = meter.right(prompt, search).mean()
+        if score > best:
+            best = score
+            meter.choose(prompt)
+
+
+def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30, grown=True):
+    """A method of the package promptolution; `grown` starts it from ten prompts instead of the three seeds."""
+    import pandas
+    from promptolution.llms.base_llm import BaseLLM
+    from promptolution.optimizers.capo import CAPO
+    from promptolution.optimizers.evoprompt_de import EvoPromptDE
+    from promptolution.optimizers.evoprompt_ga import EvoPromptGA
+    from promptolution.optimizers.opro import OPRO
+    from promptolution.predictors.base_predictor import BasePredictor
+    from promptolution.tasks.classification_tasks import ClassificationTask
+    from promptolution.utils.callbacks import BaseCallback
+
+    random.seed(seed)
+    np.random.seed(seed)
+    clips = {c.clip_id: c for c in balanced_order([*search, *fresh])}
+    author = Author(seed, seeds)
+
+    class Model(BaseLLM):
+        def _get_response(self, prompts, system_prompts):
+            return [f"<prompt>{author(p)}</prompt>" for p in prompts]
+
+    class Predictor(BasePredictor):
+        def predict(self, prompts, xs, system_prompts=None):
+            asked = {}
+            for text, x in zip(prompts, xs, strict=True):
+                asked.setdefault(text, []).append(clips[x])
+            right = {}
+            for text, part in asked.items():
+                found = meter.right(author.known[text], part)
+                right |= {(text, c.clip_id): r for c, r in zip(part, found, strict=True)}
+            other = {LABELS[0]: LABELS[1], LABELS[1]: LABELS[0]}
+            said = [
+                (clips[x].label if right[text, x] else other[clips[x].label]).lower()
+                for text, x in zip(prompts, xs, strict=True)
+            ]
+            return said, said
+
+        def _extract_preds(self, preds):
+            return preds
+
+    class Watch(BaseCallback):
+        def on_step_end(self, optimizer):
+            meter.choose(author.known[str(optimizer.prompts[0])])
+            return len(meter.pairs) < meter.budget
+
+    frame = pandas.DataFrame([{"x": c.clip_id, "y": c.label} for c in clips.values()])
+    task = ClassificationTask(
+        frame, SPEECH_TASK.description, n_subsamples=size, eval_strategy=strategy, seed=seed
+    )
+    start = author.population(seeds) if grown else list(seeds)
+    common = {
+        "predictor": Predictor(Model()),
+        "task": task,
+        "meta_llm": Model(),
+        "initial_prompts": [p.text for p in start],
+        "callbacks": [Watch()],
+    }
+    if name == "capo":
+        common |= {"upper_shots": 0, "create_fs_reasoning": False, "df_few_shots": frame.iloc[:0]}
+        method = CAPO(**common)
+    else:
+        method = {"evoprompt-ga": EvoPromptGA, "evoprompt-de": EvoPromptDE, "opro": OPRO}[name](
+            **common
+        )
+    meter.choose(seeds[0])
+    logging.disable(logging.CRITICAL)  # it reports the exhausted budget as an error, and ends
+    method.optimize(10_000)
+    logging.disable(logging.NOTSET)
+
+
+def gepa(meter, seeds, seed, search, fresh, *, valid):
+    """The package gepa: minibatches of the search half, `valid` clips of the fresh half as its validation set.
+
+    It takes one seed prompt: it is given, free of charge, the one that is best on those clips.
+    """
+    import gepa as package
+
+    author = Author(seed, seeds)
+    validation = balanced_order(fresh)[:valid]
+    truth = np.array([LABELS.index(c.label) for c in validation])
+    table = meter.evaluator.score(seeds, validation)
+    first = seeds[int(np.argmax((metrics.decide(table.logp) == truth).mean(axis=1)))]
+
+    class Adapter:
+        def evaluate(self, batch, candidate, capture_traces=False):
+            right = meter.right(author.known[candidate["prompt"]], batch)
+            scores = [float(r) for r in right]
+            return package.EvaluationBatch(
+                outputs=scores, scores=scores, trajectories=scores if capture_traces else None
+            )
+
+        def make_reflective_dataset(self, candidate, batch, components):
+            return {c: [{"score": s} for s in batch.scores] for c in components}
+
+        def propose_new_texts(self, candidate, dataset, components):
+            return {"prompt": author(candidate["prompt"])}
+
+    class Watch:
+        def on_valset_evaluated(self, event):
+            if event["is_best_program"]:
+                meter.choose(author.known[event["candidate"]["prompt"]])
+
+    meter.choose(first)
+    with contextlib.redirect_stdout(io.StringIO()):
+        package.optimize(
+            seed_candidate={"prompt": first.text},
+            trainset=search,
+            valset=validation,
+            adapter=Adapter(),
+            max_metric_calls=meter.budget,
+            skip_perfect_score=False,
+            callbacks=[Watch()],
+            seed=seed,
+        )
+
+
+def partial(function, **options):
+    return lambda *args: function(*args, **options)
+
+
+METHODS = {
+    "ours": ours,
+    "ours, threshold fitted": partial(ours, threshold="dev"),
+    "ours without the second look": partial(ours, guard=False),
+    "best seed prompt": best_seed,
+    "threshold only": threshold_only,
+    "random paraphrases": greedy_random,
+    "--strategy random": partial(ours, strategy="random"),
+    "--strategy opro": partial(ours, strategy="opro"),
+    "promptolution CAPO, 3 prompts": partial(
+        promptolution, name="capo", strategy="sequential_block", grown=False
+    ),
+    "promptolution CAPO, 10 prompts": partial(
+        promptolution, name="capo", strategy="sequential_block"
+    ),
+    "promptolution EvoPrompt GA": partial(promptolution, name="evoprompt-ga", strategy="subsample"),
+    "promptolution EvoPrompt DE": partial(promptolution, name="evoprompt-de", strategy="subsample"),
+    "promptolution OPRO": partial(promptolution, name="opro", strategy="subsample", grown=False),
+    "promptolution OPRO, 100 clips": partial(
+        promptolution, name="opro", strategy="sequential_block", size=100, grown=False
+    ),
+    "gepa, 200 validation clips": partial(gepa, valid=200),
+    "gepa, 50 validation clips": partial(gepa, valid=50),
+}
+FIXED = {"best seed prompt", "threshold only"}  # no chance in them
+ONCE = {  # a choice at every number of evals, so that one run shows the whole curve
+    name for name in METHODS if not name.startswith(("ours", "--")) and name not in FIXED
+}
+
+
+def mean_interval(values):
+    values = 100 * np.asarray(values)
+    if len(values) < 2 or not values.std():
+        return f"{values.mean():.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():.2f} [{values.mean() - half:.2f}, {values.mean() + half:.2f}]"
+
+
+def at(run, budget):
+    """Test accuracy of what a run would hand over after `budget` evals."""
+    return [e["test"] for e in run["events"] if e["evals"] <= budget or e is run["events"][0]][-1]
+
+
+def collect(args):
+    """All runs, from the file or made now: {(checkpoint, method, seed, budget): run}."""
+    path = args.out / "runs.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            raw = json.loads(line)
+            runs[raw["checkpoint"], raw["method"], raw["seed"], raw["budget"]] = raw
+    seeds = read_prompts(ROOT / "seeds" / "baselines.yaml", LABELS)
+    everything = read_manifest(ROOT.parent / "data" / "demo", LABELS)
+    search, fresh = halves([c for c in everything if c.split == "dev"])
+    test = balanced_order([c for c in everything if c.split == "test"])
+    truth = np.array([LABELS.index(c.label) for c in test])
+    for checkpoint in args.checkpoint:
+        evaluator, _ = build_evaluator(checkpoint, cache=args.out / ".cache")
+        for name in args.methods:
+            for seed in range(1 if name in FIXED else args.seeds):
+                for budget in [max(args.budgets)] if name in ONCE else args.budgets:
+                    if (checkpoint, name, seed, budget) in runs:
+                        continue
+                    meter = Meter(evaluator, budget)
+                    with contextlib.suppress(SpentError):
+                        METHODS[name](meter, seeds, seed, search, fresh)
+                    run = {
+                        "checkpoint": checkpoint,
+                        "method": name,
+                        "seed": seed,
+                        "budget": budget,
+                        "evals": len(meter.pairs),
+                        "events": [
+                            {
+                                "evals": evals,
+                                "text": prompt.text,
+                                "test": metrics.balanced_accuracy(
+                                    truth,
+                                    metrics.decide(evaluator.score([prompt], test).logp[0], bias)
+                                    == truth,
+                                ),
+                            }
+                            for evals, prompt, bias in meter.events
+                        ],
+                    }
+                    runs[checkpoint, name, seed, budget] = run
+                    with path.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
+                    print(checkpoint, name, seed, budget, run["events"][-1]["test"], flush=True)
+    return runs
+
+
+def table(args, runs):
+    for checkpoint in args.checkpoint:
+        print(f"\n{checkpoint}, balanced accuracy on test of the prompt handed over")
+        print("| method |" + "".join(f" {b:,} evals | ours minus it |" for b in args.budgets))
+        print("| --- |" + " --- | --- |" * len(args.budgets))
+
+        def results(name, budget, checkpoint=checkpoint):
+            fixed, once = name in FIXED, name in ONCE
+            return [
+                at(
+                    runs[
+                        checkpoint, name, 0 if fixed else s, max(args.budgets) if once else budget
+                    ],
+                    budget,
+                )
+                for s in range(args.seeds)
+            ]
+
+        for name in args.methods:
+            cells = []
+            for budget in args.budgets:
+                values = results(name, budget)
+                gap = np.array(results("ours", budget)) - np.array(values)
+                cells += [mean_interval(values), "" if name == "ours" else mean_interval(gap)]
+            print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def plot(args, runs):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(args.checkpoint), figsize=(6 * len(args.checkpoint), 4.5))
+    grid = np.arange(100, max(args.budgets) + 1, 50)
+    for axis, checkpoint in zip(np.atleast_1d(axes), args.checkpoint, strict=True):
+        for i, name in enumerate(args.methods):
+            colour = plt.get_cmap("tab20")(i % 20)
+            if name in ONCE:
+                lines = np.array(
+                    [
+                        [at(runs[checkpoint, name, s, max(args.budgets)], b) for b in grid]
+                        for s in range(args.seeds)
+                    ]
+                )
+                axis.plot(grid, 100 * lines.mean(axis=0), color=colour, label=name, lw=1)
+                error = 100 * lines.std(axis=0, ddof=1) / math.sqrt(args.seeds) * 2.26
+                middle = 100 * lines.mean(axis=0)
+                axis.fill_between(grid, middle - error, middle + error, color=colour, alpha=0.08)
+            else:
+                n = 1 if name in FIXED else args.seeds
+                values = [
+                    [100 * at(runs[checkpoint, name, s, b], b) for s in range(n)]
+                    for b in args.budgets
+                ]
+                error = [2.26 * np.std(v, ddof=1) / math.sqrt(n) if n > 1 else 0 for v in values]
+                axis.errorbar(
+                    args.budgets,
+                    [np.mean(v) for v in values],
+                    error,
+                    color=colour,
+                    label=name,
+                    marker="o",
+                    lw=3 if name == "ours" else 1,
+                )
+        axis.set(title=checkpoint, xlabel="evals", ylabel="balanced accuracy on test, %")
+    np.atleast_1d(axes)[-1].legend(fontsize=6, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(args.out / "curves.png", dpi=130)
+    print(f"\n{args.out / 'curves.png'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", nargs="+", default=["pocket-base", "pocket-lora"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_search"))
+    args = parser.parse_args()
+    args.methods = list(dict.fromkeys(["ours", *args.methods]))  # which all others are compared with
+    runs = collect(args)
+    table(args, runs)
+    plot(args, runs)
+
+
+if __name__ == "__main__":
+    main()
