@@ -460,7 +460,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_search"))
     args = parser.parse_args()
-    args.methods = list(dict.fromkeys(["ours", *args.methods]))  # which all others are compared with
+    args.methods = list(
+        dict.fromkeys(["ours", *args.methods])
+    )  # which all others are compared with
     runs = collect(args)
     table(args, runs)
     plot(args, runs)
