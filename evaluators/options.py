@@ -31,10 +31,10 @@ class Option:
 
 
 def find_options(prompt: Prompt) -> tuple[Option, ...] | None:
-    """The options in the order shown, of a prompt whose answers are the letters that mark them; else None."""
+    """The options in the order shown, of a prompt whose answers are the letters or digits that mark them; else None."""
     label_of = {words[0]: label for label, words in prompt.answers if len(words) == 1}
     if len(label_of) != len(prompt.answers) or not all(
-        re.fullmatch("[A-H]", letter) for letter in label_of
+        re.fullmatch("[A-Z1-9]", letter) for letter in label_of
     ):
         return None
     found: list[re.Match[str]] = []

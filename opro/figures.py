@@ -92,7 +92,7 @@ def history(rows: Sequence[dict[str, Any]], baseline: float | None) -> str:
     steps: list[tuple[int, float]] = []
     for state, colour, label, mark in (
         ("complete", COLOURS[0], "all clips", "o"),
-        ("dropped", "#999999", "dropped early, fewer clips", "x"),
+        ("dropped", "#999999", "dropped early, forecast", "x"),
     ):
         some = [r for r in rows if r["state"] == state and r["score"] is not None]
         if some:

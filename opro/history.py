@@ -36,7 +36,7 @@ class Trial:
         reward: What the search climbs, on all search clips, higher is better. Of a dropped trial a forecast.
         sd: Standard deviation of that forecast, 0 of a complete trial.
         score, low, high: Balanced accuracy on all search clips with its 95 % interval over sources. Of a dropped
-            trial a forecast and the range of that forecast.
+            trial a forecast; its interval is wider by the forecast's.
         nll: Balanced mean negative log-probability of the right label in nats: breaks ties.
         bias: Shift of the first label's log-odds in force (``--threshold dev``), else 0.
         clips: Clips scored.
@@ -209,6 +209,15 @@ def append_line(path: Path, line: str) -> None:
         ) from None
 
 
+def cut_torn_line(path: Path) -> None:
+    """Removes a last line that a crash cut short. Only for the process that holds the run's lock."""
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
 def _rounded(value: Any) -> Any:
     """Floats to 6 places, so that a journal does not depend on the last bits of a sum; no NaN, which is no JSON."""
     if isinstance(value, float):
@@ -232,7 +241,6 @@ def _read_journal(path: Path, repair: bool) -> list[dict[str, Any]]:
                 f"{path}:{number}: damaged line ({error}); restore the file or use another --name"
             ) from None
         events.append(event)
-    if torn and repair:  # the write that a crash interrupted
-        with path.open("r+b") as file:
-            file.truncate(len(raw) - len(torn))
+    if torn and repair:
+        cut_torn_line(path)
     return events

@@ -1,8 +1,8 @@
 """Ranks prompts over one or many runs: python -m opro.leaderboard runs/speech-pocket-base-race-s0-1a2b3c
 
 Scores are balanced accuracy on the search half of dev with 95 % intervals over sources; the best of many is
-flattered by having been picked, which is why a run chooses on fresh clips. Prompts that a race dropped early were
-scored on fewer clips: they are marked with * and listed after the others.
+flattered by having been picked, which is why a run chooses on fresh clips. Prompts that a race dropped early
+were scored on fewer clips: their score is a forecast, marked with *, and they are listed after the others.
 """
 
 import json

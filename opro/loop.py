@@ -86,6 +86,16 @@ def selection_evals(fresh: Sequence[Clip], task: Task) -> int:
     return (1 + most_finalists(fewest)) * len(fresh)
 
 
+def least_evals(
+    strategy: str, task: Task, seeds: int, search: Sequence[Clip], fresh: Sequence[Clip]
+) -> int:
+    """The smallest `max_evals` that a search can work with: seeds, selection, and one candidate."""
+    racing = strategy == "race" and len(task.labels) == 2
+    seeded = len(search) + (seeds - 1) * min(FIRST, len(search)) if racing else seeds * len(search)
+    one = min(FIRST, len(search)) if racing else len(search)
+    return selection_evals(fresh, task) + seeded + one
+
+
 def optimize(
     plan: Search,
     history: History,
@@ -147,10 +157,14 @@ def _affordable(plan: Search, history: History, number: int) -> int:
     room = plan.room(history, number)
     if number == 0 or math.isinf(room):
         return plan.candidates
-    each = (
-        FIRST * 2 if plan.strategy == "race" else len(plan.search)
-    )  # a race halves the field, so twice a block
+    # A race halves the field again and again: two blocks a candidate.
+    each = 2 * _first_block(plan, room) if plan.strategy == "race" else len(plan.search)
     return min(plan.candidates, int(room // each))
+
+
+def _first_block(plan: Search, room: float) -> int:
+    """Clips of a race's first block: half as many when the evals that are left make few races."""
+    return FIRST if room >= 2 * 2 * FIRST * plan.candidates else FIRST // 2
 
 
 def _references(
@@ -190,6 +204,7 @@ def _score(
             np.stack(known) if known else None,
             display.advance,
             left,
+            _first_block(plan, room),
         )
 
     prompts = [t.candidate.prompt for t in trials]
@@ -199,7 +214,9 @@ def _score(
         results = run(prompts[:1], [], room)
         first = results[0].logp
         if not results[0].error:
-            results += run(prompts[1:], [first], room / 2 - len(plan.search))
+            left = room - len(plan.search)
+            least = (len(prompts) - 1) * min(_first_block(plan, room), len(plan.search))
+            results += run(prompts[1:], [first], max(least, left / 2))
     else:
         results = run(prompts, list(references.values()) if racing else [], room)
     for trial, result in zip(trials, results, strict=True):
@@ -222,8 +239,9 @@ def _score(
 
 
 def _outcome(trial: Trial, result: Result, plan: Search) -> Trial:
-    if result.error:
-        return replace(trial, state="failed", error=result.error)
+    if result.error or not len(result.seen):
+        error = result.error or "--max-evals left nothing to score it with"
+        return replace(trial, state="failed", error=error)
     truth, judged = plan.truth, result.judged
     told = replace(
         trial,
@@ -234,17 +252,17 @@ def _outcome(trial: Trial, result: Result, plan: Search) -> Trial:
         bias=result.bias,
         blocks=result.blocks,
     )
+    sources = [c.source_id for c in plan.search]
     if judged is None:
-        score = float((metrics.balanced_weights(truth) * result.hits).sum())
-        return replace(
-            told,
-            score=score,
-            low=max(0.0, score - 1.96 * result.sd),
-            high=min(1.0, score + 1.96 * result.sd),
-        )
-    interval = metrics.estimate(
-        truth, judged.right, [c.source_id for c in plan.search], seed=plan.seed
-    )
+        assert result.hits is not None
+        guess = metrics.estimate(truth, result.hits, sources, seed=plan.seed)
+        if guess.low is None or guess.high is None:
+            return replace(told, score=guess.value)
+        # The forecast errs beside the sources.
+        low = guess.value - math.hypot(guess.value - guess.low, 1.96 * result.sd)
+        high = guess.value + math.hypot(guess.high - guess.value, 1.96 * result.sd)
+        return replace(told, score=guess.value, low=max(0.0, low), high=min(1.0, high))
+    interval = metrics.estimate(truth, judged.right, sources, seed=plan.seed)
     return replace(
         told,
         score=interval.value,

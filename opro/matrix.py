@@ -1,10 +1,10 @@
 """Prompts x checkpoints x baselines on a split: python -m opro.matrix --checkpoint pocket-base pocket-lora --search
 
 PROMPTS are prompt files (all of their prompts) and run folders (the chosen prompt). With --search every checkpoint is
-searched first, by opro.optimize with its defaults; a finished search is taken as it is. Every prompt is scored on every
-checkpoint, with what silence and shuffled audio give; baselines are tuned on the search half of dev, as are thresholds
-and calibration. Written to --out: matrix.json, .csv, .md, .tex and per-clip predictions. What was scored before comes
-from the cache, so an interrupted matrix goes on.
+searched first, by opro.optimize with its defaults, each trying the best prompts of those before it; a finished search
+is taken as it is. Every prompt is scored on every checkpoint, with what silence and shuffled audio give; baselines are
+tuned on the search half of dev, as are thresholds and calibration. Written to --out: matrix.json, .csv, .md, .tex and
+per-clip predictions. What was scored before comes from the cache, so an interrupted matrix goes on.
 """
 
 import dataclasses
@@ -269,9 +269,11 @@ def _searched(
     from opro import optimize
 
     found = {a.prompt.digest: a for a in asked}
+    folders: list[Path] = []
     for name in checkpoints:
         search = optimize.Settings(
             checkpoint=name,
+            share=",".join(map(str, folders)) or None,
             manifest=settings.manifest,
             quantization=settings.quantization,
             dtype=settings.dtype,
@@ -282,8 +284,9 @@ def _searched(
             seed=settings.seed,
             runs_dir=settings.runs_dir,
         )
-        _say(f"{name}: search of {search.iterations} x {search.candidates} prompts on dev")
-        _add_run(found, optimize.run(search))
+        _say(f"{name}: search of {search.iterations} x {search.batch} prompts on dev")
+        folders.append(optimize.run(search))
+        _add_run(found, folders[-1])
     return list(found.values())
 
 

@@ -33,8 +33,16 @@ log = logging.getLogger(__name__)
 class Settings(ModelSettings):
     """Settings of a search; each is a flag and a key of config.yaml."""
 
+    also: str | None = flag(
+        None, "further checkpoints, with commas between, that the same prompt is to serve"
+    )
+    share: str | None = flag(
+        None,
+        "run folders, with commas between, whose best prompts are tried in the first round: of another"
+        " checkpoint, say",
+    )
     iterations: int = flag(5, "rounds of proposals", min=0)
-    candidates: int = flag(10, "prompts a round", min=1)
+    candidates: int = flag(0, "prompts a round; 0 is 10, with --strategy opro the paper's 8", min=0)
     prompt_spec: Path | None = flag(
         None, "prompt file the adapter was trained with; its prompts join the seeds"
     )
@@ -46,7 +54,9 @@ class Settings(ModelSettings):
     clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
     seeds: Path = flag(Path("prompts/seeds/baselines.yaml"), "prompt file to start from")
     proposer: Literal["auto", "lm", "rewriter"] = flag(
-        "auto", "auto takes a language model when one is configured, else the built-in rewriter"
+        "auto",
+        "auto takes a language model, beside the built-in rewriter, when one is configured, else the"
+        " rewriter alone; lm the language model alone",
     )
     lm_model: str | None = flag(
         None,
@@ -59,7 +69,8 @@ class Settings(ModelSettings):
     max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
     strategy: Literal["race", "opro", "random"] = flag(
         "race",
-        "race drops losers early; opro scores everything (the paper); random paraphrases the seeds",
+        "race drops losers early; opro is the paper's algorithm and scores everything; random"
+        " paraphrases the seeds",
     )
     objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag(
         "balanced_accuracy", "what the search climbs"
@@ -78,6 +89,11 @@ class Settings(ModelSettings):
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
     runs_dir: Path = flag(Path("runs"), "where run folders lie")
+
+    @property
+    def batch(self) -> int:
+        """Prompts a round, with the strategy's default."""
+        return self.candidates or (8 if self.strategy == "opro" else 10)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings, dry_run: bool = False) -> Path:
     """A whole search, or what is left of it, or the showing of a finished one. Returns the run's folder."""
+    settings = dataclasses.replace(settings, candidates=settings.batch)
     settings = dataclasses.replace(settings, name=settings.name or _default_name(settings))
     _check(settings)
     _run(settings, dry_run)
@@ -134,9 +151,11 @@ def _default_name(settings: Settings) -> str:
 def _run(settings: Settings, dry_run: bool) -> int:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
+    from evaluators.joint import Joint, spread
     from evaluators.prompts import TASKS, read_prompts
     from opro import runs
     from opro.reward import Reward
+    from opro.share import shared_candidates
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -168,23 +187,30 @@ def _run(settings: Settings, dry_run: bool) -> int:
         seeds += [
             p for p in read_prompts(settings.prompt_spec, task.labels) if p.digest not in known
         ]
-    evaluator, heard = build_evaluator(
-        settings.checkpoint,
-        adapter=settings.adapter,
-        quantisation=settings.quantization,
-        device=settings.device,
-        dtype=settings.dtype,
-        cache=settings.runs_dir / runs.CACHE,
-        swap=settings.swap,
-    )
-    heard = clipset.heard_sources(
-        settings.checkpoint, heard, manifest, settings.train_manifest, task.labels
-    )
-    warnings += clipset.check_unheard(clips, heard, settings.checkpoint, settings.heard)
+    names = _checkpoints(settings)
+    evaluators = {}
+    for name in names:
+        one, heard = build_evaluator(
+            name,
+            adapter=settings.adapter if name == settings.checkpoint else None,
+            quantisation=settings.quantization,
+            device=settings.device,
+            dtype=settings.dtype,
+            cache=settings.runs_dir / runs.CACHE,
+            swap=settings.swap,
+        )
+        heard = clipset.heard_sources(name, heard, manifest, settings.train_manifest, task.labels)
+        warnings += clipset.check_unheard(clips, heard, name, settings.heard)
+        evaluators[name] = one
+    evaluator: Any = evaluators[settings.checkpoint] if len(names) == 1 else Joint(evaluators)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
     clipset.verify(clips)
+    tried = shared_candidates(settings.share, task.labels, fresh, settings.batch)
+    if len(names) > 1:
+        search, fresh = spread(search, names), spread(fresh, names)
     reward = Reward(settings.objective, settings.threshold)
+    _check_budget(settings, task, len(seeds), search, fresh)
     pairs = count_evals(len(seeds), settings, len(search), len(fresh))
     lm = _language_model(settings)
     if dry_run:
@@ -204,15 +230,48 @@ def _run(settings: Settings, dry_run: bool) -> int:
             warnings,
             clipset.manifest_digest(manifest),
             lm,
+            tried,
+        )
+
+
+def _checkpoints(settings: Settings) -> list[str]:
+    names = [settings.checkpoint, *(settings.also.split(",") if settings.also else [])]
+    names = [name.strip() for name in names]
+    for i, name in enumerate(names):
+        if not name or "|" in name or name in names[:i]:
+            raise UserError(
+                f"--also is {settings.also!r}; expected checkpoints other than --checkpoint, with commas between"
+            )
+    return names
+
+
+def _check_budget(
+    settings: Settings,
+    task: "Task",
+    seeds: int,
+    search: Sequence["Clip"],
+    fresh: Sequence["Clip"],
+) -> None:
+    from opro.loop import least_evals
+
+    if settings.max_evals is None:
+        return
+    least = least_evals(settings.strategy, task, seeds, search, fresh)
+    if settings.max_evals < least:
+        raise UserError(
+            f"--max-evals is {settings.max_evals}; the seeds and the selection on {len(fresh)} fresh clips take"
+            f" {least}, so give more, or fewer --clips"
         )
 
 
 def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
-    """Evals of a search at most: before racing and the cache."""
+    """Evals of a search at most: before racing and the cache. The controls stand beside --max-evals."""
     from opro.select import FINALISTS
 
-    each = (seeds + settings.iterations * settings.candidates) * search
-    return (each + (FINALISTS + 2) * fresh + 4 * fresh) * (2 if settings.swap else 1)
+    each = (seeds + settings.iterations * settings.batch) * search + (FINALISTS + 1) * fresh
+    if settings.max_evals is not None:
+        each = min(each, settings.max_evals)
+    return (each + 5 * fresh) * (2 if settings.swap else 1)  # first seed, and two controls of two
 
 
 def _search(
@@ -228,11 +287,13 @@ def _search(
     warnings: Sequence[str],
     data_digest: str,
     lm: "LanguageModel | None",
+    tried: Sequence[Any],
 ) -> int:
     from opro import runs
     from opro.display import Progress
     from opro.history import History
     from opro.loop import Clock, Search, optimize
+    from opro.propose import Shared
     from opro.study import write_study
     from opro.summary import finish, print_summary, save_scores
     from opro.table import read_summary
@@ -244,7 +305,7 @@ def _search(
         "data": data_digest,
         "task": task.name,
         "seed": settings.seed,
-        "proposer": "rewriter" if lm is None else f"lm {lm.name}",
+        "proposer": _proposer_name(settings, lm),
         "seeds": hashlib.sha256("".join(p.digest for p in seeds).encode()).hexdigest(),
     }
     if history.header is None:
@@ -264,7 +325,9 @@ def _search(
         runs.write_json(folder / "provenance.json", runs.provenance(about))
     for text in warnings:
         log.warning(text)
-    ledger, proposer = _proposer(settings, task, reward, folder, lm)
+    ledger, proposer = _proposer(settings, task, reward, folder, lm, search)
+    if tried:
+        proposer = Shared(proposer, tried)
     clock, begin = Clock(), time.perf_counter()
     plan = Search(
         evaluator,
@@ -325,41 +388,77 @@ def _language_model(settings: Settings) -> "LanguageModel | None":
     return lm
 
 
+def _proposer_name(settings: Settings, lm: "LanguageModel | None") -> str:
+    if lm is None:
+        return "rewriter"
+    alone = settings.proposer == "lm" or settings.strategy == "opro"
+    return f"lm {lm.name}" + ("" if alone else " and rewriter")
+
+
 def _proposer(
-    settings: Settings, task: "Task", reward: Any, folder: Path, lm: "LanguageModel | None"
+    settings: Settings,
+    task: "Task",
+    reward: Any,
+    folder: Path,
+    lm: "LanguageModel | None",
+    search: Sequence["Clip"],
 ) -> tuple["Ledger", "Proposer"]:
+    from opro.history import append_line, cut_torn_line
     from opro.lm import Ledger, Reply
-    from opro.propose import LMProposer
+    from opro.propose import LMProposer, Mixed
     from opro.rewrite import Rewriter
 
     ledger = Ledger(settings.max_tokens, settings.max_cost, getattr(lm, "prices", None))
     path = folder / "proposals.jsonl"
-    if path.exists():  # what an interrupted run has spent counts
+    paid = {}
+    if path.exists():  # what an interrupted run has spent counts, and what it got is used
+        cut_torn_line(path)
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 raw = json.loads(line)
                 if "reply" in raw:
-                    ledger.add(Reply("", raw["tokens_in"], raw["tokens_out"], raw["cost"], "", ""))
+                    reply = Reply(
+                        raw["reply"],
+                        raw["tokens_in"],
+                        raw["tokens_out"],
+                        raw["cost"],
+                        raw["model"],
+                        raw["finish"],
+                    )
+                    ledger.add(reply)
+                    paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
             except (ValueError, KeyError, TypeError):
-                continue  # the line a crash cut short
+                continue  # damaged: that reply is asked for again
 
     def record(entry: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
+        append_line(path, json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
         for refused in entry.get("refused", []):
             log.info("refused (%s): %r", refused["reason"], refused["text"])
         if "stopped" in entry:
             log.warning("no further call to the language model: %s", entry["stopped"])
 
+    rewriter = Rewriter(task, settings.seed, learn=settings.strategy != "random")
     if lm is not None:
-        return ledger, LMProposer(lm, task, reward, ledger, record, strategy=settings.strategy)
+        asked = LMProposer(
+            lm,
+            task,
+            reward,
+            search,
+            ledger,
+            record,
+            strategy=settings.strategy,
+            seed=settings.seed,
+            paid=paid,
+        )
+        alone = settings.proposer == "lm" or settings.strategy == "opro"
+        return ledger, asked if alone else Mixed(asked, rewriter)
     if settings.strategy != "random" and settings.proposer == "auto":
         print(
             "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
             " (and --lm-base-url for another server) and give --lm-model NAME",
             file=sys.stderr,
         )
-    return ledger, Rewriter(task, settings.seed, learn=settings.strategy != "random")
+    return ledger, rewriter
 
 
 def _print_plan(
@@ -381,7 +480,7 @@ def _print_plan(
     cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
     print(f"run         {settings.runs_dir / str(settings.name)}")
     print(
-        f"checkpoint  {settings.checkpoint}, quantization {settings.quantization}, fingerprint"
+        f"checkpoint  {', '.join(_checkpoints(settings))}, quantization {settings.quantization}, fingerprint"
         f" {evaluator.fingerprint[:12]}"
     )
     print(

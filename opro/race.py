@@ -20,10 +20,8 @@ from evaluators.scores import Evaluator
 from opro.forecast import Basis, basis, draw_margins
 from opro.reward import Judged, Reward
 
-FIRST = 16  # clips of the first block
-DROP_Z = (
-    1.2816  # one-sided 10 %: so sure must a forecast be before a candidate leaves for being worse
-)
+FIRST = 32  # clips of the first block
+DROP_Z = 1.2816  # one-sided 10 %: so sure is a forecast when a candidate leaves for being worse
 GAIN = 0.005  # a lead that is not worth a clip more
 
 
@@ -62,6 +60,7 @@ def race(
     references: NDArray[np.float32] | None,
     on_block: Callable[[int, int], None] = lambda done, skipped: None,
     budget: float = math.inf,
+    first: int = FIRST,
 ) -> list[Result]:
     """Scores prompts block by block on the same clips, dropping those that cannot win.
 
@@ -73,6 +72,7 @@ def race(
         clips: In balanced order.
         references: ``[reference, clip, label]`` of prompts that heard every clip, the best first; None scores all
             prompts on everything.
+        first: Clips of the first block.
         on_block: Called with the pairs scored and the pairs that will never be asked for.
         budget: Evals that may be asked for: only as many go on, the best forecast first, as it covers.
     """
@@ -82,7 +82,7 @@ def race(
     best = None if references is None else reward.judge(references[0], truth, clips)
     known = None if references is None else basis(references, truth)
     waiting = np.arange(count)
-    block = count if known is None else min(FIRST, count)
+    block = count if known is None else min(first, count)
     while alive and block:
         fits = int(min(budget / block, len(alive)))
         on_block(0, (len(alive) - fits) * len(waiting))

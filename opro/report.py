@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.errors import UserError
+from evaluators.joint import clip_name
 from opro.flags import DONE, flag, parse, resolve, run_verb
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def _players(j: "Judgements", clips: "dict[str, Clip]") -> list[dict[str, Any]]:
             np.argsort(-np.abs(j.probability[wrong] - (j.truth[wrong] == 0)), kind="stable")
         ]
         for i in worst[:WORST]:
-            clip = clips.get(j.clip_ids[i])
+            clip = clips.get(clip_name(j.clip_ids[i]))
             if clip is None:
                 continue
             wave = load(clip.path)

@@ -145,7 +145,8 @@ def _job(settings: Settings, path: Path) -> Job:
     )
     biases = {t.candidate.prompt.prompt_id: t.bias for t in trials}
     prompts = [t.candidate.prompt for t in trials]
-    fingerprint = (history.header or {}).get("fingerprint")
+    # A search over several checkpoints has a fingerprint of all of them, which none of them has.
+    fingerprint = "" if config.get("also") else (history.header or {}).get("fingerprint")
     return Job(filled, path, prompts, biases, path / f"{settings.split}.json", task, fingerprint)
 
 
@@ -174,7 +175,7 @@ def _prepare(job: Job) -> Job:
         str(settings.checkpoint), heard, manifest, settings.train_manifest, job.task.labels
     )
     warnings = clipset.check_unheard(clips, heard, str(settings.checkpoint), settings.heard)
-    if job.fingerprint not in (None, evaluator.fingerprint):
+    if job.fingerprint not in (None, "", evaluator.fingerprint):
         warnings.append("the checkpoint or its precision is not the one of the run")
     if job.fingerprint is not None and settings.split == "dev":
         warnings.append(

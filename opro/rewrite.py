@@ -23,7 +23,7 @@ PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
 DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
-KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats"}
+KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats", "letters"}
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class Parts:
     closing: str
     mark: str = "{0}) {1}"
     join: str = "\n"
+    letters: str = "AB"
 
     def prompt(self, like: Prompt) -> Prompt:
         """Put together again: letters by position, answers by label."""
-        letters = "ABCDEFGH"
         block = self.join.join(
-            self.mark.format(letters[i], words) for i, (_, words) in enumerate(self.options)
+            self.mark.format(self.letters[i], words) for i, (_, words) in enumerate(self.options)
         )
         head = " ".join(part for part in (self.hint, self.question) if part)
         gap = "\n" if self.join == "\n" else " "
         text = gap.join(part for part in (head, block) if part) + (
             f"\n\n{self.closing}" if self.closing else ""
         )
-        given = {label: letters[i] for i, (label, _) in enumerate(self.options)}
+        given = {label: self.letters[i] for i, (label, _) in enumerate(self.options)}
         return replace(
             like, text=text, answers=tuple((label, (given[label],)) for label, _ in like.answers)
         )
@@ -67,6 +67,7 @@ def take_apart(prompt: Prompt) -> Parts | None:
         tuple((o.label, text[o.start : o.end]) for o in options),
         text[last.end :].partition("\n")[2].strip(),
         join="\n" if "\n" in between else " ",
+        letters="".join(prompt.text[o.mark : o.start].strip(" ([).:=-\n\t]")[:1] for o in options),
     )
 
 
@@ -180,6 +181,29 @@ def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
     return replace(parts, options=tuple((label, words[label]) for label, _ in parts.options))
 
 
+def _letters(parts: Parts, letters: str) -> Parts:
+    """Other answers; where the old ones are named in the words, as in "Answer A or B.", they change with them."""
+    if len(letters) != len(parts.letters):
+        return parts
+
+    return replace(
+        parts,
+        letters=letters,
+        question=_renamed(parts.question, parts.letters, letters),
+        closing=_renamed(parts.closing, parts.letters, letters),
+    )
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """The words with other letters where the old ones stand side by side, as in "A or B"."""
+    names = dict(zip(old, new, strict=True))
+    return re.sub(
+        rf"(?<!\w)([{old}])( or | and |/|, )([{old}])(?!\w)",
+        lambda m: names[m[1]] + m[2] + names[m[3]],
+        text,
+    )
+
+
 def _explain(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
     words = dict(zip(task.labels, pair, strict=True))
     return replace(
@@ -198,13 +222,16 @@ _OPERATORS = {
     "options": lambda p, m, b, r, t: _pair(p, r.choice(b["options"]), t),
     "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
     "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
-    "closing": lambda p, m, b, r, t: replace(p, closing=r.choice(b["closings"])),
+    "closing": lambda p, m, b, r, t: replace(
+        p, closing=_renamed(r.choice(b["closings"]), "ABCDEFGH"[: len(p.letters)], p.letters)
+    ),
     "layout": lambda p, m, b, r, t: replace(
         p,
         mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]),
         join=r.choice(("\n", " ")),
     ),
     "swap": lambda p, m, b, r, t: replace(p, options=p.options[::-1]),
+    "letters": lambda p, m, b, r, t: _letters(p, r.choice(b["letters"])),
     "shorten": lambda p, m, b, r, t: replace(
         p,
         hint="",
@@ -215,9 +242,9 @@ _OPERATORS = {
     ),
     "cross": lambda p, m, b, r, t: r.choice(
         (
-            replace(p, question=m.question),
+            replace(p, question=_renamed(m.question, m.letters, p.letters)),
             replace(p, options=m.options),
-            replace(p, closing=m.closing, mark=m.mark),
+            replace(p, closing=_renamed(m.closing, m.letters, p.letters), mark=m.mark),
         )
     ),
 }

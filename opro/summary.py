@@ -1,6 +1,7 @@
 """What a finished run leaves: summary.json, best.yaml, leaderboard.csv, per-clip scores, and the closing words."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from opro.lm import Ledger
 from opro.loop import Clock
 from opro.predictions import write_predictions
 from opro.select import Selection
-from opro.table import COLUMNS, print_table, rows_of, wide_console
+from opro.table import COLUMNS, checkpoints_of, print_table, rows_of, wide_console
 
+NAMES = {  # of what a trial's origin says, before its colon
+    "seed": "hand (seeds)",
+    "lm": "the language model",
+    "rewriter": "the rewriter",
+    "shared": "other runs",
+}
 FRESH = Path("scores") / "fresh"  # of a run's folder: per-clip results of baseline and finalists
 
 
@@ -95,7 +102,7 @@ def finish(
 
     summary: dict[str, Any] = {
         "status": "complete",
-        "checkpoint": config["checkpoint"],
+        "checkpoint": checkpoints_of(config),
         "fingerprint": evaluator.fingerprint,
         "task": task.name,
         "seed": config["seed"],
@@ -140,6 +147,7 @@ def finish(
             "scoring": round(clock.scoring, 2),
             "proposing": round(clock.proposing, 2),
         },
+        "proposed": Counter(t.candidate.origin.partition(":")[0] for t in history.trials),
         "lm": {
             "calls": ledger.calls,
             "tokens_in": ledger.tokens_in,
@@ -207,6 +215,8 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
             else ""
         ),
     )
+    made = ", ".join(f"{n} by {NAMES.get(k, k)}" for k, n in summary["proposed"].items())
+    line("prompts", made)
     if summary["checkpoint"].startswith("pocket-"):
         line(
             "note",

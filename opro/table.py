@@ -1,7 +1,7 @@
 """The rows of a leaderboard, from journals alone, and how they are shown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def rows_of(folder: Path, summary: dict[str, Any] | None = None) -> list[dict[st
     return [
         {
             "run": folder.name,
-            "checkpoint": config["checkpoint"],
+            "checkpoint": checkpoints_of(config),
             "prompt_id": t.candidate.prompt.prompt_id,
             "text": t.candidate.prompt.text,
             "score": t.score,
@@ -96,6 +96,12 @@ def rows_of(folder: Path, summary: dict[str, Any] | None = None) -> list[dict[st
         }
         for t in told
     ]
+
+
+def checkpoints_of(config: Mapping[str, Any]) -> str:
+    """The checkpoint a run searched on, or all that its prompt is to serve."""
+    also = config.get("also")
+    return str(config["checkpoint"]) + (f", {also}" if also else "")
 
 
 def wide_console() -> "Console":
@@ -116,7 +122,7 @@ def print_table(rows: Sequence[dict[str, Any]], console: "Console") -> None:
     from rich.text import Text
 
     table = Table(
-        title="balanced accuracy on the search half of dev; * dropped early, on fewer clips",
+        title="balanced accuracy on the search half of dev; * dropped early, a forecast from fewer clips",
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from conftest import DEMO, LABELS, ROOT
 
 from evaluators.clips import read_manifest
 from evaluators.prompts import read_prompts, read_yaml
-from opro import optimize
+from opro import optimize, report
+from opro.runs import csv_text
+from opro.table import rows_of
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {
     "PYTHONPATH": str(ROOT),
@@ -464,7 +467,7 @@ def test_max_tokens_is_never_exceeded(tmp_path):
     from opro.propose import REPLY_TOKENS
 
     with serve(reply) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         free = run(tmp_path, *flags, name="free")
         meta = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])["meta_prompt"]
         limit = (
@@ -604,3 +607,89 @@ def test_clips_that_the_checkpoint_heard_are_refused_unless_allowed_and_then_it_
     about = json.loads((tmp_path / "yes" / "provenance.json").read_text())
     assert any("scores measure memory" in text for text in about["warnings"])
     assert "heard: allow" in (tmp_path / "yes" / "config.yaml").read_text()
+
+
+def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
+    flags = ["--clips", "60", "--iterations", "1", "--candidates", "2"]
+    flags += ["--checkpoint", "pocket-base", "--also", "pocket-lora, fake"]
+    folder = run(tmp_path, *flags, name="joint")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["checkpoint"] == "pocket-base, pocket-lora, fake"
+    chosen = summary["chosen"]["prompt_id"]
+    with (folder / "scores" / f"{chosen}.csv").open() as file:
+        heard = [r["clip_id"].rpartition("|") for r in csv.DictReader(file)]
+    of_each = [
+        [c for n, _, c in heard if n == name] for name in ("pocket-base", "pocket-lora", "fake")
+    ]
+    assert of_each[0] and of_each[0] == of_each[1] == of_each[2]
+    scores = []
+    for name in ("pocket-base", "pocket-lora", "fake"):
+        alone = ["--clips", "60", "--iterations", "0", "--checkpoint", name]
+        one = run(tmp_path, *alone, "--seeds", folder / "best.yaml", name=name)
+        scores += [r["score"] for r in rows_of(one)]
+    joint = next(r for r in rows_of(folder) if r["prompt_id"] == chosen)
+    assert joint["score"] == pytest.approx(np.mean(scores), abs=1e-6)
+    # One source is one cluster, on however many checkpoints it was heard.
+    assert summary["gain"]["sources"] <= 60 < summary["gain"]["clips"]
+    assert report.main([str(folder), "--out", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize("also", ["fake", "pocket-base,,x", "a|b", "pocket-lora,pocket-lora"])
+def test_wrong_further_checkpoints_are_one_sentence(tmp_path, capsys, also):
+    run(tmp_path, "--also", also, code=2)
+    assert "expected checkpoints other than --checkpoint" in capsys.readouterr().err
+
+
+def test_prompts_of_another_run_are_tried_first_unless_it_heard_the_judges(tmp_path, capsys):
+    flags = ["--clips", "all"]
+    one = run(tmp_path, *flags, name="one")
+    two = run(tmp_path, *flags, "--share", one, "--seed", 1, name="two")
+    shared = [r for r in rows_of(two) if r["origin"] == "shared:one"]
+    assert len(shared) == 2
+    assert {r["prompt_id"] for r in shared} <= {r["prompt_id"] for r in rows_of(one)}
+    run(tmp_path, "--share", tmp_path, name="three", code=2)
+    assert "is no run folder" in capsys.readouterr().err
+    judge = next(csv.DictReader(next((one / "scores" / "fresh").glob("*.csv")).open()))["source_id"]
+    for path in (one / "scores").glob("*.csv"):
+        with path.open() as file:
+            table = list(csv.DictReader(file))
+        table[0]["source_id"] = judge
+        path.write_text(csv_text(table, list(table[0])))
+    run(tmp_path, *flags, "--share", one, name="four", code=2)
+    assert "which is to judge here" in capsys.readouterr().err
+    assert not (tmp_path / "four").exists()
+
+
+def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
+    def answer(request):
+        n = int(re.search(r"Write (\d+) new", request["messages"][0]["content"]).group(1))
+        made = [f"Is it speech, {len(server.requests)}.{i}? A) yes B) no" for i in range(n)]
+        return json.dumps({"prompts": made})
+
+    with serve(answer) as server:
+        folder = run(tmp_path, "--lm-model", "m", "--lm-base-url", server.url)
+    proposed = json.loads((folder / "summary.json").read_text())["proposed"]
+    assert (
+        set(proposed) == {"seed", "lm", "rewriter"} and proposed["lm"] + proposed["rewriter"] == 8
+    )
+    assert f"{proposed['lm']} by the language model" in capsys.readouterr().out
+
+
+def test_the_papers_strategy_takes_eight_a_step(tmp_path):
+    flags = ["--candidates", "0", "--iterations", "1", "--strategy", "opro"]
+    folder = run(tmp_path, *flags)
+    assert len([r for r in rows_of(folder) if r["origin"] != "seed"]) == 8
+    assert read_yaml(folder / "config.yaml")["candidates"] == 8
+
+
+@pytest.mark.parametrize("strategy", ["race", "opro", "random"])
+def test_too_few_evals_are_one_sentence_with_the_number_needed(tmp_path, capsys, strategy):
+    flags = ["--strategy", strategy, "--clips", "all", "--max-evals"]
+    run(tmp_path, *flags, "100", code=2)
+    least = int(re.search(r"clips take (\d+)", capsys.readouterr().err).group(1))
+    folder = run(tmp_path, *flags, least)
+    found = rows_of(folder)
+    fresh = json.loads((folder / "summary.json").read_text())["gain"]["clips"]
+    assert any(r["origin"] != "seed" for r in found)
+    finalists = sum(r["fresh_score"] is not None for r in found)
+    assert sum(r["clips"] for r in found) + finalists * fresh <= least

@@ -1,16 +1,32 @@
 import json
+import random
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluators.clips import Clip
+from evaluators.errors import UserError
 from evaluators.prompts import SPEECH_TASK, Prompt
 from opro.history import Candidate, History
 from opro.lm import Ledger, Reply
-from opro.propose import LMProposer, normal, parse, refuse, unwrap
+from opro.propose import LMProposer, Mixed, normal, parse, refuse, unwrap
+from opro.reflect import Heard, draw_parent, front
 from opro.reward import Reward
+from opro.rewrite import Rewriter
 
+CLIPS = [
+    Clip(
+        f"c{i}", Path("x.wav"), LABELS[i % 2], ("speech", "music")[i % 2], 200.0 + 100 * i, 5.0, "x", f"s{i}",
+        "dev", "CC0", "0",
+    )
+    for i in range(9)
+]  # fmt: skip
+TRUTH = np.arange(9) % 2
 GOOD = "Is it speech?\nA) Yes\nB) No"
 
 
@@ -139,8 +155,6 @@ def test_no_reply_breaks_the_parser(reply):
 
 @pytest.fixture
 def history(tmp_path, seeds):
-    from dataclasses import replace
-
     history = History(tmp_path / "t.jsonl", LABELS)
     for trial, reward in zip(
         history.add(0, [Candidate(p, "seed") for p in seeds]), (0.7, 0.6, 0.65), strict=True
@@ -155,11 +169,23 @@ def history(tmp_path, seeds):
                 slices={"200 ms": (0.4, 5), "music": (0.9, 4)},
             )
         )
+    history.heard = {
+        0: heard_right(0, 1, 2, 3, 4, 5, 6),
+        2: heard_right(3, 4, 5, 6),
+        1: heard_right(8),
+    }
     return history
 
 
+def heard_right(*clips):
+    """Log-probabilities of a trial that is right about these clips."""
+    right = np.isin(np.arange(9), clips)
+    first = (TRUTH == 0) == right
+    return np.log(np.where(first[:, None], [0.8, 0.1], [0.1, 0.8])).astype(np.float32)
+
+
 def proposer(lm, ledger=None, record=lambda entry: None, **options):
-    return LMProposer(lm, SPEECH_TASK, Reward(), ledger or Ledger(), record, **options)
+    return LMProposer(lm, SPEECH_TASK, Reward(), CLIPS, ledger or Ledger(), record, **options)
 
 
 def test_the_model_sees_the_history_ascending_errors_and_reward(history):
@@ -211,3 +237,88 @@ def test_opro_asks_one_prompt_a_call(history):
     lm = ScriptedLM(*[f"<INS>Question {i}: A) speech B) none</INS>" for i in range(3)])
     assert len(proposer(lm, strategy="opro").propose(history, 3, 1)) == 3
     assert "<INS>" in lm.asked[0] and len(set(lm.asked)) == 1
+
+
+def test_parents_come_from_the_front_and_dominated_prompts_do_not(history):
+    heard = Heard(CLIPS, TRUTH, history.heard)
+    leads = front(heard, history.trials)
+    assert set(leads) == {0, 1}  # 2 is right only where 0 is
+    assert leads[0] > leads[1]
+    assert front(heard, history.trials[::-1]) == leads
+    drawn = {draw_parent(heard, history.trials, random.Random(i)).number for i in range(100)}
+    assert drawn == {0, 1}
+
+
+def test_the_model_sees_the_parent_its_errors_and_what_its_children_gained(history, seeds):
+    child = Candidate(Prompt(GOOD), "lm", (seeds[0].prompt_id, seeds[1].prompt_id))
+    trial = history.add(1, [child])[0]
+    history.tell(replace(trial, state="dropped", reward=0.64, sd=0.02, clips=4))
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD + " "]}), "", "")
+    [*_] = proposer(lm).propose(history, 1, 2)
+    for meta in lm.asked:
+        start = 0 if f"Start from this prompt, which scored 70:\n\n{seeds[0].text}" in meta else 1
+        if start == 0:
+            assert "about -6.0: Is it speech? / A) Yes / B) No" in meta
+            assert "clip of 900 ms, 5 dB above its noise, kind: music; it is NONSPEECH" in meta
+            assert "the answer was SPEECH (89 % sure)" in meta
+            assert "It gets 1 of 5 clips of SPEECH wrong." in meta
+        else:
+            assert "about +4.0: Is it speech? / A) Yes / B) No" in meta
+        assert "200 ms (40 % of 5 clips)" in meta
+
+
+def test_opro_shows_three_misjudged_clips_and_the_same_words_to_every_call(history):
+    lm = ScriptedLM(*[f"<INS>Is it speech {i}? A) yes B) no</INS>" for i in range(8)])
+    found = proposer(lm, strategy="opro").propose(history, 8, 1)
+    assert len(found) == 8 and len(set(lm.asked)) == 1
+    assert lm.asked[0].count("<INS>\nclip:") == 2  # the best one misjudges two
+    history.heard = {1: history.heard[1]}
+    lm = ScriptedLM("")
+    proposer(lm, strategy="opro").propose(history, 1, 1)
+    assert lm.asked[0].count("<INS>\nclip:") == 3
+
+
+def test_a_reply_that_was_paid_for_is_not_asked_for_again(history):
+    records = []
+    lm = ScriptedLM("nothing", json.dumps({"prompts": [GOOD]}))
+    ledger = Ledger()
+    first = proposer(lm, ledger, records.append).propose(history, 1, 1)
+    paid = {
+        (r["iteration"], r["call"], r["meta_prompt"]): Reply(r["reply"], 10, 5, 0.01, "x", "stop")
+        for r in records
+    }
+    again = proposer(ScriptedLM(), ledger, records.append, paid=paid).propose(history, 1, 1)
+    assert again == first and len(records) == 2 and ledger.calls == 2
+
+
+@pytest.mark.parametrize(("text", "reason"), [("$what", "what"), ("costs 5 $", "placeholder")])
+def test_a_broken_meta_prompt_is_one_sentence(tmp_path, text, reason):
+    (tmp_path / "propose.txt").write_text(text)
+    with pytest.raises(UserError, match=f"meta-prompt cannot be used .*{reason}.*[$]history"):
+        proposer(ScriptedLM(), folder=tmp_path)
+
+
+def test_language_model_and_rewriter_share_by_success(history):
+    rewriter = Rewriter(SPEECH_TASK, 0)
+    for iteration, origin in enumerate(("lm", "rewriter:x", "rewriter:x"), 1):
+        trial = history.add(iteration, [Candidate(Prompt(f"{iteration}: A or B"), origin)])[0]
+        history.tell(replace(trial, state="complete", reward=0.5, clips=9))
+
+    def asked(iteration, n=10):
+        lm = ScriptedLM(*[json.dumps({"prompts": [f"{iteration}.{i} A B" for i in range(20)]})])
+        found = Mixed(proposer(lm), rewriter).propose(history, n, iteration)
+        assert len(found) == n and len({c.prompt.digest for c in found}) == n
+        return sum(c.origin == "lm" for c in found)
+
+    assert [asked(i) for i in (1, 2, 3, 4)] == [5, 7, 5, 4]
+    assert asked(1, 1) == 1 and asked(4, 2) == 1
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "x" * 100_000, "<script>alert(1)</script>", "<|im_end|>" * 9]
+)
+def test_what_a_useless_model_leaves_open_the_rewriter_fills(history, reply):
+    found = Mixed(proposer(ScriptedLM(*[reply] * 3)), Rewriter(SPEECH_TASK, 0)).propose(
+        history, 6, 1
+    )
+    assert len(found) == 6 and all(c.origin.startswith("rewriter") for c in found)

@@ -10,7 +10,7 @@ from evaluators.fakes import FakeEvaluator
 from evaluators.metrics import margins
 from evaluators.prompts import Prompt
 from opro.forecast import basis, draw_margins
-from opro.race import race
+from opro.race import FIRST, race
 from opro.reward import Reward
 
 PROMPTS = [Prompt(f"Prompt {i}: A) speech B) not") for i in range(30)]
@@ -107,7 +107,7 @@ def test_no_candidate_races_on_when_it_can_no_longer_reach_the_best(half):
     clips, truth = half
     perfect = np.where(np.arange(2)[None] == truth[:, None], -0.01, -5).astype(np.float32)
     raced = race(KnownTruth(), PROMPTS, clips, truth, Reward(), perfect[None])
-    assert all(len(r.seen) == 16 and not r.judged for r in raced)
+    assert all(len(r.seen) == FIRST and not r.judged for r in raced)
 
 
 def test_forecasts_hold_what_they_say(half):

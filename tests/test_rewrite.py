@@ -1,8 +1,11 @@
+import random
+import re
 from dataclasses import replace
 
 import pytest
 from conftest import LABELS
 
+from evaluators.options import find_options
 from evaluators.prompts import SPEECH_TASK, Prompt, Task
 from opro.history import Candidate, History
 from opro.propose import refuse
@@ -103,3 +106,22 @@ def test_a_task_without_fragments_gets_structural_edits(history):
         set(c.origin.removeprefix("rewriter:").split("+")) <= {"swap", "shorten", "cross", "layout"}
         for c in found
     )
+
+
+def test_other_letters_change_wherever_they_are_named_and_keep_their_meaning(history):
+    rewriter = Rewriter(SPEECH_TASK, seed=1)
+    parents = [t.candidate.prompt for t in history.trials]
+    rng = random.Random(0)
+    found = [c for c in (rewriter.rewrite(parents, rng, 1.0) for _ in range(300)) if c]
+    found += [
+        c for c in (rewriter.rewrite([f.prompt for f in found], rng) for _ in range(300)) if c
+    ]
+    seen = set()
+    for prompt in (c.prompt for c in found):
+        letters = {words[0] for _, words in prompt.answers}
+        options = find_options(prompt)
+        assert options is not None and {o.label for o in options} == set(SPEECH_TASK.labels)
+        pairs = re.findall(r"(?<!\w)([ABXY12]) or ([ABXY12])(?!\w)", prompt.text)
+        assert all(set(pair) == letters for pair in pairs)
+        seen |= {frozenset(letters)} if pairs else set()
+    assert seen == {frozenset("AB"), frozenset("12"), frozenset("XY")}
