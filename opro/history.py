@@ -108,14 +108,13 @@ class History:
         """Journals what the run is; the first event."""
         self._write({"event": "start", **header})
 
-    def add(self, iteration: int, candidates: Sequence[Candidate], refused: int = 0) -> list[Trial]:
+    def add(self, iteration: int, candidates: Sequence[Candidate]) -> list[Trial]:
         """Journals an iteration's candidates as waiting trials, before any of them is scored."""
         first = len(self.trials)
         self._write(
             {
                 "event": "propose",
                 "iteration": iteration,
-                "refused": refused,
                 "candidates": [
                     {
                         "number": first + i,

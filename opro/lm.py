@@ -55,6 +55,7 @@ class Ledger:
     max_tokens: int | None = None
     max_cost: float | None = None
     prices: tuple[float, float] | None = None  # US dollars per million tokens in and out
+    refused: int = 0  # proposals that could not be used
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0

@@ -426,6 +426,7 @@ def _proposer(
                         raw["finish"],
                     )
                     ledger.add(reply)
+                    ledger.refused += len(raw["refused"])
                     paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
             except (ValueError, KeyError, TypeError):
                 continue  # damaged: that reply is asked for again

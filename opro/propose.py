@@ -221,6 +221,7 @@ class LMProposer:
             refusals += [f"{r['text'][:80]!r}: {r['reason']}" for r in refused]
             if (iteration, call, meta) in self.paid:
                 continue
+            self.ledger.refused += len(refused)
             self.record(
                 {
                     "iteration": iteration,

@@ -150,6 +150,7 @@ def finish(
         "proposed": Counter(t.candidate.origin.partition(":")[0] for t in history.trials),
         "lm": {
             "calls": ledger.calls,
+            "refused": ledger.refused,
             "tokens_in": ledger.tokens_in,
             "tokens_out": ledger.tokens_out,
             "cost": ledger.cost,
@@ -216,6 +217,9 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         ),
     )
     made = ", ".join(f"{n} by {NAMES.get(k, k)}" for k, n in summary["proposed"].items())
+    refused = summary["lm"]["refused"]
+    if refused:
+        made += f"; {refused} of the language model's were refused (proposals.jsonl says why)"
     line("prompts", made)
     if summary["checkpoint"].startswith("pocket-"):
         line(

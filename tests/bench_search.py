@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import random
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,9 @@ from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
 from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
 from opro.history import History
+from opro.lm import Ledger, Reply
 from opro.loop import Clock, Search, optimize
+from opro.propose import LMProposer, Mixed
 from opro.reward import Reward
 from opro.rewrite import Rewriter
 
@@ -102,14 +105,38 @@ class Author:
         return [*seeds, *(self.child(seeds) for _ in range(POPULATION - len(seeds)))]
 
 
-def ours(meter, seeds, seed, search, fresh, *, strategy="race", threshold="argmax", guard=True):
+class Hostile:
+    """A language model whose prompts are well-formed and bad: their options stand for the wrong class."""
+
+    name = "hostile"
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self, messages, **_):
+        count = int(re.search(r"Write (\d+) new", messages[-1].content).group(1))
+        self.made += count
+        texts = [
+            f"Question {self.made - i}: what is heard? A) no speech B) speech" for i in range(count)
+        ]
+        return Reply(json.dumps({"prompts": texts}), 0, 0, 0.0, self.name, "stop")
+
+
+def ours(
+    meter, seeds, seed, search, fresh, *, strategy="race", threshold="argmax", guard=True, lm=None
+):
     """Our loop: `guard` off hands over the best of the search half without a second look."""
     learn = strategy != "random"
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder) / "trials.jsonl", LABELS)
         history.start({})
-        rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
         reward = Reward("balanced_accuracy", threshold)
+        rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
+        if lm is not None:
+            asked = LMProposer(
+                lm(), SPEECH_TASK, reward, search, Ledger(), lambda entry: None, seed=seed
+            )
+            rewriter = Mixed(asked, rewriter)
         rounds = (100, 8) if strategy == "opro" else (100, 10)
         plan = Search(
             meter.evaluator,
@@ -289,6 +316,7 @@ METHODS = {
     "ours": ours,
     "ours, threshold fitted": partial(ours, threshold="dev"),
     "ours without the second look": partial(ours, guard=False),
+    "ours, with a hostile language model": partial(ours, lm=Hostile),
     "best seed prompt": best_seed,
     "threshold only": threshold_only,
     "random paraphrases": greedy_random,
