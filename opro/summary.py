@@ -148,9 +148,9 @@ def finish(
             "proposing": round(clock.proposing, 2),
         },
         "proposed": Counter(t.candidate.origin.partition(":")[0] for t in history.trials),
+        "refused": ledger.refused,
         "lm": {
             "calls": ledger.calls,
-            "refused": ledger.refused,
             "tokens_in": ledger.tokens_in,
             "tokens_out": ledger.tokens_out,
             "cost": ledger.cost,
@@ -217,7 +217,7 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         ),
     )
     made = ", ".join(f"{n} by {NAMES.get(k, k)}" for k, n in summary["proposed"].items())
-    refused = summary["lm"]["refused"]
+    refused = summary["refused"]
     if refused:
         made += f"; {refused} of the language model's were refused (proposals.jsonl says why)"
     line("prompts", made)
