@@ -23,6 +23,8 @@ from opro.select import Selection, most_finalists, select
 log = logging.getLogger(__name__)
 
 REFERENCES = 24  # complete trials that forecasts are made from
+COMPLETE = 8  # what a search can at least afford to score on all its clips
+FEWEST_CLIPS = 64  # that a search is cut down to
 
 
 class Display(Protocol):
@@ -84,6 +86,20 @@ def selection_evals(fresh: Sequence[Clip], task: Task) -> int:
     truth = np.array([task.labels.index(clip.label) for clip in fresh])
     fewest = metrics.fewest_sources(truth, [clip.source_id for clip in fresh])
     return (1 + most_finalists(fewest)) * len(fresh)
+
+
+def search_clips(
+    search: Sequence[Clip], fresh: Sequence[Clip], task: Task, max_evals: int | None
+) -> Sequence[Clip]:
+    """The clips of the search half that a search of so few evals is best made on: the first ones.
+
+    Prompts differ by more than a small sample errs: with 600 evals, 64 clips and more candidates find a better prompt
+    than 200 clips and few (`tests/bench_search.py`).
+    """
+    if max_evals is None:
+        return search
+    each = (max_evals - selection_evals(fresh, task)) // COMPLETE
+    return search[: max(FEWEST_CLIPS, each - each % 2)]
 
 
 def least_evals(

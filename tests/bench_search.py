@@ -1,6 +1,6 @@
 """Our search against its peers at equal cost: python tests/bench_search.py --checkpoint pocket-base pocket-lora
 
-Needs `pip install gepa promptolution`. Every method starts from the published seed prompts, has its prompts written
+Needs `pip install -e '.[bench]'`. Every method starts from the published seed prompts, has its prompts written
 by the built-in rewriter (the packages through their own public interfaces), sees dev clips only, and pays for each
 pair of prompt and clip it asks for once; all share one cache. What each would hand over after so many evals is then
 scored on the test split. Runs are kept in --out, so that the same command goes on where it was stopped.
@@ -8,17 +8,21 @@ scored on the test split. Runs are kept in --out, so that the same command goes 
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import logging
 import math
+import multiprocessing
 import random
 import re
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import stats
 
 from evaluators import metrics
@@ -27,7 +31,7 @@ from evaluators.clips import balanced_order, halves, read_manifest
 from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
 from opro.history import History
 from opro.lm import Ledger, Reply
-from opro.loop import Clock, Search, optimize
+from opro.loop import Clock, Search, optimize, search_clips
 from opro.propose import LMProposer, Mixed
 from opro.reward import Reward
 from opro.rewrite import Rewriter
@@ -143,7 +147,7 @@ def ours(
             rewriter,
             SPEECH_TASK,
             seeds,
-            search,
+            search_clips(search, fresh, SPEECH_TASK, meter.budget),
             fresh,
             reward,
             *rounds,
@@ -365,45 +369,59 @@ def collect(args):
         for line in path.read_text().splitlines():
             raw = json.loads(line)
             runs[raw["checkpoint"], raw["method"], raw["seed"], raw["budget"]] = raw
+    wanted = [
+        (checkpoint, name, seed, budget)
+        for budget in sorted(args.budgets, reverse=True)
+        for seed in range(args.seeds)
+        for name in args.methods
+        for checkpoint in args.checkpoint
+        if (name not in FIXED or seed == 0) and (name not in ONCE or budget == max(args.budgets))
+    ]
+    todo = [run for run in wanted if run not in runs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool, path.open("a") as file:
+        jobs = [pool.submit(once, args.out / ".cache", *run) for run in todo]
+        for done, job in enumerate(as_completed(jobs), 1):
+            run = job.result()
+            runs[run["checkpoint"], run["method"], run["seed"], run["budget"]] = run
+            file.write(json.dumps(run) + "\n")
+            file.flush()
+            what = f"{run['checkpoint']} {run['method']} {run['seed']} {run['budget']}"
+            print(f"{done}/{len(todo)} {what} {run['events'][-1]['test']:.4f}", flush=True)
+    return runs
+
+
+@functools.cache
+def material(cache, checkpoint):
+    """What every run of this process works on."""
+    torch.set_num_threads(1)
     seeds = read_prompts(ROOT / "seeds" / "baselines.yaml", LABELS)
     everything = read_manifest(ROOT.parent / "data" / "demo", LABELS)
     search, fresh = halves([c for c in everything if c.split == "dev"])
     test = balanced_order([c for c in everything if c.split == "test"])
+    return build_evaluator(checkpoint, cache=cache)[0], seeds, search, fresh, test
+
+
+def once(cache, checkpoint, name, seed, budget):
+    """One method, once: every choice it made, with its balanced accuracy on test."""
+    evaluator, seeds, search, fresh, test = material(cache, checkpoint)
     truth = np.array([LABELS.index(c.label) for c in test])
-    for checkpoint in args.checkpoint:
-        evaluator, _ = build_evaluator(checkpoint, cache=args.out / ".cache")
-        for name in args.methods:
-            for seed in range(1 if name in FIXED else args.seeds):
-                for budget in [max(args.budgets)] if name in ONCE else args.budgets:
-                    if (checkpoint, name, seed, budget) in runs:
-                        continue
-                    meter = Meter(evaluator, budget)
-                    with contextlib.suppress(SpentError):
-                        METHODS[name](meter, seeds, seed, search, fresh)
-                    run = {
-                        "checkpoint": checkpoint,
-                        "method": name,
-                        "seed": seed,
-                        "budget": budget,
-                        "evals": len(meter.pairs),
-                        "events": [
-                            {
-                                "evals": evals,
-                                "text": prompt.text,
-                                "test": metrics.balanced_accuracy(
-                                    truth,
-                                    metrics.decide(evaluator.score([prompt], test).logp[0], bias)
-                                    == truth,
-                                ),
-                            }
-                            for evals, prompt, bias in meter.events
-                        ],
-                    }
-                    runs[checkpoint, name, seed, budget] = run
-                    with path.open("a") as file:
-                        file.write(json.dumps(run) + "\n")
-                    print(checkpoint, name, seed, budget, run["events"][-1]["test"], flush=True)
-    return runs
+    meter = Meter(evaluator, budget)
+    with contextlib.suppress(SpentError):
+        METHODS[name](meter, seeds, seed, search, fresh)
+    events = []
+    for evals, prompt, bias in meter.events:
+        right = metrics.decide(evaluator.score([prompt], test).logp[0], bias) == truth
+        score = metrics.balanced_accuracy(truth, right)
+        events.append({"evals": evals, "text": prompt.text, "test": score})
+    return {
+        "checkpoint": checkpoint,
+        "method": name,
+        "seed": seed,
+        "budget": budget,
+        "evals": len(meter.pairs),
+        "events": events,
+    }
 
 
 def table(args, runs):
@@ -452,16 +470,19 @@ def plot(args, runs):
                     ]
                 )
                 axis.plot(grid, 100 * lines.mean(axis=0), color=colour, label=name, lw=1)
-                error = 100 * lines.std(axis=0, ddof=1) / math.sqrt(args.seeds) * 2.26
-                middle = 100 * lines.mean(axis=0)
-                axis.fill_between(grid, middle - error, middle + error, color=colour, alpha=0.08)
+                if args.seeds > 1:
+                    error = 100 * stats.sem(lines) * stats.t.ppf(0.975, args.seeds - 1)
+                    middle = 100 * lines.mean(axis=0)
+                    axis.fill_between(
+                        grid, middle - error, middle + error, color=colour, alpha=0.08
+                    )
             else:
                 n = 1 if name in FIXED else args.seeds
                 values = [
                     [100 * at(runs[checkpoint, name, s, b], b) for s in range(n)]
                     for b in args.budgets
                 ]
-                error = [2.26 * np.std(v, ddof=1) / math.sqrt(n) if n > 1 else 0 for v in values]
+                error = [stats.sem(v) * stats.t.ppf(0.975, n - 1) if n > 1 else 0 for v in values]
                 axis.errorbar(
                     args.budgets,
                     [np.mean(v) for v in values],
@@ -486,6 +507,7 @@ def main():
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_search"))
     args = parser.parse_args()
     args.methods = list(
