@@ -154,7 +154,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
     from evaluators.joint import Joint, spread
     from evaluators.prompts import TASKS, read_prompts
     from opro import runs
-    from opro.loop import search_clips
+    from opro.loop import affordable_clips
     from opro.reward import Reward
     from opro.share import shared_candidates
 
@@ -210,10 +210,12 @@ def _run(settings: Settings, dry_run: bool) -> int:
     tried = shared_candidates(settings.share, task.labels, fresh, settings.batch)
     if len(names) > 1:
         search, fresh = spread(search, names), spread(fresh, names)
-    whole, search = len(search), search_clips(search, fresh, task, settings.max_evals)
-    if len(search) < whole:
+    whole = len(search), len(fresh)
+    search, fresh = affordable_clips(search, fresh, task, settings.max_evals)
+    if (len(search), len(fresh)) != whole:
         warnings.append(
-            f"with --max-evals {settings.max_evals} the search works on {len(search)} of its {whole} clips"
+            f"with --max-evals {settings.max_evals} the search works on {len(search)} of its {whole[0]} clips, the"
+            f" selection on {len(fresh)} of {whole[1]}"
         )
     reward = Reward(settings.objective, settings.threshold)
     _check_budget(settings, task, len(seeds), search, fresh)

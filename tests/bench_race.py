@@ -6,8 +6,10 @@ is a false win.
 """
 
 import argparse
+import functools
 import math
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,39 +63,49 @@ def interval(values):
     return f"{np.mean(values):.2f} [{np.mean(values) - half:.2f}, {np.mean(values) + half:.2f}]"
 
 
+def dev():
+    """The halves of the shipped dev split."""
+    return halves(read_manifest(ROOT.parent / "data" / "demo", LABELS, "dev"))
+
+
+def compared(noise, world):
+    """(true accuracy of the search half's best, of the chosen prompt, evals): raced less, or per, exhaustive."""
+    found = {}
+    for strategy in ("race", "opro"):
+        evaluator = KnownTruth(world, noise)
+        selection, history = run(evaluator, dev(), world, strategy)
+        final = selection.chosen.trial if selection.chosen else selection.baseline
+        found[strategy] = [
+            100 * evaluator.true_accuracy(t.candidate.prompt) for t in (history.scored[0], final)
+        ] + [sum(t.clips for t in history.trials)]
+    raced, whole = found["race"], found["opro"]
+    return raced[0] - whole[0], raced[1] - whole[1], 100 * raced[2] / whole[2]
+
+
+def fooled(world):
+    """Whether a search on labels that mean nothing replaced its baseline."""
+    return run(KnownTruth(world, deaf=True), dev(), world, "race", learn=True)[0].chosen is not None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--searches", type=int, default=500)
     parser.add_argument("--shuffled", type=int, default=400)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     args = parser.parse_args()
-    clips = read_manifest(ROOT.parent / "data" / "demo", LABELS, "dev")
-    dev = halves(clips)
     print(
         "| noise | search half's best: true accuracy, raced minus exhaustive, points |"
         " chosen: the same | evals, share of exhaustive |\n| --- | --- | --- | --- |"
     )
-    for noise in (0.2, 0.4, 1.0):
-        best, chosen, share = [], [], []
-        for world in range(args.searches):
-            found = {}
-            for strategy in ("race", "opro"):
-                evaluator = KnownTruth(world, noise)
-                selection, history = run(evaluator, dev, world, strategy)
-                final = selection.chosen.trial if selection.chosen else selection.baseline
-                found[strategy] = [
-                    100 * evaluator.true_accuracy(t.candidate.prompt)
-                    for t in (history.scored[0], final)
-                ] + [sum(t.clips for t in history.trials)]
-            best.append(found["race"][0] - found["opro"][0])
-            chosen.append(found["race"][1] - found["opro"][1])
-            share.append(100 * found["race"][2] / found["opro"][2])
-        print(
-            f"| {noise} | {interval(best)} | {interval(chosen)} | {interval(share)} % |", flush=True
-        )
-    replaced = sum(
-        run(KnownTruth(world, deaf=True), dev, world, "race", learn=True)[0].chosen is not None
-        for world in range(args.shuffled)
-    )
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for noise in (0.2, 0.4, 1.0):
+            rows = pool.map(functools.partial(compared, noise), range(args.searches))
+            best, chosen, share = zip(*rows, strict=True)
+            print(
+                f"| {noise} | {interval(best)} | {interval(chosen)} | {interval(share)} % |",
+                flush=True,
+            )
+        replaced = sum(pool.map(fooled, range(args.shuffled)))
     high = stats.beta.ppf(0.95, replaced + 1, args.shuffled - replaced)
     print(
         f"\nlabels that mean nothing: {replaced} of {args.shuffled} searches replaced the baseline,"

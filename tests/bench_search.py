@@ -4,11 +4,15 @@ Needs `pip install -e '.[bench]'`. Every method starts from the published seed p
 by the built-in rewriter (the packages through their own public interfaces), sees dev clips only, and pays for each
 pair of prompt and clip it asks for once; all share one cache. What each would hand over after so many evals is then
 scored on the test split. Runs are kept in --out, so that the same command goes on where it was stopped.
+
+With --lm-model NAME --lm-base-url URL a language model behind a server writes the prompts instead, for every method
+through its own meta-prompt; its replies are kept in --out/replies and given again when the same run is made anew.
 """
 
 import argparse
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -18,7 +22,7 @@ import random
 import re
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +30,13 @@ import torch
 from scipy import stats
 
 from evaluators import metrics
+from evaluators.answers import PromptError
 from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from evaluators.prompts import ROOT, SPEECH_TASK, prompt_from, read_prompts
 from opro.history import History
-from opro.lm import Ledger, Reply
-from opro.loop import Clock, Search, optimize, search_clips
+from opro.lm import Ledger, Message, OpenAIModel, Reply
+from opro.loop import Clock, Search, affordable_clips, optimize
 from opro.propose import LMProposer, Mixed
 from opro.reward import Reward
 from opro.rewrite import Rewriter
@@ -51,6 +56,7 @@ class Meter:
 
     evaluator: object
     budget: int
+    author: object  # who writes the prompts
     pairs: set = field(default_factory=set)
     events: list = field(
         default_factory=list
@@ -62,7 +68,10 @@ class Meter:
             raise SpentError
         self.pairs |= asked
         truth = np.array([LABELS.index(c.label) for c in clips])
-        return metrics.decide(self.evaluator.score([prompt], clips).logp[0]) == truth
+        try:
+            return metrics.decide(self.evaluator.score([prompt], clips).logp[0]) == truth
+        except PromptError:  # a text with control tokens, say, by a package that takes any
+            return np.zeros(len(clips), bool)
 
     def margins(self, prompt, clips):
         self.right(prompt, clips)
@@ -105,8 +114,51 @@ class Author:
                 return made.prompt
         return parents[0]
 
+    def prompt(self, text):
+        return self.known[text]
+
     def population(self, seeds):
         return [*seeds, *(self.child(seeds) for _ in range(POPULATION - len(seeds)))]
+
+
+class Chat:
+    """A model behind a server, as a function from text to text and as our LanguageModel.
+
+    The n-th reply of a run is kept beside the digest of what was asked, and a run made anew gets it from there.
+    """
+
+    def __init__(self, name, url, path, seed, seeds):
+        self.name, self.url, self.path = name, url, path
+        self.rng, self.rewriter = random.Random(seed), Author(seed, seeds)
+        self.known = self.rewriter.known
+        self.count = 0
+        self.kept = []
+        if path.exists():
+            self.kept = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def __call__(self, messages, *, temperature=1.0, max_tokens=200):
+        if isinstance(messages, str):
+            return self([Message("user", messages)]).text
+        asked = hashlib.sha256(repr(messages).encode()).hexdigest()[:16]
+        if self.count < len(self.kept) and self.kept[self.count]["asked"] == asked:
+            reply = Reply(**self.kept[self.count]["reply"])
+        else:
+            model = OpenAIModel(self.name, self.url)
+            reply = model(messages, temperature=temperature, max_tokens=max_tokens)
+            self.kept = [*self.kept[: self.count], {"asked": asked, "reply": asdict(reply)}]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(k) + "\n" for k in self.kept))
+        self.count += 1
+        return reply
+
+    def prompt(self, text):
+        """Any text as a prompt: one of ours, or the model's with the letters A and B as answers."""
+        if text not in self.known:
+            self.known[text] = prompt_from({"text": text}, LABELS, "reply")
+        return self.known[text]
+
+    def population(self, seeds):
+        return self.rewriter.population(seeds)
 
 
 class Hostile:
@@ -127,7 +179,16 @@ class Hostile:
 
 
 def ours(
-    meter, seeds, seed, search, fresh, *, strategy="race", threshold="argmax", guard=True, lm=None
+    meter,
+    seeds,
+    seed,
+    search,
+    fresh,
+    *,
+    strategy="race",
+    threshold="argmax",
+    guard=True,
+    lm=None,
 ):
     """Our loop: `guard` off hands over the best of the search half without a second look."""
     learn = strategy != "random"
@@ -135,19 +196,29 @@ def ours(
         history = History(Path(folder) / "trials.jsonl", LABELS)
         history.start({})
         reward = Reward("balanced_accuracy", threshold)
+        search, fresh = affordable_clips(search, fresh, SPEECH_TASK, meter.budget)
         rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
+        if lm is None and learn and isinstance(meter.author, Chat):
+            lm = meter.author
         if lm is not None:
             asked = LMProposer(
-                lm(), SPEECH_TASK, reward, search, Ledger(), lambda entry: None, seed=seed
+                lm,
+                SPEECH_TASK,
+                reward,
+                search,
+                Ledger(),
+                lambda entry: None,
+                strategy=strategy,
+                seed=seed,
             )
-            rewriter = Mixed(asked, rewriter)
+            rewriter = asked if strategy == "opro" else Mixed(asked, rewriter)
         rounds = (100, 8) if strategy == "opro" else (100, 10)
         plan = Search(
             meter.evaluator,
             rewriter,
             SPEECH_TASK,
             seeds,
-            search_clips(search, fresh, SPEECH_TASK, meter.budget),
+            search,
             fresh,
             reward,
             *rounds,
@@ -187,7 +258,7 @@ def threshold_only(meter, seeds, seed, search, fresh):
 
 def greedy_random(meter, seeds, seed, search, fresh):
     """Random rewritings of the seeds, each on all search clips; the best of them."""
-    author = Author(seed, seeds)
+    author = meter.author
     best = -1.0
     for prompt in [*seeds, *(author.child(seeds, 0.5) for _ in range(1000))]:
         score = meter.right(prompt, search).mean()
@@ -211,11 +282,14 @@ def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30,
     random.seed(seed)
     np.random.seed(seed)
     clips = {c.clip_id: c for c in balanced_order([*search, *fresh])}
-    author = Author(seed, seeds)
+    author = meter.author
 
     class Model(BaseLLM):
         def _get_response(self, prompts, system_prompts):
-            return [f"<prompt>{author(p)}</prompt>" for p in prompts]
+            replies = [author(p) for p in prompts]
+            return (
+                replies if isinstance(author, Chat) else [f"<prompt>{r}</prompt>" for r in replies]
+            )
 
     class Predictor(BasePredictor):
         def predict(self, prompts, xs, system_prompts=None):
@@ -224,7 +298,9 @@ def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30,
                 asked.setdefault(text, []).append(clips[x])
             right = {}
             for text, part in asked.items():
-                found = meter.right(author.known[text], part)
+                found = np.zeros(len(part), bool)
+                if text.strip():
+                    found = meter.right(author.prompt(text), part)
                 right |= {(text, c.clip_id): r for c, r in zip(part, found, strict=True)}
             other = {LABELS[0]: LABELS[1], LABELS[1]: LABELS[0]}
             said = [
@@ -238,7 +314,7 @@ def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30,
 
     class Watch(BaseCallback):
         def on_step_end(self, optimizer):
-            meter.choose(author.known[str(optimizer.prompts[0])])
+            meter.choose(author.prompt(str(optimizer.prompts[0]) or seeds[0].text))
             return len(meter.pairs) < meter.budget
 
     frame = pandas.DataFrame([{"x": c.clip_id, "y": c.label} for c in clips.values()])
@@ -273,7 +349,7 @@ def gepa(meter, seeds, seed, search, fresh, *, valid):
     """
     import gepa as package
 
-    author = Author(seed, seeds)
+    author = meter.author
     validation = balanced_order(fresh)[:valid]
     truth = np.array([LABELS.index(c.label) for c in validation])
     table = meter.evaluator.score(seeds, validation)
@@ -281,23 +357,35 @@ def gepa(meter, seeds, seed, search, fresh, *, valid):
 
     class Adapter:
         def evaluate(self, batch, candidate, capture_traces=False):
-            right = meter.right(author.known[candidate["prompt"]], batch)
+            text = candidate["prompt"]
+            right = meter.right(author.prompt(text), batch) if text.strip() else [0.0] * len(batch)
             scores = [float(r) for r in right]
             return package.EvaluationBatch(
-                outputs=scores, scores=scores, trajectories=scores if capture_traces else None
+                outputs=scores, scores=scores, trajectories=list(batch) if capture_traces else None
             )
 
         def make_reflective_dataset(self, candidate, batch, components):
-            return {c: [{"score": s} for s in batch.scores] for c in components}
+            records = [
+                {
+                    "Inputs": f"a clip of {c.duration_ms:.0f} ms, {c.category}, SNR {c.snr_db} dB",
+                    "Generated Outputs": "right" if s else "wrong",
+                    "Feedback": f"the right answer is {c.label}",
+                }
+                for c, s in zip(batch.trajectories, batch.scores, strict=True)
+            ]
+            return {c: records for c in components}
 
-        def propose_new_texts(self, candidate, dataset, components):
-            return {"prompt": author(candidate["prompt"])}
+    def rewrite(candidate, dataset, components):
+        return {"prompt": author(candidate["prompt"])}
 
     class Watch:
         def on_valset_evaluated(self, event):
             if event["is_best_program"]:
-                meter.choose(author.known[event["candidate"]["prompt"]])
+                meter.choose(author.prompt(event["candidate"]["prompt"] or first.text))
 
+    by = {"custom_candidate_proposer": rewrite}
+    if isinstance(author, Chat):
+        by = {"reflection_lm": author}
     meter.choose(first)
     with contextlib.redirect_stdout(io.StringIO()):
         package.optimize(
@@ -309,6 +397,7 @@ def gepa(meter, seeds, seed, search, fresh, *, valid):
             skip_perfect_score=False,
             callbacks=[Watch()],
             seed=seed,
+            **by,
         )
 
 
@@ -320,7 +409,7 @@ METHODS = {
     "ours": ours,
     "ours, threshold fitted": partial(ours, threshold="dev"),
     "ours without the second look": partial(ours, guard=False),
-    "ours, with a hostile language model": partial(ours, lm=Hostile),
+    "ours, with a hostile language model": partial(ours, lm=Hostile()),
     "best seed prompt": best_seed,
     "threshold only": threshold_only,
     "random paraphrases": greedy_random,
@@ -342,6 +431,7 @@ METHODS = {
     "gepa, 50 validation clips": partial(gepa, valid=50),
 }
 FIXED = {"best seed prompt", "threshold only"}  # no chance in them
+NEEDS_REWRITER = {"random paraphrases", "--strategy random", "ours, with a hostile language model"}
 ONCE = {  # a choice at every number of evals, so that one run shows the whole curve
     name for name in METHODS if not name.startswith(("ours", "--")) and name not in FIXED
 }
@@ -380,7 +470,8 @@ def collect(args):
     todo = [run for run in wanted if run not in runs]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool, path.open("a") as file:
-        jobs = [pool.submit(once, args.out / ".cache", *run) for run in todo]
+        model = (args.lm_model, args.lm_base_url)
+        jobs = [pool.submit(once, args.out, model, *run) for run in todo]
         for done, job in enumerate(as_completed(jobs), 1):
             run = job.result()
             runs[run["checkpoint"], run["method"], run["seed"], run["budget"]] = run
@@ -402,11 +493,15 @@ def material(cache, checkpoint):
     return build_evaluator(checkpoint, cache=cache)[0], seeds, search, fresh, test
 
 
-def once(cache, checkpoint, name, seed, budget):
+def once(out, model, checkpoint, name, seed, budget):
     """One method, once: every choice it made, with its balanced accuracy on test."""
-    evaluator, seeds, search, fresh, test = material(cache, checkpoint)
+    evaluator, seeds, search, fresh, test = material(out / ".cache", checkpoint)
     truth = np.array([LABELS.index(c.label) for c in test])
-    meter = Meter(evaluator, budget)
+    author = Author(seed, seeds)
+    if model[0]:
+        run = re.sub(r"\W+", "-", f"{checkpoint} {name} {seed} {budget}")
+        author = Chat(*model, out / "replies" / f"{run}.jsonl", seed, seeds)
+    meter = Meter(evaluator, budget, author)
     with contextlib.suppress(SpentError):
         METHODS[name](meter, seeds, seed, search, fresh)
     events = []
@@ -508,8 +603,12 @@ def main():
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--lm-model", help="who writes the prompts instead of the rewriter")
+    parser.add_argument("--lm-base-url")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_search"))
     args = parser.parse_args()
+    if args.lm_model is not None:
+        args.methods = [name for name in args.methods if name not in NEEDS_REWRITER]
     args.methods = list(
         dict.fromkeys(["ours", *args.methods])
     )  # which all others are compared with
