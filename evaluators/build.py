@@ -1,5 +1,7 @@
 """Name -> evaluator: the only place that imports heavy modules, and only when it is called."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from evaluators.cache import CachedEvaluator
@@ -20,23 +22,25 @@ def build_evaluator(
     dtype: str = "auto",
     cache: Path | None = None,
     swap: bool = False,
+    ray: str | None = None,
+    ray_cpus: int = 1,
 ) -> tuple[Evaluator, frozenset[str] | None]:
     """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
 
     `swap` averages both orders of a prompt's options; it needs a cache. ``fake`` is a deterministic stand-in that needs
     no weights, ``endpoint:MODEL`` a model behind a server.
-    Nothing is loaded before the first score.
+    Nothing is loaded before the first score. With `ray`, an address or ``auto``, it is one of `evaluators.ray_pool`.
     """
-    inner: Evaluator
     heard: frozenset[str] | None
+    make: Callable[[], Evaluator]
     if checkpoint == "fake":
         from evaluators.fakes import FakeEvaluator
 
-        inner, heard = FakeEvaluator(), frozenset[str]()
+        make, heard = FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("endpoint:"):
         from evaluators.endpoint import Endpoint
 
-        inner, heard = Endpoint(checkpoint.removeprefix("endpoint:")), None
+        make, heard = functools.partial(Endpoint, checkpoint.removeprefix("endpoint:")), None
     else:
         opened = open_checkpoint(checkpoint, adapter, quantisation)
         _offline_is_fine()
@@ -50,8 +54,14 @@ def build_evaluator(
                     "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
                 ) from None
         features = None if cache is None else cache.with_name(FEATURES)
-        inner = QwenAudio(opened, device, dtype, features=features)
+        make = functools.partial(QwenAudio, opened, device, dtype, features=features)
         heard = opened.trained_on
+    if ray is not None:
+        from evaluators.ray_pool import RayPool
+
+        inner: Evaluator = RayPool(make, ray, ray_cpus)
+    else:
+        inner = make()
     if cache is None:
         return inner, heard
     cached = CachedEvaluator(inner, cache)

@@ -14,3 +14,7 @@ class PauseError(Exception):
 
 class LeakError(UserError):
     """Clips that would be judged have been heard: a source in two splits, or one that a checkpoint was trained on."""
+
+
+class DeviceLostError(PauseError):
+    """The GPU does not answer any more in this process; a new process may have it back."""

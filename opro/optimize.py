@@ -85,6 +85,11 @@ class Settings(ModelSettings):
     max_evals: int | None = flag(
         None, "evals of search and selection at most (the controls come on top)", min=1
     )
+    ray: str | None = flag(
+        None,
+        "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
+    )
+    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
@@ -136,7 +141,8 @@ def _check(settings: Settings) -> None:
 def config_of(settings: Settings) -> dict[str, Any]:
     """The settings as plain data, as config.yaml holds them."""
     raw = dataclasses.asdict(settings)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k != "runs_dir"}
+    where = ("runs_dir", "ray", "ray_cpus")  # no result depends on them
+    return {k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k not in where}
 
 
 def _default_name(settings: Settings) -> str:
@@ -199,6 +205,8 @@ def _run(settings: Settings, dry_run: bool) -> int:
             dtype=settings.dtype,
             cache=settings.runs_dir / runs.CACHE,
             swap=settings.swap,
+            ray=settings.ray,
+            ray_cpus=settings.ray_cpus,
         )
         heard = clipset.heard_sources(name, heard, manifest, settings.train_manifest, task.labels)
         warnings += clipset.check_unheard(clips, heard, name, settings.heard)

@@ -53,6 +53,11 @@ class Settings:
     out: Path | None = flag(
         None, "where the result of a prompt file goes (default: beside it, NAME.test.json)"
     )
+    ray: str | None = flag(
+        None,
+        "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
+    )
+    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
     runs_dir: Path = flag(Path("runs"), "where the cache and the count of test openings lie")
 
 
@@ -170,6 +175,8 @@ def _prepare(job: Job) -> Job:
         dtype=settings.dtype or "auto",
         cache=settings.runs_dir / runs.CACHE,
         swap=bool(settings.swap),
+        ray=settings.ray,
+        ray_cpus=settings.ray_cpus,
     )
     heard = clipset.heard_sources(
         str(settings.checkpoint), heard, manifest, settings.train_manifest, job.task.labels

@@ -25,7 +25,7 @@ LAYERS = [
     ["evaluators.family", "evaluators.calibration", "evaluators.psychometrics"],
     ["evaluators.loading", "evaluators.judgements", "evaluators.vad"],
     ["evaluators.cache", "evaluators.fakes", "evaluators.endpoint", "evaluators.selftest"],
-    ["evaluators.options", "evaluators.qwen_audio", "evaluators.latency"],
+    ["evaluators.options", "evaluators.qwen_audio", "evaluators.latency", "evaluators.ray_pool"],
     ["evaluators.samples"],
     ["evaluators.finetune"],
     ["evaluators.build", "evaluators.bench", "evaluators.joint"],

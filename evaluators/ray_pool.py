@@ -1,0 +1,301 @@
+"""The evaluator on many GPUs and machines: Ray actors behind the same protocol.
+
+Every actor holds the whole evaluator, on one GPU or, in a cluster without GPUs, on some CPUs. A call's clips are handed
+out in chunks; a clip goes to the actor that has its prefix, or to whoever is idle. A lost actor is replaced and its
+chunk repeated. Scores do not depend on who computes them, so results equal those of one process; cache and journal
+stay with the one process that asks.
+"""
+
+import functools
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.clips import Clip
+from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.prompts import Prompt
+from evaluators.scores import Evaluator, ScoreTable
+
+log = logging.getLogger(__name__)
+
+CHUNKS = 4  # of a call's clips for each worker: small enough to share the end, large enough to fill batches
+AHEAD = 2  # chunks a worker has at once, so that it never waits for the next
+LOSSES = 3  # workers that may die on one chunk
+WAIT_S = 120.0  # without any worker at all
+
+Chunk = NDArray[np.int64]  # positions of clips
+
+
+class Worker:
+    """What runs in an actor."""
+
+    def __init__(self, make: Callable[[], Evaluator]) -> None:
+        self.evaluator: Any = make()
+
+    def about(self, shape: Any = None) -> tuple[str, Any]:
+        """(fingerprint, batch shape), after taking over a shape that another worker's memory made necessary."""
+        if shape is not None:
+            self.evaluator.shape = shape
+        return self.evaluator.fingerprint, getattr(self.evaluator, "shape", None)
+
+    def score(
+        self, prompts: Sequence[Prompt], clips: Sequence[Clip]
+    ) -> tuple[Any, Any, tuple[str, Any]]:
+        """The table's two members, and `about`."""
+        try:
+            table = self.evaluator.score(prompts, clips)
+        except DeviceLostError:  # a new process may get it back, or another device
+            log.exception("device lost")
+            os._exit(1)
+        return table.logp, table.logp_top, self.about()
+
+
+@dataclass
+class Seat:
+    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `about`)."""
+
+    actor: Any
+    usable: bool = False
+    flight: dict[Any, tuple[int, Chunk] | None] = field(default_factory=dict)
+
+
+class RayPool:
+    """An Evaluator over the GPUs, or CPUs, of a Ray cluster.
+
+    Args:
+        make: Makes the evaluator in a worker; every node must find the same files under the same paths.
+        address: ``auto``: a cluster that runs here, else one that is started for this process; or HOST:PORT.
+        cpus: CPUs of a worker where the cluster has no GPU.
+        workers: How many; None: as many as the cluster has room for.
+    Raises:
+        UserError: No cluster answers, it has no room, or its devices would not give equal scores.
+        PauseError: No worker is left, or one chunk of clips kills them one after the other.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Evaluator],
+        address: str = "auto",
+        cpus: int = 1,
+        workers: int | None = None,
+    ) -> None:
+        self._make, self._address, self._cpus, self._workers = make, address, cpus, workers
+        self._about: tuple[str, Any] | None = None
+        self._home: dict[tuple[str, str], int] = {}  # clip -> seat
+        self._calls = 0
+        self.forwards = 0
+        self.lost = 0  # workers that died
+
+    @functools.cached_property
+    def inner(self) -> Evaluator:
+        """One like those of the workers, in this process, for whoever asks what computes. It loads nothing."""
+        return self._make()
+
+    @functools.cached_property
+    def _seats(self) -> list[Seat]:
+        import ray
+
+        connect(self._address)
+        room = ray.cluster_resources()
+        gpus = int(room.get("GPU", 0))
+        count = gpus or int(room.get("CPU", 0) // self._cpus)
+        if self._workers is not None:
+            count = min(count, self._workers)
+        if count < 1:
+            raise UserError(
+                f"--ray {self._address}: the cluster has {int(room.get('CPU', 0))} CPUs and no GPU, a worker takes"
+                f" {self._cpus}; add nodes, or give fewer --ray-cpus"
+            )
+        options = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": self._cpus}
+        kind = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **options)(Worker)
+        seats = [Seat(kind.remote(self._make)) for _ in range(count)]
+        log.info("ray: %d workers, of %d GPUs and %d CPUs", count, gpus, int(room.get("CPU", 0)))
+        for seat in seats:
+            self._greet(seat)
+        return seats
+
+    @property
+    def usable(self) -> int:
+        """Workers that have started and live."""
+        return sum(seat.usable for seat in self._seats)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Evaluator`: that of every worker."""
+        return self._wait_for_one()[0]
+
+    def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """See `Evaluator`."""
+        while True:
+            before = self.fingerprint
+            table = self._score(prompts, clips)
+            if self.fingerprint == before:  # else a worker ran out of memory: all in its shape
+                self.forwards += len(prompts) * len(clips)
+                return table
+
+    def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        shape = (len(prompts), len(clips), len(prompts[0].answers) if prompts else 0)
+        logp, top = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        self._calls += 1
+        queues = self._hand_out(clips)
+        left = sum(map(len, queues))
+        losses: Counter[bytes] = Counter()
+        while left:
+            for number, seat in enumerate(self._seats):
+                while seat.usable and len(seat.flight) < AHEAD and any(queues):
+                    queue = queues[number] or max(queues, key=len)
+                    chunk = queue.popleft()
+                    ref = seat.actor.score.remote(prompts, [clips[i] for i in chunk])
+                    seat.flight[ref] = (self._calls, chunk)
+            for seat, job, answer in self._next():
+                if job is None or job[0] != self._calls:
+                    continue  # of a call that ended early
+                chunk = job[1]
+                if isinstance(answer, Exception):
+                    raise answer
+                if answer is None:
+                    losses[chunk.tobytes()] += 1
+                    if losses[chunk.tobytes()] >= LOSSES:
+                        raise PauseError(
+                            f"{LOSSES} workers died on the clips from {clips[chunk[0]].clip_id!r} to"
+                            f" {clips[chunk[-1]].clip_id!r}; see Ray's logs for why, then give the same command again"
+                        )
+                    queues[self._seats.index(seat)].appendleft(chunk)
+                    continue
+                logp[:, chunk], top[:, chunk], about = answer
+                self._agree(about)
+                left -= 1
+        return ScoreTable(tuple(prompts), tuple(clips), logp, top)
+
+    def _hand_out(self, clips: Sequence[Clip]) -> list[deque[Chunk]]:
+        """Each seat's chunks: its own clips, new ones to whoever has the fewest."""
+        own: list[list[int]] = [[] for _ in self._seats]
+        for i, clip in enumerate(clips):
+            key = (clip.sha256, clip.audio)
+            if key not in self._home:
+                self._home[key] = min(range(len(own)), key=lambda s: (len(own[s]), s))
+            own[self._home[key]].append(i)
+        size = max(1, -(-len(clips) // (CHUNKS * len(own))))
+        return [
+            deque(np.array(mine[at : at + size], np.int64) for at in range(0, len(mine), size))
+            for mine in own
+        ]
+
+    def _next(self) -> list[tuple[Seat, tuple[int, Chunk] | None, Any]]:
+        """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
+        import ray
+
+        begin = time.monotonic()
+        while True:
+            flight = {ref: seat for seat in self._seats for ref in seat.flight}
+            done, _ = ray.wait(list(flight), timeout=1.0) if flight else ([], [])
+            if done:
+                break
+            if self.usable:
+                begin = time.monotonic()
+            elif time.monotonic() - begin > WAIT_S:
+                raise PauseError(
+                    f"no Ray worker for {WAIT_S:.0f} s; mend the cluster, then give the same command again"
+                )
+        out = []
+        for ref in done:
+            seat = flight[ref]
+            job = seat.flight.pop(ref)
+            answer = self._fetch(ref)
+            if answer is None:
+                self._lose(seat)
+            elif job is None:
+                if isinstance(answer, Exception):
+                    raise answer
+                self._agree(answer)
+                seat.usable = True
+            out.append((seat, job, answer))
+        return out
+
+    def _fetch(self, ref: Any) -> Any:
+        """The answer, what the evaluator raised, or None when the worker died."""
+        import ray
+
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            return error.cause if isinstance(error.cause, Exception) else error
+        except ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                why = str(error).strip().splitlines()[-1][:300]
+                raise PauseError(f"a Ray worker cannot start ({why}); mend its node") from None
+            log.debug("worker died: %s", error)
+            return None
+
+    def _lose(self, seat: Seat) -> None:
+        """A worker died: Ray starts it anew, elsewhere if need be; it works again once it answers."""
+        if seat.usable:
+            self.lost += 1
+            log.warning("a Ray worker died (%d so far); its clips are scored again", self.lost)
+        seat.usable = False
+        if None not in seat.flight.values():
+            self._greet(seat)
+
+    def _greet(self, seat: Seat) -> None:
+        ref = seat.actor.about.remote(self._about[1] if self._about else None)
+        seat.flight[ref] = None
+
+    def _wait_for_one(self) -> tuple[str, Any]:
+        while self._about is None:
+            self._next()
+        return self._about
+
+    def _agree(self, about: tuple[str, Any]) -> None:
+        """All workers have one fingerprint. One that ran out of memory makes all take its smaller shape."""
+        if self._about is None:
+            self._about = about
+        if about[0] == self._about[0]:
+            return
+        if about[1] == self._about[1]:
+            raise UserError(
+                f"--ray {self._address}: the cluster's devices differ, so that scores would depend on who computes"
+                " them; use nodes of one kind, or --dtype float32"
+            )
+        smaller = min(about, self._about, key=lambda a: a[1].tokens)
+        if smaller is self._about:  # a new worker, or one that has not heard yet
+            return
+        self._about = smaller
+        for seat in self._seats:
+            seat.usable = False
+            self._greet(seat)
+
+
+def connect(address: str) -> None:
+    """Joins a Ray cluster, or starts one for this process.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs the package ray: pip install -e '.[ray]'") from None
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address != "auto":
+            ray.init(address=address, **options)
+            return
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError:
+            ray.init(include_dashboard=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"--ray {address!r}: no Ray cluster answers ({type(error).__name__}: {str(error).splitlines()[0][:200]});"
+            " start one with: ray start --head, or give --ray auto"
+        ) from None
