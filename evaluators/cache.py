@@ -1,9 +1,10 @@
 """CachedEvaluator: an Evaluator round an Evaluator, scores kept on disk by content."""
 
+import contextlib
 import functools
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.clips import Clip
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.prompts import Prompt
 from evaluators.scores import Evaluator, ScoreTable
 
@@ -127,11 +128,28 @@ class CachedEvaluator:
 
     def _row(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
         if key not in self._rows:
-            self._rows[key] = _unpack(self._cache.get(key, b""), labels)
+            with self._faults():
+                self._rows[key] = _unpack(self._cache.get(key, b"", retry=True), labels)
         return self._rows[key]
 
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """What the disk refuses, as a fault that a resume can continue; a damaged file as wrong use."""
+        try:
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            raise PauseError(
+                f"the score cache {str(self.folder)!r} cannot be read or written ({error}); make room or mend the"
+                " folder, then give the same command again"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"the score cache {str(self.folder)!r} is damaged ({error}); delete the cache folder, its scores are"
+                " made again"
+            ) from None
+
     def _add(self, key: str, new: dict[bytes, NDArray[np.float32]], labels: int) -> None:
-        with self._cache.transact(retry=True):
+        with self._faults(), self._cache.transact(retry=True):
             merged = _unpack(self._cache.get(key, b"", retry=True), labels) | new
             self._cache.set(key, _pack(merged), retry=True)
         self._rows[key] = merged

@@ -147,6 +147,11 @@ def read_manifest(
 
 
 def _clip(row: dict[str, str], root: Path, labels: Sequence[str], where: str) -> Clip:
+    for name in NEEDED:
+        if not row[name].isprintable():
+            raise UserError(
+                f"{where}: {name} is {row[name]!r}; expected text without control characters"
+            )
     if row["label"] not in labels:
         raise UserError(f"{where}: label {row['label']!r} is not one of {', '.join(labels)}")
     if row["split"] not in SPLITS:

@@ -170,7 +170,10 @@ class Endpoint:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return "".join(
+        ch if ch.isprintable() else "?" for ch in line
+    )  # a server's words, on a terminal
 
 
 def _wav(clip: Clip) -> str:

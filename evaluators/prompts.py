@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,9 @@ class Prompt:
         return {"text": self.text, "answers": answers, "system": self.system}
 
 
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in another order than it is read
+
+
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
     """A prompt from plain data; unknown keys, missing answers and values YAML took for something else are errors."""
     unknown = sorted(set(raw) - {"text", "answers", "system"}, key=str)
@@ -99,6 +103,12 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
         raise UserError(
             f"{where}: the prompt holds a lone surrogate, which is no character; remove it"
         ) from None
+    for ch in f"{text}{system}{given}":
+        if (unicodedata.category(ch) == "Cc" and ch not in "\n\t") or ch in BIDI:
+            raise UserError(
+                f"{where}: the prompt holds the control character U+{ord(ch):04X}, which could steer a terminal;"
+                " remove it"
+            )
     answers = []
     for label in labels:
         words = given[label] if isinstance(given[label], list) else [given[label]]

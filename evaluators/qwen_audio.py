@@ -14,6 +14,7 @@ but attention looks beyond a token's own row, so a score does not depend on its 
 pairs are asked for.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -33,6 +34,7 @@ from evaluators import selftest
 from evaluators.answers import Answers, PromptError, find_answers
 from evaluators.checkpoint import Checkpoint
 from evaluators.clips import Clip
+from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.family import Family, audio_config, family_of
 from evaluators.features import FeatureStore, Heard
 from evaluators.layers import Cache, Dense, Rows, Transformer
@@ -113,6 +115,29 @@ class Known:
     cache: Cache
     system: Prefix
     clips: dict[tuple[str, str], Prefix]
+
+
+@contextlib.contextmanager
+def _device_faults() -> Iterator[None]:
+    """A lost device, and memory that even the smallest batches do not find, as faults that a resume can continue."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise PauseError(
+            "out of memory even with the smallest batches: close what else uses the device, or give --quantization nf4;"
+            " the same command goes on from here"
+        ) from None
+    except RuntimeError as error:
+        # torch names it only since 2.8
+        lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(
+            error
+        )
+        if not lost:
+            raise
+        raise DeviceLostError(
+            f"the device was lost ({str(error).splitlines()[0][:200]}); nothing that was scored is lost, the same"
+            " command goes on from here"
+        ) from None
 
 
 class QwenAudio:
@@ -223,14 +248,15 @@ class QwenAudio:
                 number, encode(tokenizer, self.family.after(prompt.text)), answers[number]
             )
             by_system.setdefault(prompt.system, []).append(plan)
-        with torch.inference_mode():
+        with _device_faults(), torch.inference_mode():
+            _ = self.transformer  # loaded here: smaller batches would not help it into memory
             for system, plans in by_system.items():
                 self._retry(lambda s=system, p=plans: self._score(s, p, clips, logp, top))
         if np.isnan(logp).any():
             p, c, _ = np.argwhere(np.isnan(logp))[0]
-            raise RuntimeError(
-                f"prompt {prompts[p].prompt_id} on clip {clips[c].clip_id!r} gave NaN: the weights"
-                " or the precision are broken"
+            raise UserError(
+                f"prompt {prompts[p].prompt_id} on clip {clips[c].clip_id!r} gave NaN: the weights or the precision"
+                " are broken; check the checkpoint with opro.doctor, or give --dtype float32"
             )
         self.forwards += len(prompts) * len(clips)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)

@@ -1,8 +1,10 @@
 """Language models that propose prompts: an OpenAI-compatible endpoint, or a transformers model in this process."""
 
+import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ TRIES = 5  # calls of one request before the run pauses
 LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 TIMEOUT_S = 300.0
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
+LARGEST_BODY = 32 * 2**20  # bytes of a reply that are read at all
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Ledger:
     max_cost: float | None = None
     prices: tuple[float, float] | None = None  # US dollars per million tokens in and out
     refused: int = 0  # proposals that could not be used
+    lost: int = 0  # calls that may have been charged though no reply came
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -68,28 +72,37 @@ class Ledger:
         self.tokens_out += reply.tokens_out
         self.cost += reply.cost or 0.0
 
-    def spent(self, about: str, reserve_out: int) -> str:
-        """Why no further call may be made, or an empty string. Assumes the worst case of the next call."""
-        tokens = (
-            len(about) // 3 + 1 + reserve_out
-        )  # at least three characters a token in ordinary text
-        if (
-            self.max_tokens is not None
-            and self.tokens_in + self.tokens_out + tokens > self.max_tokens
-        ):
-            return (
-                f"--max-tokens {self.max_tokens} leaves no room for another call"
-                f" ({self.tokens_in + self.tokens_out} spent)"
-            )
-        if self.prices is not None:
-            worst = (tokens * self.prices[0] + reserve_out * self.prices[1]) / 1e6
-        else:
-            worst = 2 * self.cost / self.calls if self.calls else 0.0
+    def lose(self, tokens_in: int, tokens_out: int) -> float:
+        """Counts a call whose reply never came, at its worst case, since the server may charge it. Returns its cost."""
+        cost = self._cost(tokens_in, tokens_out)
+        self.lost += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.cost += cost
+        return cost
+
+    def spent(self, tokens_in: int, tokens_out: int) -> str:
+        """Why no further call may be made, or an empty string. Assumes that the next one costs so much."""
+        total = self.tokens_in + self.tokens_out
+        if self.max_tokens is not None and total + tokens_in + tokens_out > self.max_tokens:
+            return f"--max-tokens {self.max_tokens} leaves no room for another call ({total} spent)"
+        worst = self._cost(tokens_in, tokens_out)
         if self.max_cost is not None and (
             self.cost >= self.max_cost or self.cost + worst > self.max_cost
         ):
             return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
         return ""
+
+    def _cost(self, tokens_in: int, tokens_out: int) -> float:
+        if self.prices is not None:
+            return (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
+        return 2 * self.cost / self.calls if self.calls else 0.0
+
+
+def most_tokens(text: str) -> int:
+    """What a text may cost at most: three ASCII characters a token in ordinary text, two tokens for any other one."""
+    plain = sum(map(str.isascii, text))
+    return plain // 3 + 1 + 2 * (len(text) - plain)
 
 
 class OpenAIModel:
@@ -104,6 +117,10 @@ class OpenAIModel:
         base_url: Base URL, or None for the environment's.
         prices: US dollars per million tokens in and out, if the server does not report its cost.
         wait: Called with seconds instead of sleeping, for tests.
+        timeout: Seconds that a reply may take, from its request to its last byte.
+    Attributes:
+        on_loss: Called with (most tokens in, out, what happened) when a try failed that the server may charge. What it
+            returns, if anything, is why there may be no further try.
     """
 
     def __init__(
@@ -114,14 +131,14 @@ class OpenAIModel:
         wait: Callable[[float], None] | None = None,
         timeout: float = TIMEOUT_S,
     ) -> None:
-        import time
-
         import openai
 
         self.name = name
         self.prices = prices
         self._openai = openai
         self._sleep = wait or time.sleep
+        self._timeout = timeout
+        self.on_loss: Callable[[int, int, str], str] = lambda tokens_in, tokens_out, why: ""
         self._client = openai.OpenAI(
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             base_url=base_url,
@@ -135,12 +152,22 @@ class OpenAIModel:
         """See `LanguageModel`."""
         import tenacity
 
+        asked = sum(most_tokens(m.content) for m in messages)
+
+        def failed(state: Any) -> None:
+            error = state.outcome.exception()
+            if self._charged(error):
+                why = self.on_loss(asked, max_tokens, self._sentence(error))
+                if why:
+                    raise SpentError(why)
+
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(TRIES),
             wait=self._wait,
             sleep=self._sleep,
             reraise=True,
             retry=tenacity.retry_if_exception(self._passing),
+            after=failed,
             before_sleep=lambda state: log.warning(
                 "language model: %s; trying again in %.0f s (%d of %d)",
                 self._sentence(state.outcome.exception()),
@@ -158,58 +185,65 @@ class OpenAIModel:
             ) from None
 
     def _once(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Reply:
+        raw = self._body(messages, temperature, max_tokens)
         try:
-            raw = self._client.chat.completions.create(
-                model=self.name,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-            )  # type: ignore[misc]
-        except ValueError as error:  # a 200 whose body is no JSON
-            raise _BadReplyError(
-                f"the reply is not readable as JSON ({type(error).__name__})"
-            ) from None
-        choices = getattr(raw, "choices", None)
-        if (
-            not isinstance(choices, list)
-            or not choices
-            or getattr(choices[0], "message", None) is None
-        ):
-            raise _BadReplyError("the reply holds no choices")
-        text = choices[0].message.content
-        if choices[0].finish_reason == "content_filter":
+            choice = raw["choices"][0]
+            finish, text = choice.get("finish_reason"), choice["message"]["content"]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise _BadReplyError("the reply holds no choices") from None
+        if finish == "content_filter":
             text = ""
         elif not isinstance(text, str):
             raise _BadReplyError("the reply holds no text")
-        usage = raw.usage
-        tokens_in = (
-            int(getattr(usage, "prompt_tokens", 0) or 0)
-            or sum(len(m.content) for m in messages) // 3
+        usage = raw.get("usage") if isinstance(raw.get("usage"), dict) else {}
+        tokens_in = _count(usage.get("prompt_tokens")) or sum(
+            most_tokens(m.content) for m in messages
         )
-        tokens_out = int(getattr(usage, "completion_tokens", 0) or 0) or len(text) // 3
-        cost = getattr(usage, "cost", None)
-        if not isinstance(cost, int | float):
+        tokens_out = _count(usage.get("completion_tokens")) or most_tokens(text)
+        cost = usage.get("cost")
+        if not isinstance(cost, int | float) or not cost >= 0:
             cost = (
                 (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
                 if self.prices
                 else None
             )
-        return Reply(
-            text[:LARGEST_REPLY],
-            tokens_in,
-            tokens_out,
-            cost,
-            self.name,
-            str(choices[0].finish_reason),
-        )
+        return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(finish))
+
+    def _body(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Any:
+        """The reply as plain data, read bit by bit: the client's own time-out starts anew with every byte."""
+        end = time.monotonic() + self._timeout
+        body = bytearray()
+        with self._client.chat.completions.with_streaming_response.create(
+            model=self.name,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            messages=[{"role": m.role, "content": m.content} for m in messages],
+        ) as response:  # type: ignore[misc]
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > LARGEST_BODY:
+                    raise _BadReplyError(f"the reply is larger than {LARGEST_BODY >> 20} MiB")
+                if time.monotonic() > end:
+                    raise _BadReplyError(f"the reply was not complete after {self._timeout:.0f} s")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:  # a 200 whose body is no JSON
+            raise _BadReplyError(
+                f"the reply is not readable as JSON ({type(error).__name__})"
+            ) from None
+
+    def _charged(self, error: BaseException) -> bool:
+        """Whether the server may charge a try that failed so: it had the request and did not refuse it."""
+        if isinstance(error, _BadReplyError):
+            return True
+        connected = not type(error.__cause__).__name__.startswith("Connect")
+        return isinstance(error, self._openai.APIConnectionError) and connected
 
     def _passing(self, error: BaseException) -> bool:
         status = getattr(error, "status_code", None)
         return isinstance(
             error,
-            self._openai.APIConnectionError
-            | _BadReplyError
-            | self._openai.APIResponseValidationError,
+            self._openai.APIConnectionError | _BadReplyError,
         ) or (isinstance(status, int) and (status in (408, 409, 425, 429) or status >= 500))
 
     def _wait(self, state: Any) -> float:
@@ -241,8 +275,16 @@ class OpenAIModel:
         return str(error) if isinstance(error, _BadReplyError) else type(error).__name__
 
 
+class SpentError(Exception):
+    """Another try might cost more than is allowed."""
+
+
 class _BadReplyError(Exception):
     """A reply that is no chat completion."""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 class LocalModel:

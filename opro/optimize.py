@@ -420,7 +420,7 @@ def _proposer(
     search: Sequence["Clip"],
 ) -> tuple["Ledger", "Proposer"]:
     from opro.history import append_line, cut_torn_line
-    from opro.lm import Ledger, Reply
+    from opro.lm import Ledger, OpenAIModel, Reply
     from opro.propose import LMProposer, Mixed
     from opro.rewrite import Rewriter
 
@@ -432,6 +432,8 @@ def _proposer(
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 raw = json.loads(line)
+                if "lost" in raw:
+                    ledger.lose(raw["tokens_in"], raw["tokens_out"])
                 if "reply" in raw:
                     reply = Reply(
                         raw["reply"],
@@ -454,6 +456,13 @@ def _proposer(
         if "stopped" in entry:
             log.warning("no further call to the language model: %s", entry["stopped"])
 
+    def lose(tokens_in: int, tokens_out: int, why: str) -> str:
+        cost = ledger.lose(tokens_in, tokens_out)
+        record({"lost": why, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost})
+        return ledger.spent(tokens_in, tokens_out)
+
+    if isinstance(lm, OpenAIModel):
+        lm.on_loss = lose
     rewriter = Rewriter(task, settings.seed, learn=settings.strategy != "random")
     if lm is not None:
         asked = LMProposer(
@@ -531,6 +540,7 @@ def _log_to(path: Path) -> None:
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
     screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.raiseExceptions = False  # a full disk is reported once, by the journal
     root = logging.getLogger()
     root.handlers = [handler, screen]
     root.setLevel(logging.INFO)

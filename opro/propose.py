@@ -15,7 +15,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.prompts import ROOT, SPECIAL, Prompt, Task, prompt_from
 from opro.history import Candidate, History, Trial
-from opro.lm import LanguageModel, Ledger, Message, Reply
+from opro.lm import LanguageModel, Ledger, Message, Reply, SpentError, most_tokens
 from opro.reflect import Heard, about_parent, draw_parent, misjudged, standstill
 from opro.reward import Reward
 
@@ -208,13 +208,15 @@ class LMProposer:
             room = REPLY_TOKENS * (1 + (1 if single else n - len(out)))
             reply = self.paid.get((iteration, call, meta))
             if reply is None:
-                spent = self.ledger.spent(meta, room)
-                if spent:
-                    self.record({"iteration": iteration, "call": call, "stopped": spent})
+                try:
+                    spent = self.ledger.spent(most_tokens(meta), room)
+                    if spent:
+                        raise SpentError(spent)
+                    asked = [Message("user", meta)]
+                    reply = self.lm(asked, temperature=self.temperature, max_tokens=room)
+                except SpentError as stopped:
+                    self.record({"iteration": iteration, "call": call, "stopped": str(stopped)})
                     break
-                reply = self.lm(
-                    [Message("user", meta)], temperature=self.temperature, max_tokens=room
-                )
                 self.ledger.add(reply)
             new, refused = self._checked(reply, n - len(out), known)
             out += [Candidate(prompt, "lm", parents) for prompt in new]

@@ -151,6 +151,7 @@ def finish(
         "refused": ledger.refused,
         "lm": {
             "calls": ledger.calls,
+            "lost": ledger.lost,
             "tokens_in": ledger.tokens_in,
             "tokens_out": ledger.tokens_out,
             "cost": ledger.cost,

@@ -212,7 +212,8 @@ def ours(
                 seed=seed,
             )
             rewriter = asked if strategy == "opro" else Mixed(asked, rewriter)
-        rounds = (100, 8) if strategy == "opro" else (100, 10)
+        # A language model that writes nothing usable would be asked for ever.
+        rounds = (10 if isinstance(lm, Chat) else 100, 8 if strategy == "opro" else 10)
         plan = Search(
             meter.evaluator,
             rewriter,

@@ -1,5 +1,6 @@
 """A server on the loopback that speaks the OpenAI wire format over real HTTP, with faults on demand."""
 
+import contextlib
 import json
 import socket
 import struct
@@ -89,6 +90,14 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
             elif fault == "slow":
                 time.sleep(2.5)
                 self.send(200, json.dumps(completion(state.reply(request))).encode())
+            elif fault == "drip":  # a byte now and then, for ever
+                self.send_response(200)
+                self.send_header("content-length", "1000000")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(600):
+                        self.wfile.write(b" ")
+                        time.sleep(0.1)
             elif fault == "reset":
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -99,6 +108,7 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                 self.send(200, json.dumps(completion(fault)).encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *about: None  # a client that hung up
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/v1"

@@ -101,6 +101,33 @@ def test_tokens_and_cost_are_counted(monkeypatch):
     assert server.requests[0]["temperature"] == 0.5 and server.requests[0]["model"] == "test"
 
 
+def test_a_slow_drip_ends_in_time_and_lost_calls_are_counted():
+    waits, lost = [], []
+    with serve(lambda request: "fine", ["drip", "half", 503]) as server:
+        model = OpenAIModel("test", server.url, wait=waits.append, timeout=1.0)
+        model.on_loss = lambda *about: lost.append(about) or ""
+        reply = model([Message("user", "hello")], temperature=1.0, max_tokens=99)
+    assert reply.text == "fine" and len(waits) == 3
+    # A refusal (503) costs nothing; the others may have been charged.
+    assert [(i, o) for i, o, _ in lost] == [(2, 99), (2, 99)]
+    assert "not complete after 1 s" in lost[0][2]
+
+
+def test_no_try_is_made_that_the_limits_do_not_cover():
+    with serve(lambda request: "fine", ["half"] * 9) as server:
+        model = OpenAIModel("test", server.url, wait=lambda s: None)
+        ledger = Ledger(max_tokens=350)
+
+        def lose(tokens_in, tokens_out, why):
+            ledger.lose(tokens_in, tokens_out)
+            return ledger.spent(tokens_in, tokens_out)
+
+        model.on_loss = lose
+        with pytest.raises(lm.SpentError, match="--max-tokens 350 leaves no room"):
+            model([Message("user", "hello")], temperature=1.0, max_tokens=99)
+    assert len(server.requests) == 3 and ledger.tokens_in + ledger.tokens_out == 303
+
+
 def test_wait_never_exceeds_a_minute():
     with serve(lambda request: "fine", [429] * 4) as server:
         waits = []
@@ -126,12 +153,12 @@ def test_what_is_configured(monkeypatch, tmp_path):
 
 def test_the_ledger_stops_before_its_limits():
     ledger = Ledger(max_tokens=5000, max_cost=1.0)
-    assert ledger.spent("x" * 300, 2048) == ""
+    assert ledger.spent(100, 2048) == ""
     ledger.add(Reply("", 2000, 2000, 0.2, "m", "stop"))
-    assert "--max-tokens 5000" in ledger.spent("x" * 300, 2048)
+    assert "--max-tokens 5000" in ledger.spent(100, 2048)
     ledger = Ledger(max_cost=1.0)
     ledger.add(Reply("", 1, 1, 0.6, "m", "stop"))
-    assert "--max-cost 1.0" in ledger.spent("x", 2048)
+    assert "--max-cost 1.0" in ledger.spent(1, 2048)
 
 
 @pytest.fixture
