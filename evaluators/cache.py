@@ -17,6 +17,8 @@ from evaluators.errors import PauseError, UserError
 from evaluators.prompts import Prompt
 from evaluators.scores import Evaluator, ScoreTable
 
+KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
+
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
     """Keys are text and values bytes. Anything else is refused: diskcache would unpickle it, which runs code."""
@@ -61,6 +63,7 @@ class CachedEvaluator:
         self.requested = 0
         self.cached = 0
         self._rows: dict[str, dict[bytes, NDArray[np.float32]]] = {}  # rows read by this process
+        self._pairs = 0  # in them
 
     @functools.cached_property
     def _cache(self) -> Any:
@@ -129,8 +132,17 @@ class CachedEvaluator:
     def _row(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
         if key not in self._rows:
             with self._faults():
-                self._rows[key] = _unpack(self._cache.get(key, b"", retry=True), labels)
+                row = _unpack(self._cache.get(key, b"", retry=True), labels)
+            self._keep(key, row)
+            return row
         return self._rows[key]
+
+    def _keep(self, key: str, row: dict[bytes, NDArray[np.float32]]) -> None:
+        """Holds a row in memory; those held longest go when it is too much."""
+        self._pairs += len(row) - len(self._rows.pop(key, ()))
+        self._rows[key] = row
+        while self._pairs > KEPT and len(self._rows) > 1:
+            self._pairs -= len(self._rows.pop(next(iter(self._rows))))
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
@@ -152,7 +164,7 @@ class CachedEvaluator:
         with self._faults(), self._cache.transact(retry=True):
             merged = _unpack(self._cache.get(key, b"", retry=True), labels) | new
             self._cache.set(key, _pack(merged), retry=True)
-        self._rows[key] = merged
+        self._keep(key, merged)
 
     def close(self) -> None:
         """Closes the files."""

@@ -89,6 +89,7 @@ class History:
         self.header: dict[str, Any] | None = None
         self.trials: list[Trial] = []
         self.proposed: set[int] = set()  # iterations whose candidates are journalled
+        self.best: Trial | None = None  # of all that were scored
         self.selection: dict[str, Any] | None = None
         self.heard: Mapping[int, Any] = {}
         self._labels = labels
@@ -186,7 +187,10 @@ class History:
             event["slices"] = {
                 name: (value[0], value[1]) for name, value in event["slices"].items()
             }
-            self.trials[number] = replace(self.trials[number], **event)
+            told = replace(self.trials[number], **event)
+            self.trials[number] = told
+            if told.state != "failed" and (self.best is None or told.rank > self.best.rank):
+                self.best = told
         elif kind == "select":
             self.selection = event
         else:

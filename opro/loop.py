@@ -1,5 +1,6 @@
 """The loop: propose, journal, race on the search half, tell; then select on fresh clips. All state is the history."""
 
+import functools
 import logging
 import math
 import time
@@ -68,10 +69,15 @@ class Search:
     seed: int
     max_evals: int | None = None
 
-    @property
+    @functools.cached_property
     def truth(self) -> NDArray[np.int64]:
         """Index of the label of each search clip."""
         return np.array([self.task.labels.index(clip.label) for clip in self.search])
+
+    @functools.cached_property
+    def clusters(self) -> metrics.Clusters:
+        """The search clips by source, for intervals."""
+        return metrics.clusters(self.truth, [c.source_id for c in self.search], seed=self.seed)
 
     def room(self, history: History, before: int) -> float:
         """Evals that are left for the iteration `before`, selection set aside. Depends on earlier iterations alone."""
@@ -246,7 +252,7 @@ def _score(
         told = _outcome(trial, result, plan)
         save(told, result)
         history.tell(told)
-        best = history.scored[0] if history.scored else None
+        best = history.best
         log.info(
             "trial %d  %s  reward %s  best %s",
             told.number,
@@ -271,17 +277,17 @@ def _outcome(trial: Trial, result: Result, plan: Search) -> Trial:
         bias=result.bias,
         blocks=result.blocks,
     )
-    sources = [c.source_id for c in plan.search]
+    clusters = plan.clusters
     if judged is None:
         assert result.hits is not None
-        guess = metrics.estimate(truth, result.hits, sources, seed=plan.seed)
+        guess = clusters.estimate(clusters.balanced(result.hits))
         if guess.low is None or guess.high is None:
             return replace(told, score=guess.value)
         # The forecast errs beside the sources.
         low = guess.value - math.hypot(guess.value - guess.low, 1.96 * result.sd)
         high = guess.value + math.hypot(guess.high - guess.value, 1.96 * result.sd)
         return replace(told, score=guess.value, low=max(0.0, low), high=min(1.0, high))
-    interval = metrics.estimate(truth, judged.right, sources, seed=plan.seed)
+    interval = clusters.estimate(clusters.balanced(judged.right))
     return replace(
         told,
         score=interval.value,

@@ -19,6 +19,7 @@ from opro import surrogate
 from opro.history import Candidate, History
 
 POOL = 10  # proposals for each that is wanted, of which the surrogate picks
+LEARNED = 400  # prompts that the surrogate learns from, more or less
 PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
@@ -121,10 +122,12 @@ class Rewriter:
                 out.append(candidate)
         if len(out) <= n:
             return out
+        # The best, and some of the others: with all that a long search has tried, its iterations would grow.
+        told = past[: LEARNED // 2] + past[LEARNED // 2 :][:: 1 + 2 * len(past) // LEARNED]
         chosen = surrogate.pick(
-            [t.candidate.prompt for t in past],
-            [t.reward or 0.0 for t in past],
-            [t.sd for t in past],
+            [t.candidate.prompt for t in told],
+            [t.reward or 0.0 for t in told],
+            [t.sd for t in told],
             [c.prompt for c in out],
             n,
             np.random.default_rng([self.seed, iteration]),

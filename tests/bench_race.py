@@ -91,6 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--searches", type=int, default=500)
     parser.add_argument("--shuffled", type=int, default=400)
+    parser.add_argument("--noise", nargs="*", type=float, default=[0.2, 0.4, 1.0])
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     args = parser.parse_args()
     print(
@@ -98,7 +99,7 @@ def main():
         " chosen: the same | evals, share of exhaustive |\n| --- | --- | --- | --- |"
     )
     with ProcessPoolExecutor(args.jobs) as pool:
-        for noise in (0.2, 0.4, 1.0):
+        for noise in args.noise:
             rows = pool.map(functools.partial(compared, noise), range(args.searches))
             best, chosen, share = zip(*rows, strict=True)
             print(
