@@ -1,0 +1,165 @@
+"""Whatever stands in a file or a reply, a reader gives data or one sentence, never anything else."""
+
+import csv
+import io
+import json
+
+import pytest
+from conftest import LABELS
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from data.recordings import read_rttm
+from evaluators.clips import NEEDED, read_manifest
+from evaluators.errors import UserError
+from evaluators.prompts import SPEECH_TASK, Prompt, read_prompts
+from opro.history import Candidate, History
+from opro.propose import parse, refuse
+
+quietly = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def sentence(error):
+    text = str(error)
+    assert text and "\n" not in text and "\x1b" not in text, text
+
+
+@quietly
+@given(st.binary(max_size=400))
+@example(b"\xff\xfe" + ",".join(NEEDED).encode())
+@example(b"\x00")
+def test_any_bytes_as_a_manifest(tmp_path, raw):
+    path = tmp_path / "manifest.csv"
+    path.write_bytes(raw)
+    with pytest.raises(UserError) as caught:
+        read_manifest(path, LABELS)
+    sentence(caught.value)
+
+
+@quietly
+@given(
+    st.lists(st.fixed_dictionaries({name: st.text(max_size=12) for name in NEEDED}), max_size=3),
+    st.data(),
+)
+def test_any_cells_in_a_manifest(tmp_path, rows, data):
+    """Nearly right rows: some cells are what they should be."""
+    right = {"label": "SPEECH", "split": "dev", "duration_ms": "200", "snr_db": "", "path": "a.wav"}
+    for row in rows:
+        row.update({k: v for k, v in right.items() if data.draw(st.booleans())})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, NEEDED)
+    writer.writeheader()
+    writer.writerows(rows)
+    path = tmp_path / "manifest.csv"
+    path.write_bytes(out.getvalue().encode("utf-8", "replace"))
+    try:
+        clips = read_manifest(path, LABELS)
+    except UserError as error:
+        sentence(error)
+    else:
+        assert len(clips) == len({c.clip_id for c in clips}) == len(rows)
+        for clip in clips:  # no path leaves the folder, no text steers a terminal
+            assert clip.path.is_relative_to(tmp_path.resolve())
+            assert all(str(v).isprintable() for v in vars(clip).values())
+
+
+@quietly
+@given(
+    st.binary(max_size=200)
+    | st.text(alphabet="SPEAKER 0123.-\tnaif\n<>", max_size=120).map(str.encode)
+)
+@example(b"SPEAKER a 1 0 inf <NA> <NA> b <NA>")
+@example(b"SPEAKER a 1 -3 2 <NA> <NA> b <NA>")
+def test_any_bytes_as_rttm(tmp_path, raw):
+    path = tmp_path / "x.rttm"
+    path.write_bytes(raw)
+    try:
+        turns = read_rttm(path)
+    except UserError as error:
+        sentence(error)
+    else:
+        for turn in turns:
+            assert 0 <= turn.begin < turn.end < float("inf")
+
+
+@quietly
+@given(st.binary(max_size=300) | anything.map(lambda x: json.dumps(x).encode()))
+def test_any_bytes_as_a_prompt_file(tmp_path, raw):
+    path = tmp_path / "prompts.yaml"
+    path.write_bytes(raw)
+    try:
+        prompts = read_prompts(path, LABELS)
+    except UserError as error:
+        assert str(error).startswith(str(path)) or str(path) in str(error)
+        assert "\x1b" not in str(error)
+    else:
+        assert all(isinstance(p, Prompt) for p in prompts) and prompts
+
+
+@quietly
+@given(
+    st.text(max_size=300)
+    | anything.map(json.dumps)
+    | anything.map(lambda x: json.dumps({"prompts": [x]}))
+)
+@example("[" * 100_000)
+@example('{"prompts": [{"text": "\\u001b[2J A B"}, {"text": "=cmd|\' /C calc\'!A0 A B"}]}')
+@example(
+    '{"prompts": [{"text": "<script>alert(1)</script> A B", "answers": {"SPEECH": {"x": 1}}}]}'
+)
+def test_any_reply_gives_plain_prompts_or_reasons(reply):
+    for raw in parse(reply):
+        found = refuse(raw, SPEECH_TASK, set())
+        if isinstance(found, Prompt):
+            assert all(ch.isprintable() or ch == "\n" for ch in found.text)
+            assert "<|" not in found.text and [label for label, _ in found.answers] == list(LABELS)
+        else:
+            assert found and "\x1b" not in found
+
+
+@pytest.fixture
+def journal(tmp_path, seeds):
+    history = History(tmp_path / "made.jsonl", LABELS)
+    history.start({"task": "speech"})
+    for trial in history.add(0, [Candidate(p, "seed") for p in seeds]):
+        history.tell(trial)
+    return (tmp_path / "made.jsonl").read_bytes()
+
+
+@quietly
+@given(st.data())
+def test_a_journal_with_any_damage_is_whole_cut_or_reported_with_its_line(tmp_path, journal, data):
+    place = data.draw(st.integers(0, len(journal) - 1))
+    raw = {
+        "cut": lambda: journal[:place],
+        "flip": lambda: journal[:place] + bytes([data.draw(st.integers(0, 255))]) + journal[place + 1 :],
+        "insert": lambda: journal[:place] + data.draw(st.binary(min_size=1, max_size=20)) + journal[place:],
+    }[data.draw(st.sampled_from(["cut", "flip", "insert"]))]()  # fmt: skip
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(raw)
+    try:
+        history = History(path, LABELS, repair=True)
+    except UserError as error:
+        assert str(path) in str(error) and "\x1b" not in str(error)
+    else:
+        # What was read is read again: nothing but a torn last line has gone.
+        assert raw.startswith(path.read_bytes())
+        assert b"\n" not in raw[len(path.read_bytes()) :]
+        again = History(path, LABELS)
+        assert again.trials == history.trials
+
+
+@quietly
+@given(st.lists(anything, min_size=1, max_size=4))
+def test_any_json_as_a_journal(tmp_path, events):
+    path = tmp_path / "trials.jsonl"
+    path.write_text("".join(json.dumps(e) + "\n" for e in events))
+    with pytest.raises(UserError, match=r"trials\.jsonl"):
+        History(path, LABELS)
