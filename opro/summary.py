@@ -149,9 +149,9 @@ def finish(
         },
         "proposed": Counter(t.candidate.origin.partition(":")[0] for t in history.trials),
         "refused": ledger.refused,
+        "lost": ledger.lost,
         "lm": {
             "calls": ledger.calls,
-            "lost": ledger.lost,
             "tokens_in": ledger.tokens_in,
             "tokens_out": ledger.tokens_out,
             "cost": ledger.cost,

@@ -429,6 +429,8 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "complete" and summary["lm"]["calls"] >= 4 and server.script == []
     lines = [json.loads(line) for line in (folder / "proposals.jsonl").read_text().splitlines()]
+    assert summary["lost"] == sum("lost" in line for line in lines) > 0
+    lines = [line for line in lines if "lost" not in line]
     reasons = {r["reason"] for line in lines for r in line["refused"]}
     assert {
         "does not offer the answer 'A' of SPEECH",
