@@ -15,6 +15,8 @@ from typing import Literal
 from evaluators.errors import UserError
 from opro.flags import DONE, flag, parse, run_verb
 
+SHOWN = 100  # rows of a table on a terminal
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif settings.format == "markdown":
         print(markdown(rows))
     else:
-        print_table(rows, wide_console())
+        print_table(rows[:SHOWN], wide_console())
+        if len(rows) > SHOWN:
+            print(f"and {len(rows) - SHOWN:,} more; --format csv, markdown or json shows all")
     return DONE
 
 
