@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opro.runs import write_text
+from evaluators.files import write_text
 
 INTRO = (
     "# Where the clips come from",

@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from data.checks import Audit, Measures
 from evaluators.audio import load
 from evaluators.clips import SPLITS
+from evaluators.files import write_text
 from opro import figures
-from opro.runs import write_text
 
 GALLERY = 24  # clips with a player
 COLOURS = {"SPEECH": "#2a78b8", "NONSPEECH": "#c8662b"}

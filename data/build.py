@@ -53,9 +53,8 @@ from data.voice import VOICES, Voice
 from evaluators.clips import SPLITS, Registry, load_registry, registry_path, write_registry
 from evaluators.degrade import find_responses
 from evaluators.errors import PauseError, UserError
+from evaluators.files import append_line, write_text
 from opro.flags import Parser, run_verb
-from opro.history import append_line
-from opro.runs import write_text
 
 T, R = TypeVar("T"), TypeVar("R")
 STATE = ".build"  # inside --out while a build is unfinished

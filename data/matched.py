@@ -27,7 +27,7 @@ from evaluators.audio import RATE, Wave, add_noise, coloured_noise, frame_power,
 from evaluators.clips import Registry, write_registry
 from evaluators.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
-from evaluators.prompts import read_yaml
+from evaluators.files import read_yaml
 
 KEYS = {
     "design",

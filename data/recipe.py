@@ -10,7 +10,7 @@ from data.recordings import CATEGORIES, Collection
 from evaluators.clips import SPLITS
 from evaluators.degrade import BANDS
 from evaluators.errors import UserError
-from evaluators.prompts import read_yaml
+from evaluators.files import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 NOISES = ("white", "pink", "recorded")

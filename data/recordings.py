@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from evaluators.errors import UserError
-from opro.runs import write_text
+from evaluators.files import write_text
 
 AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".w64"}
 CATEGORIES = ("speech", "environment", "music", "animal", "noise", "silence")

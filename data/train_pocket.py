@@ -31,9 +31,9 @@ from torch import Tensor
 from data import grammar
 from evaluators.audio import PEAK, RATE, load
 from evaluators.clips import Registry, read_manifest, read_registry, write_registry
+from evaluators.files import shipped
 from evaluators.layers import encode_audio
 from evaluators.prompts import (
-    ROOT,
     SPEECH_TASK,
     after_audio,
     before_audio,
@@ -85,9 +85,7 @@ def make_processor(seed: int) -> Any:
         *grammar.SOUNDS,
     ] * 500
     corpus += [*grammar.SYSTEMS, "system\nuser\nassistant\n", "Audio 1: "] * 500
-    corpus += (
-        (ROOT.parent / "LICENSE").read_text(encoding="utf-8").split("\n\n")
-    )  # some general English
+    corpus += (shipped("LICENSE")).read_text(encoding="utf-8").split("\n\n")  # some general English
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(
         corpus, VOCABULARY, new_special_tokens=SPECIAL[1:]
     )
@@ -485,8 +483,8 @@ def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> N
     truth = np.array([labels.index(c.label) for c in clips])
     duration = np.array([round(c.duration_ms) for c in clips])
     snr = np.array([np.nan if c.snr_db is None else round(c.snr_db / 5) * 5 for c in clips])
-    seeds = read_prompts(ROOT / "seeds" / "baselines.yaml", labels)
-    heldout = read_prompts(ROOT / "heldout.yaml", labels)
+    seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)
+    heldout = read_prompts(shipped("prompts/heldout.yaml"), labels)
 
     def balanced(right: np.ndarray, pick: np.ndarray) -> str:
         cells = [right[pick & (truth == k)] for k in range(len(labels))]

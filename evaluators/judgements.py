@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from evaluators import calibration, metrics, psychometrics
 from evaluators.clips import Clip
+from evaluators.files import finite_or_none
 from evaluators.metrics import Floats, Ints
 
 SLICES = ("duration_ms", "snr_db", "condition", "category")
@@ -68,17 +69,16 @@ def slices_of(clips: Sequence[Clip]) -> dict[str, NDArray[np.str_]]:
     return {name: np.array([text(getattr(c, name)) for c in clips]) for name in SLICES}
 
 
-def number(value: float) -> float | None:
-    """A number that JSON knows, else None."""
-    return float(value) if math.isfinite(value) else None
-
-
 def interval(c: metrics.Clusters, statistic: metrics.Statistic) -> dict[str, float | None] | None:
     """{value, low, high}; None where the statistic is undefined, as a hit rate without clips to hit."""
     if math.isnan(statistic.value):
         return None
     e = c.estimate(statistic)
-    return {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+    return {
+        "value": finite_or_none(e.value),
+        "low": finite_or_none(e.low),
+        "high": finite_or_none(e.high),
+    }
 
 
 def describe(j: Judgements, *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
@@ -218,8 +218,8 @@ def compare(
                 "a": named[a][0],
                 "b": named[b][0],
                 "difference": e.value,
-                "low": number(e.low),
-                "high": number(e.high),
+                "low": finite_or_none(e.low),
+                "high": finite_or_none(e.high),
                 "p": one,
                 "p_holm": adjusted,
             }

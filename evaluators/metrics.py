@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -54,7 +54,8 @@ def auroc(truth: Ints, margin: Floats) -> float:
     n1, n0 = int(positive.sum()), int((~positive).sum())
     if not n1 or not n0:
         return math.nan
-    ranks = stats.rankdata(margin)
+    _, place, equal = np.unique(margin, return_inverse=True, return_counts=True)
+    ranks = (equal.cumsum() - (equal - 1) / 2)[place]
     return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
@@ -365,9 +366,7 @@ def expanded(draws: Floats, sources: int, alpha: float) -> tuple[float, float]:
     """Percentile bounds at a level widened for few clusters (Hesterberg 2015, arXiv 1411.5279, expanded percentile)."""
     if sources < 2:
         return -math.inf, math.inf
-    tail = float(
-        stats.norm.cdf(math.sqrt(sources / (sources - 1)) * stats.t.ppf(alpha, sources - 1))
-    )
+    tail = float(ndtr(math.sqrt(sources / (sources - 1)) * stdtrit(sources - 1, alpha)))
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return math.nan, math.nan

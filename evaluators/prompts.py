@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evaluators.errors import UserError
+from evaluators.files import dump_yaml, read_yaml
 
 SYSTEM = "You classify audio content."  # system message of the published study
 SPECIAL = re.compile(r"<\|[^|>\s]{1,40}\|>")  # what ChatML-style tokenizers treat as control tokens
-ROOT = Path(__file__).resolve().parent.parent / "prompts"
 
 
 @dataclass(frozen=True)
@@ -121,32 +119,6 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
     return Prompt(text, tuple(answers), system)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping with two equal keys, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
-                raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file as plain data, with errors that name the file."""
-    if not path.is_file():
-        raise UserError(f"file {str(path)!r} does not exist")
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not readable as YAML ({reason})") from None
-
-
 def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
     """Prompts of a YAML file: a mapping with the single key `prompts`, a list of {text, answers, system}.
 
@@ -171,25 +143,6 @@ def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
     if len({p.digest for p in prompts}) < len(prompts):
         raise UserError(f"{path}: a prompt stands twice; remove one of them")
     return prompts
-
-
-class _Dumper(yaml.SafeDumper):
-    """Multi-line prompts as literal blocks, so that a person can read them."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str",
-        text,
-        style="|" if "\n" in text and not re.search(r"[ \t]\n|[^\x20-\x7e\n]", text) else None,
-    ),
-)
-
-
-def dump_yaml(data: Any) -> str:
-    """Plain data as YAML that `read_yaml` reads back equal."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def dump_prompts(prompts: Iterable[Prompt]) -> str:

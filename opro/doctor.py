@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, FAULT, ModelSettings, flag, parse, resolve, run_verb
+from evaluators.files import resolve
+from opro.flags import DONE, FAULT, ModelSettings, flag, parse, run_verb
 
 if TYPE_CHECKING:
     import numpy as np

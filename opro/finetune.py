@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, resolve, run_verb
+from evaluators.files import resolve
+from opro.flags import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.checkpoint import Checkpoint
@@ -263,7 +264,7 @@ def prepare(settings: Settings) -> Job:
 
 def _recipe(settings: Settings, base: Path, recipe: "Recipe") -> "Recipe":
     """The recipe: flags over what the checkpoint asks for over the published defaults."""
-    from evaluators.prompts import read_yaml
+    from evaluators.files import read_yaml
 
     own = read_yaml(base / DEFAULTS) if (base / DEFAULTS).is_file() else {}
     given = {

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
-from evaluators.prompts import read_yaml
+from evaluators.files import read_yaml
 
 T = TypeVar("T")
 DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def flag(default: Any, text: str, **more: Any) -> Any:
@@ -46,17 +45,6 @@ class ModelSettings:
         "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
     )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-
-
-def resolve(path: Path) -> Path:
-    """A path as given, else the file of that name that ships with the project."""
-    return (
-        path
-        if path.exists() or path.is_absolute()
-        else ROOT / path
-        if (ROOT / path).exists()
-        else path
-    )
 
 
 class Parser(argparse.ArgumentParser):

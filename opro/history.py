@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.errors import PauseError, UserError
+from evaluators.errors import UserError
+from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt, prompt_from
 
 SCHEMA = 1
@@ -195,30 +195,6 @@ class History:
             self.selection = event
         else:
             raise ValueError(f"unknown event {kind!r}")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Adds a line that is on disk when this returns, or raises PauseError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); "
-            "make room or mend the folder, then give the same command again"
-        ) from None
-
-
-def cut_torn_line(path: Path) -> None:
-    """Removes a last line that a crash cut short. Only for the process that holds the run's lock."""
-    raw = path.read_bytes()
-    whole = raw.rfind(b"\n") + 1
-    if whole < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def _rounded(value: Any) -> Any:

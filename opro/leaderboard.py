@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         config=False,
     )
+    from evaluators.files import csv_text
     from opro import runs
     from opro.table import COLUMNS, markdown, print_table, rows_of, wide_console
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.format == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif settings.format == "csv":
-        print(runs.csv_text(rows, COLUMNS), end="")
+        print(csv_text(rows, COLUMNS), end="")
     elif settings.format == "markdown":
         print(markdown(rows))
     else:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, resolve, run_verb
+from evaluators.files import resolve
+from opro.flags import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -546,6 +547,7 @@ def _result(
 
 
 def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Settings) -> None:
+    from evaluators.files import write_json, write_text
     from opro import runs
     from opro.predictions import write_predictions
 
@@ -557,13 +559,13 @@ def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Set
     result["provenance"] = runs.provenance(
         {"settings": {k: str(v) for k, v in vars(settings).items()}}
     )
-    runs.write_json(out / "matrix.json", result)
+    write_json(out / "matrix.json", result)
     for name, form in (("matrix.csv", "csv"), ("matrix.md", "markdown"), ("matrix.tex", "latex")):
-        runs.write_text(out / name, _text(result, form))
+        write_text(out / name, _text(result, form))
 
 
 def _text(result: dict[str, Any], form: str) -> str:
-    from opro import runs
+    from evaluators.files import csv_text
     from opro.matrix_table import HEAD, cells
     from opro.table import markdown_table
 
@@ -571,7 +573,7 @@ def _text(result: dict[str, Any], form: str) -> str:
         return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if form == "csv":
         rows = [_flat(row) for row in result["rows"]]
-        return runs.csv_text(rows, tuple(dict.fromkeys(k for row in rows for k in row)))
+        return csv_text(rows, tuple(dict.fromkeys(k for row in rows for k in row)))
     body = cells(result)
     if form == "markdown":
         return markdown_table(list(HEAD), body) + "\n"

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, ModelSettings, flag, parse, resolve, run_verb
+from evaluators.files import resolve
+from opro.flags import DONE, ModelSettings, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -305,6 +306,7 @@ def _search(
     lm: "LanguageModel | None",
     tried: Sequence[Any],
 ) -> int:
+    from evaluators.files import write_json
     from opro import runs
     from opro.display import Progress
     from opro.history import History
@@ -338,7 +340,7 @@ def _search(
         return DONE
     if not (folder / "provenance.json").exists():
         about = {**header, "warnings": list(warnings), "device": _device(evaluator)}
-        runs.write_json(folder / "provenance.json", runs.provenance(about))
+        write_json(folder / "provenance.json", runs.provenance(about))
     for text in warnings:
         log.warning(text)
     ledger, proposer = _proposer(settings, task, reward, folder, lm, search)
@@ -419,7 +421,7 @@ def _proposer(
     lm: "LanguageModel | None",
     search: Sequence["Clip"],
 ) -> tuple["Ledger", "Proposer"]:
-    from opro.history import append_line, cut_torn_line
+    from evaluators.files import append_line, cut_torn_line
     from opro.lm import Ledger, OpenAIModel, Reply
     from opro.propose import LMProposer, Mixed
     from opro.rewrite import Rewriter

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.errors import UserError
-from opro.runs import csv_text, write_text
+from evaluators.files import csv_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

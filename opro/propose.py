@@ -13,12 +13,14 @@ import numpy as np
 
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.prompts import ROOT, SPECIAL, Prompt, Task, prompt_from
+from evaluators.files import shipped
+from evaluators.prompts import SPECIAL, Prompt, Task, prompt_from
 from opro.history import Candidate, History, Trial
 from opro.lm import LanguageModel, Ledger, Message, Reply, SpentError, most_tokens
 from opro.reflect import Heard, about_parent, draw_parent, misjudged, standstill
 from opro.reward import Reward
 
+META = shipped("prompts/meta")  # what a language model is told, to edit
 OPENINGS = 100  # brackets of a reply that are tried as the start of its JSON
 LONGEST = 500  # characters of a proposed prompt
 SHOWN = 20  # prompts of the history that a language model sees (OPRO's figure)
@@ -173,7 +175,7 @@ class LMProposer:
         strategy: str = "race",
         seed: int = 0,
         paid: Mapping[tuple[int, int, str], Reply] | None = None,
-        folder: Path = ROOT / "meta",
+        folder: Path = META,
     ) -> None:
         self.name = f"language model {lm.name}"
         self.lm, self.task, self.reward, self.ledger, self.record = lm, task, reward, ledger, record

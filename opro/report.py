@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.errors import UserError
+from evaluators.files import resolve
 from evaluators.joint import clip_name
-from opro.flags import DONE, flag, parse, resolve, run_verb
+from opro.flags import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         config=False,
     )
-    from opro.runs import write_text
+    from evaluators.files import write_text
 
     folder = space.folder
     if (folder / "matrix.json").is_file():
@@ -91,7 +92,8 @@ def _render(page: dict[str, Any]) -> str:
 
 
 def _run_page(folder: Path) -> dict[str, Any]:
-    from evaluators.prompts import TASKS, read_yaml
+    from evaluators.files import read_yaml
+    from evaluators.prompts import TASKS
     from opro import figures
     from opro.history import History
     from opro.predictions import read_predictions

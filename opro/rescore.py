@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, resolve, run_verb
+from evaluators.files import resolve
+from opro.flags import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -100,7 +101,8 @@ class Job:
 
 def _job(settings: Settings, path: Path) -> Job:
     """The prompts of a run folder or a prompt file, with what the flags leave open filled in."""
-    from evaluators.prompts import TASKS, read_prompts, read_yaml
+    from evaluators.files import read_yaml
+    from evaluators.prompts import TASKS, read_prompts
     from opro.history import History
 
     if settings.task not in TASKS:
@@ -203,6 +205,7 @@ def _score(job: Job) -> None:
     import numpy as np
 
     from evaluators import metrics
+    from evaluators.files import write_json
     from opro import runs
     from opro.reward import slices
 
@@ -263,7 +266,7 @@ def _score(job: Job) -> None:
         "warnings": list(job.warnings),
         "prompts": rows,
     }
-    runs.write_json(job.out, result)
+    write_json(job.out, result)
     _print(result, job.out)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from evaluators.errors import UserError
+from evaluators.files import read_yaml, shipped
 from evaluators.options import find_options
-from evaluators.prompts import ROOT, Prompt, Task, read_yaml
+from evaluators.prompts import Prompt, Task
 from opro import surrogate
 from opro.history import Candidate, History
 
+BANKS = shipped("prompts/rewriter")  # fragments by task
 POOL = 10  # proposals for each that is wanted, of which the surrogate picks
 LEARNED = 400  # prompts that the surrogate learns from, more or less
 PARENTS = 6  # prompts that are rewritten: the best so far
@@ -83,9 +85,7 @@ class Rewriter:
 
     name = "rewriter"
 
-    def __init__(
-        self, task: Task, seed: int, learn: bool = True, folder: Path = ROOT / "rewriter"
-    ) -> None:
+    def __init__(self, task: Task, seed: int, learn: bool = True, folder: Path = BANKS) -> None:
         self.task = task
         self.seed = seed
         self.learn = learn

@@ -1,23 +1,20 @@
 """Run folders: what a run leaves on disk, and the checks when one is opened again."""
 
 import contextlib
-import csv
-import io
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from evaluators.errors import PauseError, UserError
-from evaluators.prompts import TASKS, Prompt, dump_yaml, read_prompts, read_yaml
-from opro.history import append_line
+from evaluators.errors import UserError
+from evaluators.files import append_line, dump_yaml, read_yaml, write_text
+from evaluators.prompts import TASKS, Prompt, read_prompts
 
 PACKAGES = (
     "torch",
@@ -32,53 +29,6 @@ PACKAGES = (
 )
 CACHE = ".cache"  # under the runs folder, shared by all runs
 OPENINGS = "test_openings.jsonl"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
-            " then give the same command again"
-        ) from None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Plain data as readable JSON."""
-    write_text(path, json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(data: Any) -> Any:
-    """NaN and infinity as null: they are no JSON."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {k: _finite(v) for k, v in data.items()}
-    return [_finite(v) for v in data] if isinstance(data, list | tuple) else data
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                k: (
-                    f"'{v}"
-                    if isinstance(v, str) and v[:1] in ("=", "+", "-", "@", "\t", "\r")
-                    else v
-                )
-                for k, v in row.items()
-            }
-        )
-    return out.getvalue()
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.format == "json":
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
     elif settings.format == "csv":
-        from opro.runs import csv_text
+        from evaluators.files import csv_text
 
         rows = _long(result)
         print(csv_text(rows, tuple(rows[0])), end="")

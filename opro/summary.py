@@ -8,10 +8,10 @@ from typing import Any
 
 from evaluators import judgements
 from evaluators.clips import Clip
+from evaluators.files import csv_text, write_json, write_text
 from evaluators.metrics import Difference
 from evaluators.prompts import Task, dump_prompts
 from evaluators.scores import engine
-from opro import runs
 from opro.history import History, Trial
 from opro.lm import Ledger
 from opro.loop import Clock
@@ -58,8 +58,8 @@ def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, ta
         }
         for c, values in zip(clips, logp, strict=False)
     ]
-    runs.write_text(
-        folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", runs.csv_text(rows, columns)
+    write_text(
+        folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", csv_text(rows, columns)
     )
 
 
@@ -158,7 +158,7 @@ def finish(
         },
         "warnings": list(warnings),
     }
-    runs.write_text(folder / "best.yaml", dump_prompts([chosen.candidate.prompt]))
+    write_text(folder / "best.yaml", dump_prompts([chosen.candidate.prompt]))
     if history.selection is None:
         history.select(
             {
@@ -169,8 +169,8 @@ def finish(
             }
         )
     rows = rows_of(folder, summary)
-    runs.write_text(folder / "leaderboard.csv", runs.csv_text(rows, COLUMNS))
-    runs.write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
+    write_text(folder / "leaderboard.csv", csv_text(rows, COLUMNS))
+    write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
     print_summary(folder, summary)
 
 

@@ -54,7 +54,8 @@ def rows_of(folder: Path, summary: dict[str, Any] | None = None) -> list[dict[st
     `score`, `low` and `high` are balanced accuracy on `clips` search clips; `fresh_score` that on the fresh half,
     for finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed.
     """
-    from evaluators.prompts import TASKS, read_yaml
+    from evaluators.files import read_yaml
+    from evaluators.prompts import TASKS
     from opro.history import History
 
     if not (folder / "trials.jsonl").is_file():

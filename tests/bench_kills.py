@@ -21,7 +21,8 @@ from chat_server import serve
 
 from evaluators.build import build_evaluator
 from evaluators.clips import read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK
 from opro.history import History
 
 FILES = ("trials.jsonl", "leaderboard.csv", "best.yaml")
@@ -84,7 +85,7 @@ def alone(checkpoint, url):
 def campaign(job):
     """(kills made, runs that ended, evals lost, runs that differ)."""
     seed, kills, checkpoint, scripted = job
-    manifest = read_manifest(ROOT.parent / "data" / "demo", SPEECH_TASK.labels, "dev")
+    manifest = read_manifest(shipped("data/demo"), SPEECH_TASK.labels, "dev")
     clips = {c.clip_id: c for c in manifest}
     rng = random.Random(seed)
     made = ended = lost = differ = 0

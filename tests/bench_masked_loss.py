@@ -15,7 +15,8 @@ from scipy import stats
 from evaluators import metrics
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
 from evaluators.qwen_audio import QwenAudio
 from opro.finetune import main as finetune
 
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/masked_loss"))
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
-    prompt = read_prompts(ROOT / "seeds" / "baselines.yaml", labels)[:1]
+    prompt = read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)[:1]
     clips = read_manifest(DEMO, labels, "test")
     truth = np.array([labels.index(c.label) for c in clips])
     sources = [c.source_id for c in clips]

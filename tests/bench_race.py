@@ -17,7 +17,8 @@ from known_truth import KnownTruth
 from scipy import stats
 
 from evaluators.clips import halves, read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
 from opro.history import History
 from opro.loop import Clock, Search, optimize
 from opro.reward import Reward
@@ -39,7 +40,7 @@ class Silent:
 
 def run(evaluator, halves_of_dev, seed, strategy, learn=False):
     """(selection, history) of one search."""
-    seeds = read_prompts(ROOT / "seeds" / "baselines.yaml", LABELS)
+    seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder) / "trials.jsonl", LABELS)
         history.start({})
@@ -65,7 +66,7 @@ def interval(values):
 
 def dev():
     """The halves of the shipped dev split."""
-    return halves(read_manifest(ROOT.parent / "data" / "demo", LABELS, "dev"))
+    return halves(read_manifest(shipped("data/demo"), LABELS, "dev"))
 
 
 def compared(noise, world):

@@ -13,7 +13,8 @@ import ray
 from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order, read_manifest
 from evaluators.fakes import FakeEvaluator
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
 from evaluators.ray_pool import RayPool
 
 
@@ -38,10 +39,8 @@ def main():
     parser.add_argument("--clips", type=int, default=200)
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
-    prompts = read_prompts(ROOT / "heldout.yaml", labels)[:10]
-    clips = balanced_order(read_manifest(ROOT.parent / "data" / "demo", labels, "dev"))[
-        : args.clips
-    ]
+    prompts = read_prompts(shipped("prompts/heldout.yaml"), labels)[:10]
+    clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))[: args.clips]
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
     if args.checkpoint:
         from evaluators.qwen_audio import QwenAudio

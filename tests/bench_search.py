@@ -33,7 +33,8 @@ from evaluators import metrics
 from evaluators.answers import PromptError
 from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK, prompt_from, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, prompt_from, read_prompts
 from opro.history import History
 from opro.lm import Ledger, Message, OpenAIModel, Reply
 from opro.loop import Clock, Search, affordable_clips, optimize
@@ -487,8 +488,8 @@ def collect(args):
 def material(cache, checkpoint):
     """What every run of this process works on."""
     torch.set_num_threads(1)
-    seeds = read_prompts(ROOT / "seeds" / "baselines.yaml", LABELS)
-    everything = read_manifest(ROOT.parent / "data" / "demo", LABELS)
+    seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
+    everything = read_manifest(shipped("data/demo"), LABELS)
     search, fresh = halves([c for c in everything if c.split == "dev"])
     test = balanced_order([c for c in everything if c.split == "test"])
     return build_evaluator(checkpoint, cache=cache)[0], seeds, search, fresh, test

@@ -17,7 +17,8 @@ from scipy import stats
 from evaluators import metrics
 from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
 from opro import optimize
 
 
@@ -43,7 +44,7 @@ def main():
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/bench_seeds"))
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
-    manifest = ROOT.parent / "data" / "demo"
+    manifest = shipped("data/demo")
     evaluator, _ = build_evaluator(args.checkpoint, cache=args.runs_dir / ".cache")
     search, fresh = halves(balanced_order(read_manifest(manifest, labels, "dev")))
     test = balanced_order(read_manifest(manifest, labels, "test"))
@@ -56,7 +57,7 @@ def main():
     def on_test(prompt, bias=0.0):
         return metrics.decide(evaluator.score([prompt], test).logp[0], bias) == truth["test"]
 
-    baselines = read_prompts(ROOT / "seeds" / "baselines.yaml", labels)
+    baselines = read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)
     table = evaluator.score(baselines, search)
     best = max(
         range(3),

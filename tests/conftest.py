@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from evaluators.clips import NEEDED, read_manifest
-from evaluators.prompts import ROOT as PROMPTS
+from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, read_prompts
 
 LABELS = SPEECH_TASK.labels
@@ -24,12 +24,12 @@ DEMO = ROOT / "data" / "demo"
 
 @pytest.fixture(scope="session")
 def seeds():
-    return read_prompts(PROMPTS / "seeds" / "baselines.yaml", LABELS)
+    return read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
 
 
 @pytest.fixture(scope="session")
 def heldout():
-    return read_prompts(PROMPTS / "heldout.yaml", LABELS)
+    return read_prompts(shipped("prompts/heldout.yaml"), LABELS)
 
 
 @pytest.fixture(scope="session")

@@ -338,7 +338,8 @@ from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order, read_manifest
 from evaluators.finetune import Recipe, train
 from evaluators.memory import TrainingPlan
-from evaluators.prompts import ROOT, read_prompts
+from evaluators.files import shipped
+from evaluators.prompts import read_prompts
 from evaluators.qwen_audio import QwenAudio
 
 labels = ("SPEECH", "NONSPEECH")
@@ -347,7 +348,7 @@ processes = int(sys.argv[3])
 clips = balanced_order(read_manifest(Path(sys.argv[1]), labels, "train"))
 peft, trained = train(
     checkpoint, Recipe(epochs=2, lr=1e-3, dropout=0.0), QwenAudio(checkpoint, "cpu").processor,
-    read_prompts(ROOT / "seeds/baselines.yaml", labels)[:1], labels, clips,
+    read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)[:1], labels, clips,
     read_manifest(Path(sys.argv[1]), labels, "dev"), Path(sys.argv[2]),
     TrainingPlan(False, 16 // processes, False, 0.0, None), torch.device("cpu"), torch.float32,
 )

@@ -17,9 +17,9 @@ from chat_server import serve
 from conftest import DEMO, LABELS, ROOT
 
 from evaluators.clips import read_manifest
-from evaluators.prompts import read_prompts, read_yaml
+from evaluators.files import csv_text, read_yaml
+from evaluators.prompts import read_prompts
 from opro import optimize, report
-from opro.runs import csv_text
 from opro.table import rows_of
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {

@@ -8,11 +8,12 @@ from evaluators import clips as clipset
 from evaluators import metrics, vad
 from evaluators.detectors import Energy, Silero, WebRtc, Whisper, open_detector
 from evaluators.errors import UserError
-from evaluators.prompts import ROOT, SPEECH_TASK, read_prompts
-from opro.flags import ROOT as PROJECT
+from evaluators.files import ROOT as PROJECT
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
 
 LABELS = SPEECH_TASK.labels
-PROMPT = read_prompts(ROOT / "seeds" / "baselines.yaml", LABELS)[:1]
+PROMPT = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[:1]
 DEV = clipset.balanced_order(clipset.read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))
 TUNE, JUDGE = DEV[:120], DEV[120:200]
 TRUTH = np.array([LABELS.index(c.label) for c in JUDGE])

@@ -1,0 +1,182 @@
+"""Files: one reader and one atomic writer for YAML, JSON, JSON lines and CSV, and where shipped files lie."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluators.errors import PauseError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent  # of a checkout, or site-packages
+
+
+def shipped(path: str | Path) -> Path:
+    """A file that comes with the project, such as ``data/demo``, in a checkout and in an installed wheel.
+
+    >>> shipped("prompts/seeds/baselines.yaml").is_file()
+    True
+    """
+    here = ROOT / path
+    return here if here.exists() else ROOT / "opro" / path
+
+
+def resolve(path: Path) -> Path:
+    """A path as given, else the shipped file of that name."""
+    return (
+        path if path.exists() or path.is_absolute() or not shipped(path).exists() else shipped(path)
+    )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping with two equal keys, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain data.
+
+    Raises:
+        UserError: It does not exist, is no YAML, or a mapping has a key twice; names the file.
+    """
+    if not path.is_file():
+        raise UserError(f"file {str(path)!r} does not exist")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not readable as YAML ({reason})") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Multi-line texts as literal blocks, so that a person can read them."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str",
+        text,
+        style="|" if "\n" in text and not re.search(r"[ \t]\n|[^\x20-\x7e\n]", text) else None,
+    ),
+)
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file as plain data.
+
+    Raises:
+        UserError: It cannot be read, or is no JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number that JSON knows, else None.
+
+    >>> finite_or_none(0.5), finite_or_none(float("nan"))
+    (0.5, None)
+    """
+    return float(value) if math.isfinite(value) else None
+
+
+def plain(data: Any) -> Any:
+    """NaN and infinity as null, which JSON lacks; mappings and sequences as dictionaries and lists."""
+    if isinstance(data, float):
+        return finite_or_none(data)
+    if isinstance(data, Mapping):
+        return {k: plain(v) for k, v in data.items()}
+    return [plain(v) for v in data] if isinstance(data, list | tuple) else data
+
+
+def json_text(data: Any) -> str:
+    """Plain data as readable JSON."""
+    return json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    formula = ("=", "+", "-", "@", "\t", "\r")
+    for row in rows:
+        writer.writerow(
+            {k: f"'{v}" if isinstance(v, str) and v[:1] in formula else v for k, v in row.items()}
+        )
+    return out.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        PauseError: The disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PauseError(
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
+            " then give the same command again"
+        ) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Plain data as a readable JSON file, whole or not at all."""
+    write_text(path, json_text(data))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file. The line is on disk when this returns.
+
+    Raises:
+        PauseError: The disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PauseError(
+            f"{str(path)!r} cannot be written ({error.strerror}); "
+            "make room or mend the folder, then give the same command again"
+        ) from None
+
+
+def cut_torn_line(path: Path) -> None:
+    """Removes a last line that a crash cut short. Only for the process that holds the run's lock."""
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(whole)
