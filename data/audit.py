@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.audit_page import write_page
-from data.checks import Audit, audit_clips
 from evaluators.clips import SPLITS, manifest_path
 from evaluators.errors import UserError
-from opro.flags import Parser, run_verb
+from opro.cli import Parser, run_verb
+
+from .auditing.checks import Audit, audit_clips
+from .auditing.page import write_page
 
 
 def table(audit: Audit) -> list[str]:

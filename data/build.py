@@ -33,10 +33,15 @@ from typing import Any, TypeVar, get_args
 
 from filelock import FileLock, Timeout
 
-from data import debian, matched, study
-from data.attribution import write_attribution
-from data.design import Job, conditions, plan, quotas, split_sources
-from data.recipe import (
+from evaluators.clips import SPLITS, Registry, load_registry, registry_path, write_registry
+from evaluators.errors import PauseError, UserError
+from evaluators.files import append_line, read_yaml, write_text
+from opro.cli import Parser, run_verb
+
+from .building import debian, import_study
+from .building.attribution import write_attribution
+from .building.design import Job, conditions, plan, quotas, split_sources
+from .building.recipe import (
     AnyRecipe,
     Design,
     Factorial,
@@ -46,15 +51,11 @@ from data.recipe import (
     read_recipe,
     recipe_path,
 )
-from data.recordings import Collection, Layout, Recording, read_collection, write_table
-from data.render import make
-from data.scan import Scan, from_json, scan, to_json
-from data.voice import VOICES, Voice
-from evaluators.clips import SPLITS, Registry, load_registry, registry_path, write_registry
-from evaluators.degrade import find_responses
-from evaluators.errors import PauseError, UserError
-from evaluators.files import append_line, write_text
-from opro.flags import Parser, run_verb
+from .building.recordings import Collection, Layout, Recording, read_collection, write_table
+from .building.render import make
+from .building.rooms import find_responses
+from .building.scan import Scan, from_json, scan, to_json
+from .building.voice import VOICES, Voice
 
 T, R = TypeVar("T"), TypeVar("R")
 STATE = ".build"  # inside --out while a build is unfinished
@@ -419,17 +420,29 @@ def _collections(texts: Sequence[str]) -> tuple[Collection, ...]:
     return tuple(out)
 
 
+def _makers() -> Any:
+    """The tool that made the shipped clips; it is part of a checkout, not of an installed wheel."""
+    try:
+        from .makers import demo_clips
+    except ImportError:
+        raise UserError(
+            "this needs data/makers, which only a checkout of the project has"
+        ) from None
+    return demo_clips
+
+
 def _demo(args: argparse.Namespace) -> int:
     """The shipped set: matched pairs, Ogg/Opus, compared by samples."""
+    demo_clips = _makers()
     if len(args.recordings) != 1:
         raise UserError("recipe demo is built from one folder: give --recordings DIR once")
-    recipe = matched.read_recipe(recipe_path(args.recipe))
+    recipe = demo_clips.read_recipe(recipe_path(args.recipe))
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch) / "built"
         built.mkdir()
-        matched.build(recipe, Path(args.recordings[0]), built)
+        demo_clips.build(recipe, Path(args.recordings[0]), built)
         if args.check:
-            return _report(matched.compare(built, args.out))
+            return _report(demo_clips.compare(built, args.out))
         args.out.mkdir(parents=True, exist_ok=True)
         shutil.copytree(built, args.out, dirs_exist_ok=True)
     return 0
@@ -452,7 +465,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.processes < 1:
         raise UserError(f"--processes is {args.processes}; expected 1 or more")
-    if matched.is_matched(path):
+    raw = read_yaml(path)
+    if isinstance(raw, dict) and raw.get("design") == "matched":
         if args.dry_run:
             raise UserError("--dry-run is for other recipes; demo is fixed: 1,800 clips, 5.5 MB")
         done = _demo(args)
@@ -471,7 +485,7 @@ def run(args: argparse.Namespace) -> int:
             manifests=tuple(Path(t) for t in args.recordings) or recipe.manifests,
             root=args.root or recipe.root,
         )
-        count = study.convert(recipe, args.out, args.dry_run)
+        count = import_study.convert(recipe, args.out, args.dry_run)
         if not args.dry_run:
             print(f"wrote {args.out}, {count} clips; check it: python -m data.audit {args.out}")
         return 0
@@ -488,7 +502,7 @@ def run(args: argparse.Namespace) -> int:
             built.mkdir()
             write_registry(built / "registry.json", registry)
             build(recipe, built, args.processes)
-            return _report(matched.compare(built, args.out))
+            return _report(_makers().compare(built, args.out))
     count = build(recipe, args.out, args.processes)
     print(f"wrote {args.out}, {count:,} clips; check it with: python -m data.audit {args.out}")
     return 0

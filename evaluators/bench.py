@@ -20,22 +20,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from evaluators.audio import RATE
-from evaluators.checkpoint import POCKET, open_checkpoint
+from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
+from evaluators.audio_lm.loading import pick_device, pick_dtype
+from evaluators.audio_lm.memory import Shape
+from evaluators.audio_lm.scorer import QwenAudio
 from evaluators.clips import Clip, balanced_order, clip_wave, read_manifest
-from evaluators.loading import pick_device, pick_dtype
-from evaluators.memory import Shape
+from evaluators.evaluator import ScoreTable
+from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode
-from evaluators.qwen_audio import QwenAudio
-from evaluators.scores import ScoreTable
 
-DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
+DEMO = shipped("data/demo")
 SMALL = Shape(2048, 96, 1024)  # for a card of 10 or 12 GB
 SUFFIX = 46  # tokens after the audio, template included
 TEXT_7B = {
@@ -500,7 +500,7 @@ def start_up(model: Any, processor: Any) -> None:
         processor.save_pretrained(folder)
         code = (
             "import sys, time; begin = time.perf_counter()\n"
-            "from evaluators.checkpoint import Checkpoint\n"
+            "from evaluators.audio_lm.checkpoint import Checkpoint\n"
             "from pathlib import Path\n"
             "from evaluators.bench import *\n"
             "c = Checkpoint('disk', Path(sys.argv[1]), None, 'none', frozenset(), None)\n"

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluators.audio_lm.checkpoint import Quantisation, open_checkpoint
 from evaluators.cache import CachedEvaluator
-from evaluators.checkpoint import Quantisation, open_checkpoint
 from evaluators.errors import UserError
-from evaluators.options import SwapAveraged
-from evaluators.scores import Evaluator
+from evaluators.evaluator import Evaluator
+from evaluators.orders import SwapAveraged
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
 
@@ -44,7 +44,7 @@ def build_evaluator(
     else:
         opened = open_checkpoint(checkpoint, adapter, quantisation)
         _offline_is_fine()
-        from evaluators.qwen_audio import QwenAudio
+        from evaluators.audio_lm.scorer import QwenAudio
 
         if quantisation == "nf4":
             try:

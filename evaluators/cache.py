@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
+from evaluators.evaluator import Evaluator, ScoreTable
 from evaluators.prompts import Prompt
-from evaluators.scores import Evaluator, ScoreTable
 
 KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
 

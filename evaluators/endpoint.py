@@ -21,8 +21,8 @@ import soundfile
 from evaluators.audio import RATE
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PauseError, UserError
+from evaluators.evaluator import ScoreTable
 from evaluators.prompts import Prompt
-from evaluators.scores import ScoreTable
 
 SCORER = "endpoint 1"  # raise it whenever a change can change a score
 LISTED = 20  # likeliest tokens asked for: the most that the protocol allows

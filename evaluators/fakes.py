@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluators.clips import Clip
+from evaluators.evaluator import ScoreTable
 from evaluators.prompts import Prompt
-from evaluators.scores import ScoreTable
 
 
 def _unit(*parts: object) -> float:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluators.clips import Clip, clip_wave
+from evaluators.detectors.tuned import Vad
+from evaluators.evaluator import Evaluator, engine
 from evaluators.prompts import Prompt
-from evaluators.scores import Evaluator, engine
-from evaluators.vad import Vad
 
 CLIPS = 20
 
@@ -47,7 +47,7 @@ def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Late
         single = _median(lambda wave: inner.detector(wave), waves)
         return Latency(decode, 0.0, single, single, len(clips))
     if hasattr(inner, "processor"):
-        from evaluators.features import FeatureStore
+        from evaluators.audio_lm.features import FeatureStore
 
         store = FeatureStore(None, inner.processor.feature_extractor, inner.family.whole_window)
         features = _median(lambda wave: store.log_mel([wave]), waves)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.evaluator import Evaluator, ScoreTable
 from evaluators.prompts import Prompt
-from evaluators.scores import Evaluator, ScoreTable
 
 log = logging.getLogger(__name__)
 

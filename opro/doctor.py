@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, FAULT, ModelSettings, flag, parse, run_verb
+from opro.cli import DONE, FAULT, ModelSettings, flag, parse, run_verb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """All findings in the order of the checks; a check that cannot run is a finding too."""
+    from evaluators.audio_lm.memory import memory_lines
     from evaluators.build import build_evaluator
-    from evaluators.memory import memory_lines
+    from evaluators.evaluator import engine
     from evaluators.prompts import TASKS, read_prompts
-    from evaluators.scores import engine
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -147,7 +147,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 def _manifest(settings: Settings, task: "Task") -> "Iterator[Any]":
     """Checks the clips; the generator's value are those that are tried."""
     from evaluators import clips as clipset
-    from evaluators.metrics import MIN_SOURCES
+    from evaluators.statistics.metrics import MIN_SOURCES
 
     manifest = resolve(settings.manifest)
     everything = clipset.read_manifest(manifest, task.labels)
@@ -244,7 +244,7 @@ def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
 def _answers(evaluator: Any, prompts: "Sequence[Prompt]") -> Iterator[Finding]:
     if not hasattr(evaluator, "processor"):
         return
-    from evaluators.answers import find_answers
+    from evaluators.audio_lm.answer_tokens import find_answers
 
     tokenizer = evaluator.processor.tokenizer
     shown = set()

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
-    from evaluators.checkpoint import Checkpoint
+    from evaluators.audio_lm.checkpoint import Checkpoint
+    from evaluators.audio_lm.memory import TrainingPlan
     from evaluators.clips import Clip
-    from evaluators.finetune import Recipe, Trained
-    from evaluators.memory import TrainingPlan
+    from evaluators.finetuning.train import Recipe, Trained
     from evaluators.prompts import Prompt, Task
 
 DEFAULTS = "finetune.yaml"  # beside the weights of a checkpoint that wants others
@@ -78,7 +78,7 @@ class Settings:
     out: Path | None = flag(
         None, "folder of the result (default: runs/lora-..., made from the settings)"
     )
-    runs_dir: Path = flag(Path("runs"), "where the result and kept features lie by default")
+    runs_dir: Path = flag(Path("run_folder"), "where the result and kept features lie by default")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +142,7 @@ class Job:
 
     def describe(self) -> list[tuple[str, str]]:
         """The plan as lines of (name, text)."""
-        from evaluators.memory import weight_counts
+        from evaluators.audio_lm.memory import weight_counts
 
         recipe = self.recipe
         samples = len(self.clips) * recipe.epochs
@@ -170,14 +170,14 @@ class Job:
 def prepare(settings: Settings) -> Job:
     """Checks everything that can be wrong; loads no weights."""
     from evaluators import clips as clipset
-    from evaluators.checkpoint import open_checkpoint
-    from evaluators.family import audio_config, family_of
-    from evaluators.features import FeatureStore
-    from evaluators.finetune import Recipe
-    from evaluators.loading import card_gib, pick_device
-    from evaluators.memory import plan_training
+    from evaluators.audio_lm.checkpoint import open_checkpoint
+    from evaluators.audio_lm.families import audio_config, family_of
+    from evaluators.audio_lm.features import FeatureStore
+    from evaluators.audio_lm.loading import card_gib, pick_device
+    from evaluators.audio_lm.memory import plan_training
+    from evaluators.finetuning.samples import wordings
+    from evaluators.finetuning.train import Recipe
     from evaluators.prompts import TASKS, read_prompts
-    from evaluators.samples import wordings
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -298,7 +298,7 @@ def _of_adapter(recipe: "Recipe", settings: Settings, adapter: Path) -> "Recipe"
 
 def run(job: Job) -> int:
     """Trains, or goes on, or shows what is finished."""
-    from opro import runs
+    from opro.results import run_folder
 
     if not _is_main():
         _train(job, job.recipe, job.folder)
@@ -307,7 +307,7 @@ def run(job: Job) -> int:
         job.folder / "config.yaml"
     ).is_file():
         raise UserError(f"{str(job.folder)!r} holds an adapter that is not of this command")
-    with runs.open_run(job.folder, config_of(job.settings)):
+    with run_folder.open_run(job.folder, config_of(job.settings)):
         if not (job.folder / "adapter_config.json").is_file():
             if job.settings.study:
                 _study(job)
@@ -324,8 +324,8 @@ def _is_main() -> bool:
 def _train(
     job: Job, recipe: "Recipe", folder: Path, watch: Sequence[Any] = (), name: str = ""
 ) -> "tuple[Any, Trained]":
-    from evaluators.finetune import CHECKPOINTS, train
-    from evaluators.loading import pick_device, pick_dtype
+    from evaluators.audio_lm.loading import pick_device, pick_dtype
+    from evaluators.finetuning.train import CHECKPOINTS, train
 
     def tell(entry: dict[str, float]) -> None:
         kind = "dev loss" if "eval_loss" in entry else "loss"
@@ -356,10 +356,11 @@ def _write(
     """Trains into `folder`; returns the dev loss."""
     import numpy as np
 
-    from evaluators import metrics, selftest
-    from evaluators.checkpoint import folder_digest
-    from evaluators.finetune import publish, save_adapter, versions
-    from evaluators.qwen_audio import QwenAudio
+    from evaluators.audio_lm import selftest
+    from evaluators.audio_lm.checkpoint import folder_digest
+    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.finetuning.train import publish, save_adapter, versions
+    from evaluators.statistics import metrics
 
     begin = time.time()
     peft, trained = _train(job, recipe, folder, watch, name)
@@ -514,7 +515,7 @@ def _study(job: Job) -> None:
             file=sys.stderr,
         )
     best = job.folder / study.best_trial.user_attrs["folder"]
-    from evaluators.finetune import base_name
+    from evaluators.finetuning.train import base_name
 
     config = json.loads((best / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name(job.checkpoint, job.folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 SHOWN = 100  # rows of a table on a terminal
 
@@ -24,7 +24,7 @@ class Settings:
 
     format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print it")
     sort: Literal["score", "fresh_score", "length", "run"] = flag("score", "order")
-    runs_dir: Path = flag(Path("runs"), "where run folders lie, if none are named")
+    runs_dir: Path = flag(Path("run_folder"), "where run folders lie, if none are named")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
-            "runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"
+            "run_folder", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"
         ),
         config=False,
     )
     from evaluators.files import csv_text
-    from opro import runs
-    from opro.table import COLUMNS, markdown, print_table, rows_of, wide_console
+    from opro.results import run_folder
+    from opro.results.table import COLUMNS, markdown, print_table, rows_of, wide_console
 
-    folders = space.runs or runs.find_runs(settings.runs_dir)
+    folders = space.runs or run_folder.find_runs(settings.runs_dir)
     if not folders:
         raise UserError(
             f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize"

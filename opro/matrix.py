@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
-    from evaluators.judgements import Judgements
     from evaluators.prompts import Prompt, Task
+    from evaluators.statistics.describe import Judgements
 
 SEEDS = Path("prompts/seeds/baselines.yaml")
 MASKED_ALL = 1000  # clips from which on a LoRA is the matrix' row B3
@@ -47,7 +47,9 @@ class Settings:
     )
     swap: bool = flag(False, "average both orders of a prompt's options")
     out: Path | None = flag(None, "folder for the results (default: RUNS_DIR/matrix-SPLIT)")
-    runs_dir: Path = flag(Path("runs"), "where runs, the cache and the count of openings lie")
+    runs_dir: Path = flag(
+        Path("run_folder"), "where run_folder, the cache and the count of openings lie"
+    )
     format: Literal["table", "csv", "markdown", "latex", "json"] = flag("table", "how to print it")
 
 
@@ -134,10 +136,10 @@ def _run(
     dry_run: bool,
 ) -> int:
     from evaluators import clips as clipset
-    from evaluators.detectors import open_detector
+    from evaluators.detectors.detectors import open_detector
+    from evaluators.evaluator import engine
     from evaluators.prompts import TASKS
-    from evaluators.scores import engine
-    from opro import runs
+    from opro.results import run_folder
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -167,7 +169,7 @@ def _run(
     digest = clipset.manifest_digest(manifest)
     about = f"matrix, {len(models)} checkpoints, {len(asked)} prompts, {len(baselines)} baselines"
     openings = (
-        runs.record_opening(settings.runs_dir, digest, "matrix", about)
+        run_folder.record_opening(settings.runs_dir, digest, "matrix", about)
         if settings.split == "test"
         else None
     )
@@ -195,15 +197,15 @@ def _model(
 ) -> Model:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
-    from evaluators.scores import engine
-    from opro import runs
+    from evaluators.evaluator import engine
+    from opro.results import run_folder
 
     evaluator, heard = build_evaluator(
         name,
         quantisation=settings.quantization,
         device=settings.device,
         dtype=settings.dtype,
-        cache=settings.runs_dir / runs.CACHE,
+        cache=settings.runs_dir / run_folder.CACHE,
         swap=settings.swap,
     )
     heard = clipset.heard_sources(name, heard, manifest, None, task.labels)
@@ -214,7 +216,7 @@ def _model(
 
 def _training(checkpoint: Any) -> dict[str, Any]:
     """How a checkpoint was fine-tuned, as far as its folder tells."""
-    from evaluators.checkpoint import OMNI
+    from evaluators.audio_lm.checkpoint import OMNI
 
     if checkpoint is None or checkpoint.adapter is None:
         config = json.loads((checkpoint.base / "config.json").read_text()) if checkpoint else {}
@@ -239,7 +241,7 @@ def _training(checkpoint: Any) -> dict[str, Any]:
 
 
 def _asked(files: Sequence[Path], task: "Task", settings: Settings) -> list[Asked]:
-    """The prompts of files and finished runs, each once."""
+    """The prompts of files and finished run_folder, each once."""
     from evaluators.prompts import read_prompts
 
     found: dict[str, Asked] = {}
@@ -255,7 +257,7 @@ def _asked(files: Sequence[Path], task: "Task", settings: Settings) -> list[Aske
 
 
 def _add_run(found: dict[str, Asked], folder: Path) -> None:
-    from opro.runs import chosen_prompt
+    from opro.results.run_folder import chosen_prompt
 
     prompt, checkpoint = chosen_prompt(folder)
     old = found.get(prompt.digest, Asked(prompt, f"searched on {Path(checkpoint).name}"))
@@ -300,11 +302,11 @@ def _plan(
     tune: Sequence["Clip"],
 ) -> Iterator[str]:
     """What will be scored, how much of it is in the cache, and how long it takes."""
-    from evaluators.memory import memory_lines
-    from evaluators.scores import engine
+    from evaluators.audio_lm.memory import memory_lines
+    from evaluators.evaluator import engine
     from opro.optimize import Settings as Search
     from opro.optimize import count_evals
-    from opro.summary import estimate_seconds
+    from opro.results.summary import estimate_seconds
 
     prompts = [a.prompt for a in asked]
     searched = len(models) if settings.search else 0
@@ -334,7 +336,8 @@ def _rows(
 ) -> Iterator[Row]:
     import numpy as np
 
-    from evaluators import judgements, latency, metrics
+    from evaluators import latency
+    from evaluators.statistics import describe, metrics
 
     prompts = [a.prompt for a in asked]
     scored = model.evaluator.score(prompts, clips).logp
@@ -357,7 +360,7 @@ def _rows(
     baseline = max(seeds, key=lambda i: dev[i]) if seeds else None
     took = latency.measure(model.evaluator, prompts[0], tune)
     for i, one in enumerate(asked):
-        j = judgements.from_scores(scored[i], clips, task.labels)
+        j = describe.from_scores(scored[i], clips, task.labels)
         own = model.name in one.searched_on
         yield Row(
             model.name,
@@ -394,14 +397,14 @@ def _tuned(
     """What threshold and calibration fitted on dev change on the split."""
     import numpy as np
 
-    from evaluators import calibration, judgements, metrics
+    from evaluators.statistics import calibration, describe, metrics
 
     margin, dev = metrics.margins(logp), metrics.margins(fitted)
     bias = metrics.fit_bias(tune_truth, dev)
     c = metrics.clusters(truth, [clip.source_id for clip in clips])
     decided = np.where(margin + bias > 0, 0, 1)
     out: dict[str, Any] = {
-        "threshold_on_dev": judgements.interval(c, metrics.rates(c, decided)["balanced_accuracy"])
+        "threshold_on_dev": describe.interval(c, metrics.rates(c, decided)["balanced_accuracy"])
     }
     try:
         fit = calibration.fit_calibration(tune_truth, dev)
@@ -415,7 +418,7 @@ def _tuned(
         "calibrated": {
             "temperature": fit.temperature,
             "bias": fit.bias,
-            **{name: judgements.interval(c, found[name]) for name in ("ece", "brier", "nll")},
+            **{name: describe.interval(c, found[name]) for name in ("ece", "brier", "nll")},
             "reliability": [
                 dataclasses.asdict(r) for r in calibration.reliability(sure, said == truth)
             ],
@@ -447,13 +450,15 @@ def _baseline(
 ) -> Row:
     import numpy as np
 
-    from evaluators import calibration, judgements, latency, metrics, vad
+    from evaluators import latency
+    from evaluators.detectors import tuned
     from evaluators.prompts import Prompt
+    from evaluators.statistics import calibration, describe, metrics
 
-    fitted = vad.fit(name, tune, task.labels)
+    fitted = tuned.fit(name, tune, task.labels)
     nothing = Prompt("", tuple((label, ("",)) for label in task.labels), "")
     logp = fitted.score([nothing], clips).logp[0]
-    j = judgements.from_scores(logp, clips, task.labels)
+    j = describe.from_scores(logp, clips, task.labels)
     truth = np.array([task.labels.index(c.label) for c in clips])
     sure = np.where(j.decided == 0, j.probability, 1 - np.asarray(j.probability))
     header = manifest / "manifest.csv" if manifest.is_dir() else manifest
@@ -506,7 +511,7 @@ def _result(
     openings: int | None,
 ) -> dict[str, Any]:
     """The matrix as plain data. The reference is the first checkpoint's baseline prompt."""
-    from evaluators import judgements
+    from evaluators.statistics import describe
 
     reference = next(
         (i for i, r in enumerate(rows) if r.more["baseline"] and r.model == checkpoints[0]), 0
@@ -515,7 +520,7 @@ def _result(
     against = {
         pairs[k][0]: pair
         for k, pair in enumerate(
-            judgements.compare([(r.name, r.judged) for r in rows], pairs=pairs, seed=settings.seed)
+            describe.compare([(r.name, r.judged) for r in rows], pairs=pairs, seed=settings.seed)
         )
     }
     out = []
@@ -524,7 +529,7 @@ def _result(
         out.append(
             {
                 **row.more,
-                **judgements.describe(row.judged, seed=settings.seed),
+                **describe.describe(row.judged, seed=settings.seed),
                 "reference": i == reference,
                 "difference": None
                 if pair is None
@@ -548,15 +553,15 @@ def _result(
 
 def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Settings) -> None:
     from evaluators.files import write_json, write_text
-    from opro import runs
-    from opro.predictions import write_predictions
+    from opro.results import run_folder
+    from opro.results.predictions import write_predictions
 
     for number, row in enumerate(rows, 1):
         name = "".join(ch if ch.isalnum() else "-" for ch in row.name)[:80]
         path = Path("predictions") / f"{number:02d}-{name}.csv"
         write_predictions(out / path, row.judged)
         result["rows"][number - 1]["predictions"] = str(path)
-    result["provenance"] = runs.provenance(
+    result["provenance"] = run_folder.provenance(
         {"settings": {k: str(v) for k, v in vars(settings).items()}}
     )
     write_json(out / "matrix.json", result)
@@ -566,8 +571,8 @@ def _write(out: Path, result: dict[str, Any], rows: Sequence[Row], settings: Set
 
 def _text(result: dict[str, Any], form: str) -> str:
     from evaluators.files import csv_text
-    from opro.matrix_table import HEAD, cells
-    from opro.table import markdown_table
+    from opro.results.matrix_rows import HEAD, cells
+    from opro.results.table import markdown_table
 
     if form == "json":
         return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
@@ -604,8 +609,8 @@ def _show(result: dict[str, Any], settings: Settings, out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from opro.matrix_table import HEAD, cells
-    from opro.table import wide_console
+    from opro.results.matrix_rows import HEAD, cells
+    from opro.results.table import wide_console
 
     console = wide_console()
     table = Table(

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, ModelSettings, flag, parse, run_verb
+from opro.cli import DONE, ModelSettings, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
     from evaluators.prompts import Prompt, Task
-    from opro.lm import LanguageModel, Ledger
-    from opro.propose import Proposer
+    from opro.proposers.lm_proposer import Proposer
+    from opro.proposers.openai_model import LanguageModel, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Settings(ModelSettings):
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
-    runs_dir: Path = flag(Path("runs"), "where run folders lie")
+    runs_dir: Path = flag(Path("run_folder"), "where run folders lie")
 
     @property
     def batch(self) -> int:
@@ -158,12 +158,12 @@ def _default_name(settings: Settings) -> str:
 def _run(settings: Settings, dry_run: bool) -> int:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
-    from evaluators.joint import Joint, spread
     from evaluators.prompts import TASKS, read_prompts
-    from opro import runs
-    from opro.loop import affordable_clips
-    from opro.reward import Reward
-    from opro.share import shared_candidates
+    from evaluators.several import Joint, spread
+    from opro.proposers.shared import shared_candidates
+    from opro.results import run_folder
+    from opro.search.loop import affordable_clips
+    from opro.search.objective import Reward
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -204,7 +204,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
             quantisation=settings.quantization,
             device=settings.device,
             dtype=settings.dtype,
-            cache=settings.runs_dir / runs.CACHE,
+            cache=settings.runs_dir / run_folder.CACHE,
             swap=settings.swap,
             ray=settings.ray,
             ray_cpus=settings.ray_cpus,
@@ -233,7 +233,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
     if dry_run:
         return _print_plan(settings, evaluator, seeds, search, fresh, pairs, warnings)
     folder = settings.runs_dir / str(settings.name)
-    with runs.open_run(folder, config_of(settings)):
+    with run_folder.open_run(folder, config_of(settings)):
         return _search(
             settings,
             folder,
@@ -269,7 +269,7 @@ def _check_budget(
     search: Sequence["Clip"],
     fresh: Sequence["Clip"],
 ) -> None:
-    from opro.loop import least_evals
+    from opro.search.loop import least_evals
 
     if settings.max_evals is None:
         return
@@ -283,7 +283,7 @@ def _check_budget(
 
 def count_evals(seeds: int, settings: Settings, search: int, fresh: int) -> int:
     """Evals of a search at most: before racing and the cache. The controls stand beside --max-evals."""
-    from opro.select import FINALISTS
+    from opro.search.select import FINALISTS
 
     each = (seeds + settings.iterations * settings.batch) * search + (FINALISTS + 1) * fresh
     if settings.max_evals is not None:
@@ -307,14 +307,14 @@ def _search(
     tried: Sequence[Any],
 ) -> int:
     from evaluators.files import write_json
-    from opro import runs
-    from opro.display import Progress
-    from opro.history import History
-    from opro.loop import Clock, Search, optimize
-    from opro.propose import Shared
-    from opro.study import write_study
-    from opro.summary import finish, print_summary, save_scores
-    from opro.table import read_summary
+    from opro.proposers.lm_proposer import Shared
+    from opro.results import run_folder
+    from opro.results.optuna_study import write_study
+    from opro.results.progress import Progress
+    from opro.results.summary import finish, print_summary, save_scores
+    from opro.results.table import read_summary
+    from opro.search.history import History
+    from opro.search.loop import Clock, Search, optimize
 
     _log_to(folder / "log.txt")
     history = History(folder / "trials.jsonl", task.labels, repair=True)
@@ -340,7 +340,7 @@ def _search(
         return DONE
     if not (folder / "provenance.json").exists():
         about = {**header, "warnings": list(warnings), "device": _device(evaluator)}
-        write_json(folder / "provenance.json", runs.provenance(about))
+        write_json(folder / "provenance.json", run_folder.provenance(about))
     for text in warnings:
         log.warning(text)
     ledger, proposer = _proposer(settings, task, reward, folder, lm, search)
@@ -393,7 +393,7 @@ def _search(
 
 def _language_model(settings: Settings) -> "LanguageModel | None":
     """The model that proposes, or None for the rewriter; wrong use is found before a folder is made."""
-    from opro.lm import connect
+    from opro.proposers.openai_model import connect
 
     if settings.proposer == "rewriter" or settings.strategy == "random":
         return None
@@ -422,9 +422,9 @@ def _proposer(
     search: Sequence["Clip"],
 ) -> tuple["Ledger", "Proposer"]:
     from evaluators.files import append_line, cut_torn_line
-    from opro.lm import Ledger, OpenAIModel, Reply
-    from opro.propose import LMProposer, Mixed
-    from opro.rewrite import Rewriter
+    from opro.proposers.lm_proposer import LMProposer, Mixed
+    from opro.proposers.openai_model import Ledger, OpenAIModel, Reply
+    from opro.proposers.rewriter import Rewriter
 
     ledger = Ledger(settings.max_tokens, settings.max_cost, getattr(lm, "prices", None))
     path = folder / "proposals.jsonl"
@@ -498,9 +498,9 @@ def _print_plan(
     pairs: int,
     warnings: Sequence[str],
 ) -> int:
-    from evaluators.memory import memory_lines
-    from evaluators.scores import engine
-    from opro.summary import estimate_seconds
+    from evaluators.audio_lm.memory import memory_lines
+    from evaluators.evaluator import engine
+    from opro.results.summary import estimate_seconds
 
     def about(half: Sequence["Clip"]) -> str:
         return f"{len(half)} clips of {len({c.source_id for c in half})} sources"
@@ -531,7 +531,7 @@ def _print_plan(
 
 
 def _device(evaluator: Any) -> str:
-    from evaluators.scores import engine
+    from evaluators.evaluator import engine
 
     return str(getattr(engine(evaluator), "device", "none"))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,8 +138,8 @@ def simulate(name: str, search: Half, fresh: Half, gain: float, settings: Settin
     import numpy as np
     from scipy import stats
 
-    from evaluators import metrics
-    from opro.select import judge, most_finalists
+    from evaluators.statistics import metrics
+    from opro.search.select import judge, most_finalists
 
     count = SEEDS + settings.candidates
     better = SEEDS  # the index of the prompt with the gain
@@ -184,7 +184,7 @@ def simulate(name: str, search: Half, fresh: Half, gain: float, settings: Settin
 
 
 def _print(cells: Sequence[Cell], settings: Settings) -> None:
-    from opro.table import markdown_table
+    from opro.results.table import markdown_table
 
     gains = sorted({c.gain for c in cells})
     head = ["dev set", "clips", "sources", "of the rarer kind, fresh half"]
@@ -205,7 +205,7 @@ def _print(cells: Sequence[Cell], settings: Settings) -> None:
         return
     from rich.table import Table
 
-    from opro.table import wide_console
+    from opro.results.table import wide_console
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, name in enumerate(head):

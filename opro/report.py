@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from evaluators.joint import clip_name
-from opro.flags import DONE, flag, parse, run_verb
+from evaluators.several import clip_name
+from opro.cli import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
-    from evaluators.judgements import Judgements
+    from evaluators.statistics.describe import Judgements
 
 WORST = 6  # misses and false alarms with a player, each
 MOST_ROWS = 20  # of a leaderboard
@@ -81,7 +81,7 @@ def _render(page: dict[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent / "results" / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -94,11 +94,11 @@ def _render(page: dict[str, Any]) -> str:
 def _run_page(folder: Path) -> dict[str, Any]:
     from evaluators.files import read_yaml
     from evaluators.prompts import TASKS
-    from opro import figures
-    from opro.history import History
-    from opro.predictions import read_predictions
-    from opro.summary import FRESH
-    from opro.table import read_summary, rows_of
+    from opro.results import figures
+    from opro.results.predictions import read_predictions
+    from opro.results.summary import FRESH
+    from opro.results.table import read_summary, rows_of
+    from opro.search.history import History
 
     summary = read_summary(folder)
     if summary is None:
@@ -186,9 +186,9 @@ def _run_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _matrix_page(folder: Path) -> dict[str, Any]:
     from evaluators.prompts import TASKS
-    from opro import figures
-    from opro.matrix_table import HEAD, cells
-    from opro.predictions import read_predictions
+    from opro.results import figures
+    from opro.results.matrix_rows import HEAD, cells
+    from opro.results.predictions import read_predictions
 
     try:
         result = json.loads((folder / "matrix.json").read_text(encoding="utf-8"))
@@ -271,8 +271,8 @@ def _calibrated(
 
     import numpy as np
 
-    from evaluators import calibration
-    from opro.predictions import read_predictions
+    from evaluators.statistics import calibration
+    from opro.results.predictions import read_predictions
 
     def bins(probability: Any) -> list[dict[str, float]]:
         decided = np.where(probability > 0.5, 0, 1)
@@ -314,12 +314,12 @@ def _diff(old: str, new: str) -> list[tuple[str, str]]:
 
 def _by_clip(shown: Sequence[Shown], clips: "dict[str, Clip]") -> dict[str, Any]:
     """Everything that is drawn from per-clip results."""
-    from evaluators import judgements
-    from opro import figures
+    from evaluators.statistics import describe
+    from opro.results import figures
 
-    fitted = {s.name: judgements.curves(s.judged) for s in shown}
+    fitted = {s.name: describe.curves(s.judged) for s in shown}
     curves = []
-    for name in judgements.AXES:
+    for name in describe.AXES:
         some = [(s.name, fitted[s.name][name]) for s in shown if name in fitted[s.name]]
         if some:
             curves.append((name, figures.psychometric(name, some)))
@@ -334,7 +334,7 @@ def _by_clip(shown: Sequence[Shown], clips: "dict[str, Clip]") -> dict[str, Any]
         "heat": [(s.name, _heat(s.judged)) for s in shown],
         "curves": curves,
         "thresholds": [
-            (s.name, [(k, t["text"]) for k, t in judgements.thresholds(s.judged).items()])
+            (s.name, [(k, t["text"]) for k, t in describe.thresholds(s.judged).items()])
             for s in shown
         ],
         "reliability": [
@@ -350,7 +350,7 @@ def _heat(j: "Judgements") -> dict[str, Any] | None:
     """Hits and false alarms by duration and SNR; None where the clips have not both."""
     import numpy as np
 
-    from evaluators.judgements import grouped, ordered
+    from evaluators.statistics.describe import grouped, ordered
 
     if not {"duration_ms", "snr_db"} <= set(j.slices):
         return None
@@ -371,11 +371,11 @@ def _heat(j: "Judgements") -> dict[str, Any] | None:
 
 def _alarms(shown: Sequence[Shown]) -> dict[str, Any] | None:
     """False alarms by category of the clips that hold no speech."""
-    from evaluators import judgements
+    from evaluators.statistics import describe
 
     names: dict[str, dict[str, Any]] = {}
     for s in shown:
-        levels = judgements.describe(s.judged, resamples=200)["slices"].get("category", {})
+        levels = describe.describe(s.judged, resamples=200)["slices"].get("category", {})
         for level, part in levels.items():
             if part["false_alarm_rate"] is not None:
                 names.setdefault(level, {})[s.name] = part
@@ -387,7 +387,7 @@ def _players(j: "Judgements", clips: "dict[str, Clip]") -> list[dict[str, Any]]:
     import numpy as np
 
     from evaluators.audio import load
-    from opro import figures
+    from opro.results import figures
 
     assert j.probability is not None
     out = []

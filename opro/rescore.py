@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import resolve
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 if TYPE_CHECKING:
     from evaluators.clips import Clip
@@ -59,7 +59,7 @@ class Settings:
         "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
     )
     ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
-    runs_dir: Path = flag(Path("runs"), "where the cache and the count of test openings lie")
+    runs_dir: Path = flag(Path("run_folder"), "where the cache and the count of test openings lie")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +103,7 @@ def _job(settings: Settings, path: Path) -> Job:
     """The prompts of a run folder or a prompt file, with what the flags leave open filled in."""
     from evaluators.files import read_yaml
     from evaluators.prompts import TASKS, read_prompts
-    from opro.history import History
+    from opro.search.history import History
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
@@ -161,7 +161,7 @@ def _prepare(job: Job) -> Job:
     """The job with its clips and evaluator; raises UserError for whatever would fail later."""
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
-    from opro import runs
+    from opro.results import run_folder
 
     settings = job.settings
     manifest = resolve(Path(str(settings.manifest)))
@@ -175,7 +175,7 @@ def _prepare(job: Job) -> Job:
         quantisation=settings.quantization or "none",
         device=settings.device or "auto",
         dtype=settings.dtype or "auto",
-        cache=settings.runs_dir / runs.CACHE,
+        cache=settings.runs_dir / run_folder.CACHE,
         swap=bool(settings.swap),
         ray=settings.ray,
         ray_cpus=settings.ray_cpus,
@@ -195,7 +195,7 @@ def _prepare(job: Job) -> Job:
     # Prompts that this model cannot score are found on silence, which is no look at the split.
     evaluator.score(job.prompts, [dataclasses.replace(clips[0], audio="silence")])
     digest = clipset.manifest_digest(manifest)
-    runs.count_openings(settings.runs_dir, digest)
+    run_folder.count_openings(settings.runs_dir, digest)
     return dataclasses.replace(
         job, clips=clips, evaluator=evaluator, digest=digest, warnings=tuple(warnings)
     )
@@ -204,17 +204,17 @@ def _prepare(job: Job) -> Job:
 def _score(job: Job) -> None:
     import numpy as np
 
-    from evaluators import metrics
     from evaluators.files import write_json
-    from opro import runs
-    from opro.reward import slices
+    from evaluators.statistics import metrics
+    from opro.results import run_folder
+    from opro.search.objective import slices
 
     settings, prompts, clips, task = job.settings, job.prompts, job.clips, job.task
     about = f"{job.source.name}, {len(prompts)} prompts"
     openings = (
-        runs.record_opening(settings.runs_dir, job.digest, "rescore", about)
+        run_folder.record_opening(settings.runs_dir, job.digest, "rescore", about)
         if settings.split == "test"
-        else runs.count_openings(settings.runs_dir, job.digest)
+        else run_folder.count_openings(settings.runs_dir, job.digest)
     )
     table = job.evaluator.score(prompts, clips)
     truth = np.array([task.labels.index(c.label) for c in clips])
@@ -274,7 +274,7 @@ def _print(result: dict[str, Any], out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from opro.table import wide_console
+    from opro.results.table import wide_console
 
     console = wide_console()
     first = result["prompts"][0]

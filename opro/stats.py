@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.errors import UserError
-from opro.flags import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, parse, run_verb
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def statistics(
     names: dict[str, str],
     slices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """{"files": [...], "pairs": [...]}: see `evaluators.judgements.describe` and `compare`.
+    """{"files": [...], "pairs": [...]}: see `evaluators.statistics.describe.describe` and `compare`.
 
     Raises:
         UserError: A file is not as described, or the files do not hold the same clips.
     """
-    from evaluators import judgements
-    from opro.predictions import joined, read_predictions
+    from evaluators.statistics import describe
+    from opro.results.predictions import joined, read_predictions
 
     twice = sorted(str(p) for p in files if list(files).count(p) > 1)
     if twice:
@@ -88,17 +88,17 @@ def statistics(
     more = {"resamples": settings.resamples, "seed": settings.seed}
     return {
         "files": [
-            {"file": name, "labels": list(j.labels), **judgements.describe(j, **more)}
+            {"file": name, "labels": list(j.labels), **describe.describe(j, **more)}
             for name, j in read
         ],
-        "pairs": judgements.compare(read, **more),
+        "pairs": describe.compare(read, **more),
     }
 
 
 def _mapping(given: Sequence[str]) -> dict[str, str]:
     """Column -> its name in the files."""
-    from evaluators.judgements import SLICES
-    from opro.predictions import COLUMNS, LOGP
+    from evaluators.statistics.describe import SLICES
+    from opro.results.predictions import COLUMNS, LOGP
 
     out: dict[str, str] = {}
     for text in given:
@@ -115,7 +115,7 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
 
 def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a number: for pandas and spreadsheets."""
-    from opro.predictions import number_or_text
+    from opro.results.predictions import number_or_text
 
     empty = dict.fromkeys(
         (
@@ -175,7 +175,7 @@ def _short(result: dict[str, Any], name: str) -> str:
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, columns, rows) of what is shown to people."""
-    from opro.table import decimal, percent
+    from opro.results.table import decimal, percent
 
     files = [{**f, "file": _short(result, f["file"])} for f in result["files"]]
     head = ["file", "clips", "sources", "balanced accuracy", "accuracy", "hits", "false alarms"]
@@ -220,7 +220,7 @@ def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    from opro.table import markdown_table
+    from opro.results.table import markdown_table
 
     return "\n\n".join(
         f"**{title}**\n\n{markdown_table(head, rows)}" for title, head, rows in _tables(result)
@@ -231,7 +231,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from opro.table import wide_console
+    from opro.results.table import wide_console
 
     console = wide_console()
     for title, head, rows in _tables(result):

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data.recipe import RECIPES
+from data.building.recipe import RECIPES
 from evaluators.audio import read_header
 
 

@@ -11,7 +11,7 @@ import argparse
 import numpy as np
 from scipy import optimize, special
 
-from evaluators import metrics, psychometrics
+from evaluators.statistics import metrics, psychometrics
 from opro import power
 
 

@@ -2,7 +2,7 @@
 
 NF4 with random weights, LoRA rank 16 on q, k, v, o, 128 clips of 1 s x 3 epochs, 16 samples a step: 24 steps.
 Published: mels of 30 s, batch 2 x 8, gradient checkpointing, logits at every position; timed over a few steps. Ours:
-the same training through `evaluators.finetune.train`, evaluation and checkpoints included, as it would run here, and
+the same training through `finetuning.train`, evaluation and checkpoints included, as it would run here, and
 as it would run in 8 GB. Needs a GPU with 40 GB and bitsandbytes.
 """
 
@@ -20,14 +20,14 @@ import soundfile
 import torch
 from accelerate.utils import send_to_device
 
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.families import QWEN2_AUDIO
+from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.memory import plan_training
 from evaluators.bench import Stock, build_7b, prompts_of_length, to_nf4
-from evaluators.checkpoint import open_checkpoint
 from evaluators.clips import Clip
-from evaluators.family import QWEN2_AUDIO
-from evaluators.features import FeatureStore
-from evaluators.finetune import Graphs, Recipe, adapted, train
-from evaluators.memory import plan_training
-from evaluators.samples import Collate, Samples, wordings
+from evaluators.finetuning.samples import Collate, Samples, wordings
+from evaluators.finetuning.train import Graphs, Recipe, adapted, train
 
 STEPS, BATCH, SUFFIX = 24, 16, 45
 

@@ -23,7 +23,7 @@ from evaluators.build import build_evaluator
 from evaluators.clips import read_manifest
 from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK
-from opro.history import History
+from opro.search.history import History
 
 FILES = ("trials.jsonl", "leaderboard.csv", "best.yaml")
 

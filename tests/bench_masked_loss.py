@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from evaluators import metrics
-from evaluators.checkpoint import open_checkpoint
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.scorer import QwenAudio
 from evaluators.clips import read_manifest
 from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, read_prompts
-from evaluators.qwen_audio import QwenAudio
+from evaluators.statistics import metrics
 from opro.finetune import main as finetune
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"

@@ -19,10 +19,10 @@ from scipy import stats
 from evaluators.clips import halves, read_manifest
 from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, read_prompts
-from opro.history import History
-from opro.loop import Clock, Search, optimize
-from opro.reward import Reward
-from opro.rewrite import Rewriter
+from opro.proposers.rewriter import Rewriter
+from opro.search.history import History
+from opro.search.loop import Clock, Search, optimize
+from opro.search.objective import Reward
 
 LABELS = SPEECH_TASK.labels
 

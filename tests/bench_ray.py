@@ -10,7 +10,7 @@ import time
 
 import ray
 
-from evaluators.checkpoint import open_checkpoint
+from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.clips import balanced_order, read_manifest
 from evaluators.fakes import FakeEvaluator
 from evaluators.files import shipped
@@ -43,7 +43,7 @@ def main():
     clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))[: args.clips]
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
     if args.checkpoint:
-        from evaluators.qwen_audio import QwenAudio
+        from evaluators.audio_lm.scorer import QwenAudio
 
         makers = {args.checkpoint: functools.partial(QwenAudio, open_checkpoint(args.checkpoint))}
     ray.init(address="local", log_to_driver=False, include_dashboard=False)

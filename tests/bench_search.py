@@ -29,18 +29,18 @@ import numpy as np
 import torch
 from scipy import stats
 
-from evaluators import metrics
-from evaluators.answers import PromptError
+from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
 from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, prompt_from, read_prompts
-from opro.history import History
-from opro.lm import Ledger, Message, OpenAIModel, Reply
-from opro.loop import Clock, Search, affordable_clips, optimize
-from opro.propose import LMProposer, Mixed
-from opro.reward import Reward
-from opro.rewrite import Rewriter
+from evaluators.statistics import metrics
+from opro.proposers.lm_proposer import LMProposer, Mixed
+from opro.proposers.openai_model import Ledger, Message, OpenAIModel, Reply
+from opro.proposers.rewriter import Rewriter
+from opro.search.history import History
+from opro.search.loop import Clock, Search, affordable_clips, optimize
+from opro.search.objective import Reward
 
 LABELS = SPEECH_TASK.labels
 BUDGETS = (1000, 3000)

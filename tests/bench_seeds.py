@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from evaluators import metrics
 from evaluators.build import build_evaluator
 from evaluators.clips import balanced_order, halves, read_manifest
 from evaluators.files import shipped
 from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.statistics import metrics
 from opro import optimize
 
 
@@ -121,7 +121,7 @@ def main():
             right = on_test(chosen)
             d = metrics.paired_difference(truth["test"], right, base_right, sources)
             # What picking the winner of the search half without a second look would have given.
-            from opro.history import History
+            from opro.search.history import History
 
             greedy = History(folder / "trials.jsonl", labels).complete[0].candidate.prompt
             greedy_gain = metrics.balanced_accuracy(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from opro import display, optimize
+from opro import optimize
+from opro.results import progress
 
 
-class Watch(display.Progress):
+class Watch(progress.Progress):
     """Notes when an iteration begins, and the memory then."""
 
     seen: list = []  # noqa: RUF012
@@ -34,7 +35,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--candidates", type=int, default=20)
     args = parser.parse_args()
-    display.Progress = Watch
+    progress.Progress = Watch
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             "--checkpoint", "fake", "--iterations", args.iterations, "--candidates", args.candidates,

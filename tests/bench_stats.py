@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from evaluators import metrics
+from evaluators.statistics import metrics
 
 
 def main() -> None:

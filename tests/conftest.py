@@ -40,8 +40,8 @@ def dev_clips():
 @pytest.fixture(scope="session")
 def pocket():
     """The shipped base checkpoint behind the evaluator, float32 on the CPU."""
-    from evaluators.checkpoint import open_checkpoint
-    from evaluators.qwen_audio import QwenAudio
+    from evaluators.audio_lm.checkpoint import open_checkpoint
+    from evaluators.audio_lm.scorer import QwenAudio
 
     return QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32")
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.scores import ScoreTable
+from evaluators.evaluator import ScoreTable
 
 WIDTH = 64  # numbers that describe a clip; a prompt's own noise is a direction among them
 

@@ -9,12 +9,12 @@ from conftest import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data.recordings import read_rttm
+from data.building.recordings import read_rttm
 from evaluators.clips import NEEDED, read_manifest
 from evaluators.errors import UserError
 from evaluators.prompts import SPEECH_TASK, Prompt, read_prompts
-from opro.history import Candidate, History
-from opro.propose import parse, refuse
+from opro.proposers.lm_proposer import parse, refuse
+from opro.search.history import Candidate, History
 
 quietly = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -28,11 +28,11 @@ def loaded(code: str) -> set[str]:
         "opro.optimize",
         "opro.leaderboard",
         "opro.rescore",
-        "opro.loop",
-        "opro.lm",
+        "opro.search.loop",
+        "opro.proposers.openai_model",
         "evaluators.build",
         "evaluators.cache",
-        "evaluators.metrics",
+        "evaluators.statistics.metrics",
     ],
 )
 def test_importing_loads_nothing_heavy(module):

@@ -2,10 +2,10 @@
 
 import sys
 
-from evaluators import finetune
+from evaluators.finetuning import train
+from opro.cli import run_verb
 from opro.finetune import main
-from opro.flags import run_verb
 
-finetune.SAVE_SECONDS, finetune.SAVE_SHARE = 0.0, 1.0
+train.SAVE_SECONDS, train.SAVE_SHARE = 0.0, 1.0
 if __name__ == "__main__":
     sys.exit(run_verb(main))

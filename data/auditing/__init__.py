@@ -1,0 +1,1 @@
+"""Finds leaks, shortcuts and faults in a clip set."""

@@ -1,0 +1,1 @@
+"""Builds clip sets from source recordings."""

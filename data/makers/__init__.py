@@ -1,0 +1,1 @@
+"""Tools that made the shipped clips and checkpoints; not installed."""

@@ -1,0 +1,231 @@
+"""Checkpoints: which weights, in which precision, with which adapter, and what they were trained on."""
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluators.errors import UserError
+from evaluators.files import shipped
+from evaluators.prompts import Prompt, prompt_from
+
+POCKET = shipped("data/pocket")
+SHIPPED = {"pocket-base": POCKET / "base", "pocket-lora": POCKET / "lora"}
+Quantisation = Literal["none", "nf4"]
+OMNI = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can be scored
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Log-probabilities ``[clip][label]`` in nats that made-up clips had when the adapter was written, and how."""
+
+    prompt: Prompt
+    dtype: str
+    logp: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be scored.
+
+    Attributes:
+        name: What the person called it: a shipped name, a directory or a hub id.
+        base: Directory of the base weights.
+        adapter: Directory of a LoRA adapter, or None.
+        quantisation: ``none``, or ``nf4``: 4-bit NormalFloat with double quantisation.
+        trained_on: Source ids that weights or adapter have heard; None if unknown.
+        prompt: The prompt an adapter was trained with; None if there is no adapter or it is unknown.
+    """
+
+    name: str
+    base: Path
+    adapter: Path | None
+    quantisation: Quantisation
+    trained_on: frozenset[str] | None
+    prompt: Prompt | None
+    base_digest: str | None = None  # of the weights that the adapter was trained on
+    self_test: SelfTest | None = None  # what a load must give
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
+        base = folder_digest(self.base)
+        if self.base_digest not in (None, base):
+            raise UserError(
+                f"adapter {str(self.adapter)!r} was trained on other base weights than those in"
+                f" {str(self.base)!r}: their digests are {str(self.base_digest)[:12]} and"
+                f" {base[:12]}; give the base it was trained on"
+            )
+        parts = [
+            base,
+            folder_digest(self.adapter) if self.adapter else "",
+            self.quantisation,
+        ]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def open_checkpoint(
+    name: str, adapter: Path | None = None, quantisation: Quantisation = "none"
+) -> Checkpoint:
+    """The checkpoint for a shipped name, a directory (base or adapter) or a hub id. Loads no weights.
+
+    Raises:
+        UserError: No such checkpoint, or its weights are not in safetensors.
+    """
+    folder = SHIPPED.get(name) or Path(name)
+    if not folder.is_dir():
+        folder = _download(name)
+    if (folder / "adapter_config.json").is_file():
+        if adapter is not None:
+            raise UserError(
+                f"checkpoint {name!r} carries an adapter already; give --adapter only with base"
+                " weights"
+            )
+        adapter = folder
+        raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+        # Shipped adapters name their base by its folder beside them, others by directory or hub id.
+        folder = next(
+            (p for p in ((adapter / raw), SHIPPED.get(raw), Path(raw)) if raw and p and p.is_dir()),
+            None,
+        ) or _download(raw)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers"
+            " checkpoint"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled"
+            " weights are not read"
+        )
+    kind = _json(folder / "config.json").get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
+            f" {', '.join(MODEL_TYPES)}"
+        )
+    if kind in OMNI and quantisation != "none":
+        raise UserError(
+            f"--quantization {quantisation} does not reach the experts of {name!r}, which hold most"
+            " of its weights; use none"
+        )
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
+            " weights are not read"
+        )
+    heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
+    known = [sources for sources in heard if sources is not None]
+    about = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
+    prompt = self_test = None
+    if about.get("prompt"):
+        where = f"{adapter}/training.json"
+        prompt = prompt_from(about["prompt"], tuple(about["prompt"]["answers"]), where)
+    if adapter is not None:
+        _check_adapter(adapter, about, quantisation)
+    if prompt is not None and about.get("self_test"):
+        raw_test = about["self_test"]
+        self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
+    return Checkpoint(
+        name,
+        folder,
+        adapter,
+        quantisation,
+        frozenset().union(*known) if known else None,
+        prompt,
+        about.get("base_digest"),
+        self_test,
+    )
+
+
+def _has_training(folder: Path) -> bool:
+    return (folder / "training.json").is_file()
+
+
+def _check_adapter(adapter: Path, about: dict[str, Any], quantisation: str) -> None:
+    """Refuses weights that are not those that were written, or of another quantisation than was trained on."""
+    weights = adapter / "adapter_model.safetensors"
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        ends = 0
+        if header < size:
+            try:
+                raw = json.loads(file.read(header))
+                ends = max(v["data_offsets"][1] for k, v in raw.items() if k != "__metadata__")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                header = size  # no header at all
+    if 8 + header + ends != size:
+        raise UserError(
+            f"adapter file {str(weights)!r} is truncated or no safetensors file ({size:,} bytes);"
+            " restore it or train again"
+        )
+    written = about.get("adapter_sha256")
+    if written and hashlib.sha256(weights.read_bytes()).hexdigest() != written:
+        raise UserError(
+            f"adapter file {str(weights)!r} is not the one that training.json tells of; restore it,"
+            " or remove training.json, which makes it an adapter of unknown origin"
+        )
+    trained = about.get("quantisation")
+    if trained is not None and trained != quantisation:
+        raise UserError(
+            f"adapter {str(adapter)!r} was trained on weights with quantization {trained}, not"
+            f" {quantisation}; give --quantization {trained}"
+        )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(
+            f"checkpoint {name!r} is neither one of {', '.join(SHIPPED)}, nor a directory, "
+            f"nor a hub id that can be loaded ({reason})"
+        ) from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _trained_on(folder: Path) -> frozenset[str] | None:
+    path = folder / "training.json"
+    if not path.is_file():
+        return None
+    sources = _json(path).get("sources")
+    if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
+        raise UserError(f"{path}: 'sources' is no list of source ids; restore the file")
+    return frozenset(sources)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the files that decide what the model computes."""
+    in_hub = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    if in_hub and re.fullmatch(
+        "[0-9a-f]{40}", folder.name
+    ):  # a hub snapshot is named by its commit
+        return folder.name
+    whole = hashlib.sha256()
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".json", ".txt", ".model") and p.name != "training.json"
+    )
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    return whole.hexdigest()

@@ -1,0 +1,242 @@
+"""What fits a card: batch shapes, whether 4-bit weights are expanded, how many clips' keys and values are kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+CARDS_GIB = (8, 12, 24, 80)
+CONTEXT_GIB = 0.6  # what CUDA itself takes
+NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantised scales
+# Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or expanded, 4-bit as it is.
+REACHED = {"plain": 0.85, "kept": 0.6}
+SUFFIX_TOKENS = 46
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The fixed shapes that everything is computed in. They are part of a bf16 score's identity."""
+
+    tokens: int  # of a batch of suffixes
+    kept: int  # tokens of a batch that are read: the answers' places
+    prefix: int  # tokens of a batch of audio prefixes
+
+    def halved(self) -> "Shape":
+        """What is tried when memory runs out."""
+        return Shape(self.tokens // 2, self.kept // 2, max(256, self.prefix // 2))
+
+
+def shape_for(gib: float | None) -> Shape:
+    """The shape for a card of so many GiB, or for a CPU (None): by its size alone, so that kept scores stay valid."""
+    if gib is None:
+        return Shape(768, 48, 256)  # what fits a CPU's caches, with little to fill up
+    if gib > 30:
+        return Shape(4096, 192, 1024)
+    return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
+
+
+def expands(config: Any, gib: float) -> bool:
+    """Whether 4-bit weights are expanded once: where bf16 weights and a batch leave a quarter of the card."""
+    weights = weight_counts(config)
+    plain = 2 * (sum(weights) - weights[1]) + batch_bytes(config, shape_for(gib))
+    return plain / 2**30 + CONTEXT_GIB < 0.75 * gib
+
+
+def weight_counts(config: Any) -> tuple[int, int, int, int]:
+    """Weights of (the language model's layers, what of them a token meets, embeddings and head, the audio tower)."""
+    text, audio = config.text_config, config.audio_config
+    kv = _kv_width(text)
+    attention = (
+        2 * text.hidden_size * (kv + kv * text.num_attention_heads // text.num_key_value_heads)
+    )
+    width, experts, met = text.intermediate_size, 1, 1
+    if getattr(text, "num_experts", 0):
+        width, experts, met = text.moe_intermediate_size, text.num_experts, text.num_experts_per_tok
+    expert = 3 * text.hidden_size * width
+    tower = audio.encoder_layers * (
+        4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
+    )
+    layers = text.num_hidden_layers
+    return (
+        layers * (attention + experts * expert),
+        layers * (attention + met * expert),
+        2 * text.vocab_size * text.hidden_size,
+        tower,
+    )
+
+
+def batch_bytes(config: Any, shape: Shape) -> float:
+    """What a batch of suffixes takes between the layers and at the head."""
+    text = config.text_config
+    wide = max(2 * text.intermediate_size, text.hidden_size + 2 * _kv_width(text))
+    return (
+        shape.tokens * (3 * text.hidden_size + 1.5 * wide) * 2
+        + shape.kept * text.vocab_size * 10  # logits in bf16 and float32, and their logarithms
+    )
+
+
+def _kv_width(text: Any) -> int:
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(text.num_key_value_heads * head)
+
+
+def cache_bytes(total: float, free: float) -> float:
+    """Bytes that keys and values may take on a card."""
+    return min(0.3 * total, 0.5 * max(free, 0.0))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a checkpoint would lie in a card's memory; sizes in GiB."""
+
+    card: float
+    weights: str
+    weights_gib: float
+    batch_gib: float
+    cache_gib: float
+    clips: int  # of 500 ms whose keys and values are kept at once
+    shape: Shape
+    evals_per_100_tflops: float  # evals a second for each 100 TFLOP/s of lasting matrix rate
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run at all."""
+        return self.clips > 0
+
+    def line(self) -> str:
+        """The plan as a line of text."""
+        if not self.fits:
+            return f"{self.card:.0f} GB  does not fit: weights ({self.weights}) take {self.weights_gib:.1f} GiB"
+        return (
+            f"{self.card:.0f} GB  weights {self.weights} {self.weights_gib:.1f} GiB, batch of"
+            f" {self.shape.tokens} tokens {self.batch_gib:.1f}, keys and values {self.cache_gib:.1f}"
+            f" ({self.clips:,} clips of 500 ms kept, others computed anew),"
+            f" {self.evals_per_100_tflops:.0f} evals/s for each 100 TFLOP/s"
+        )
+
+
+def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
+    """The plan for a card of `gib` GiB.
+
+    Args:
+        config: A configuration as `evaluators.audio_lm.families.audio_config` gives it.
+        quantisation: ``none`` or ``nf4``.
+        gib: Memory of the card.
+    """
+    text = config.text_config
+    products, met, plain, tower = weight_counts(config)
+    packed = quantisation != "none"
+    expanded = packed and expands(config, gib)
+    weights = plain * 2 + (products + tower) * (2 if expanded or not packed else NF4_BYTES)
+    shape = shape_for(gib)
+    batch = batch_bytes(config, shape)
+    if packed and not expanded:
+        batch += (
+            2 * text.hidden_size * text.intermediate_size * 2
+        )  # one product's weights, expanded
+    total = gib * 2**30
+    free = total - CONTEXT_GIB * 2**30 - weights - batch
+    cache = cache_bytes(total, free)
+    place = 2 * text.num_hidden_layers * _kv_width(text) * 2
+    share = REACHED["kept" if packed and not expanded else "plain"]
+    return MemoryPlan(
+        gib,
+        "bf16" if not packed else "nf4, expanded to bf16" if expanded else "nf4",
+        weights / 2**30,
+        batch / 2**30,
+        cache / 2**30,
+        max(0, int(cache / place / 12)),
+        shape,
+        share * 100e12 / (2 * met * SUFFIX_TOKENS),
+    )
+
+
+def memory_lines(evaluator: Any) -> list[str]:
+    """What fits the card at hand in words; without one, for large checkpoints, what would fit which card.
+
+    Args:
+        evaluator: A QwenAudio; of any other evaluator nothing is known.
+    """
+    if not hasattr(evaluator, "config"):
+        return []
+    kind = evaluator.checkpoint.quantisation
+    if evaluator.gib is not None:
+        return [plan_memory(evaluator.config, kind, evaluator.gib).line()]
+    plans = [plan_memory(evaluator.config, kind, gib) for gib in CARDS_GIB]
+    if plans[0].weights_gib < 1:
+        return [f"{evaluator.shape.tokens} tokens a batch on the CPU"]
+    return ["on the CPU here; on a card of", *(p.line() for p in plans)]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a LoRA fine-tuning would lie in memory. `gib`: its estimated peak; `room`: what there is, None on a CPU."""
+
+    expand: bool  # 4-bit weights once, instead of in every product
+    micro: int  # samples that are run at once; gradients are summed over the rest
+    checkpointing: bool  # activations are computed again in the backward pass
+    gib: float
+    room: float | None
+
+    def line(self) -> str:
+        """The plan as a line of text."""
+        return (
+            f"about {self.gib:.1f} GiB"
+            + (f" of {self.room:.1f}" if self.room is not None else "")
+            + f": {self.micro} samples at once"
+            + (", 4-bit weights expanded" if self.expand else "")
+            + (", gradient checkpointing" if self.checkpointing else "")
+        )
+
+
+def plan_training(
+    config: Any,
+    quantisation: str,
+    gib: float | None,
+    tokens: int,
+    audio: int,
+    batch: int,
+    loss: str = "answer",
+    micro: int | None = None,
+) -> TrainingPlan | None:
+    """The fastest of the ways to train that fits, or None.
+
+    Args:
+        config: As `evaluators.audio_lm.families.audio_config` gives it.
+        quantisation: ``none`` or ``nf4``.
+        gib: Memory of the card; None for a CPU, where everything fits.
+        tokens: Of the longest row.
+        audio: How many of them are audio.
+        batch: Samples of an optimizer step on this device.
+        loss: ``full`` keeps logits at every place.
+        micro: Samples at once, if that is decided already.
+    """
+    text, sound = config.text_config, config.audio_config
+    products, _, plain, tower = weight_counts(config)
+    sizes = [micro] if micro else [n for n in range(batch, 0, -1) if batch % n == 0]
+    packed = quantisation != "none"
+    # What a layer keeps of a token for its backward pass, as measured with stock layers and LoRA; the tower has two
+    # frames or more for each token it gives.
+    layer = 40 * text.hidden_size + 6 * text.intermediate_size
+    heard = 2 * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
+    adapter = 16 * 0.003 * (products + tower)  # weight, gradient and two moments in float32
+    fitting = []
+    for checkpointing in (False, True):
+        for expand in (True, False) if packed else (False,):
+            for size in sizes:
+                stored = 2 if expand or not packed else NF4_BYTES
+                weights = plain * 2 + (products + tower) * stored + adapter
+                spoken = 2 * text.hidden_size if checkpointing else layer
+                listened = 4 * sound.d_model if checkpointing else heard
+                kept = tokens * text.num_hidden_layers * spoken
+                kept += audio * sound.encoder_layers * listened
+                work = tokens * layer + audio * heard
+                expanded = 2 * text.hidden_size * text.intermediate_size * packed
+                logits = (tokens if loss == "full" else 2) * text.vocab_size * 12
+                bytes_ = weights + size * (kept + work + logits) + expanded
+                total = bytes_ / 2**30 + CONTEXT_GIB
+                if gib is None or total < 0.9 * gib:
+                    # Small rows cost the host's launches, not the card's products: passes through the layers count.
+                    passes = batch / size * (4 if checkpointing else 3)
+                    time = passes * (1.3 if packed and not expand else 1.0)
+                    plan = TrainingPlan(expand, size, checkpointing, total, gib)
+                    fitting.append((time, total, plan))
+    return min(fitting, key=lambda f: f[:2])[2] if fitting else None

@@ -1,0 +1,71 @@
+"""Clips that need no file, to see whether a checkpoint loads as the model it was when it was written."""
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from evaluators.audio import RATE
+from evaluators.audio_lm.checkpoint import SelfTest
+from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.evaluator import Evaluator
+from evaluators.prompts import Prompt
+
+EXACT, ROUGH = 1e-3, 0.5  # nats: both in float32, or any other precision
+
+
+def score_made_up(evaluator: Evaluator, prompt: Prompt) -> tuple[tuple[float, ...], ...]:
+    """Log-probabilities ``[clip][label]`` in nats of clips that are made from a formula."""
+    with tempfile.TemporaryDirectory() as folder:
+        logp = evaluator.score([prompt], _clips(Path(folder), prompt)).logp[0]
+    return tuple(tuple(round(float(v), 6) for v in row) for row in logp)
+
+
+def check(evaluator: Evaluator, test: SelfTest, dtype: str, name: str) -> None:
+    """Compares a loaded checkpoint with what was stored when it was written.
+
+    Raises:
+        UserError: It gives other log-probabilities than rounding explains.
+    """
+    now = np.array(score_made_up(evaluator, test.prompt))
+    apart = float(np.abs(now - np.array(test.logp)).max())
+    allowed = EXACT if dtype == test.dtype == "float32" else ROUGH
+    if not apart <= allowed:
+        raise UserError(
+            f"checkpoint {name!r} does not load as the model that was trained: its answers to"
+            f" made-up clips differ by {apart:.2g} nats, {allowed:g} are allowed; base weights,"
+            " adapter or library versions have changed"
+        )
+
+
+def _clips(folder: Path, prompt: Prompt) -> Sequence[Clip]:
+    """A tone that glides and noise, 400 and 250 ms."""
+    clips = []
+    for number, samples in enumerate((6400, 4000)):
+        time = np.arange(samples) / RATE
+        tone = np.sin(2 * np.pi * (150 + 400 * time) * time) * (1 - number)
+        noise = np.random.default_rng(number).normal(0, 0.1, samples)
+        wave = (0.3 * tone + noise).astype(np.float32)
+        path = folder / f"{number}.wav"
+        soundfile.write(path, wave, RATE, subtype="FLOAT")
+        digest = hashlib.sha256(wave.tobytes()).hexdigest()
+        clips.append(
+            Clip(
+                clip_id=f"made-up {number}",
+                path=path,
+                label=prompt.answers[0][0],
+                category="made up",
+                duration_ms=1e3 * samples / RATE,
+                snr_db=None,
+                condition="made up",
+                source_id="made up",
+                split="train",
+                licence="CC0",
+                sha256=digest,
+            )
+        )
+    return clips

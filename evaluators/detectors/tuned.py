@@ -1,0 +1,89 @@
+"""Detectors as baselines behind the Evaluator protocol: variant and threshold are chosen on dev, prompts are unused."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluators.clips import Clip, clip_wave
+from evaluators.detectors.detectors import Detector, open_detector
+from evaluators.errors import UserError
+from evaluators.evaluator import ScoreTable
+from evaluators.prompts import Prompt
+from evaluators.statistics import calibration, metrics
+
+
+@dataclass(frozen=True)
+class Vad:
+    """A detector with its rule: an Evaluator.
+
+    Attributes:
+        name: As it was asked for.
+        variant: Index of the detector's variant that decides.
+        threshold: In the detector's own unit; larger is the first label.
+        temperature: By which the distance to the threshold becomes log-odds, fitted on dev.
+        rule: In words.
+    """
+
+    name: str
+    detector: Detector
+    variant: int
+    threshold: float
+    temperature: float
+
+    @property
+    def rule(self) -> str:
+        """As in ``20 ms, mode 3 above 0.4``."""
+        return f"{self.detector.variants[self.variant]} above {self.threshold:.3g}"
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Evaluator.fingerprint`."""
+        own = [self.name, self.detector.version, self.rule, self.threshold, self.temperature]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+    def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """See `Evaluator.score`; the same for every prompt. Two labels only."""
+        raw = np.array([self.detector(clip_wave(clip))[self.variant] for clip in clips])
+        margin = (raw - self.threshold) / self.temperature
+        logp = -np.logaddexp(0, np.stack([-margin, margin], axis=-1))
+        table = np.repeat(logp[None].astype(np.float32), len(prompts), axis=0)
+        return ScoreTable(tuple(prompts), tuple(clips), table, table)
+
+
+def fit(
+    name: str,
+    clips: Sequence[Clip],
+    labels: Sequence[str],
+    tick: Callable[[], None] = lambda: None,
+) -> Vad:
+    """A detector tuned on clips of dev, which it must not be judged on.
+
+    Args:
+        labels: Two; the first one is speech.
+        tick: Called after every clip.
+    """
+    if len(labels) != 2:
+        raise UserError(f"baseline {name!r} tells two labels apart, the task has {len(labels)}")
+    kind, detector = open_detector(name)
+    truth = np.array([labels.index(c.label) for c in clips])
+    rows = []
+    for clip in clips:
+        rows.append(detector(clip_wave(clip)))
+        tick()
+    raw = np.array(rows)
+
+    def found(v: int) -> tuple[float, float]:
+        bias = metrics.fit_bias(truth, raw[:, v])
+        return metrics.balanced_accuracy(truth, np.where(raw[:, v] + bias > 0, 0, 1) == truth), bias
+
+    scores = [found(v) for v in range(raw.shape[1])]
+    best = max(range(len(scores)), key=lambda v: scores[v][0])  # of equal ones the first
+    distance = raw[:, best] + scores[best][1]
+    try:
+        temperature = calibration.fit_calibration(truth, distance).temperature
+    except UserError:  # a rule that is perfect or worthless on dev has no temperature
+        temperature = max(float(np.std(distance)), 1e-6)
+    return Vad(kind if ":" not in name else name, detector, best, -scores[best][1], temperature)

@@ -1,0 +1,129 @@
+"""The answer options of a prompt: where their words stand, and scores averaged over both orders of them.
+
+A model may lean to the first letter whatever it hears. Asked again with the options exchanged, the lean cancels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluators.clips import Clip
+from evaluators.evaluator import ScoreTable
+from evaluators.prompts import Prompt
+
+if TYPE_CHECKING:
+    from evaluators.cache import CachedEvaluator
+
+_MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option's label, and the place of its words in the prompt's text."""
+
+    label: str
+    mark: int  # where its letter's mark begins
+    start: int
+    end: int
+
+
+def find_options(prompt: Prompt) -> tuple[Option, ...] | None:
+    """The options in the order shown, of a prompt whose answers are the letters or digits that mark them; else None."""
+    label_of = {words[0]: label for label, words in prompt.answers if len(words) == 1}
+    if len(label_of) != len(prompt.answers) or not all(
+        re.fullmatch("[A-Z1-9]", letter) for letter in label_of
+    ):
+        return None
+    found: list[re.Match[str]] = []
+    for letter in sorted(label_of):
+        after = found[-1].end() if found else 0
+        match = re.compile(_MARK.format(letter=letter)).search(prompt.text, after)
+        if match is None:
+            return None
+        found.append(match)
+    options = []
+    for i, match in enumerate(found):
+        last = i + 1 == len(found)
+        words = prompt.text[match.end() : None if last else found[i + 1].start()]
+        if last:
+            words = words.partition("\n")[0]
+        start = match.end() + len(words) - len(words.lstrip())
+        end = start + len(words.strip().rstrip(",;"))
+        options.append(Option(label_of[match.group(1)], match.start(), start, end))
+    return tuple(options)
+
+
+def swapped(prompt: Prompt) -> Prompt | None:
+    """The prompt with its options in the opposite order, letters staying where they are; None if it has none."""
+    options = find_options(prompt)
+    if options is None:
+        return None
+    text, at = "", 0
+    for option, other in zip(options, options[::-1], strict=True):
+        text += prompt.text[at : option.start] + prompt.text[other.start : other.end]
+        at = option.end
+    given = dict(prompt.answers)
+    answers = {
+        other.label: given[option.label]
+        for option, other in zip(options, options[::-1], strict=True)
+    }
+    return replace(
+        prompt,
+        text=text + prompt.text[at:],
+        answers=tuple((label, answers[label]) for label, _ in prompt.answers),
+    )
+
+
+class SwapAveraged:
+    """An Evaluator that scores each prompt in both orders of its options, in one pass, and averages probabilities.
+
+    A prompt without lettered options is scored as it is. Kept scores are those of the single orders.
+
+    Args:
+        inner: The evaluator that is asked, one with a cache.
+    """
+
+    def __init__(self, inner: "CachedEvaluator") -> None:
+        self.inner = inner
+
+    @property
+    def fingerprint(self) -> str:
+        """The inner evaluator's, marked."""
+        return f"{self.inner.fingerprint}-swap"
+
+    def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """See `Evaluator.score`. Both members of the table are averaged as probabilities."""
+        asked = dict.fromkeys(p for pair in map(_orders, prompts) for p in pair)
+        row = {prompt: i for i, prompt in enumerate(asked)}
+        table = self.inner.score(list(asked), clips)
+        orders = np.array([[row[a], row[b]] for a, b in map(_orders, prompts)])
+
+        def averaged(logp: np.ndarray) -> np.ndarray:
+            first, second = logp[orders[:, 0]], logp[orders[:, 1]]
+            return np.asarray(np.logaddexp(first, second) - np.log(2), dtype=np.float32)
+
+        return ScoreTable(
+            tuple(prompts), tuple(clips), averaged(table.logp), averaged(table.logp_top)
+        )
+
+    @property
+    def requested(self) -> int:
+        """Evals asked for, both orders counted."""
+        return self.inner.requested
+
+    @property
+    def cached(self) -> int:
+        """Those that were not computed."""
+        return self.inner.cached
+
+    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """How many pairs would go through the model."""
+        asked = dict.fromkeys(p for pair in map(_orders, prompts) for p in pair)
+        return self.inner.count_missing(list(asked), clips)
+
+
+def _orders(prompt: Prompt) -> tuple[Prompt, Prompt]:
+    return prompt, swapped(prompt) or prompt

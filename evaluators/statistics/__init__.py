@@ -1,0 +1,1 @@
+"""Statistics of predictions: they know that clips of one source are not independent."""

@@ -1,0 +1,97 @@
+"""Calibration: log-odds that mean what they say. Fitted on dev, judged elsewhere. Pure numpy and scipy."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from evaluators.errors import UserError
+from evaluators.statistics.metrics import Bools, Floats, Ints
+
+TEMPERATURES = (0.02, 50.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Log-odds of the first label become ``log-odds / temperature + bias``."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def margin(self, margin: Floats) -> Floats:
+        """Calibrated log-odds."""
+        return np.asarray(margin / self.temperature + self.bias, dtype=np.float64)
+
+    def probability(self, margin: Floats) -> Floats:
+        """Calibrated probability of the first label."""
+        return probability(self.margin(margin))
+
+
+def probability(margin: Floats) -> Floats:
+    """Probability of the first label from its log-odds."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-np.asarray(margin, dtype=np.float64))))
+
+
+def fit_calibration(truth: Ints, margin: Floats) -> Calibration:
+    """Temperature and bias with the lowest negative log-likelihood (Platt 1999; Guo et al. 2017). For dev clips only.
+
+    Raises:
+        UserError: A class is missing, or no temperature within 0.02 to 50 is best, as where the scores part the
+            classes without a mistake or rank them the wrong way round.
+    """
+    sign = np.where(truth == 0, 1.0, -1.0)
+    if len(np.unique(sign)) < 2:
+        raise UserError("calibration needs dev clips of both classes")
+    scale = max(float(np.std(margin)), 1e-9)  # so that the search starts in a good place
+    x = np.asarray(margin, dtype=np.float64)
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        slope = math.exp(-theta[0])
+        z = sign * (x * slope + theta[1])
+        wrong = -sign / (1 + np.exp(np.clip(z, -700, 700)))
+        return float(np.logaddexp(0, -z).mean()), np.array(
+            [-(wrong * x).mean() * slope, wrong.mean()]
+        )
+
+    bounds = tuple(math.log(t) for t in TEMPERATURES)
+    found = optimize.minimize(
+        loss,
+        np.array([min(max(math.log(scale), bounds[0]), bounds[1]), 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[bounds, (None, None)],
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000},
+    )
+    log_temperature, bias = (float(v) for v in found.x)
+    parted = x[truth == 0].min() >= x[truth != 0].max()
+    if parted or min(log_temperature - bounds[0], bounds[1] - log_temperature) < 1e-3:
+        raise UserError(
+            f"calibration: the best temperature lies beyond {math.exp(log_temperature):.3g}, so none"
+            " fits: the scores part the dev clips without a mistake, or rank them the wrong"
+            " way round"
+        )
+    return Calibration(math.exp(log_temperature), bias)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """One bin of a reliability diagram: mean confidence, share right, clips."""
+
+    confidence: float
+    right: float
+    clips: int
+
+
+def reliability(confidence: Floats, right: Bools, bins: int = 10) -> list[Reliability]:
+    """Bins of equal width over the confidence in what was decided; empty ones are left out."""
+    cell = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        Reliability(
+            float(confidence[cell == b].mean()),
+            float(right[cell == b].mean()),
+            int((cell == b).sum()),
+        )
+        for b in np.unique(cell)
+    ]

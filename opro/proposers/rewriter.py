@@ -1,0 +1,253 @@
+"""The built-in rewriter: edits and recombines scored prompts without a language model.
+
+An honest baseline: it takes a prompt apart into hints, question, options and closing, changes or exchanges parts,
+and learns from the history only through which prompts it starts from. It does not know what a prompt means.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from evaluators.errors import UserError
+from evaluators.files import read_yaml, shipped
+from evaluators.orders import find_options
+from evaluators.prompts import Prompt, Task
+from opro.proposers import surrogate
+from opro.search.history import Candidate, History
+
+BANKS = shipped("prompts/rewriter")  # fragments by task
+POOL = 10  # proposals for each that is wanted, of which the surrogate picks
+LEARNED = 400  # prompts that the surrogate learns from, more or less
+PARENTS = 6  # prompts that are rewritten: the best so far
+EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
+LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
+DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
+KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats", "letters"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A prompt taken apart. `options` are (label, words) in the order shown; `mark` and `join` say how they look."""
+
+    hint: str
+    question: str
+    options: tuple[tuple[str, str], ...]
+    closing: str
+    mark: str = "{0}) {1}"
+    join: str = "\n"
+    letters: str = "AB"
+
+    def prompt(self, like: Prompt) -> Prompt:
+        """Put together again: letters by position, answers by label."""
+        block = self.join.join(
+            self.mark.format(self.letters[i], words) for i, (_, words) in enumerate(self.options)
+        )
+        head = " ".join(part for part in (self.hint, self.question) if part)
+        gap = "\n" if self.join == "\n" else " "
+        text = gap.join(part for part in (head, block) if part) + (
+            f"\n\n{self.closing}" if self.closing else ""
+        )
+        given = {label: self.letters[i] for i, (label, _) in enumerate(self.options)}
+        return replace(
+            like, text=text, answers=tuple((label, (given[label],)) for label, _ in like.answers)
+        )
+
+
+def take_apart(prompt: Prompt) -> Parts | None:
+    """The parts of a prompt whose answers are letters that mark its options, else None."""
+    options = find_options(prompt)
+    if options is None:
+        return None
+    text, last = prompt.text, options[-1]
+    between = text[options[0].start : last.mark]
+    return Parts(
+        "",
+        text[: options[0].mark].strip(),
+        tuple((o.label, text[o.start : o.end]) for o in options),
+        text[last.end :].partition("\n")[2].strip(),
+        join="\n" if "\n" in between else " ",
+        letters="".join(prompt.text[o.mark : o.start].strip(" ([).:=-\n\t]")[:1] for o in options),
+    )
+
+
+class Rewriter:
+    """A Proposer.
+
+    Args:
+        task: Its labels must match the fragments file prompts/rewriter/<task>.yaml; without one only layout changes.
+        seed: Proposals depend on it, the iteration and the history, nothing else.
+        learn: Start from the best prompts so far; otherwise always from the seeds (random paraphrases).
+    """
+
+    name = "rewriter"
+
+    def __init__(self, task: Task, seed: int, learn: bool = True, folder: Path = BANKS) -> None:
+        self.task = task
+        self.seed = seed
+        self.learn = learn
+        path = folder / f"{task.name}.yaml"
+        self.bank = read_yaml(path) if path.is_file() else {}
+        if self.bank and set(self.bank) != KEYS:
+            raise UserError(
+                f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected"
+                f" {sorted(KEYS)}"
+            )
+
+    def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
+        """`n` new prompts, fewer only when nothing new can be made. Depends on earlier iterations alone."""
+        rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
+        past = [
+            t
+            for t in history.scored
+            if t.iteration < iteration and (self.learn or t.iteration == 0)
+        ]
+        if not past:
+            return []
+        parents = [t.candidate.prompt for t in (past[:PARENTS] if self.learn else past)]
+        known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
+        out: list[Candidate] = []
+        size = n * POOL if self.learn else n
+        # At first far from the seeds, later near to the best.
+        far = 1 / iteration if self.learn else 0.0
+        for _ in range(200 * n):
+            if len(out) == size:
+                break
+            candidate = self.rewrite(parents, rng, far)
+            if candidate is not None and candidate.prompt.digest not in known:
+                known.add(candidate.prompt.digest)
+                out.append(candidate)
+        if len(out) <= n:
+            return out
+        # The best, and some of the others: with all that a long search has tried, its iterations would grow.
+        told = past[: LEARNED // 2] + past[LEARNED // 2 :][:: 1 + 2 * len(past) // LEARNED]
+        chosen = surrogate.pick(
+            [t.candidate.prompt for t in told],
+            [t.reward or 0.0 for t in told],
+            [t.sd for t in told],
+            [c.prompt for c in out],
+            n,
+            np.random.default_rng([self.seed, iteration]),
+        )
+        return [out[i] for i in chosen]
+
+    def rewrite(
+        self, parents: Sequence[Prompt], rng: random.Random, far: float = 0.0
+    ) -> Candidate | None:
+        """One prompt made from a parent, the better ones likelier, or None when this parent cannot be edited.
+
+        Args:
+            parents: Best first.
+            far: How often about half of its parts are drawn anew, instead of one to three edits.
+        """
+        weights = [2.0**-i for i in range(len(parents))] if self.learn else [1.0] * len(parents)
+        parent = rng.choices(parents, weights)[0]
+        parts = self._take_apart(parent)
+        if parts is None:
+            return None
+        if not self.bank:
+            operators = rng.choices(LAYOUT, k=rng.choice(EDITS))
+        elif rng.random() < far:
+            operators = [name for name in DRAWN if rng.random() < 0.6]
+        else:
+            operators = rng.choices(list(_OPERATORS), k=rng.choice(EDITS))
+        done, ids = [], [parent.prompt_id]
+        for operator in operators:
+            other = rng.choice(parents)
+            mate = self._take_apart(other)
+            if operator == "cross":
+                if mate is None or other is parent:
+                    continue
+                ids.append(other.prompt_id)
+            parts = _OPERATORS[operator](parts, mate or parts, self.bank, rng, self.task)
+            done.append(operator)
+        prompt = parts.prompt(parent)
+        return Candidate(prompt, "rewriter:" + "+".join(done), tuple(ids)) if done else None
+
+    def _take_apart(self, prompt: Prompt) -> Parts | None:
+        """Like `take_apart`, with a leading hint of the bank as a part of its own, so that hints do not pile up."""
+        parts = take_apart(prompt)
+        if parts is not None:
+            for hint in self.bank.get("hints", ()):
+                if parts.question.startswith(hint):
+                    return replace(
+                        parts, hint=hint, question=parts.question.removeprefix(hint).strip()
+                    )
+        return parts
+
+
+def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
+    words = dict(zip(task.labels, pair, strict=True))
+    return replace(parts, options=tuple((label, words[label]) for label, _ in parts.options))
+
+
+def _letters(parts: Parts, letters: str) -> Parts:
+    """Other answers; where the old ones are named in the words, as in "Answer A or B.", they change with them."""
+    if len(letters) != len(parts.letters):
+        return parts
+
+    return replace(
+        parts,
+        letters=letters,
+        question=_renamed(parts.question, parts.letters, letters),
+        closing=_renamed(parts.closing, parts.letters, letters),
+    )
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """The words with other letters where the old ones stand side by side, as in "A or B"."""
+    names = dict(zip(old, new, strict=True))
+    return re.sub(
+        rf"(?<!\w)([{old}])( or | and |/|, )([{old}])(?!\w)",
+        lambda m: names[m[1]] + m[2] + names[m[3]],
+        text,
+    )
+
+
+def _explain(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
+    words = dict(zip(task.labels, pair, strict=True))
+    return replace(
+        parts,
+        options=tuple(
+            (label, f"{re.sub(r' *[(].*[)]', '', text)} ({words[label]})")
+            for label, text in parts.options
+        ),
+    )
+
+
+_OPERATORS = {
+    "question": lambda p, m, b, r, t: replace(
+        p, question=r.choice(b["questions"]).format(x=r.choice(b["things"]))
+    ),
+    "options": lambda p, m, b, r, t: _pair(p, r.choice(b["options"]), t),
+    "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
+    "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
+    "closing": lambda p, m, b, r, t: replace(
+        p, closing=_renamed(r.choice(b["closings"]), "ABCDEFGH"[: len(p.letters)], p.letters)
+    ),
+    "layout": lambda p, m, b, r, t: replace(
+        p,
+        mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]),
+        join=r.choice(("\n", " ")),
+    ),
+    "swap": lambda p, m, b, r, t: replace(p, options=p.options[::-1]),
+    "letters": lambda p, m, b, r, t: _letters(p, r.choice(b["letters"])),
+    "shorten": lambda p, m, b, r, t: replace(
+        p,
+        hint="",
+        closing="" if r.random() < 0.5 else p.closing,
+        options=tuple(
+            (label, re.sub(r" *[(].*[)]", "", text) or text) for label, text in p.options
+        ),
+    ),
+    "cross": lambda p, m, b, r, t: r.choice(
+        (
+            replace(p, question=_renamed(m.question, m.letters, p.letters)),
+            replace(p, options=m.options),
+            replace(p, closing=_renamed(m.closing, m.letters, p.letters), mark=m.mark),
+        )
+    ),
+}

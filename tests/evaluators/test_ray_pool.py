@@ -1,0 +1,221 @@
+"""The evaluator over Ray: the same scores as in one process, whoever computes them and whoever dies."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from evaluators.audio_lm.answer_tokens import PromptError
+from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.fakes import FakeEvaluator
+from evaluators.ray_pool import RayPool
+from opro import optimize
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes on this host: the one of this process, and two with a CPU each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8},
+    )
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=10**8)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+class Slow(FakeEvaluator):
+    """Says where it runs."""
+
+    def __init__(self, folder, delay=0.0):
+        super().__init__(delay)
+        self.folder = folder
+
+    def score(self, prompts, clips):
+        node = ray.get_runtime_context().get_node_id()
+        (self.folder / f"{os.getpid()}").write_text(node)
+        return super().score(prompts, clips)
+
+
+class Faulty(FakeEvaluator):
+    """Raises what a prompt's text names."""
+
+    def score(self, prompts, clips):
+        for prompt in prompts:
+            if "PromptError" in prompt.text:
+                raise PromptError("these answers cannot be told apart")
+            if "lost" in prompt.text:
+                raise DeviceLostError("the GPU does not answer")
+        return super().score(prompts, clips)
+
+
+class Small(FakeEvaluator):
+    """One whose memory runs out on its first call, as QwenAudio's does: batches are halved, and the key changes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Shape:
+        tokens: int
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.shape = folder, self.Shape(256)
+
+    def score(self, prompts, clips):
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+            self.shape = self.Shape(128)
+        except FileExistsError:
+            pass
+        table = super().score(prompts, clips)
+        shift = np.float32(self.shape.tokens)
+        return dataclasses.replace(table, logp=table.logp - shift, logp_top=table.logp_top - shift)
+
+    @property
+    def fingerprint(self):
+        return f"{self.whole}-{self.shape.tokens}"
+
+    @fingerprint.setter
+    def fingerprint(self, value):
+        self.whole = value
+
+
+def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, tmp_path):
+    pool = RayPool(functools.partial(Slow, tmp_path, 0.001))
+    clips = dev_clips[:101]
+    expected = FakeEvaluator().score(seeds, clips)
+    for order in (slice(None), slice(None, None, -1)):
+        table = pool.score(seeds, clips[order])
+        np.testing.assert_array_equal(table.logp, expected.logp[:, order])
+        np.testing.assert_array_equal(table.logp_top, expected.logp_top[:, order])
+    assert pool.fingerprint == FakeEvaluator().fingerprint
+    assert len({path.read_text() for path in tmp_path.iterdir()}) == 3  # every node took part
+
+
+def test_one_clip_and_no_clip(cluster, seeds, dev_clips):
+    pool = RayPool(FakeEvaluator, workers=2)
+    expected = FakeEvaluator().score(seeds, dev_clips[:1])
+    np.testing.assert_array_equal(pool.score(seeds, dev_clips[:1]).logp, expected.logp)
+    assert pool.score(seeds, []).logp.shape == (3, 0, 2)
+
+
+def test_a_worker_that_cannot_start_is_one_sentence(cluster, seeds, dev_clips):
+    class Broken(FakeEvaluator):
+        def __init__(self):
+            raise FileNotFoundError("no weights on this node")
+
+    with pytest.raises(PauseError, match=r"cannot start .*no weights on this node"):
+        RayPool(Broken, workers=2).score(seeds, dev_clips[:4])
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_killed_worker_is_replaced_and_nothing_is_missing(
+    cluster, seeds, dev_clips, tmp_path, kills
+):
+    pool = RayPool(functools.partial(Slow, tmp_path, 0.005), workers=2)
+    while len(victims := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        pool.score(seeds[:1], dev_clips[:8])
+
+    def kill():
+        for victim in victims[:kills]:
+            time.sleep(0.3)
+            os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    table = pool.score(seeds, dev_clips[:150])
+    killer.join()
+    np.testing.assert_array_equal(table.logp, FakeEvaluator().score(seeds, dev_clips[:150]).logp)
+    assert pool.lost == kills
+
+
+def test_a_lost_node_is_done_without(cluster, seeds, dev_clips, tmp_path):
+    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    pool = RayPool(functools.partial(Slow, tmp_path, 0.005))
+    pool.score(seeds[:1], dev_clips[:16])
+    threading.Timer(0.4, lambda: cluster.remove_node(node, allow_graceful=False)).start()
+    table = pool.score(seeds, dev_clips[:150])
+    np.testing.assert_array_equal(table.logp, FakeEvaluator().score(seeds, dev_clips[:150]).logp)
+
+
+def test_a_prompt_that_cannot_be_scored_is_refused_as_in_one_process(cluster, seeds, dev_clips):
+    pool = RayPool(Faulty, workers=2)
+    bad = dataclasses.replace(seeds[0], text="PromptError A B")
+    with pytest.raises(PromptError, match="these answers cannot be told apart"):
+        pool.score([seeds[0], bad], dev_clips[:20])
+    table = pool.score(seeds, dev_clips[:20])  # what was left of the call before is not mixed in
+    np.testing.assert_array_equal(table.logp, FakeEvaluator().score(seeds, dev_clips[:20]).logp)
+
+
+def test_clips_that_kill_every_worker_pause_the_run_and_are_named(cluster, seeds, dev_clips):
+    pool = RayPool(Faulty, workers=2)
+    bad = dataclasses.replace(seeds[0], text="the device is lost A B")
+    with pytest.raises(PauseError, match=r"3 workers died on the clips from .* to .*"):
+        pool.score([bad], dev_clips[:2])
+
+
+def test_a_worker_without_memory_makes_all_take_its_shape(cluster, seeds, dev_clips, tmp_path):
+    pool = RayPool(functools.partial(Small, tmp_path), workers=3)
+    table = pool.score(seeds, dev_clips[:30])
+    expected = FakeEvaluator().score(seeds, dev_clips[:30]).logp - np.float32(128)
+    np.testing.assert_array_equal(table.logp, expected)
+    assert pool.fingerprint.endswith("-128")
+
+
+def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
+    class Odd(FakeEvaluator):
+        def __init__(self):
+            super().__init__(delay=0.02)
+            self.fingerprint = f"card {os.getpid()}"
+
+    pool = RayPool(Odd, workers=2)
+    with pytest.raises(UserError, match="devices differ"):
+        while True:  # as soon as the second worker has started
+            pool.score(seeds, dev_clips[:10])
+
+
+def test_too_many_cpus_are_one_sentence(cluster, seeds, dev_clips):
+    with pytest.raises(UserError, match=r"\d CPUs and no GPU, a worker takes 64; add nodes"):
+        RayPool(FakeEvaluator, cpus=64).score(seeds, dev_clips[:4])
+
+
+@pytest.mark.tiny
+def test_the_pocket_checkpoint_gives_equal_scores(cluster, pocket, seeds, dev_clips):
+    from evaluators.audio_lm.checkpoint import open_checkpoint
+    from evaluators.audio_lm.scorer import QwenAudio
+
+    make = functools.partial(QwenAudio, open_checkpoint("pocket-base"), "cpu", "float32")
+    pool = RayPool(make, workers=1)
+    assert pool.fingerprint == pocket.fingerprint
+    table = pool.score(seeds, dev_clips[:24])
+    np.testing.assert_allclose(table.logp, pocket.score(seeds, dev_clips[:24]).logp, atol=1e-5)
+
+
+def test_a_search_over_ray_leaves_the_same_journal(cluster, tmp_path):
+    flags = ["--checkpoint", "fake", "--iterations", "2", "--candidates", "4", "--name", "run"]
+    for name, more in (("alone", []), ("ray", ["--ray", "auto"])):
+        argv = [*flags, *more, "--runs-dir", str(tmp_path / name)]
+        assert optimize.run_verb(lambda argv=argv: optimize.main(argv)) == 0
+    for name in ("trials.jsonl", "leaderboard.csv", "best.yaml", "config.yaml"):
+        one, other = tmp_path / "alone" / "run" / name, tmp_path / "ray" / "run" / name
+        assert one.read_bytes() == other.read_bytes()
+    evals = json.loads((tmp_path / "ray" / "run" / "summary.json").read_text())["evals"]
+    assert evals["forward"] == evals["requested"] - evals["cached"] > 0
+    # The same run goes on with or without a cluster.
+    argv = [*flags, "--runs-dir", str(tmp_path / "ray")]
+    assert optimize.run_verb(lambda: optimize.main(argv)) == 0

@@ -1,0 +1,102 @@
+"""The doctor names what is wrong, and finds nothing where nothing is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from evaluators import build
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.fakes import FakeEvaluator
+from evaluators.prompts import SPEECH_TASK
+from opro.doctor import main, symptoms
+
+
+def test_the_shipped_checkpoint_is_well(capsys):
+    assert main(["--clips", "40"]) == 0
+    out = capsys.readouterr().out
+    for text in ("torch", "train: 1,000 clips", "silence moves"):
+        assert text in out
+    assert "SPEECH: 'A' [" in out and "BROKEN" not in out
+
+
+def deaf(table):
+    table.logp[:] = table.logp[:, :1]
+
+
+def says_a(table):
+    table.logp[..., 0], table.logp[..., 1] = -0.1, -3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (deaf, "audio does not reach the model"),
+        (says_a, r"SPEECH for 100 % of the clips"),
+    ],
+)
+def test_broken_models_are_named(monkeypatch, capsys, change, message):
+    class Broken(FakeEvaluator):
+        def score(self, prompts, clips):
+            table = super().score(prompts, clips)
+            change(table)
+            return table
+
+    if change is deaf:  # the fake draws its noise by content: a deaf one answers alike everywhere
+        monkeypatch.setattr(
+            Broken, "score", lambda s, p, c: _constant(FakeEvaluator.score(s, p, c))
+        )
+    monkeypatch.setattr(build, "build_evaluator", lambda *a, **k: (Broken(), frozenset()))
+    assert main(["--checkpoint", "fake"]) == 1
+    out = capsys.readouterr().out
+    assert message in out and "BROKEN" in out and "->" in out
+
+
+def _constant(table):
+    table.logp[:] = np.log([0.6, 0.4])
+    return table
+
+
+def test_symptoms_of_unsure_missing_and_short():
+    truth = np.array([0] * 40 + [1] * 40)
+    lengths = np.tile([200, 1000], 40)
+    right = np.ones(80, bool)
+    right[np.flatnonzero(lengths == 200)[::2]] = False  # half of the short ones
+    right[40:60] = False  # and half of the second class
+    first = np.where(right, truth == 0, truth != 0)
+    logp = np.log(np.where(first[:, None], [0.8, 0.2], [0.2, 0.8]))
+    texts = " ".join(f.text for f in symptoms(SPEECH_TASK, truth, lengths, logp))
+    assert "confidence gap" in texts and "NONSPEECH is right in" in texts
+    assert "at 200 ms" in texts
+    well = np.log(np.where((truth == 0)[:, None], [0.8, 0.2], [0.2, 0.8]))
+    assert not list(symptoms(SPEECH_TASK, truth, lengths, well))
+
+
+@pytest.mark.parametrize(
+    ("losses", "message", "code"),
+    [
+        ([4.0, 0.5], "loss 4.00 at first, 0.50 at last", 0),
+        ([14.2, 11.0], "above 10 the loss is taken over padding", 1),
+        ([2.0, float("nan")], "lower --lr", 1),
+    ],
+)
+def test_the_record_of_a_training_is_read(tmp_path, capsys, losses, message, code):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(open_checkpoint("pocket-lora").adapter, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "pocket-base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "training.json").unlink()  # as transformers' Trainer leaves it
+    log = {"log_history": [{"step": i, "loss": loss} for i, loss in enumerate(losses)]}
+    (adapter / "trainer_state.json").write_text(json.dumps(log))
+    assert main(["--checkpoint", str(adapter), "--clips", "8"]) == code
+    assert message in capsys.readouterr().out
+
+
+def test_leaking_splits_and_wrong_files_are_findings(make_manifest, tmp_path, capsys):
+    folder = make_manifest(change=lambda rows: rows[1].update(split="test"))
+    assert main(["--manifest", str(folder), "--clips", "8"]) == 1
+    assert "BROKEN  clips" in capsys.readouterr().out
+    assert main(["--checkpoint", str(tmp_path / "nothing")]) == 1
+    assert "BROKEN  checkpoint" in capsys.readouterr().out

@@ -1,0 +1,201 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from opro.cli import run_verb
+from opro.stats import main
+
+RNG = np.random.default_rng(0)
+N = 240
+TRUTH = np.where(np.arange(N) % 2 == 0, "SPEECH", "NONSPEECH")
+MARGIN = RNG.normal(0, 1, N) + np.where(TRUTH == "SPEECH", 1.0, -1.0)
+ROWS = [
+    {
+        "clip_id": f"c{i}",
+        "source_id": f"{TRUTH[i][0]}{i % 24}",
+        "label": TRUTH[i],
+        "predicted": "SPEECH" if MARGIN[i] > 0 else "NONSPEECH",
+        "score": f"{1 / (1 + np.exp(-MARGIN[i])):.6f}",
+        "duration_ms": str([200, 300, 500, 1000][i // 2 % 4]),
+        "category": "voice" if i % 2 == 0 else "music",
+    }
+    for i in range(N)
+]
+
+
+def write(path, rows, **names):
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [names.get(k, k) for k in rows[0]])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({names.get(k, k): v for k, v in row.items()})
+    path.write_text(out.getvalue())
+    return str(path)
+
+
+def without(rows, *columns):
+    return [{k: v for k, v in row.items() if k not in columns} for row in rows]
+
+
+def verb(*argv):
+    try:
+        return run_verb(lambda: main(list(argv)))
+    except SystemExit as stop:
+        return stop.code
+
+
+def read(capsys, *argv):
+    assert main([*argv, "--format", "json", "--resamples", "500"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_shape_of_the_json(tmp_path, capsys):
+    worse = [{**r, "predicted": "SPEECH"} for r in ROWS]
+    a, b = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", worse)
+    result = read(capsys, a, b)
+    first = result["files"][0]
+    for name in (
+        "accuracy", "balanced_accuracy", "hit_rate", "false_alarm_rate", "auroc", "ece", "brier"
+    ):  # fmt: skip
+        assert first[name]["low"] <= first[name]["value"] <= first[name]["high"], name
+    right = np.mean([(r["predicted"] == r["label"]) for r in ROWS])
+    assert first["accuracy"]["value"] == pytest.approx(right)
+    assert (first["file"], first["rows"], first["sources"]) == (a, N, 24)
+    assert list(first["slices"]["duration_ms"]) == ["200", "300", "500", "1000"]
+    assert first["slices"]["category"]["music"]["balanced_accuracy"] is None
+    assert first["slices"]["category"]["music"]["hit_rate"] is None
+    assert set(first["thresholds"]) == {"DT50", "DT75", "DT90"}
+    assert result["files"][1]["hit_rate"]["value"] == 1.0
+    (pair,) = result["pairs"]
+    assert (pair["a"], pair["b"]) == (a, b)
+    assert pair["low"] < pair["difference"] < pair["high"] and pair["difference"] > 0.2
+    assert pair["p"] <= pair["p_holm"] < 0.05
+
+
+def test_kinds_of_columns_give_the_same_answer(tmp_path, capsys):
+    logp = [
+        {
+            **r,
+            "logp_SPEECH": str(-np.logaddexp(0, -MARGIN[i])),
+            "logp_NONSPEECH": str(-np.logaddexp(0, MARGIN[i])),
+        }
+        for i, r in enumerate(without(ROWS, "predicted", "score"))
+    ]
+    files = [
+        write(tmp_path / "a.csv", ROWS),
+        write(tmp_path / "b.csv", without(ROWS, "predicted")),
+        write(tmp_path / "c.csv", logp),
+    ]
+    entries = read(capsys, *files)["files"]
+    for entry in entries[1:]:
+        for name in ("balanced_accuracy", "auroc", "brier"):
+            assert entry[name]["value"] == pytest.approx(entries[0][name]["value"], abs=1e-5)
+            assert entry[name]["low"] == pytest.approx(entries[0][name]["low"], abs=1e-5)
+
+
+def test_a_score_of_any_unit_ranks_only(tmp_path, capsys):
+    rows = [{**r, "score": str(10 * MARGIN[i])} for i, r in enumerate(ROWS)]
+    entry = read(capsys, write(tmp_path / "a.csv", rows))["files"][0]
+    assert entry["auroc"]["value"] > 0.85 and entry["brier"] is None and entry["ece"] is None
+
+
+def test_columns_are_mapped_and_clips_joined_by_id(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", ROWS)
+    b = write(tmp_path / "b.csv", ROWS[::-1])
+    both = read(capsys, a, b)
+    assert both["pairs"][0]["difference"] == 0 and both["pairs"][0]["p"] == 1
+    assert both["files"][0]["accuracy"] == both["files"][1]["accuracy"]
+    other = write(tmp_path / "c.csv", ROWS, label="ground truth", source_id="speaker")
+    found = read(capsys, other, "--map", "label=ground truth", "source_id=speaker")
+    assert found["files"][0]["accuracy"] == both["files"][0]["accuracy"]
+
+
+def test_more_sources_make_narrower_intervals(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", [{**r, "source_id": r["clip_id"]} for r in ROWS])
+    b = write(tmp_path / "b.csv", [{**r, "source_id": r["label"] + r["clip_id"][-1]} for r in ROWS])
+    clip, few = (read(capsys, f)["files"][0] for f in (a, b))
+    assert clip["sources"] == N and few["sources"] == 10
+
+
+def test_measured_numbers_are_sliced_in_groups(tmp_path, capsys):
+    rows = [{**r, "duration_ms": str(200 + 3 * i)} for i, r in enumerate(ROWS)]
+    levels = read(capsys, write(tmp_path / "a.csv", rows))["files"][0]["slices"]["duration_ms"]
+    assert len(levels) == 5 and sum(part["rows"] for part in levels.values()) == N
+    assert next(iter(levels)).startswith("200 to ")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "markdown"])
+def test_other_formats(tmp_path, capsys, form):
+    rows = [{**r, "category": "=HYPERLINK(1)|<b>" if i % 2 else "x"} for i, r in enumerate(ROWS)]
+    a, b = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", rows)
+    assert main([a, b, "--format", form, "--resamples", "200"]) == 0
+    out = capsys.readouterr().out
+    if form == "csv":
+        table = list(csv.DictReader(io.StringIO(out)))
+        assert {"balanced_accuracy", "DT75"} <= {row["statistic"] for row in table}
+        assert "'=HYPERLINK(1)|<b>" in {row["level"] for row in table}
+    if form == "markdown":
+        assert "=HYPERLINK(1)\\|&lt;b>" in out
+        for line in out.splitlines():
+            assert not line.startswith("|") or line.endswith("|")
+
+
+def change(i, **values):
+    return [*ROWS[:i], {**ROWS[i], **values}, *ROWS[i + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "argv", "words"),
+    [
+        (without(ROWS, "source_id"), [], ["no column 'source_id'", "--map source_id=COLUMN"]),
+        (without(ROWS, "label"), [], ["no column 'label'"]),
+        (without(ROWS, "predicted", "score"), [], ["no column says what was decided"]),
+        (change(3, predicted="ERROR"), [], [":5:", "'ERROR'", "SPEECH or NONSPEECH"]),
+        (change(3, score="high"), [], [":5:", "score is 'high'"]),
+        (change(3, score="nan"), [], [":5:", "expected a number"]),
+        (change(3, clip_id="c0"), [], [":5:", "'c0'", "two rows"]),
+        (change(3, source_id=""), [], [":5:", "source_id is empty"]),
+        (change(3, label=""), [], [":5:", "label is empty"]),
+        (ROWS, ["--positive", "VOICE"], ["'VOICE'", "NONSPEECH, SPEECH"]),
+        ([r for r in ROWS if r["label"] == "SPEECH"], [], ["two kinds are needed"]),
+        (ROWS, ["--map", "colour=x"], ["'colour=x'", "COLUMN=NAME"]),
+        (ROWS, ["--map", "label"], ["'label'", "COLUMN=NAME"]),
+        (ROWS, ["--map", "label=y"], ["no column 'y'", "clip_id"]),
+        (ROWS, ["--slices", "speaker"], ["no column 'speaker'"]),
+        (ROWS, ["--resamples", "1"], ["at least 100"]),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_one_sentence(tmp_path, capsys, rows, argv, words):
+    path = write(tmp_path / "a.csv", rows)
+    assert verb(path, *argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (ROWS[:-1], ["do not hold the same clips", "1 are missing"]),
+        (change(5, label="SPEECH", predicted="SPEECH"), ["'c5'", "label is"]),
+        (change(5, source_id="x"), ["'c5'", "source_id is"]),
+    ],
+)
+def test_files_that_do_not_match_are_refused(tmp_path, capsys, rows, words):
+    a, b = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", rows)
+    assert verb(a, b) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n", 'clip_id,label\n"x', "a,a\n1,2\n", "\x00\xff"])
+def test_files_that_are_no_table(tmp_path, capsys, text):
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode("latin-1"))
+    assert verb(str(path)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
