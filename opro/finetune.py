@@ -78,7 +78,7 @@ class Settings:
     out: Path | None = flag(
         None, "folder of the result (default: runs/lora-..., made from the settings)"
     )
-    runs_dir: Path = flag(Path("run_folder"), "where the result and kept features lie by default")
+    runs_dir: Path = flag(Path("runs"), "where the result and kept features lie by default")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ class Settings:
 
     format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print it")
     sort: Literal["score", "fresh_score", "length", "run"] = flag("score", "order")
-    runs_dir: Path = flag(Path("run_folder"), "where run folders lie, if none are named")
+    runs_dir: Path = flag(Path("runs"), "where run folders lie, if none are named")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
-            "run_folder", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"
+            "runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: all)"
         ),
         config=False,
     )

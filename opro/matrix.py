@@ -48,7 +48,7 @@ class Settings:
     swap: bool = flag(False, "average both orders of a prompt's options")
     out: Path | None = flag(None, "folder for the results (default: RUNS_DIR/matrix-SPLIT)")
     runs_dir: Path = flag(
-        Path("run_folder"), "where run_folder, the cache and the count of openings lie"
+        Path("runs"), "where runs, the cache and the count of openings lie"
     )
     format: Literal["table", "csv", "markdown", "latex", "json"] = flag("table", "how to print it")
 
@@ -241,7 +241,7 @@ def _training(checkpoint: Any) -> dict[str, Any]:
 
 
 def _asked(files: Sequence[Path], task: "Task", settings: Settings) -> list[Asked]:
-    """The prompts of files and finished run_folder, each once."""
+    """The prompts of files and finished runs, each once."""
     from evaluators.prompts import read_prompts
 
     found: dict[str, Asked] = {}

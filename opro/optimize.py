@@ -94,7 +94,7 @@ class Settings(ModelSettings):
     name: str | None = flag(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
-    runs_dir: Path = flag(Path("run_folder"), "where run folders lie")
+    runs_dir: Path = flag(Path("runs"), "where run folders lie")
 
     @property
     def batch(self) -> int:

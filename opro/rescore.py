@@ -59,7 +59,7 @@ class Settings:
         "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
     )
     ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
-    runs_dir: Path = flag(Path("run_folder"), "where the cache and the count of test openings lie")
+    runs_dir: Path = flag(Path("runs"), "where the cache and the count of test openings lie")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

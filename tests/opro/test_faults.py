@@ -106,7 +106,7 @@ def test_no_budget_is_exceeded_by_replies_that_never_came(tmp_path, quick, capsy
         flags = ["--lm-base-url", server.url, "--lm-model", "test", "--max-tokens", limit]
         assert run(tmp_path, *flags) == 0  # the rewriter goes on alone
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    spent = summary["openai_model"]
+    spent = summary["lm"]
     assert summary["lost"] == len(server.requests) > 0
     assert 0 < spent["tokens_in"] + spent["tokens_out"] <= limit
     assert "leaves no room for another call" in (tmp_path / "run" / "log.txt").read_text()

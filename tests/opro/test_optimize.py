@@ -91,10 +91,10 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
         "gain",
         "evals",
         "seconds",
-        "openai_model",
+        "lm",
     }
     assert set(summary["gain"]) == {"estimate", "low", "high", "clips", "sources"} and set(
-        summary["openai_model"]
+        summary["lm"]
     ) == {"calls", "tokens_in", "tokens_out", "cost"}
     assert set(summary["evals"]) == {"requested", "cached", "forward"} and set(
         summary["seconds"]
@@ -271,7 +271,7 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
         (["--checkpoint", "nothing/here"], "checkpoint 'nothing/here' is neither one of"),
         (["--device", "tpu9", "--checkpoint", "pocket-base"], "device 'tpu9' cannot be used"),
         (["--task", "birds"], "--task is 'birds'; expected one of speech"),
-        (["--proposer", "openai_model"], "no language model is configured"),
+        (["--proposer", "lm"], "no language model is configured"),
         (["--lm-model", "gpt"], "no endpoint is configured"),
         (["--name", "../up"], "is no run name"),
         (
@@ -429,7 +429,7 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
     summary = json.loads((folder / "summary.json").read_text())
     assert (
         summary["status"] == "complete"
-        and summary["openai_model"]["calls"] >= 4
+        and summary["lm"]["calls"] >= 4
         and server.script == []
     )
     lines = [json.loads(line) for line in (folder / "proposals.jsonl").read_text().splitlines()]
@@ -464,7 +464,7 @@ def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkey
     lines = (folder / "proposals.jsonl").read_text().splitlines()
     asked = [json.loads(line)["iteration"] for line in lines]
     assert asked.count(1) == 1  # journalled before the fault, not asked for again
-    assert json.loads((folder / "summary.json").read_text())["openai_model"]["calls"] == len(asked)
+    assert json.loads((folder / "summary.json").read_text())["lm"]["calls"] == len(asked)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-marked-secret-key" not in path.read_bytes()
 
@@ -473,14 +473,14 @@ def test_max_tokens_is_never_exceeded(tmp_path):
     from opro.proposers.lm_proposer import REPLY_TOKENS
 
     with serve(reply) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "openai_model"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         free = run(tmp_path, *flags, name="free")
         meta = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])["meta_prompt"]
         limit = (
             len(meta) // 3 + 1 + 5 * REPLY_TOKENS + 100
         )  # room for the first call, not for a second
         folder = run(tmp_path, *flags, "--max-tokens", limit)
-    spent = json.loads((folder / "summary.json").read_text())["openai_model"]
+    spent = json.loads((folder / "summary.json").read_text())["lm"]
     assert spent["calls"] == 1 and spent["tokens_in"] + spent["tokens_out"] <= limit
     assert "leaves no room for another call" in (folder / "log.txt").read_text()
 
@@ -567,7 +567,7 @@ def test_strange_replies_are_recorded_and_counted_on_resume(tmp_path, monkeypatc
         folder = run(tmp_path, *flags)
     summary = json.loads((folder / "summary.json").read_text())
     answered = len(server.requests) - 1  # all but the refused one
-    assert summary["openai_model"]["calls"] == answered
+    assert summary["lm"]["calls"] == answered
     lines = (folder / "proposals.jsonl").read_text(encoding="ascii").splitlines()
     reasons = [r["reason"] for line in lines for r in json.loads(line)["refused"]]
     assert "control characters" in reasons
@@ -676,10 +676,10 @@ def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
         folder = run(tmp_path, "--lm-model", "m", "--lm-base-url", server.url)
     proposed = json.loads((folder / "summary.json").read_text())["proposed"]
     assert (
-        set(proposed) == {"seed", "openai_model", "rewriter"}
-        and proposed["openai_model"] + proposed["rewriter"] == 8
+        set(proposed) == {"seed", "lm", "rewriter"}
+        and proposed["lm"] + proposed["rewriter"] == 8
     )
-    assert f"{proposed['openai_model']} by the language model" in capsys.readouterr().out
+    assert f"{proposed['lm']} by the language model" in capsys.readouterr().out
 
 
 def test_the_papers_strategy_takes_eight_a_step(tmp_path):
@@ -724,5 +724,5 @@ def test_a_useless_language_model_changes_nothing_and_the_run_says_so(tmp_path, 
         folder = run(tmp_path, "--lm-model", "m", "--lm-base-url", server.url)
     assert journal(folder) == journal(alone)
     summary = json.loads((folder / "summary.json").read_text())
-    assert "openai_model" not in summary["proposed"] and summary["refused"] > 0
+    assert "lm" not in summary["proposed"] and summary["refused"] > 0
     assert "of the language model's were refused" in capsys.readouterr().out
