@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluators.clips import SPLITS, manifest_path
 from evaluators.errors import UserError
+from evaluators.manifest import SPLITS, manifest_path
 from opro.cli import Parser, run_verb
 
 from .auditing.checks import Audit, audit_clips

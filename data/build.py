@@ -33,9 +33,10 @@ from typing import Any, TypeVar, get_args
 
 from filelock import FileLock, Timeout
 
-from evaluators.clips import SPLITS, Registry, load_registry, registry_path, write_registry
 from evaluators.errors import PauseError, UserError
 from evaluators.files import append_line, read_yaml, write_text
+from evaluators.manifest import SPLITS
+from evaluators.splits import Registry, load_registry, registry_path, write_registry
 from opro.cli import Parser, run_verb
 
 from .building import debian, import_study

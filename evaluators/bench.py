@@ -30,10 +30,13 @@ from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
 from evaluators.audio_lm.loading import pick_device, pick_dtype
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.scorer import QwenAudio
-from evaluators.clips import Clip, balanced_order, clip_wave, read_manifest
+from evaluators.clips import Clip, clip_wave
 from evaluators.evaluator import ScoreTable
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, Prompt, after_audio, before_audio, encode
+from evaluators.manifest import read_manifest
+from evaluators.prompts import Prompt, after_audio, before_audio, encode
+from evaluators.splits import balanced_order
+from evaluators.tasks import SPEECH_TASK
 
 DEMO = shipped("data/demo")
 SMALL = Shape(2048, 96, 1024)  # for a card of 10 or 12 GB

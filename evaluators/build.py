@@ -8,7 +8,7 @@ from evaluators.audio_lm.checkpoint import Quantisation, open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
-from evaluators.orders import SwapAveraged
+from evaluators.orders import BothOrders
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
 
@@ -21,13 +21,12 @@ def build_evaluator(
     device: str = "auto",
     dtype: str = "auto",
     cache: Path | None = None,
-    swap: bool = False,
     ray: str | None = None,
     ray_cpus: int = 1,
 ) -> tuple[Evaluator, frozenset[str] | None]:
     """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
 
-    `swap` averages both orders of a prompt's options; it needs a cache. ``fake`` is a deterministic stand-in that needs
+    Prompts with `both_orders` need a cache. ``fake`` is a deterministic stand-in that needs
     no weights, ``endpoint:MODEL`` a model behind a server.
     Nothing is loaded before the first score. With `ray`, an address or ``auto``, it is one of `evaluators.ray_pool`.
     """
@@ -65,7 +64,7 @@ def build_evaluator(
     if cache is None:
         return inner, heard
     cached = CachedEvaluator(inner, cache)
-    return (SwapAveraged(cached) if swap else cached), heard
+    return BothOrders(cached), heard
 
 
 def _offline_is_fine() -> None:

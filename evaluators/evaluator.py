@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.classifier import Classifier, log_odds
 from evaluators.clips import Clip
 from evaluators.prompts import Prompt
+from evaluators.targets import Predictions, Targets
 
 Array = NDArray[np.float32]
 
@@ -35,6 +38,29 @@ class ScoreTable:
     def outside(self) -> Array:
         """``[prompt, clip]`` probability mass that goes to no answer."""
         return np.asarray(1 - np.exp(self.logp).sum(axis=-1), dtype=np.float32)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """What is right about the clips."""
+        return Targets.of(self.clips, [label for label, _ in self.prompts[0].answers])
+
+    def predict(self, classifier: Classifier, name: str = "") -> Predictions:
+        """What a classifier says of the clips: the one way from scores to decisions, for every verb.
+
+        Raises:
+            KeyError: Its prompt was not scored.
+        """
+        try:
+            logp = self.logp[self.prompts.index(classifier.prompt)]
+        except ValueError:
+            raise KeyError(f"prompt {classifier.prompt_id} was not scored") from None
+        return Predictions(
+            name or classifier.prompt_id,
+            self.targets,
+            classifier.decide(logp),
+            classifier.probability(logp),
+            log_odds(logp),
+        )
 
 
 def engine(evaluator: Any) -> Any:

@@ -77,10 +77,10 @@ def swapped(prompt: Prompt) -> Prompt | None:
     )
 
 
-class SwapAveraged:
-    """An Evaluator that scores each prompt in both orders of its options, in one pass, and averages probabilities.
+class BothOrders:
+    """An Evaluator that scores prompts with `both_orders` in both orders, in one pass, and averages probabilities.
 
-    A prompt without lettered options is scored as it is. Kept scores are those of the single orders.
+    Other prompts, and those without lettered options, are scored as they are. Kept scores are those of the single orders.
 
     Args:
         inner: The evaluator that is asked, one with a cache.
@@ -91,8 +91,8 @@ class SwapAveraged:
 
     @property
     def fingerprint(self) -> str:
-        """The inner evaluator's, marked."""
-        return f"{self.inner.fingerprint}-swap"
+        """The inner evaluator's: the order is a part of the prompt."""
+        return self.inner.fingerprint
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Both members of the table are averaged as probabilities."""
@@ -103,7 +103,10 @@ class SwapAveraged:
 
         def averaged(logp: np.ndarray) -> np.ndarray:
             first, second = logp[orders[:, 0]], logp[orders[:, 1]]
-            return np.asarray(np.logaddexp(first, second) - np.log(2), dtype=np.float32)
+            mean = np.asarray(np.logaddexp(first, second) - np.log(2), dtype=np.float32)
+            once = orders[:, 0] == orders[:, 1]  # to the bit, where there is nothing to average
+            mean[once] = first[once]
+            return mean
 
         return ScoreTable(
             tuple(prompts), tuple(clips), averaged(table.logp), averaged(table.logp_top)
@@ -126,4 +129,6 @@ class SwapAveraged:
 
 
 def _orders(prompt: Prompt) -> tuple[Prompt, Prompt]:
-    return prompt, swapped(prompt) or prompt
+    """Both orders, or the same one twice; each as a prompt of one order, under which its scores are kept."""
+    one = replace(prompt, both_orders=False)
+    return one, (swapped(one) or one) if prompt.both_orders else one

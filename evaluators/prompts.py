@@ -1,4 +1,4 @@
-"""Prompts and tasks, their YAML files, and the one template that training, scoring and generation share."""
+"""Prompts, their YAML files, and the one template that training, scoring and generation share."""
 
 import functools
 import hashlib
@@ -18,26 +18,6 @@ SPECIAL = re.compile(r"<\|[^|>\s]{1,40}\|>")  # what ChatML-style tokenizers tre
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is decided about a clip. `labels[0]` is the positive class of hit rate and AUROC."""
-
-    name: str
-    labels: tuple[str, ...]
-    description: str
-
-
-SPEECH_TASK = Task(
-    name="speech",
-    labels=("SPEECH", "NONSPEECH"),
-    description=(
-        "Decide whether a very short, noisy audio clip (200-1000 ms) contains human speech. "
-        "Clips without speech hold music, animals, environmental sound or noise."
-    ),
-)
-TASKS = {SPEECH_TASK.name: SPEECH_TASK}
-
-
-@dataclass(frozen=True)
 class Prompt:
     """The words a model is asked with.
 
@@ -45,18 +25,21 @@ class Prompt:
         text: The user's message, after the audio.
         answers: Per label, in the task's order, the words that count as that answer.
         system: The system message, before the audio.
+        both_orders: The options are scored in both orders and the probabilities averaged; of lettered options only.
     """
 
     text: str
     answers: tuple[tuple[str, tuple[str, ...]], ...] = (("SPEECH", ("A",)), ("NONSPEECH", ("B",)))
     system: str = SYSTEM
+    both_orders: bool = False
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over canonical JSON of everything the model is shown or judged by."""
-        raw = json.dumps(
-            [self.text, self.answers, self.system], ensure_ascii=False, separators=(",", ":")
-        )
+        parts: list[Any] = [self.text, self.answers, self.system]
+        if self.both_orders:  # only then, so that older ids stay
+            parts.append("both orders")
+        raw = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(raw.encode()).hexdigest()
 
     @property
@@ -69,7 +52,8 @@ class Prompt:
         answers = {
             label: words[0] if len(words) == 1 else list(words) for label, words in self.answers
         }
-        return {"text": self.text, "answers": answers, "system": self.system}
+        out = {"text": self.text, "answers": answers, "system": self.system}
+        return out | {"both_orders": True} if self.both_orders else out
 
 
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in another order than it is read
@@ -77,11 +61,14 @@ BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in 
 
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
     """A prompt from plain data; unknown keys, missing answers and values YAML took for something else are errors."""
-    unknown = sorted(set(raw) - {"text", "answers", "system"}, key=str)
+    unknown = sorted(set(raw) - {"text", "answers", "system", "both_orders"}, key=str)
     if unknown:
         raise UserError(
             f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system"
         )
+    both_orders = raw.get("both_orders", False)
+    if not isinstance(both_orders, bool):
+        raise UserError(f"{where}: both_orders is {both_orders!r}; expected true or false")
     text = raw.get("text")
     if not isinstance(text, str) or not text.strip():
         raise UserError(
@@ -116,14 +103,14 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
                 "(YAML reads a bare YES or NO as true or false)"
             )
         answers.append((label, tuple(words)))
-    return Prompt(text, tuple(answers), system)
+    return Prompt(text, tuple(answers), system, both_orders)
 
 
-def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
-    """Prompts of a YAML file: a mapping with the single key `prompts`, a list of {text, answers, system}.
+def read_prompt_entries(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """The entries of a prompt file, each with its place in words.
 
     Raises:
-        UserError: Unknown or repeated keys, no prompt, the same prompt twice, or a value of the wrong type.
+        UserError: It is no mapping with the single key `prompts`, or an entry is no mapping.
     """
     raw = read_yaml(path)
     if (
@@ -133,13 +120,25 @@ def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
         or not raw["prompts"]
     ):
         raise UserError(f"{path}: expected the single key 'prompts' with a list of prompts")
-    prompts = []
     for number, entry in enumerate(raw["prompts"], 1):
         if not isinstance(entry, dict):
             raise UserError(
                 f"{path}: prompt {number} is {entry!r}; expected a mapping with the key text"
             )
-        prompts.append(prompt_from(entry, labels, f"{path}: prompt {number}"))
+    return [(entry, f"{path}: prompt {n}") for n, entry in enumerate(raw["prompts"], 1)]
+
+
+def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
+    """Prompts of a prompt file, without decision rules: `evaluators.classifier.read_classifiers` reads those too.
+
+    Raises:
+        UserError: Unknown or repeated keys, no prompt, the same prompt twice, or a value of the wrong type.
+    """
+    rules = ("bias", "calibration")
+    prompts = [
+        prompt_from({k: v for k, v in entry.items() if k not in rules}, labels, where)
+        for entry, where in read_prompt_entries(path)
+    ]
     if len({p.digest for p in prompts}) < len(prompts):
         raise UserError(f"{path}: a prompt stands twice; remove one of them")
     return prompts

@@ -1,8 +1,4 @@
-"""Several checkpoints as one evaluator, to search one prompt that serves them all.
-
-A clip stands once for each checkpoint, under the same source: balanced accuracy over all of them is the mean over the
-checkpoints, and every interval and test over sources holds for that mean as it is.
-"""
+"""Several checkpoints as one evaluator, to search one prompt that serves them all."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,21 +11,9 @@ from evaluators.clips import Clip
 from evaluators.evaluator import ScoreTable
 from evaluators.prompts import Prompt
 
-MARK = "|"  # between checkpoint and clip in a clip's id
 
-
-def spread(clips: Sequence[Clip], names: Sequence[str]) -> list[Clip]:
-    """Each clip once for every checkpoint, in turns."""
-    return [replace(c, clip_id=f"{name}{MARK}{c.clip_id}") for c in clips for name in names]
-
-
-def clip_name(clip_id: str) -> str:
-    """The clip's own id, without a checkpoint's name."""
-    return clip_id.rpartition(MARK)[2]
-
-
-class Joint:
-    """An Evaluator of clips from `spread`.
+class PerCheckpoint:
+    """An Evaluator that scores each clip with the checkpoint the clip names: clips come from `ClipSet.repeat`.
 
     Args:
         evaluators: By checkpoint; each counts what it was asked for, as `CachedEvaluator` does.
@@ -41,7 +25,7 @@ class Joint:
     @property
     def fingerprint(self) -> str:
         """See `Evaluator`."""
-        raw = MARK.join(f"{n} {e.fingerprint}" for n, e in self.evaluators.items())
+        raw = "|".join(f"{n} {e.fingerprint}" for n, e in self.evaluators.items())
         return hashlib.sha256(raw.encode()).hexdigest()
 
     @property
@@ -75,11 +59,10 @@ class Joint:
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _parts(self, clips: Sequence[Clip]) -> list[tuple[str, list[int], list[Clip]]]:
-        """(checkpoint, places of its clips, the clips under their own ids)."""
+        """(checkpoint, places of its clips, the clips by themselves)."""
         parts = []
         for name in self.evaluators:
-            index = [i for i, c in enumerate(clips) if c.clip_id.rpartition(MARK)[0] == name]
+            index = [i for i, c in enumerate(clips) if c.checkpoint == name]
             if index:
-                own = [replace(clips[i], clip_id=clip_name(clips[i].clip_id)) for i in index]
-                parts.append((name, index, own))
+                parts.append((name, index, [replace(clips[i], checkpoint="") for i in index]))
         return parts

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import signal
@@ -21,30 +22,6 @@ DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
 def flag(default: Any, text: str, **more: Any) -> Any:
     """A dataclass field that becomes a flag."""
     return dataclasses.field(default=default, metadata={"help": text, **more})
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-    """The model that a verb scores with."""
-
-    checkpoint: str = flag(
-        "pocket-base",
-        "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
-        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
-    )
-    adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
-    train_manifest: Path | None = flag(
-        None, "manifest the adapter was trained on; its sources may not be scored"
-    )
-    heard: Literal["refuse", "allow"] = flag(
-        "refuse",
-        "clips of sources that the checkpoint was trained on; allow stands in every result",
-    )
-    quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "auto is bfloat16 on CUDA, float32 elsewhere"
-    )
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,28 +68,10 @@ def parse(
             metavar="FILE",
             help="YAML file with the same names as the flags, e.g. a run's config.yaml; flags win",
         )
-    for name, field in fields.items():
-        choices = get_args(_base(field.type)) if get_origin(_base(field.type)) is Literal else None
-        default = field.default if field.default is not dataclasses.MISSING else None
-        shown = "" if default is None else f" (default: {default})"
-        if _base(field.type) is bool:
-            parser.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=name,
-                action="store_true",
-                default=argparse.SUPPRESS,
-                help=field.metadata.get("help", ""),
-            )
-            continue
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            default=argparse.SUPPRESS,
-            metavar=None if choices else _metavar(field),
-            choices=choices,
-            type=None if choices else _converter(name, field),
-            help=field.metadata.get("help", "") + shown,
-        )
+    for group, names in _groups(settings):
+        section = parser.add_argument_group(group)
+        for name in names:
+            _add_flag(section, name, fields[name])
     if extra:
         extra(parser)
     space = parser.parse_args(argv)
@@ -121,6 +80,43 @@ def parse(
         values = _from_file(space.config, fields)
     values |= {name: getattr(space, name) for name in fields if hasattr(space, name)}
     return settings(**values), space
+
+
+def _groups(settings: type) -> list[tuple[str, list[str]]]:
+    """(title, names of its fields) of the settings' classes, the verb's own last: what ``--help`` is grouped by."""
+    out: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+    classes = [c for c in reversed(settings.__mro__) if dataclasses.is_dataclass(c)]
+    for one in classes:
+        title = (one.__doc__ or one.__name__).split("\n")[0].rstrip(".").removeprefix("The ")
+        own = [n for n in inspect.get_annotations(one) if n not in seen]
+        seen |= set(own)
+        known = next((names for name, names in out if name == title), None)
+        if known is not None:
+            known += own
+        elif own:
+            out.append((title, own))
+    return out
+
+
+def _add_flag(section: Any, name: str, field: Any) -> None:
+    choices = get_args(_base(field.type)) if get_origin(_base(field.type)) is Literal else None
+    default = field.default if field.default is not dataclasses.MISSING else None
+    flag, text = f"--{name.replace('_', '-')}", field.metadata.get("help", "")
+    if _base(field.type) is bool:
+        section.add_argument(
+            flag, dest=name, action="store_true", default=argparse.SUPPRESS, help=text
+        )
+        return
+    section.add_argument(
+        flag,
+        dest=name,
+        default=argparse.SUPPRESS,
+        metavar=None if choices else _metavar(field),
+        choices=choices,
+        type=None if choices else _converter(name, field),
+        help=text + ("" if default is None else f" (default: {default})"),
+    )
 
 
 def _metavar(field: Any) -> str:

@@ -6,24 +6,41 @@ broken models show: one answer for everything, no confidence, missed classes or 
 what to do about it. Exit code 1 if something is broken.
 """
 
-import dataclasses
-import json
 import math
+import platform
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.audio_lm.answer_tokens import find_answers
+from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.build import build_evaluator
+from evaluators.classifier import Classifier
+from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.files import resolve
-from opro.cli import DONE, FAULT, ModelSettings, flag, parse, run_verb
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from evaluators.clips import Clip
-    from evaluators.prompts import Prompt, Task
+from evaluators.evaluator import Evaluator
+from evaluators.files import read_json, resolve
+from evaluators.manifest import read_manifest, verify
+from evaluators.prompts import Prompt, read_prompts
+from evaluators.splits import (
+    balanced_order,
+    check_registry,
+    check_trained_on,
+    halves,
+    trained_sources,
+)
+from evaluators.statistics.resampling import MIN_SOURCES
+from evaluators.tasks import Task
+from opro.cli import DONE, FAULT, flag, parse, run_verb
+from opro.problem import Data, open_data
+from opro.search.select import CONTROLS
+from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings
 
 ONE_ANSWER = 0.95  # share of clips with the same answer that no balanced set should give
 GAP = 0.05  # confidence when right minus when wrong
@@ -38,29 +55,27 @@ OUTSIDE = 0.5  # probability that may go to no answer
 
 
 @dataclass(frozen=True)
-class Settings(ModelSettings):
-    """Settings of the checks."""
+class DoctorSettings(DataSettings, ModelSettings):
+    """The checks."""
 
-    task: str = flag("speech", "what is decided about a clip")
-    manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
     split: Literal["train", "dev"] = flag("dev", "split whose clips are tried")
     clips: int = flag(80, "how many of them, in a fixed balanced order", min=4)
-    prompts: Path = flag(Path("prompts/seeds/baselines.yaml"), "prompt file to try")
+    prompts: Path = flag(SEED_PROMPTS, "prompt file to try")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. `mend` is what to do about it."""
+    """What a check found. `fix` is what to do about it."""
 
     level: Literal["ok", "look", "broken"]
     about: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    settings, _ = parse(Settings, argv, __doc__ or "")
+    settings, _ = parse(DoctorSettings, argv, __doc__ or "")
     worst = DONE
     for finding in examine(settings):
         _print(finding)
@@ -69,50 +84,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return worst
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: DoctorSettings) -> Iterator[Finding]:
     """All findings in the order of the checks; a check that cannot run is a finding too."""
-    from evaluators.audio_lm.memory import memory_lines
-    from evaluators.build import build_evaluator
-    from evaluators.evaluator import engine
-    from evaluators.prompts import TASKS, read_prompts
-
-    if settings.task not in TASKS:
-        raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
-    task = TASKS[settings.task]
-    prompts = read_prompts(resolve(settings.prompts), task.labels)
+    data = open_data(settings)
+    prompts = read_prompts(resolve(settings.prompts), data.task.labels)
     yield from _machine(settings)
-    clips: list[Clip] = []
+    clips: ClipSet | None = None
     try:
-        clips = yield from _manifest(settings, task)
+        clips = yield from _manifest(settings, data)
     except UserError as error:
         yield Finding("broken", "clips", str(error))
     try:
-        evaluator, heard = build_evaluator(
+        evaluator, stored = build_evaluator(
             settings.checkpoint,
             adapter=settings.adapter,
-            quantisation=settings.quantization,
+            quantization=settings.quantization,
             device=settings.device,
             dtype=settings.dtype,
         )
-        for line in memory_lines(engine(evaluator)):
+        for line in evaluator.about().memory:
             yield Finding("ok", "memory", line)
     except UserError as error:
         yield Finding("broken", "checkpoint", str(error))
         return
-    yield from _heard(settings, task, clips, heard)
-    yield from _training(settings, engine(evaluator))
+    yield from _trained_on(settings, data, clips, stored)
+    yield from _training(evaluator.about().checkpoint)
     try:
-        yield from _answers(engine(evaluator), prompts)
-        if clips:
-            yield from _scores(engine(evaluator), task, prompts, clips)
+        yield from _answers(evaluator, prompts)
+        if clips is not None:
+            yield from _scores(evaluator, prompts, clips)
     except UserError as error:
         yield Finding("broken", "scores", str(error))
 
 
-def _machine(settings: Settings) -> Iterator[Finding]:
-    import platform
-    import shutil
-
+def _machine(settings: DoctorSettings) -> Iterator[Finding]:
     import torch
     import transformers
 
@@ -140,19 +145,16 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         )
     else:
         threads = torch.get_num_threads()
-        mend = "" if settings.checkpoint.startswith("pocket") else "a 7B model needs a GPU here"
-        yield Finding("look" if mend else "ok", "GPU", f"none, {threads} CPU threads", mend)
+        fix = "" if settings.checkpoint.startswith("pocket") else "a 7B model needs a GPU here"
+        yield Finding("look" if fix else "ok", "GPU", f"none, {threads} CPU threads", fix)
 
 
-def _manifest(settings: Settings, task: "Task") -> "Iterator[Any]":
+def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, ClipSet]:
     """Checks the clips; the generator's value are those that are tried."""
-    from evaluators import clips as clipset
-    from evaluators.statistics.metrics import MIN_SOURCES
-
-    manifest = resolve(settings.manifest)
-    everything = clipset.read_manifest(manifest, task.labels)
-    clipset.check_registry(everything, clipset.read_registry(manifest))
-    clipset.verify(everything)
+    labels = data.task.labels
+    everything = read_manifest(data.manifest, labels)
+    check_registry(everything, data.registry)
+    verify(everything)
     for split in ("train", "dev", "test"):
         part = [c for c in everything if c.split == split]
         if not part:
@@ -160,45 +162,39 @@ def _manifest(settings: Settings, task: "Task") -> "Iterator[Any]":
             continue
         text = f"{split}: {len(part):,} clips, " + ", ".join(
             f"{len({c.source_id for c in part if c.label == label})} sources of {label}"
-            for label in task.labels
+            for label in labels
         )
         yield Finding("ok", "clips", text)
     tried = [c for c in everything if c.split == settings.split]
     if not tried:
-        raise UserError(f"{manifest}: no clip in split {settings.split!r}")
-    fresh = clipset.halves(tried)[1]
+        raise UserError(f"{data.manifest}: no clip in split {settings.split!r}")
+    holdout = halves(tried)[1]
     few = {
         label: count
-        for label in task.labels
-        if (count := len({c.source_id for c in fresh if c.label == label})) < MIN_SOURCES
+        for label in labels
+        if (count := len({c.source_id for c in holdout if c.label == label})) < MIN_SOURCES
     }
     if few:
         yield Finding(
             "look",
             "clips",
-            "the half of dev that judges a search has "
+            "the holdout, the half of dev that decides a search, has "
             + ", ".join(f"{n} sources of {label}" for label, n in few.items()),
             f"no gain is claimed with fewer than {MIN_SOURCES} a class: add recordings",
         )
-    return clipset.balanced_order(tried)[: settings.clips]
+    return ClipSet(data.task, tuple(balanced_order(tried)[: settings.clips]))
 
 
-def _heard(
-    settings: Settings, task: "Task", clips: "Sequence[Clip]", stored: frozenset[str] | None
+def _trained_on(
+    settings: DoctorSettings, data: Data, clips: ClipSet | None, stored: frozenset[str] | None
 ) -> Iterator[Finding]:
-    from evaluators import clips as clipset
-
-    if settings.checkpoint == "fake" or not clips:
+    if settings.checkpoint == "fake" or clips is None:
         return
-    heard = clipset.heard_sources(
-        settings.checkpoint,
-        stored,
-        resolve(settings.manifest),
-        settings.train_manifest,
-        task.labels,
+    sources = trained_sources(
+        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task.labels
     )
     try:
-        unknown = clipset.check_unheard(clips, heard, settings.checkpoint, settings.heard)
+        unknown = check_trained_on(clips, sources, settings.checkpoint, settings.heard)
     except UserError as error:
         yield Finding("broken", "training", str(error))
         return
@@ -208,16 +204,15 @@ def _heard(
         yield Finding("ok", "training", f"none of the {settings.split} sources was trained on")
 
 
-def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
+def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
     """The losses that an adapter's folder tells of: of `opro.finetune`, or of transformers' Trainer."""
-    checkpoint = getattr(evaluator, "checkpoint", None)
     if checkpoint is None or checkpoint.adapter is None:
         return
     losses: list[float] = []
     for name, key in (("training.json", "curve"), ("trainer_state.json", "log_history")):
         path = checkpoint.adapter / name
         if path.is_file() and not losses:
-            raw = json.loads(path.read_text(encoding="utf-8")).get(key) or []
+            raw = read_json(path).get(key) or []
             losses += [float(entry["loss"]) for entry in raw if "loss" in entry]
     if not losses:
         yield Finding("look", "training", "the adapter tells nothing of its losses")
@@ -241,11 +236,12 @@ def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
         yield Finding("ok", "training", text)
 
 
-def _answers(evaluator: Any, prompts: "Sequence[Prompt]") -> Iterator[Finding]:
-    if not hasattr(evaluator, "processor"):
+def _answers(evaluator: Evaluator, prompts: Sequence[Prompt]) -> Iterator[Finding]:
+    if evaluator.about().checkpoint is None:
         return
-    from evaluators.audio_lm.answer_tokens import find_answers
+    from evaluators.audio_lm.scorer import AudioScorer  # which imports torch
 
+    assert isinstance(evaluator, AudioScorer), "only that has a checkpoint"
     tokenizer = evaluator.processor.tokenizer
     shown = set()
     for prompt in prompts:
@@ -260,38 +256,33 @@ def _answers(evaluator: Any, prompts: "Sequence[Prompt]") -> Iterator[Finding]:
             yield Finding("ok", "answers", text)
 
 
-def _scores(
-    evaluator: Any, task: "Task", prompts: "Sequence[Prompt]", clips: "Sequence[Clip]"
-) -> Iterator[Finding]:
-    import numpy as np
-
-    before = getattr(evaluator, "shape", None)
+def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet) -> Iterator[Finding]:
+    before = evaluator.about().batch_tokens
     table = evaluator.score(prompts, clips)
-    for control in ("silence", "shuffled"):
-        changed = [dataclasses.replace(c, audio=control) for c in clips]
-        moved = float(np.abs(evaluator.score(prompts, changed).logp - table.logp).mean())
+    for audio in CONTROLS:
+        control = evaluator.score(prompts, clips.as_control(audio))
+        moved = float(np.abs(control.logp - table.logp).mean())
         if moved < REACHES:
             yield Finding(
                 "broken",
                 "audio",
-                f"{control} in place of the clips moves the answers by {moved:.4f} nats: audio does"
+                f"{audio} in place of the clips moves the answers by {moved:.4f} nats: audio does"
                 " not reach the model",
                 "check the processor (audio= with sampling_rate) and the audio tower's weights",
             )
         else:
-            yield Finding("ok", "audio", f"{control} moves the answers by {moved:.2f} nats")
-    if before is not None and evaluator.shape != before:
+            yield Finding("ok", "audio", f"{audio} moves the answers by {moved:.2f} nats")
+    after = evaluator.about().batch_tokens
+    if after != before:
         yield Finding(
             "look",
             "memory",
-            f"it ran out: batches went from {before.tokens} to {evaluator.shape.tokens} tokens",
+            f"it ran out: batches went from {before} to {after} tokens",
             "free the card, or use --quantization nf4",
         )
-    truth = np.array([task.labels.index(c.label) for c in clips])
     lengths = np.array([c.duration_ms for c in clips])
     for i, prompt in enumerate(prompts):
-        found = list(symptoms(task, truth, lengths, table.logp[i]))
-        accuracy = float(np.mean(table.logp[i].argmax(-1) == truth))
+        found = list(symptoms(clips.task, clips.targets.truth, lengths, table.logp[i]))
         lost = float(np.clip(table.outside[i], 0, 1).mean())
         if lost > OUTSIDE:
             found.append(
@@ -304,13 +295,17 @@ def _scores(
             )
         name = f"prompt {prompt.prompt_id}"
         if not found:
-            yield Finding("ok", name, f"{100 * accuracy:.0f} % right on {len(clips)} clips")
+            right = table.predict(Classifier(prompt)).right.mean()
+            yield Finding("ok", name, f"{100 * right:.0f} % right on {len(clips)} clips")
         for finding in found:
-            yield dataclasses.replace(finding, about=name)
+            yield replace(finding, about=name)
 
 
 def symptoms(
-    task: "Task", truth: "np.ndarray", lengths: "np.ndarray", logp: "np.ndarray"
+    task: Task,
+    truth: NDArray[np.integer],
+    lengths: NDArray[np.floating],
+    logp: NDArray[np.floating],
 ) -> Iterator[Finding]:
     """What a prompt's answers show of the known troubles.
 
@@ -320,8 +315,6 @@ def symptoms(
         lengths: ``[clip]``, milliseconds.
         logp: ``[clip, label]`` in nats.
     """
-    import numpy as np
-
     picked = logp.argmax(-1)
     right = picked == truth
     counts = np.bincount(picked, minlength=len(task.labels)) / len(picked)
@@ -368,8 +361,8 @@ def symptoms(
 def _print(finding: Finding) -> None:
     mark = {"ok": "ok    ", "look": "look  ", "broken": "BROKEN"}[finding.level]
     print(f"{mark}  {finding.about:20}  {finding.text}")
-    if finding.mend:
-        print(f"{'':30}  -> {finding.mend}")
+    if finding.fix:
+        print(f"{'':30}  -> {finding.fix}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from evaluators.audio_lm.memory import TrainingPlan
     from evaluators.clips import Clip
     from evaluators.finetuning.train import Recipe, Trained
-    from evaluators.prompts import Prompt, Task
+    from evaluators.prompts import Prompt
+    from evaluators.tasks import Task
 
 DEFAULTS = "finetune.yaml"  # beside the weights of a checkpoint that wants others
 
@@ -169,7 +170,6 @@ class Job:
 
 def prepare(settings: Settings) -> Job:
     """Checks everything that can be wrong; loads no weights."""
-    from evaluators import clips as clipset
     from evaluators.audio_lm.checkpoint import open_checkpoint
     from evaluators.audio_lm.families import audio_config, family_of
     from evaluators.audio_lm.features import FeatureStore
@@ -177,13 +177,23 @@ def prepare(settings: Settings) -> Job:
     from evaluators.audio_lm.memory import plan_training
     from evaluators.finetuning.samples import wordings
     from evaluators.finetuning.train import Recipe
-    from evaluators.prompts import TASKS, read_prompts
+    from evaluators.manifest import manifest_digest, read_manifest, verify
+    from evaluators.prompts import read_prompts
+    from evaluators.splits import (
+        balanced_order,
+        check_registry,
+        check_trained_on,
+        halves,
+        read_registry,
+        trained_sources,
+    )
+    from evaluators.tasks import TASKS
 
     if settings.task not in TASKS:
         raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
     task = TASKS[settings.task]
     manifest = resolve(settings.manifest)
-    clips = clipset.balanced_order(clipset.read_manifest(manifest, task.labels, "train"))
+    clips = balanced_order(read_manifest(manifest, task.labels, "train"))
     if settings.clips != "all":
         if not settings.clips.isdecimal() or not 0 < int(settings.clips) <= len(clips):
             raise UserError(
@@ -193,15 +203,13 @@ def prepare(settings: Settings) -> Job:
         clips = clips[: int(settings.clips)]
     if len({c.label for c in clips}) < len(task.labels):
         raise UserError(f"the {len(clips)} train clips lack a class; take more clips")
-    judge = clipset.halves(clipset.read_manifest(manifest, task.labels, "dev"))[0]
-    registry = clipset.read_registry(manifest)
-    clipset.check_registry([*clips, *judge], registry)
-    clipset.verify([*clips, *judge])
+    judge = halves(read_manifest(manifest, task.labels, "dev"))[0]
+    registry = read_registry(manifest)
+    check_registry([*clips, *judge], registry)
+    verify([*clips, *judge])
     checkpoint = open_checkpoint(settings.checkpoint, settings.adapter, settings.quantization)
-    heard = clipset.heard_sources(
-        settings.checkpoint, checkpoint.trained_on, manifest, None, task.labels
-    )
-    clipset.check_unheard(judge, heard, settings.checkpoint)
+    heard = trained_sources(settings.checkpoint, checkpoint.trained_on, manifest, None, task.labels)
+    check_trained_on(judge, heard, settings.checkpoint)
     if settings.quantization == "nf4":
         try:
             import bitsandbytes  # noqa: F401
@@ -258,7 +266,7 @@ def prepare(settings: Settings) -> Job:
         )
     return Job(
         settings, task, checkpoint, recipe, prompts, clips, judge, processor, config, plan, tokens,
-        clipset.manifest_digest(manifest), heard or frozenset(),
+        manifest_digest(manifest), heard or frozenset(),
     )  # fmt: skip
 
 

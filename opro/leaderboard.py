@@ -1,26 +1,35 @@
 """Ranks prompts over one or many runs: python -m opro.leaderboard runs/speech-pocket-base-race-s0-1a2b3c
 
 Scores are balanced accuracy on the search half of dev with 95 % intervals over sources; the best of many is
-flattered by having been picked, which is why a run chooses on fresh clips. Prompts that a race dropped early
+flattered by having been picked, which is why a run decides on its holdout. Prompts that a race dropped early
 were scored on fewer clips: their score is a forecast, marked with *, and they are listed after the others.
+Runs of different data sets are shown in a table each: their scores cannot be ranked together.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evaluators.errors import UserError
+from evaluators.files import json_text
 from opro.cli import DONE, flag, parse, run_verb
+from opro.results.leaderboard import (
+    Row,
+    leaderboard_csv,
+    leaderboard_rows,
+    leaderboard_sheet,
+)
+from opro.results.run_folder import RunFolder, find_runs
+from opro.results.sheet import render
 
-SHOWN = 100  # rows of a table on a terminal
+MAX_ROWS = 100  # of a table on a terminal
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the leaderboard."""
+class LeaderboardSettings:
+    """The leaderboard."""
 
     format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print it")
     sort: Literal["score", "fresh_score", "length", "run"] = flag("score", "order")
@@ -30,7 +39,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(
-        Settings,
+        LeaderboardSettings,
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
@@ -38,47 +47,63 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         config=False,
     )
-    from evaluators.files import csv_text
-    from opro.results import run_folder
-    from opro.results.table import COLUMNS, markdown, print_table, rows_of, wide_console
-
-    folders = space.runs or run_folder.find_runs(settings.runs_dir)
+    folders = space.runs or find_runs(settings.runs_dir)
     if not folders:
         raise UserError(
             f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize"
             " --iterations 5"
         )
-    rows = []
-    for folder in folders:
+    boards: dict[str, list[Row]] = {}
+    for path in folders:
         try:
-            rows += rows_of(folder)
+            run = RunFolder.read(path)
+            boards.setdefault(_about(run), []).extend(leaderboard_rows(run))
         except UserError as error:
             if space.runs:
                 raise
             print(f"left out: {error}", file=sys.stderr)
-    if settings.sort == "run":
-        pass
-    elif settings.sort == "length":
-        rows.sort(key=lambda r: r["length"])
-    else:
-        rows.sort(
-            key=lambda r: (
-                r["state"] == "complete",
-                r[settings.sort] if r[settings.sort] is not None else -1.0,
-            ),
-            reverse=True,
-        )
+    boards = {about: _sorted(rows, settings.sort) for about, rows in boards.items()}
+    everything = [row for rows in boards.values() for row in rows]
     if settings.format == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json_text(everything), end="")
     elif settings.format == "csv":
-        print(csv_text(rows, COLUMNS), end="")
-    elif settings.format == "markdown":
-        print(markdown(rows))
+        print(leaderboard_csv(everything), end="")
     else:
-        print_table(rows[:SHOWN], wide_console())
-        if len(rows) > SHOWN:
-            print(f"and {len(rows) - SHOWN:,} more; --format csv, markdown or json shows all")
+        most = MAX_ROWS if settings.format == "table" else len(everything)
+        sheets = [
+            render(leaderboard_sheet(rows[:most], about), settings.format)
+            + (f"\n{about.strip()}" if settings.format == "markdown" and len(boards) > 1 else "")
+            for about, rows in boards.items()
+        ]
+        print("\n\n".join(sheets))
+        hidden = sum(max(0, len(rows) - most) for rows in boards.values())
+        if hidden:
+            print(f"and {hidden:,} more; --format csv, markdown or json shows all")
     return DONE
+
+
+def _about(run: RunFolder) -> str:
+    """What a run's scores are of: runs that differ in it are never ranked together."""
+    config = run.config
+    about = f" of {run.task.name} on {config['manifest']}, {config['split']}"
+    digest = str((run.history.header or {}).get("data", ""))[:8]
+    if config.get("clips", "all") != "all":
+        about += f", {config['clips']} clips"
+    if config.get("objective", "balanced_accuracy") != "balanced_accuracy":
+        about += f" (searched for {config['objective']})"
+    return f"{about} [{digest}]" if digest else about
+
+
+def _sorted(rows: list[Row], by: str) -> list[Row]:
+    if by == "run":
+        return rows
+    if by == "length":
+        return sorted(rows, key=lambda r: r["length"])
+
+    def key(row: Row) -> tuple[bool, Any]:
+        return row["state"] == "complete", row[by] if row[by] is not None else -1.0
+
+    return sorted(rows, key=key, reverse=True)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,42 @@
 """Scores saved prompts on the test split: python -m opro.rescore runs/NAME --split test
 
 PROMPTS are run folders (the baseline, the chosen prompt and the finalists, --top in all; written to test.json in the
-folder) or prompt files (all of their prompts, the first one is the baseline; written to --out). Every look at the
-test split is counted for the project and shown.
+folder) or prompt files (all of their prompts, the first one is the baseline; written to --out). A prompt is scored with
+its decision threshold, where it has one. Every use of the test split is counted for the project and shown.
 """
 
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from evaluators.classifier import Classifier, read_classifiers
+from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.files import resolve
+from evaluators.evaluator import ScoreTable
+from evaluators.files import write_json
+from evaluators.manifest import verify
+from evaluators.statistics.compare import compare_many, estimate, resample
+from evaluators.statistics.metrics import auroc, rates
+from evaluators.statistics.resampling import Estimate
+from evaluators.tasks import task_named
 from opro.cli import DONE, flag, parse, run_verb
-
-if TYPE_CHECKING:
-    from evaluators.clips import Clip
-    from evaluators.prompts import Prompt, Task
+from opro.problem import Data, Model, open_data, open_model
+from opro.results.looks import count_uses, record_use, said_of_uses
+from opro.results.run_folder import RunFolder
+from opro.results.sheet import Column, Sheet, percent, render
+from opro.search.objective import slice_scores
+from opro.settings import DataSettings, Dtype, MachineSettings, ModelSettings, Quantization
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a re-scoring. For a run folder, what is not given is taken from the run."""
+class RescoreSettings(MachineSettings):
+    """The model and the clips: for a run folder, what is not given is taken from the run."""
 
     split: Literal["train", "dev", "test"] = flag("test", "split to score on")
     top: int = flag(
@@ -39,10 +51,8 @@ class Settings:
         "refuse",
         "clips of sources that the checkpoint was trained on; allow stands in every result",
     )
-    quantization: Literal["none", "nf4"] | None = flag(None, "none or nf4 (default: the run's)")
-    dtype: Literal["auto", "float32", "bfloat16"] | None = flag(
-        None, "auto, float32 or bfloat16 (default: the run's)"
-    )
+    quantization: Quantization | None = flag(None, "none or nf4 (default: the run's)")
+    dtype: Dtype | None = flag(None, "auto, float32 or bfloat16 (default: the run's)")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: the run's)")
     swap: bool | None = flag(
         None, "average both orders of a prompt's options, as the run did if this is not given"
@@ -54,18 +64,12 @@ class Settings:
     out: Path | None = flag(
         None, "where the result of a prompt file goes (default: beside it, NAME.test.json)"
     )
-    ray: str | None = flag(
-        None,
-        "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
-    )
-    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
-    runs_dir: Path = flag(Path("runs"), "where the cache and the count of test openings lie")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(
-        Settings,
+        RescoreSettings,
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
@@ -75,265 +79,232 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
-    # Everything that can be wrong is found before the test split is opened.
-    jobs = [_prepare(_job(settings, path)) for path in space.prompts]
+    # Everything that can be wrong is found before the test split is used.
+    jobs = [_open(_asked(settings, path), settings) for path in space.prompts]
     for job in jobs:
-        _score(job)
+        result = _rescore(job, settings)
+        write_json(job.asked.out, result)
+        _show(result, job.asked.out)
     return DONE
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be scored on what. `prompts`: the baseline first; `biases`: thresholds fitted on the search half."""
+class Asked:
+    """What is to be scored, with what: the flags, filled up from a run where it is one.
 
-    settings: Settings
+    Attributes:
+        classifiers: The baseline first.
+        fingerprint: Of the run that chose them; "" of a run over several checkpoints; None for a prompt file.
+    """
+
     source: Path
-    prompts: Sequence["Prompt"]
-    biases: Mapping[str, float]
+    classifiers: Sequence[Classifier]
     out: Path
-    task: "Task"
-    fingerprint: str | None  # of the run, None for a prompt file
-    clips: Sequence["Clip"] = ()
-    evaluator: Any = None
-    digest: str = ""
-    warnings: tuple[str, ...] = ()
+    model: ModelSettings
+    data: DataSettings
+    fingerprint: str | None = None
 
 
-def _job(settings: Settings, path: Path) -> Job:
-    """The prompts of a run folder or a prompt file, with what the flags leave open filled in."""
-    from evaluators.files import read_yaml
-    from evaluators.prompts import TASKS, read_prompts
-    from opro.search.history import History
+@dataclass(frozen=True)
+class Job:
+    """What was asked, with its clips and its model open."""
 
-    if settings.task not in TASKS:
-        raise UserError(f"--task is {settings.task!r}; expected one of {', '.join(TASKS)}")
-    task = TASKS[settings.task]
-    if not path.is_dir():
-        filled = dataclasses.replace(
-            settings,
-            checkpoint=settings.checkpoint or "pocket-base",
-            quantization=settings.quantization or "none",
-            manifest=settings.manifest or Path("data/demo"),
-        )
-        out = settings.out or path.with_suffix(f".{settings.split}.json")
-        return Job(filled, path, read_prompts(path, task.labels), {}, out, task, None)
-    if not (path / "trials.jsonl").is_file():
-        raise UserError(f"{str(path)!r} is no run folder: it holds no trials.jsonl")
-    config = read_yaml(path / "config.yaml")
-    history = History(path / "trials.jsonl", task.labels)
-    if history.selection is None:
-        raise UserError(
-            f"run {path.name!r} is not finished; resume it first: its choice must not depend on the"
-            " test split"
-        )
-    order = [
-        history.selection["baseline"],
-        history.selection["chosen"],
-        *history.selection["finalists"],
-        *(t.number for t in history.complete),
-    ]
-    trials = [history.trials[number] for number in dict.fromkeys(order)][: settings.top + 1]
-    same = settings.checkpoint in (
-        None,
-        config["checkpoint"],
-    )  # another checkpoint comes without the run's adapter
-    filled = dataclasses.replace(
-        settings,
-        checkpoint=settings.checkpoint or config["checkpoint"],
-        quantization=settings.quantization or config["quantization"],
-        dtype=settings.dtype or config["dtype"],
-        device=settings.device or config["device"],
-        manifest=settings.manifest or Path(config["manifest"]),
-        swap=settings.swap or config.get("swap", False),
-        adapter=settings.adapter
-        or (Path(config["adapter"]) if same and config["adapter"] else None),
-        train_manifest=settings.train_manifest
-        or (Path(config["train_manifest"]) if same and config["train_manifest"] else None),
+    asked: Asked
+    data: Data
+    clips: ClipSet
+    model: Model
+    warnings: tuple[str, ...]
+
+
+def _asked(settings: RescoreSettings, path: Path) -> Asked:
+    """The classifiers of a run folder or a prompt file, with what the flags leave open filled in."""
+    task = task_named(settings.task)
+    if path.is_dir():
+        return _asked_of_run(settings, RunFolder.read(path))
+    classifiers = [_in_both_orders(c, settings) for c in read_classifiers(path, task.labels)]
+    return Asked(
+        path,
+        classifiers,
+        settings.out or path.with_suffix(f".{settings.split}.json"),
+        _filled(settings, {}),
+        DataSettings(settings.task, settings.manifest or Path("data/demo")),
     )
-    biases = {t.candidate.prompt.prompt_id: t.bias for t in trials}
-    prompts = [t.candidate.prompt for t in trials]
-    # A search over several checkpoints has a fingerprint of all of them, which none of them has.
-    fingerprint = "" if config.get("also") else (history.header or {}).get("fingerprint")
-    return Job(filled, path, prompts, biases, path / f"{settings.split}.json", task, fingerprint)
 
 
-def _prepare(job: Job) -> Job:
-    """The job with its clips and evaluator; raises UserError for whatever would fail later."""
-    from evaluators import clips as clipset
-    from evaluators.build import build_evaluator
-    from opro.results import run_folder
-
-    settings = job.settings
-    manifest = resolve(Path(str(settings.manifest)))
-    registry = clipset.read_registry(manifest)
-    clips = clipset.balanced_order(clipset.read_manifest(manifest, job.task.labels, settings.split))
-    clipset.check_registry(clips, registry)
-    clipset.verify(clips)
-    evaluator, heard = build_evaluator(
-        str(settings.checkpoint),
-        adapter=settings.adapter,
-        quantisation=settings.quantization or "none",
-        device=settings.device or "auto",
-        dtype=settings.dtype or "auto",
-        cache=settings.runs_dir / run_folder.CACHE,
-        swap=bool(settings.swap),
-        ray=settings.ray,
-        ray_cpus=settings.ray_cpus,
+def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
+    trials = run.ranking()[: settings.top + 1]
+    config = dict(run.config)
+    if settings.checkpoint not in (None, config["checkpoint"]):
+        config["adapter"] = config["train_manifest"] = None  # they are of the run's checkpoint
+    manifest = settings.manifest or Path(config["manifest"])
+    return Asked(
+        run.path,
+        [_in_both_orders(t.classifier, settings) for t in trials],
+        run.path / f"{settings.split}.json",
+        _filled(settings, config),
+        DataSettings(settings.task, manifest),
+        "" if config.get("also") else str((run.history.header or {}).get("fingerprint")),
     )
-    heard = clipset.heard_sources(
-        str(settings.checkpoint), heard, manifest, settings.train_manifest, job.task.labels
-    )
-    warnings = clipset.check_unheard(clips, heard, str(settings.checkpoint), settings.heard)
-    if job.fingerprint not in (None, "", evaluator.fingerprint):
+
+
+def _filled(settings: RescoreSettings, config: dict[str, Any]) -> ModelSettings:
+    """The model's settings: flags over the run's over defaults."""
+    values = {}
+    for field in dataclasses.fields(ModelSettings):
+        given = getattr(settings, field.name)
+        value = given if given not in (None, "refuse") else config.get(field.name)
+        if value is not None:
+            values[field.name] = (
+                Path(value) if field.name in ("adapter", "train_manifest") else value
+            )
+    values["heard"] = settings.heard
+    return ModelSettings(**values)
+
+
+def _in_both_orders(classifier: Classifier, settings: RescoreSettings) -> Classifier:
+    if not settings.swap:
+        return classifier
+    prompt = dataclasses.replace(classifier.prompt, both_orders=True)
+    return dataclasses.replace(classifier, prompt=prompt)
+
+
+def _open(asked: Asked, settings: RescoreSettings) -> Job:
+    """The job with its clips and model; raises UserError for whatever would fail later."""
+    data = open_data(asked.data)
+    clips = data.split(settings.split)
+    verify(clips)
+    model = open_model(asked.model, data, [clips], machine=settings)
+    warnings = list(model.warnings)
+    if asked.fingerprint and asked.fingerprint.removesuffix("-swap") != model.evaluator.fingerprint:
         warnings.append("the checkpoint or its precision is not the one of the run")
-    if job.fingerprint is not None and settings.split == "dev":
+    if asked.fingerprint is not None and settings.split == "dev":
         warnings.append(
             "half of these clips were searched on: the scores flatter the run's prompts"
         )
-    if not os.access(job.out.parent, os.W_OK) or job.out.is_dir():
-        raise UserError(f"{str(job.out)!r} cannot be written; give another --out")
-    # Prompts that this model cannot score are found on silence, which is no look at the split.
-    evaluator.score(job.prompts, [dataclasses.replace(clips[0], audio="silence")])
-    digest = clipset.manifest_digest(manifest)
-    run_folder.count_openings(settings.runs_dir, digest)
-    return dataclasses.replace(
-        job, clips=clips, evaluator=evaluator, digest=digest, warnings=tuple(warnings)
+    if not os.access(asked.out.parent, os.W_OK) or asked.out.is_dir():
+        raise UserError(f"{str(asked.out)!r} cannot be written; give another --out")
+    # Prompts that this model cannot score are found on silence, which is no use of the split.
+    model.evaluator.score(
+        [c.prompt for c in asked.classifiers], clips.first(1).as_control("silence")
     )
+    count_uses(settings.runs_dir, data.digest)
+    return Job(asked, data, clips, model, tuple(warnings))
 
 
-def _score(job: Job) -> None:
-    import numpy as np
-
-    from evaluators.files import write_json
-    from evaluators.statistics import metrics
-    from opro.results import run_folder
-    from opro.search.objective import slices
-
-    settings, prompts, clips, task = job.settings, job.prompts, job.clips, job.task
-    about = f"{job.source.name}, {len(prompts)} prompts"
-    openings = (
-        run_folder.record_opening(settings.runs_dir, job.digest, "rescore", about)
+def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
+    """Scores a job. The result as test.json holds it."""
+    asked, digest = job.asked, job.data.digest
+    about = f"{asked.source.name}, {len(asked.classifiers)} prompts"
+    uses = (
+        record_use(settings.runs_dir, digest, "rescore", about)
         if settings.split == "test"
-        else run_folder.count_openings(settings.runs_dir, job.digest)
+        else count_uses(settings.runs_dir, digest)
     )
-    table = job.evaluator.score(prompts, clips)
-    truth = np.array([task.labels.index(c.label) for c in clips])
-    sources = [c.source_id for c in clips]
-    right = [
-        metrics.decide(table.logp[i], job.biases.get(p.prompt_id, 0.0)) == truth
-        for i, p in enumerate(prompts)
-    ]
-    differences = [metrics.paired_difference(truth, r, right[0], sources) for r in right]
-    holm = [1.0, *metrics.holm([d.p for d in differences[1:]])]
-    rows: list[dict[str, Any]] = []
-    for i, prompt in enumerate(prompts):
-        e = metrics.estimate(truth, right[i], sources)
-        d = differences[i]
-        rows.append(
-            {
-                "prompt_id": prompt.prompt_id,
-                "text": prompt.text,
-                "answers": prompt.to_dict()["answers"],
-                "baseline": i == 0,
-                "score": e.value,
-                "low": e.low,
-                "high": e.high,
-                "clips": e.clips,
-                "sources": e.sources,
-                "hit_rate": float(right[i][truth == 0].mean()),
-                "false_alarm_rate": float(1 - right[i][truth != 0].mean()),
-                "auroc": metrics.auroc(truth, metrics.margins(table.logp[i])),
-                "outside": float(np.clip(table.outside[i], 0, 1).mean()),
-                "slices": {
-                    name: {"score": value, "clips": count}
-                    for name, (value, count) in slices(clips, truth, right[i]).items()
-                },
-                "difference": {
-                    "value": d.value,
-                    "low": d.low,
-                    "high": d.high,
-                    "p": d.p,
-                    "p_holm": holm[i],
-                },
-            }
-        )
-    result = {
+    table = job.model.evaluator.score([c.prompt for c in asked.classifiers], job.clips)
+    return {
         "split": settings.split,
-        "checkpoint": settings.checkpoint,
-        "fingerprint": job.evaluator.fingerprint,
-        "manifest": job.digest,
-        "test_openings": openings,
+        "checkpoint": asked.model.checkpoint,
+        "fingerprint": job.model.evaluator.fingerprint,
+        "manifest": digest,
+        "test_openings": uses,
         "warnings": list(job.warnings),
-        "prompts": rows,
+        "prompts": list(_rows(asked.classifiers, table, job.clips)),
     }
-    write_json(job.out, result)
-    _print(result, job.out)
 
 
-def _print(result: dict[str, Any], out: Path) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _rows(
+    classifiers: Sequence[Classifier], table: ScoreTable, clips: ClipSet
+) -> Iterator[dict[str, Any]]:
+    """One row a classifier: its score, and its gain over the first one."""
+    said = [table.predict(c) for c in classifiers]
+    # Bounds are of one comparison each; p is told as it is and corrected.
+    singles = [compare_many([one], said[0])[0] for one in said[1:]]
+    corrected = compare_many(said[1:], said[0])
+    none = Estimate(0.0, 0.0, 0.0, len(clips), 0, 1.0)
+    for i, (classifier, one) in enumerate(zip(classifiers, said, strict=True)):
+        score = estimate(one)
+        single, holm = (singles[i - 1], corrected[i - 1].p) if i else (none, 1.0)
+        rate = rates(resample(one.targets, resamples=1), one.decided)
+        yield {
+            "prompt_id": classifier.prompt_id,
+            "text": classifier.prompt.text,
+            "answers": classifier.prompt.to_dict()["answers"],
+            "bias": classifier.bias,
+            "both_orders": classifier.prompt.both_orders,
+            "baseline": i == 0,
+            "score": score.value,
+            "low": score.low,
+            "high": score.high,
+            "clips": score.clips,
+            "sources": score.sources,
+            "hit_rate": float(rate["hit_rate"].value),
+            "false_alarm_rate": float(rate["false_alarm_rate"].value),
+            "auroc": auroc(one.targets.truth, np.asarray(one.ranking)),
+            "outside": float(np.clip(table.outside[i], 0, 1).mean()),
+            "slices": {
+                name: {"score": value, "clips": count}
+                for name, (value, count) in slice_scores(
+                    clips, one.targets.truth, one.right
+                ).items()
+            },
+            "difference": {
+                "value": single.value,
+                "low": single.low,
+                "high": single.high,
+                "p": single.p,
+                "p_holm": holm,
+            },
+        }
 
-    from opro.results.table import wide_console
 
-    console = wide_console()
-    first = result["prompts"][0]
-    table = Table(
-        title=Text(
-            f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of"
-            f" {first['sources']} sources"
-        ),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for name in (
-        "balanced accuracy",
-        "95 %",
-        "hits",
-        "false alarms",
-        "AUROC",
-        "against baseline",
-        "p (Holm)",
-        "prompt",
-    ):
-        table.add_column(
-            name, no_wrap=name != "prompt", justify="left" if name == "prompt" else "right"
-        )
+COLUMNS = (
+    Column("balanced accuracy"),
+    Column("95 %", 8),
+    Column("hits", 7),
+    Column("false alarms", 7),
+    Column("AUROC", 5),
+    Column("against baseline"),
+    Column("p (Holm)", 6),
+    Column("prompt", text=True),
+)
+
+
+def result_sheet(result: dict[str, Any]) -> Sheet:
+    """The rows of test.json as people read them."""
+    first, body = result["prompts"][0], []
     for row in result["prompts"]:
-        d = row["difference"]
+        gain = row["difference"]
         against = (
             ("baseline", "")
             if row["baseline"]
-            else (
-                f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]",
-                f"{d['p_holm']:.3f}",
-            )
+            else (percent(gain, signed=True), f"{gain['p_holm']:.3f}")
         )
-        table.add_row(
-            f"{100 * row['score']:.1f}",
-            f"{100 * row['low']:.1f}-{100 * row['high']:.1f}",
-            f"{100 * row['hit_rate']:.0f}",
-            f"{100 * row['false_alarm_rate']:.0f}",
-            f"{row['auroc']:.3f}",
-            *against,
-            Text(" / ".join(row["text"].split("\n")), no_wrap=True, overflow="ellipsis"),
+        bounds = "" if row["low"] is None else f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
+        body.append(
+            [
+                f"{100 * row['score']:.1f}",
+                bounds,
+                f"{100 * row['hit_rate']:.0f}",
+                f"{100 * row['false_alarm_rate']:.0f}",
+                f"{row['auroc']:.3f}",
+                *against,
+                row["text"],
+            ]
         )
-    console.print(table)
+    title = (
+        f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of"
+        f" {first['sources']} sources"
+    )
+    return Sheet(title, COLUMNS, body)
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    print(render(result_sheet(result)))
     if result["split"] == "test":
-        console.print(
-            f"the test split of this manifest has been opened {result['test_openings']} times in"
-            " this project"
-            + (
-                "; every look makes the next number less honest"
-                if result["test_openings"] > 1
-                else ""
-            ),
-            markup=False,
-        )
+        print(said_of_uses(result["test_openings"]))
     for text in result["warnings"]:
-        console.print(f"warning: {text}", markup=False)
-    console.print(f"written to {out}", markup=False)
+        print(f"warning: {text}")
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ are sliced by. Other names are mapped: --map label=ground_truth source_id=speake
 files must hold the same clips and are compared pairwise.
 """
 
-import json
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.errors import UserError
+from evaluators.files import csv_text, json_text
+from evaluators.statistics.compare import compare_pairs
+from evaluators.statistics.describe import describe
+from evaluators.targets import SLICES
 from opro.cli import DONE, flag, parse, run_verb
+from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_predictions
+from opro.results.sheet import Column, Sheet, decimal, percent, render
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the statistics."""
+class StatsSettings:
+    """The statistics."""
 
     format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print them")
     positive: str = flag("SPEECH", "label that is to be detected: the one that hits are counted of")
@@ -30,7 +36,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
 
-    def extra(parser: Any) -> None:
+    def extra(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV files")
         parser.add_argument(
             "--map",
@@ -48,58 +54,48 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="columns to slice by (default: duration_ms, snr_db, condition, category where there)",
         )
 
-    settings, space = parse(Settings, argv, __doc__ or "", extra, config=False)
+    settings, space = parse(StatsSettings, argv, __doc__ or "", extra, config=False)
     names = _mapping(space.map)
     result = statistics(space.files, settings, names, space.slices)
     if settings.format == "json":
-        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json_text(result), end="")
     elif settings.format == "csv":
-        from evaluators.files import csv_text
-
         rows = _long(result)
         print(csv_text(rows, tuple(rows[0])), end="")
     elif settings.format == "markdown":
-        print(_markdown(result))
+        sheets = statistics_sheets(result)
+        print("\n\n".join(f"**{s.title}**\n\n{render(s, 'markdown')}" for s in sheets))
     else:
-        _print(result)
+        print("\n\n".join(render(s) for s in statistics_sheets(result)))
     return DONE
 
 
 def statistics(
     files: Sequence[Path],
-    settings: Settings,
+    settings: StatsSettings,
     names: dict[str, str],
     slices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """{"files": [...], "pairs": [...]}: see `evaluators.statistics.describe.describe` and `compare`.
+    """{"files": [...], "pairs": [...]}: see `evaluators.statistics`, `describe` and `compare_pairs`.
 
     Raises:
         UserError: A file is not as described, or the files do not hold the same clips.
     """
-    from evaluators.statistics import describe
-    from opro.results.predictions import joined, read_predictions
-
     twice = sorted(str(p) for p in files if list(files).count(p) > 1)
     if twice:
         raise UserError(f"{twice[0]} is given twice")
-    read = [(str(path), read_predictions(path, settings.positive, names, slices)) for path in files]
-    for i in range(1, len(read)):
-        read[i] = (read[i][0], joined(read[0], read[i]))
-    more = {"resamples": settings.resamples, "seed": settings.seed}
-    return {
-        "files": [
-            {"file": name, "labels": list(j.labels), **describe.describe(j, **more)}
-            for name, j in read
-        ],
-        "pairs": describe.compare(read, **more),
-    }
+    read = [read_predictions(path, settings.positive, names, slices) for path in files]
+    read = [read[0], *(joined(read[0], other) for other in read[1:])]
+    described = []
+    for said in read:
+        found = describe(said, resamples=settings.resamples, seed=settings.seed)
+        described.append({"file": said.name, "labels": list(said.targets.labels), **found})
+    pairs = compare_pairs(read, resamples=settings.resamples, seed=settings.seed)
+    return {"files": described, "pairs": pairs}
 
 
 def _mapping(given: Sequence[str]) -> dict[str, str]:
     """Column -> its name in the files."""
-    from evaluators.statistics.describe import SLICES
-    from opro.results.predictions import COLUMNS, LOGP
-
     out: dict[str, str] = {}
     for text in given:
         column, sign, name = text.partition("=")
@@ -115,8 +111,6 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
 
 def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a number: for pandas and spreadsheets."""
-    from opro.results.predictions import number_or_text
-
     empty = dict.fromkeys(
         (
             "file",
@@ -173,75 +167,70 @@ def _short(result: dict[str, Any], name: str) -> str:
     return Path(name).stem if len(set(stems)) == len(stems) else name
 
 
-def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, columns, rows) of what is shown to people."""
-    from opro.results.table import decimal, percent
-
+def statistics_sheets(result: dict[str, Any]) -> list[Sheet]:
+    """What people read: rates, ranking and calibration, slices, thresholds, pairs."""
     files = [{**f, "file": _short(result, f["file"])} for f in result["files"]]
-    head = ["file", "clips", "sources", "balanced accuracy", "accuracy", "hits", "false alarms"]
-    rows, sure = [], []
-    for f in files:
-        row = [f["file"], str(f["rows"]), str(f["sources"]), percent(f["balanced_accuracy"])]
-        rows.append([*row, *(percent(f[k]) for k in ("accuracy", "hit_rate", "false_alarm_rate"))])
-        if f["auroc"]:
-            sure.append([f["file"], *(decimal(f[k]) for k in ("auroc", "ece", "brier"))])
-            sure[-1] += [decimal(f.get(k)) for k in ("nll", "confidence_gap")]
-    out = [("95 % intervals over sources", head, rows)]
-    if sure:
-        head = ["file", "AUROC", "ECE", "Brier", "NLL", "confidence right - wrong"]
-        out.append(("ranking and calibration", head, sure))
+    out = [_rates(files)]
+    if any(f["auroc"] for f in files):
+        out.append(_ranking(files))
     for name in dict.fromkeys(n for f in files for n, levels in f["slices"].items() if levels):
-        body = []
-        for f in files:
-            for level, part in f["slices"].get(name, {}).items():
-                row = [f["file"], level, str(part["rows"]), str(part["sources"])]
-                row.append(percent(part["balanced_accuracy"]) or "one kind only")
-                row += [percent(part[k]) for k in ("hit_rate", "false_alarm_rate")]
-                body.append(row)
-        head = ["file", name, "clips", "sources", "balanced accuracy", "hits", "false alarms"]
-        out.append((f"by {name}", head, body))
+        out.append(_slices(files, name))
     body = [[f["file"], name, t["text"]] for f in files for name, t in f["thresholds"].items()]
     if body:
-        out.append(("thresholds of detection beyond guessing", ["file", "", ""], body))
+        columns = [Column("file", text=True), Column("threshold", text=True), Column("")]
+        out.append(Sheet("thresholds of detection beyond guessing", columns, body))
     if result["pairs"]:
-        body = [
-            [
-                _short(result, p["a"]),
-                _short(result, p["b"]),
-                percent({**p, "value": p["difference"]}, True),
-                f"{p['p']:.4f}",
-                f"{p['p_holm']:.4f}",
-            ]
-            for p in result["pairs"]
-        ]
-        head = ["a", "b", "balanced accuracy, a - b", "p", "p (Holm)"]
-        out.append(("paired differences, sign flips of sources", head, body))
+        out.append(_pairs(result))
     return out
 
 
-def _markdown(result: dict[str, Any]) -> str:
-    from opro.results.table import markdown_table
-
-    return "\n\n".join(
-        f"**{title}**\n\n{markdown_table(head, rows)}" for title, head, rows in _tables(result)
-    )
+FILE, CLIPS, SOURCES = Column("file", text=True), Column("clips", 3), Column("sources", 3)
+BALANCED, HITS, ALARMS = Column("balanced accuracy"), Column("hits", 6), Column("false alarms", 6)
 
 
-def _print(result: dict[str, Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _rates(files: Sequence[dict[str, Any]]) -> Sheet:
+    columns = [FILE, CLIPS, SOURCES, BALANCED, Column("accuracy", 4), HITS, ALARMS]
+    names = ("balanced_accuracy", "accuracy", "hit_rate", "false_alarm_rate")
+    body = [
+        [f["file"], str(f["rows"]), str(f["sources"]), *(percent(f[k]) for k in names)]
+        for f in files
+    ]
+    return Sheet("95 % intervals over sources", columns, body)
 
-    from opro.results.table import wide_console
 
-    console = wide_console()
-    for title, head, rows in _tables(result):
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for name in head:
-            table.add_column(name, no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(v) for v in row))
-        console.print(table)
-        console.print()
+def _ranking(files: Sequence[dict[str, Any]]) -> Sheet:
+    columns = [FILE, Column("AUROC"), Column("ECE", 6), Column("Brier", 5), Column("NLL", 4)]
+    columns.append(Column("confidence right - wrong", 3))
+    names = ("auroc", "ece", "brier", "nll", "confidence_gap")
+    body = [[f["file"], *(decimal(f.get(k)) for k in names)] for f in files if f["auroc"]]
+    return Sheet("ranking and calibration", columns, body)
+
+
+def _slices(files: Sequence[dict[str, Any]], name: str) -> Sheet:
+    body = []
+    for f in files:
+        for level, part in f["slices"].get(name, {}).items():
+            row = [f["file"], level, str(part["rows"]), str(part["sources"])]
+            row.append(percent(part["balanced_accuracy"]) or "one kind only")
+            body.append([*row, *(percent(part[k]) for k in ("hit_rate", "false_alarm_rate"))])
+    columns = [FILE, Column(name, text=True), CLIPS, SOURCES, BALANCED, HITS, ALARMS]
+    return Sheet(f"by {name}", columns, body)
+
+
+def _pairs(result: dict[str, Any]) -> Sheet:
+    body = [
+        [
+            _short(result, p["a"]),
+            _short(result, p["b"]),
+            percent({**p, "value": p["difference"]}, True),
+            f"{p['p']:.4f}",
+            f"{p['p_holm']:.4f}",
+        ]
+        for p in result["pairs"]
+    ]
+    columns = [Column("a", text=True), Column("b", text=True), Column("balanced accuracy, a - b")]
+    columns += [Column("p", 6), Column("p (Holm)")]
+    return Sheet("paired differences; p of the interval's own, two-sided", columns, body)
 
 
 if __name__ == "__main__":

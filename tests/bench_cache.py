@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from evaluators.cache import CachedEvaluator
-from evaluators.clips import read_manifest
 from evaluators.fakes import FakeEvaluator
-from evaluators.prompts import SPEECH_TASK, Prompt
+from evaluators.manifest import read_manifest
+from evaluators.prompts import Prompt
+from evaluators.tasks import SPEECH_TASK
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 RATE = 1000  # evals a second that an H100 reaches on the 7B

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 from evaluators.statistics import metrics, psychometrics
+from evaluators.statistics.resampling import clusters
 from opro import power
 
 
@@ -91,7 +92,7 @@ def main():
             for trial in range(args.trials):
                 truth, sources, a, b = simulate(rng, speech, 64, spread)
                 d = metrics.paired_difference(truth, a, b, sources, alpha=0.025, seed=trial)
-                c = metrics.clusters(truth, sources, seed=trial)
+                c = clusters(truth, sources, seed=trial)
                 draws = c.balanced(a.astype(float) - b).draws
                 bound += d.low > 0
                 plain += np.quantile(draws, 0.025) > 0

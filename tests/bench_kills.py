@@ -20,9 +20,9 @@ from pathlib import Path
 from chat_server import serve
 
 from evaluators.build import build_evaluator
-from evaluators.clips import read_manifest
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK
+from evaluators.manifest import read_manifest
+from evaluators.tasks import SPEECH_TASK
 from opro.search.history import History
 
 FILES = ("trials.jsonl", "leaderboard.csv", "best.yaml")

@@ -14,10 +14,11 @@ from scipy import stats
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import QwenAudio
-from evaluators.clips import read_manifest
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import read_prompts
 from evaluators.statistics import metrics
+from evaluators.tasks import SPEECH_TASK
 from opro.finetune import main as finetune
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"

@@ -16,9 +16,11 @@ import numpy as np
 from known_truth import KnownTruth
 from scipy import stats
 
-from evaluators.clips import halves, read_manifest
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import read_prompts
+from evaluators.splits import halves
+from evaluators.tasks import SPEECH_TASK
 from opro.proposers.rewriter import Rewriter
 from opro.search.history import History
 from opro.search.loop import Clock, Search, optimize

@@ -11,11 +11,13 @@ import time
 import ray
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
-from evaluators.clips import balanced_order, read_manifest
 from evaluators.fakes import FakeEvaluator
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import read_prompts
 from evaluators.ray_pool import RayPool
+from evaluators.splits import balanced_order
+from evaluators.tasks import SPEECH_TASK
 
 
 def timed(evaluator, prompts, clips, ready):

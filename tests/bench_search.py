@@ -31,10 +31,14 @@ from scipy import stats
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.build import build_evaluator
-from evaluators.clips import balanced_order, halves, read_manifest
+from evaluators.classifier import log_odds
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, prompt_from, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import prompt_from, read_prompts
+from evaluators.splits import balanced_order, halves
 from evaluators.statistics import metrics
+from evaluators.statistics.calibration import fit_bias
+from evaluators.tasks import SPEECH_TASK
 from opro.proposers.lm_proposer import LMProposer, Mixed
 from opro.proposers.openai_model import Ledger, Message, OpenAIModel, Reply
 from opro.proposers.rewriter import Rewriter
@@ -76,7 +80,7 @@ class Meter:
 
     def margins(self, prompt, clips):
         self.right(prompt, clips)
-        return metrics.margins(self.evaluator.score([prompt], clips).logp[0])
+        return log_odds(self.evaluator.score([prompt], clips).logp[0])
 
     def choose(self, prompt, bias=0.0):
         if not self.events or self.events[-1][1:] != (prompt, bias):
@@ -253,7 +257,7 @@ def threshold_only(meter, seeds, seed, search, fresh):
     fits = []
     for prompt in seeds:
         margin = meter.margins(prompt, clips)
-        bias = metrics.fit_bias(truth, margin)
+        bias = fit_bias(truth, margin)
         fits.append((metrics.balanced_accuracy(truth, (margin + bias < 0) == truth), prompt, bias))
     meter.choose(*max(fits, key=lambda f: f[0])[1:])
 

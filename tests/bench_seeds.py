@@ -15,10 +15,14 @@ import numpy as np
 from scipy import stats
 
 from evaluators.build import build_evaluator
-from evaluators.clips import balanced_order, halves, read_manifest
+from evaluators.classifier import log_odds
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import read_prompts
+from evaluators.splits import balanced_order, halves
 from evaluators.statistics import metrics
+from evaluators.statistics.calibration import fit_bias
+from evaluators.tasks import SPEECH_TASK
 from opro import optimize
 
 
@@ -72,7 +76,7 @@ def main():
         f" clips of {len(set(sources))} sources\n"
     )
 
-    bias = metrics.fit_bias(truth["search"], metrics.margins(table.logp[best]))
+    bias = fit_bias(truth["search"], log_odds(table.logp[best]))
     tuned = on_test(baselines[best], bias)
     d = metrics.paired_difference(truth["test"], tuned, base_right, sources)
     threshold_line = (

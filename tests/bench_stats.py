@@ -11,6 +11,9 @@ import time
 import numpy as np
 
 from evaluators.statistics import metrics
+from evaluators.statistics.compare import holm
+from evaluators.statistics.metrics import auroc_statistic
+from evaluators.statistics.resampling import clusters
 
 
 def main() -> None:
@@ -30,17 +33,17 @@ def main() -> None:
     pairs = list(itertools.combinations(range(5), 2))
 
     begin = time.perf_counter()
-    c = metrics.clusters(truth, sources, resamples=args.resamples)
+    c = clusters(truth, sources, resamples=args.resamples)
     rates = metrics.rates(c, decided)
     found = [c.estimate(rates[name][i]) for name in rates for i in range(5)]  # with the intervals
     balanced = rates["balanced_accuracy"]
     found += [c.estimate(balanced[a] - balanced[b]) for a, b in pairs]
     right = decided == truth
     gains = np.stack([right[a].astype(float) - right[b] for a, b in pairs])
-    metrics.holm(list(metrics.sign_flip(c, gains, two_sided=True)))
+    holm(list(metrics.sign_flip(c, gains, two_sided=True)))
     family = time.perf_counter() - begin
     begin = time.perf_counter()
-    areas = [metrics.ranked(c, m) for m in margin]
+    areas = [auroc_statistic(c, m) for m in margin]
     found += [c.estimate(a) for a in areas]
     found += [c.estimate(areas[a] - areas[b]) for a, b in pairs]
     auc = time.perf_counter() - begin

@@ -13,9 +13,10 @@ import soundfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from evaluators.clips import NEEDED, read_manifest
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import NEEDED, read_manifest
+from evaluators.prompts import read_prompts
+from evaluators.tasks import SPEECH_TASK
 
 LABELS = SPEECH_TASK.labels
 ROOT = Path(__file__).resolve().parent.parent

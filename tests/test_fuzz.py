@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.building.recordings import read_rttm
-from evaluators.clips import NEEDED, read_manifest
 from evaluators.errors import UserError
-from evaluators.prompts import SPEECH_TASK, Prompt, read_prompts
+from evaluators.manifest import NEEDED, read_manifest
+from evaluators.prompts import Prompt, read_prompts
+from evaluators.tasks import SPEECH_TASK
 from opro.proposers.lm_proposer import parse, refuse
 from opro.search.history import Candidate, History
 

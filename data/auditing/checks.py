@@ -15,17 +15,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from evaluators.audio import RATE, Wave, load
-from evaluators.clips import (
-    SPLITS,
-    Clip,
-    check_unheard,
-    heard_sources,
-    manifest_path,
-    read_manifest,
-    read_registry,
-    verify,
-)
+from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
+from evaluators.manifest import SPLITS, manifest_path, read_manifest, verify
+from evaluators.splits import check_trained_on, read_registry, trained_sources
 
 from ..building.cues import LIMIT, shortcut_accuracy
 from ..building.recordings import read_table
@@ -185,10 +178,10 @@ def check_heard(audit: Audit, checkpoint: str) -> None:
     from evaluators.audio_lm.checkpoint import open_checkpoint
 
     stored = open_checkpoint(checkpoint).trained_on
-    heard = heard_sources(checkpoint, stored, audit.manifest, None, ())
+    heard = trained_sources(checkpoint, stored, audit.manifest, None, ())
     judged = [c for c in audit.clips if c.split != "train"]
     try:
-        for text in check_unheard(judged, heard, checkpoint):
+        for text in check_trained_on(judged, heard, checkpoint):
             audit.add(False, text)
     except LeakError as error:
         ids = [c.clip_id for c in judged if c.source_id in (heard or ())]

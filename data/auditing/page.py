@@ -7,8 +7,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from evaluators.audio import load
-from evaluators.clips import SPLITS
 from evaluators.files import shipped, write_text
+from evaluators.manifest import SPLITS
 from opro.results import figures
 
 from .checks import Audit, Measures

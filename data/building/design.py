@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluators.clips import SPLITS
 from evaluators.errors import UserError
+from evaluators.manifest import SPLITS
 
 from .recipe import Design, Factorial, Variants
 from .recordings import Recording

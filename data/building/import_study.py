@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.audio import load
-from evaluators.clips import Registry, load_registry, registry_path, write_registry
 from evaluators.errors import UserError
+from evaluators.splits import Registry, load_registry, registry_path, write_registry
 
 from .design import split_of
 from .recipe import Import

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from evaluators.clips import SPLITS
 from evaluators.errors import UserError
 from evaluators.files import read_yaml, shipped
+from evaluators.manifest import SPLITS
 
 from .recordings import CATEGORIES, Collection
 from .rooms import BANDS

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from evaluators.audio import RATE, Wave, add_noise, coloured_noise, frame_power, load, normalise
-from evaluators.clips import Registry, write_registry
 from evaluators.detectors.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
 from evaluators.files import read_yaml
+from evaluators.splits import Registry, write_registry
 
 from ..building.attribution import write_attribution
 from ..building.cues import cues

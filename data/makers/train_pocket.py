@@ -30,15 +30,11 @@ from torch import Tensor
 
 from evaluators.audio import PEAK, RATE, load
 from evaluators.audio_lm.decoder import encode_audio
-from evaluators.clips import Registry, read_manifest, read_registry, write_registry
 from evaluators.files import shipped
-from evaluators.prompts import (
-    SPEECH_TASK,
-    after_audio,
-    before_audio,
-    encode,
-    read_prompts,
-)
+from evaluators.manifest import read_manifest
+from evaluators.prompts import after_audio, before_audio, encode, read_prompts
+from evaluators.splits import Registry, read_registry, write_registry
+from evaluators.tasks import SPEECH_TASK
 
 from . import grammar
 

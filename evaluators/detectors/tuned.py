@@ -13,6 +13,7 @@ from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.prompts import Prompt
 from evaluators.statistics import calibration, metrics
+from evaluators.statistics.calibration import fit_bias
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def fit(
     raw = np.array(rows)
 
     def found(v: int) -> tuple[float, float]:
-        bias = metrics.fit_bias(truth, raw[:, v])
+        bias = fit_bias(truth, raw[:, v])
         return metrics.balanced_accuracy(truth, np.where(raw[:, v] + bias > 0, 0, 1) == truth), bias
 
     scores = [found(v) for v in range(raw.shape[1])]

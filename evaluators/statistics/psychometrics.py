@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from evaluators.statistics import metrics
-from evaluators.statistics.metrics import Floats, Ints
+from evaluators.statistics.compare import resample
+from evaluators.statistics.metrics import Floats
+from evaluators.statistics.resampling import percentile_bounds
+from evaluators.targets import Predictions
 
 MIN_LEVELS = 3
 MOST_GUESSED = 0.9  # false-alarm rate
@@ -171,7 +173,7 @@ class Psychometric:
     def band(self, level: Floats, alpha: float = 0.025) -> tuple[Floats, Floats]:
         """Bounds of the hit rate at ``[level]``."""
         rate = self.draws.hit_rate(self.axis(level))
-        bounds = [metrics.expanded(rate[:, i], self.sources, alpha) for i in range(rate.shape[1])]
+        bounds = [percentile_bounds(rate[:, i], self.sources, alpha) for i in range(rate.shape[1])]
         return np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds])
 
 
@@ -183,9 +185,7 @@ def axis(unit: str, level: Floats) -> Floats:
 def psychometric(
     unit: str,
     level: Floats,
-    truth: Ints,
-    decided: Ints,
-    sources: Sequence[str],
+    said: Predictions,
     *,
     shares: Sequence[float] = (0.5, 0.75, 0.9),
     resamples: int = 2000,
@@ -195,18 +195,19 @@ def psychometric(
 
     Args:
         level: ``[clip]`` in `unit`; NaN (a clip without SNR) is left out.
-        truth: ``[clip]``, 0 is the label to be detected.
+        said: Decisions; label 0 is to be detected.
 
     Returns:
         None where fewer than three levels hold clips of the first label, there are no others, or nine tenths of them
         are answered with the first label, which leaves nothing to tell detection by.
     """
     known = ~np.isnan(level)
+    truth, decided = said.targets.truth, said.decided
     positive = known & (truth == 0)
     levels = np.unique(level[positive])
     if len(levels) < MIN_LEVELS or not (known & (truth != 0)).any():
         return None
-    c = metrics.clusters(truth[known], np.asarray(sources)[known], resamples=resamples, seed=seed)
+    c = resample(said.targets.take(known), resamples=resamples, seed=seed)
     level, truth, decided = level[known], truth[known], decided[known]
     at = (level == levels[:, None]) & (truth == 0)  # [level, clip]
     hit, trial = c.totals(at & (decided == 0)), c.totals(at)  # [level, source]

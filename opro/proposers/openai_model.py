@@ -1,16 +1,14 @@
-"""Language models that propose prompts: an OpenAI-compatible endpoint, or a transformers model in this process."""
+"""A language model behind an OpenAI-compatible endpoint."""
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evaluators.errors import PauseError, UserError
+from evaluators.errors import PauseError
+from opro.proposers.language_model import Message, Reply, SpentError, most_tokens
 
 log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
@@ -18,91 +16,6 @@ LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 TIMEOUT_S = 300.0
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
 LARGEST_BODY = 32 * 2**20  # bytes of a reply that are read at all
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a chat; role is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back. `cost` is in US dollars, None if unknown; `finish` the server's reason for stopping."""
-
-    text: str
-    tokens_in: int
-    tokens_out: int
-    cost: float | None
-    model: str
-    finish: str
-
-
-class LanguageModel(Protocol):
-    """Answers a chat. Raises PauseError when it cannot, after the retries that make sense."""
-
-    name: str
-
-    def __call__(
-        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
-    ) -> Reply:
-        """One reply of at most so many tokens."""
-
-
-@dataclass
-class Ledger:
-    """Calls, tokens and cost of a run, with the limits on them. Restored from the run's proposals on resume."""
-
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    prices: tuple[float, float] | None = None  # US dollars per million tokens in and out
-    refused: int = 0  # proposals that could not be used
-    lost: int = 0  # calls that may have been charged though no reply came
-    calls: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
-
-    def add(self, reply: Reply) -> None:
-        """Counts a reply."""
-        self.calls += 1
-        self.tokens_in += reply.tokens_in
-        self.tokens_out += reply.tokens_out
-        self.cost += reply.cost or 0.0
-
-    def lose(self, tokens_in: int, tokens_out: int) -> float:
-        """Counts a call whose reply never came, at its worst case, since the server may charge it. Returns its cost."""
-        cost = self._cost(tokens_in, tokens_out)
-        self.lost += 1
-        self.tokens_in += tokens_in
-        self.tokens_out += tokens_out
-        self.cost += cost
-        return cost
-
-    def spent(self, tokens_in: int, tokens_out: int) -> str:
-        """Why no further call may be made, or an empty string. Assumes that the next one costs so much."""
-        total = self.tokens_in + self.tokens_out
-        if self.max_tokens is not None and total + tokens_in + tokens_out > self.max_tokens:
-            return f"--max-tokens {self.max_tokens} leaves no room for another call ({total} spent)"
-        worst = self._cost(tokens_in, tokens_out)
-        if self.max_cost is not None and (
-            self.cost >= self.max_cost or self.cost + worst > self.max_cost
-        ):
-            return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
-        return ""
-
-    def _cost(self, tokens_in: int, tokens_out: int) -> float:
-        if self.prices is not None:
-            return (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
-        return 2 * self.cost / self.calls if self.calls else 0.0
-
-
-def most_tokens(text: str) -> int:
-    """What a text may cost at most: three ASCII characters a token in ordinary text, two tokens for any other one."""
-    plain = sum(map(str.isascii, text))
-    return plain // 3 + 1 + 2 * (len(text) - plain)
 
 
 class OpenAIModel:
@@ -275,113 +188,9 @@ class OpenAIModel:
         return str(error) if isinstance(error, _BadReplyError) else type(error).__name__
 
 
-class SpentError(Exception):
-    """Another try might cost more than is allowed."""
-
-
 class _BadReplyError(Exception):
     """A reply that is no chat completion."""
 
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
-
-
-class LocalModel:
-    """A transformers chat model in this process: a directory with its weights in safetensors."""
-
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.name = str(folder)
-        self._folder = folder
-        self._seed = seed
-        self._loaded: Any = None
-
-    def __call__(
-        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
-    ) -> Reply:
-        """See `LanguageModel`. Sampling is seeded by the conversation, so a resumed run gets the same reply."""
-        import hashlib
-
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        if self._loaded is None:
-            model = AutoModelForCausalLM.from_pretrained(self._folder, use_safetensors=True)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._loaded = AutoTokenizer.from_pretrained(self._folder), model.to(device).eval()
-        tokenizer, model = self._loaded
-        chat = [{"role": m.role, "content": m.content} for m in messages]
-        ids = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(model.device)
-        digest = hashlib.sha256(f"{self._seed}|{messages!r}|{temperature}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:4], "big"))
-        with torch.inference_mode():
-            out = model.generate(
-                **ids,
-                max_new_tokens=max_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-            )
-        new = out[0, ids["input_ids"].shape[1] :]
-        return Reply(
-            tokenizer.decode(new, skip_special_tokens=True),
-            int(ids["input_ids"].shape[1]),
-            len(new),
-            0.0,
-            self.name,
-            "stop",
-        )
-
-
-def connect(
-    model: str | None, base_url: str | None, seed: int, max_cost: float | None
-) -> LanguageModel | None:
-    """The language model that flags and environment ask for, or None when none is configured.
-
-    Raises:
-        UserError: An endpoint without a model name, or `max_cost` without a way to know the cost.
-    """
-    if model and Path(model).is_dir():
-        if not (Path(model) / "config.json").is_file():
-            raise UserError(
-                f"--lm-model {model!r} is a directory without config.json; expected a transformers"
-                " model or a model name"
-            )
-        return LocalModel(Path(model), seed)
-    url = base_url or os.environ.get("OPENAI_BASE_URL")
-    if not url and not os.environ.get("OPENAI_API_KEY"):
-        if model:
-            raise UserError(
-                f"--lm-model {model!r} is no directory and no endpoint is configured; set"
-                " OPENAI_API_KEY, or give --lm-base-url"
-            )
-        return None
-    if not model:
-        raise UserError(
-            "an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter"
-            " to do without"
-        )
-    prices = _prices()
-    if max_cost is not None and prices is None and "openrouter" not in (url or ""):
-        raise UserError(
-            "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or"
-            " use --max-tokens"
-        )
-    return OpenAIModel(model, url, prices)
-
-
-def _prices() -> tuple[float, float] | None:
-    text = os.environ.get("OPRO_LM_PRICES")
-    if not text:
-        return None
-    try:
-        price_in, price_out = (float(part) for part in text.split(","))
-        if not (0 <= price_in < math.inf and 0 <= price_out < math.inf):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in"
-            " and out, like 0.15,0.60"
-        ) from None
-    return price_in, price_out

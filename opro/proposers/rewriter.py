@@ -15,13 +15,15 @@ import numpy as np
 from evaluators.errors import UserError
 from evaluators.files import read_yaml, shipped
 from evaluators.orders import find_options
-from evaluators.prompts import Prompt, Task
+from evaluators.prompts import Prompt
+from evaluators.tasks import Task
 from opro.proposers import surrogate
-from opro.search.history import Candidate, History
+from opro.search.history import Candidate
+from opro.search.proposer import SearchView
 
 BANKS = shipped("prompts/rewriter")  # fragments by task
-POOL = 10  # proposals for each that is wanted, of which the surrogate picks
-LEARNED = 400  # prompts that the surrogate learns from, more or less
+PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surrogate picks
+MAX_PAST = 400  # prompts that the surrogate learns from, more or less
 PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
@@ -97,51 +99,45 @@ class Rewriter:
                 f" {sorted(KEYS)}"
             )
 
-    def propose(self, history: History, n: int, iteration: int) -> list[Candidate]:
-        """`n` new prompts, fewer only when nothing new can be made. Depends on earlier iterations alone."""
-        rng = random.Random(f"{self.seed}|{iteration}|{self.learn}")
-        past = [
-            t
-            for t in history.scored
-            if t.iteration < iteration and (self.learn or t.iteration == 0)
-        ]
+    def propose(self, view: SearchView, n: int) -> list[Candidate]:
+        """See `Proposer`; fewer than `n` only when nothing new can be made."""
+        rng = random.Random(f"{self.seed}|{view.iteration}|{self.learn}")
+        past = [t for t in view.scored if self.learn or t.iteration == 0]
         if not past:
             return []
-        parents = [t.candidate.prompt for t in (past[:PARENTS] if self.learn else past)]
-        known = {t.candidate.prompt.digest for t in history.trials if t.iteration < iteration}
+        parents = [t.prompt for t in (past[:PARENTS] if self.learn else past)]
+        known = {t.prompt.digest for t in view.trials}
         out: list[Candidate] = []
-        size = n * POOL if self.learn else n
-        # At first far from the seeds, later near to the best.
-        far = 1 / iteration if self.learn else 0.0
+        size = n * PROPOSALS_PER_PICK if self.learn else n
+        # At first far from the seed prompts, later near to the best.
+        redraw_share = 1 / view.iteration if self.learn else 0.0
         for _ in range(200 * n):
             if len(out) == size:
                 break
-            candidate = self.rewrite(parents, rng, far)
+            candidate = self.rewrite(parents, rng, redraw_share)
             if candidate is not None and candidate.prompt.digest not in known:
                 known.add(candidate.prompt.digest)
                 out.append(candidate)
         if len(out) <= n:
             return out
-        # The best, and some of the others: with all that a long search has tried, its iterations would grow.
-        told = past[: LEARNED // 2] + past[LEARNED // 2 :][:: 1 + 2 * len(past) // LEARNED]
+        # The best and some others: using every past trial would make iterations slower in a long search.
+        told = past[: MAX_PAST // 2] + past[MAX_PAST // 2 :][:: 1 + 2 * len(past) // MAX_PAST]
         chosen = surrogate.pick(
-            [t.candidate.prompt for t in told],
-            [t.reward or 0.0 for t in told],
-            [t.sd for t in told],
+            [(t.prompt, t.reward, t.outcome.sd if t.outcome else 0.0) for t in told],
             [c.prompt for c in out],
             n,
-            np.random.default_rng([self.seed, iteration]),
+            np.random.default_rng([self.seed, view.iteration]),
         )
         return [out[i] for i in chosen]
 
     def rewrite(
-        self, parents: Sequence[Prompt], rng: random.Random, far: float = 0.0
+        self, parents: Sequence[Prompt], rng: random.Random, redraw_share: float = 0.0
     ) -> Candidate | None:
         """One prompt made from a parent, the better ones likelier, or None when this parent cannot be edited.
 
         Args:
             parents: Best first.
-            far: How often about half of its parts are drawn anew, instead of one to three edits.
+            redraw_share: How often about half of its parts are drawn anew, instead of one to three edits.
         """
         weights = [2.0**-i for i in range(len(parents))] if self.learn else [1.0] * len(parents)
         parent = rng.choices(parents, weights)[0]
@@ -150,7 +146,7 @@ class Rewriter:
             return None
         if not self.bank:
             operators = rng.choices(LAYOUT, k=rng.choice(EDITS))
-        elif rng.random() < far:
+        elif rng.random() < redraw_share:
             operators = [name for name in DRAWN if rng.random() < 0.6]
         else:
             operators = rng.choices(list(_OPERATORS), k=rng.choice(EDITS))

@@ -1,67 +1,70 @@
-"""Prompts that other runs found good, as candidates of a new one: what suits one checkpoint often suits the next."""
+"""Prompts that other runs found good are tried first: what suits one checkpoint often suits the next."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from evaluators.clips import Clip
-from evaluators.errors import LeakError, UserError
-from opro.search.history import Candidate, History
+from evaluators.clips import ClipSet
+from evaluators.errors import LeakError
+from opro.proposers.replies import dedup_key
+from opro.search.history import Candidate, Trial
+from opro.search.proposer import Proposer, SearchView
 
 
-def shared_candidates(
-    folders: str | None, labels: Sequence[str], fresh: Sequence[Clip], count: int
-) -> list[Candidate]:
-    """The best prompts of runs by their search halves, in turns, at most `count`.
+@dataclass(frozen=True)
+class PastRun:
+    """Another run.
 
-    A run's choice on fresh clips is not looked at: those clips are to judge here too.
-
-    Args:
-        folders: Run folders with commas between, or None.
-        fresh: Clips that will judge; no run may have searched on their sources.
-    Raises:
-        UserError: A folder is no run.
-        LeakError: A run has searched on a source of `fresh`.
+    Attributes:
+        trials: Its best by its search half, best first. Its choice on the holdout is not looked at: the same clips
+            decide here, too.
+        sources: Of the clips that these trials were scored on.
     """
-    if not folders:
-        return []
-    judges = {c.source_id for c in fresh}
-    lists: list[list[Candidate]] = []
-    for name in folders.split(","):
-        folder = Path(name.strip())
-        if not (folder / "trials.jsonl").is_file():
-            raise UserError(
-                f"--share {str(folder)!r} is no run folder: it holds no trials.jsonl; expected folders of"
-                " finished or interrupted searches, with commas between"
+
+    name: str
+    trials: Sequence[Trial]
+    sources: frozenset[str]
+
+
+def shared_candidates(runs: Sequence[PastRun], holdout: ClipSet, count: int) -> list[Candidate]:
+    """The best prompts of other runs, in turns, at most `count`.
+
+    Raises:
+        LeakError: A run has searched on a source of the holdout.
+    """
+    held_out = {c.source_id for c in holdout}
+    for run in runs:
+        both = sorted(run.sources & held_out)
+        if both:
+            raise LeakError(
+                f"--share {run.name!r} searched on source {both[0]!r}, which the holdout here holds; share runs of"
+                " the same manifest and split"
             )
-        history = History(folder / "trials.jsonl", labels)
-        found = []
-        for trial in history.scored[:count]:
-            path = folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv"
-            _check_unheard(path, judges, folder)
-            origin = f"shared:{folder.name}"
-            found.append(Candidate(trial.candidate.prompt, origin, trial.candidate.parents))
-        lists.append(found)
     out: dict[str, Candidate] = {}
     for place in range(count):
-        for found in lists:
-            if place < len(found) and len(out) < count:
-                out.setdefault(found[place].prompt.digest, found[place])
+        for run in runs:
+            if place < len(run.trials) and len(out) < count:
+                one = run.trials[place].candidate
+                out.setdefault(one.prompt.digest, replace(one, origin=f"shared:{run.name}"))
     return list(out.values())
 
 
-def _check_unheard(path: Path, judges: set[str], folder: Path) -> None:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            sources = {row["source_id"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, csv.Error) as error:
-        raise UserError(
-            f"--share {str(folder)!r}: {path.name} of its scores cannot be read ({type(error).__name__}: {error}), so"
-            " it is unknown which clips it searched on"
-        ) from None
-    both = sources & judges
-    if both:
-        raise LeakError(
-            f"--share {str(folder)!r} searched on source {sorted(both)[0]!r}, which is to judge here; share runs of the"
-            " same manifest and split"
-        )
+class Shared:
+    """Shared candidates take at most half of the places of the first round.
+
+    Args:
+        proposer: Makes all other candidates.
+        candidates: Best first.
+    """
+
+    def __init__(self, proposer: Proposer, candidates: Sequence[Candidate]) -> None:
+        self.name, self.proposer, self.candidates = proposer.name, proposer, candidates
+
+    def propose(self, view: SearchView, n: int) -> list[Candidate]:
+        """See `Proposer`."""
+        if view.iteration != 1:
+            return self.proposer.propose(view, n)
+        known = {dedup_key(t.prompt) for t in view.trials}
+        first = [c for c in self.candidates if dedup_key(c.prompt) not in known][: (n + 1) // 2]
+        known = {dedup_key(c.prompt) for c in first}
+        rest = self.proposer.propose(view, n - len(first)) if len(first) < n else []
+        return [*first, *(c for c in rest if dedup_key(c.prompt) not in known)]

@@ -1,4 +1,4 @@
-"""Guesses what a prompt would score from its words alone, to choose which proposals are worth hearing.
+"""The surrogate: guesses from its words alone what a prompt would score, to choose which proposals to score.
 
 After HbBoPs (arXiv 2412.07820), with a kernel that needs no model: a Gaussian process whose kernel is the square of the
 share of words and word pairs that two prompts have in common.
@@ -25,15 +25,18 @@ def words_of(prompt: Prompt) -> frozenset[str]:
 
 
 def pick(
-    past: Sequence[Prompt],
-    rewards: Sequence[float],
-    sds: Sequence[float],
+    past: Sequence[tuple[Prompt, float, float]],
     pool: Sequence[Prompt],
     count: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Indices of `count` of the pool by Thompson sampling: each the best of one draw from the posterior."""
-    texts = [words_of(p) for p in [*past, *pool]]
+    """Indices of `count` of the pool by Thompson sampling: each the best of one draw from the posterior.
+
+    Args:
+        past: Prompts with their rewards and the standard deviations of these.
+    """
+    rewards, sds = [reward for _, reward, _ in past], [sd for _, _, sd in past]
+    texts = [words_of(p) for p in [*(prompt for prompt, _, _ in past), *pool]]
     shared = _kernel(texts)
     n = len(past)
     noise = NOISE**2 + np.square(sds)

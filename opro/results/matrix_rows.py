@@ -1,41 +1,57 @@
-"""The matrix as people read it."""
+"""The matrix: the codes of its rows in the published comparison, and the sheet that people read."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from opro.results.table import percent
+from opro.results.sheet import Column, Sheet, percent
 
-HEAD = (
-    "row",
-    "model",
-    "fine-tuning",
-    "data",
-    "prompt",
-    "balanced accuracy",
-    "difference",
-    "p (Holm)",
+MASKED_ALL = 1000  # clips from which on a LoRA is the matrix' row B3
+COLUMNS = (
+    Column("row", 6, text=True),
+    Column("model", text=True),
+    Column("fine-tuning", 1, text=True),
+    Column("data", 1, text=True),
+    Column("prompt", text=True),
+    Column("balanced accuracy"),
+    Column("difference"),
+    Column("p (Holm)", 8),
+    Column("threshold on dev", 5),
+    Column("hits", 7),
+    Column("false alarms", 7),
+    Column("AUROC", 4),
+    Column("ECE, calibrated", 2),
+    Column("silence", 3),
+    Column("shuffled", 3),
+    Column("ms single", 0),
+    Column("ms batch", 2),
 )
-HEAD += (
-    "threshold on dev",
-    "hits",
-    "false alarms",
-    "AUROC",
-    "ECE, calibrated",
-    "silence",
-    "shuffled",
-)
-HEAD += ("ms single", "ms batch")
 
 
-def cells(result: dict[str, Any]) -> list[list[str]]:
-    """The table that people read; `HEAD` names its columns."""
+def row_code(about: Mapping[str, Any], baseline: bool, searched: bool) -> str:
+    """The row's name in the published matrix, where it has one; two where a search kept the baseline.
+
+    Args:
+        about: From `opro.matrix`: fine-tuning, loss, clips, omni.
+    """
+    if about["finetuning"] == "none":
+        names = ("", "C1") if about["omni"] else ("A1", "A2")
+    elif about["loss"] == "answer" and about["clips"] >= MASKED_ALL:
+        names = ("B3", "B4")
+    else:
+        names = ("B1" if about["loss"] == "full" else "B2", "")
+    return " = ".join(
+        n for n, is_it in zip(names, (baseline, searched), strict=True) if n and is_it
+    )
+
+
+def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
+    """The rows of matrix.json as people read them."""
     body = []
     for r in result["rows"]:
-        d = r["difference"]
-        fitted = r.get("calibrated")
+        gain, took = r["difference"], r["latency"]
         ece = "" if r["ece"] is None else f"{r['ece']['value']:.3f}"
-        if fitted:
-            ece += f", {fitted['ece']['value']:.3f}"
-        took = r["latency"]
+        if r.get("calibrated"):
+            ece += f", {r['calibrated']['ece']['value']:.3f}"
         body.append(
             [
                 r["row"],
@@ -44,8 +60,8 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
                 r["data"],
                 r["prompt"],
                 percent(r["balanced_accuracy"]),
-                "reference" if d is None else percent(d, signed=True),
-                "" if d is None else f"{d['p_holm']:.4f}",
+                "reference" if gain is None else percent(gain, signed=True),
+                "" if gain is None else f"{gain['p_holm']:.4f}",
                 percent(r.get("threshold_on_dev")),
                 f"{100 * r['hit_rate']['value']:.0f}",
                 f"{100 * r['false_alarm_rate']['value']:.0f}",
@@ -56,4 +72,8 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
                 f"{took['decode'] + took['features'] + took['batch']:.1f}",
             ]
         )
-    return body
+    title = (
+        f"{result['split']}: {result['clips']} clips of {result['sources']} sources, 95 % intervals"
+        " over sources"
+    )
+    return Sheet(title, COLUMNS, body)

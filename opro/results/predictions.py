@@ -1,65 +1,85 @@
 """Files of predictions: one row a clip, with what was right, what was decided and how sure."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.errors import UserError
 from evaluators.files import csv_text, write_text
+from evaluators.targets import SLICES, Predictions, Targets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
     import pandas as pd
-
-    from evaluators.statistics.describe import Judgements
 
 COLUMNS = ("clip_id", "source_id", "label", "predicted", "score")
 LOGP = "logp_"
 
 
-def read_predictions(
-    path: Path, positive: str, names: dict[str, str], slices: "Sequence[str] | None" = None
-) -> "Judgements":
-    """The judgements in a file.
+class _Table:
+    """A CSV file of predictions, with the names that its columns go by."""
 
-    Raises:
-        UserError: With file, row and what was expected.
-    """
-    import numpy as np
+    def __init__(self, path: Path, names: dict[str, str]) -> None:
+        self.path, self.names, self.frame = path, names, _read(path)
 
-    from evaluators.statistics import calibration
-    from evaluators.statistics.describe import SLICES, Judgements
-
-    frame = _read(path)
-
-    def column(name: str) -> "pd.Series[str] | None":
-        found = names.get(name, name)
-        if found in frame:
-            return frame[found].str.strip()
-        if name in names:
-            raise UserError(f"{path}: no column {found!r}; there are {', '.join(frame.columns)}")
+    def column(self, name: str) -> "pd.Series[str] | None":
+        """A column's text, None where it is not there and was not named."""
+        found = self.names.get(name, name)
+        if found in self.frame:
+            return self.frame[found].str.strip()
+        if name in self.names:
+            raise UserError(
+                f"{self.path}: no column {found!r}; there are {', '.join(self.frame.columns)}"
+            )
         return None
 
-    def needed(name: str, what: str) -> "pd.Series[str]":
-        found = column(name)
+    def needed(self, name: str, what: str) -> "pd.Series[str]":
+        """A column that must be there."""
+        found = self.column(name)
         if found is None:
             raise UserError(
-                f"{path}: no column {name!r} ({what}); there are {', '.join(frame.columns)}; name"
+                f"{self.path}: no column {name!r} ({what}); there are {', '.join(self.frame.columns)}; name"
                 f" it with --map {name}=COLUMN"
             )
         return found
 
-    truth_text = needed("label", "the right label")
-    labels = _labels(path, truth_text, positive)
-    sources = needed(
+
+def read_predictions(
+    path: Path,
+    positive: str,
+    names: dict[str, str] | None = None,
+    slices: Sequence[str] | None = None,
+) -> Predictions:
+    """The predictions in a file, named by its path.
+
+    Args:
+        positive: The label that is to be detected.
+        names: Column -> what it is called in the file.
+        slices: Columns to slice by; None: those of `SLICES` that are there.
+    Raises:
+        UserError: With file, row and what was expected.
+    """
+    table = _Table(path, names or {})
+    targets = _targets(table, positive, slices)
+    decided, probability, score = _said(table, targets.labels)
+    return Predictions(str(path), targets, decided, probability, score)
+
+
+def _targets(table: _Table, positive: str, slices: Sequence[str] | None) -> Targets:
+    path = table.path
+    truth = table.needed("label", "the right label")
+    labels = _labels(path, truth, positive)
+    sources = table.needed(
         "source_id",
         "the recording, speaker or upload of a clip, which intervals resample; clip_id where every"
         " clip has its own",
     )
-    ids = column("clip_id")
+    ids = table.column("clip_id")
     if ids is None:
-        ids = frame.index.astype(str).to_series()
+        ids = table.frame.index.astype(str).to_series()
     for name, values in (("source_id", sources), ("clip_id", ids)):
         if (values == "").any():
             raise UserError(f"{path}:{_line(values == '')}: {name} is empty")
@@ -68,19 +88,36 @@ def read_predictions(
             f"{path}:{_line(ids.duplicated())}: clip_id {ids[ids.duplicated()].iloc[0]!r} stands in"
             " two rows; each clip needs one"
         )
-    truth = np.array([labels.index(v) for v in truth_text])
-    logp = {v: column(LOGP + v) for v in labels}
-    score_text, predicted = column("score"), column("predicted")
+    found = {}
+    for name in SLICES if slices is None else slices:
+        values = table.column(name)
+        if values is None and slices is not None:
+            table.needed(name, "to slice by")
+        if values is not None:
+            found[name] = _plain(values)
+    return Targets(
+        labels,
+        tuple(ids),
+        np.array([labels.index(v) for v in truth]),
+        np.array(list(sources), dtype=np.str_),
+        found,
+    )
+
+
+def _said(table: _Table, labels: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """(decided, probability, score) as far as the file tells them."""
+    path, positive = table.path, labels[0]
+    logp = {v: table.column(LOGP + v) for v in labels}
+    score_text, predicted = table.column("score"), table.column("predicted")
     probability = score = decided = None
     if any(v is not None for v in logp.values()):
         missing = [v for v in labels if logp[v] is None]
         if missing:
             raise UserError(f"{path}: no column {LOGP + missing[0]!r}; each label needs one")
-        table = np.stack([_numbers(path, LOGP + v, s) for v, s in logp.items()], axis=-1)  # type: ignore[arg-type]
-        from evaluators.statistics import metrics
-
-        score, decided = metrics.margins(table), metrics.decide(table)
-        probability = calibration.probability(score)
+        values = [_numbers(path, LOGP + v, s) for v, s in logp.items() if s is not None]
+        both = np.stack(values, axis=-1)
+        score, decided = log_odds(both), decide(both)
+        probability = sigmoid(score)
     elif score_text is not None:
         score = _numbers(path, "score", score_text)
         if ((score >= 0) & (score <= 1)).all():
@@ -100,15 +137,7 @@ def read_predictions(
             f"{path}: no column says what was decided: give predicted, {LOGP}LABEL for each label, or"
             f" score as the probability of {positive} (0 to 1)"
         )
-    wanted = SLICES if slices is None else tuple(slices)
-    found = {}
-    for name in wanted:
-        values = column(name)
-        if values is None and slices is not None:
-            needed(name, "to slice by")
-        if values is not None:
-            found[name] = _plain(values)
-    return Judgements(labels, tuple(ids), tuple(sources), truth, decided, probability, score, found)
+    return decided, probability, score
 
 
 def _read(path: Path) -> "pd.DataFrame":
@@ -157,8 +186,7 @@ def _labels(path: Path, text: "pd.Series[str]", positive: str) -> tuple[str, ...
     return (positive, *(v for v in found if v != positive))
 
 
-def _numbers(path: Path, name: str, text: "pd.Series[str]") -> "np.ndarray[Any, Any]":
-    import numpy as np
+def _numbers(path: Path, name: str, text: "pd.Series[str]") -> np.ndarray[Any, Any]:
     import pandas as pd
 
     out = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
@@ -168,9 +196,8 @@ def _numbers(path: Path, name: str, text: "pd.Series[str]") -> "np.ndarray[Any, 
     return out
 
 
-def _plain(values: "pd.Series[str]") -> "np.ndarray[Any, Any]":
+def _plain(values: "pd.Series[str]") -> np.ndarray[Any, Any]:
     """Numbers written alike (200.0 as 200), so that equal values are one slice."""
-    import numpy as np
 
     def one(text: str) -> str:
         try:
@@ -181,51 +208,46 @@ def _plain(values: "pd.Series[str]") -> "np.ndarray[Any, Any]":
     return np.array([one(v) for v in values])
 
 
-def joined(first: tuple[str, "Judgements"], other: tuple[str, "Judgements"]) -> "Judgements":
-    """The other file's judgements in the order of the first's clips."""
-    import dataclasses
+def joined(first: Predictions, other: Predictions) -> Predictions:
+    """The other file's predictions in the order of the first's clips.
 
-    import numpy as np
-
-    (name_a, a), (name_b, b) = first, other
+    Raises:
+        UserError: They do not hold the same clips, or say different things of them.
+    """
+    a, b = first.targets, other.targets
     place = {clip: i for i, clip in enumerate(b.clip_ids)}
     lacking = [clip for clip in a.clip_ids if clip not in place]
     extra = set(b.clip_ids) - set(a.clip_ids)
     if lacking or extra:
         raise UserError(
-            f"{name_a} and {name_b} do not hold the same clips: {len(lacking)} are missing in the"
+            f"{first.name} and {other.name} do not hold the same clips: {len(lacking)} are missing in the"
             f" second, {len(extra)} in the first, such as {[*lacking, *sorted(extra)][0]!r}; compare"
             " the same clips"
         )
-    order = np.array([place[clip] for clip in a.clip_ids])
+    found = other.take(np.array([place[clip] for clip in a.clip_ids]))
+    b = found.targets
     for what, mine, theirs in (
-        ("label", [a.labels[i] for i in a.truth], [b.labels[i] for i in b.truth[order]]),
-        ("source_id", a.sources, [b.sources[i] for i in order]),
+        ("label", [a.labels[i] for i in a.truth], [b.labels[i] for i in b.truth]),
+        ("source_id", a.sources.tolist(), b.sources.tolist()),
     ):
         for clip, x, y in zip(a.clip_ids, mine, theirs, strict=True):
             if x != y:
-                raise UserError(f"clip {clip!r}: {what} is {x!r} in {name_a} and {y!r} in {name_b}")
-    return dataclasses.replace(
-        b,
-        clip_ids=a.clip_ids,
-        sources=a.sources,
-        truth=b.truth[order],
-        decided=b.decided[order],
-        probability=None if b.probability is None else b.probability[order],
-        score=None if b.score is None else b.score[order],
-        slices={name: values[order] for name, values in b.slices.items()},
-    )
+                raise UserError(
+                    f"clip {clip!r}: {what} is {x!r} in {first.name} and {y!r} in {other.name}"
+                )
+    return dataclasses.replace(found, targets=dataclasses.replace(b, clip_ids=a.clip_ids))
 
 
-def write_predictions(path: Path, j: "Judgements") -> None:
-    """Judgements as a file that `read_predictions` reads."""
-    rows: list[dict[str, Any]] = []
-    for i, clip in enumerate(j.clip_ids):
-        row: dict[str, Any] = {"clip_id": clip, "source_id": j.sources[i]}
-        row |= {"label": j.labels[j.truth[i]], "predicted": j.labels[j.decided[i]]}
-        if j.probability is not None:
-            row["score"] = round(float(j.probability[i]), 6)
-        rows.append(row | {name: number_or_text(v[i]) for name, v in j.slices.items()})
+def write_predictions(path: Path, said: Predictions) -> None:
+    """Predictions as a file that `read_predictions` reads."""
+    targets, rows = said.targets, []
+    for i, clip in enumerate(targets.clip_ids):
+        row: dict[str, Any] = {"clip_id": clip, "source_id": str(targets.sources[i])}
+        row["label"] = targets.labels[targets.truth[i]]
+        row["predicted"] = targets.labels[said.decided[i]]
+        if said.probability is not None:
+            row["score"] = round(float(said.probability[i]), 6)
+        rows.append(row | {name: number_or_text(v[i]) for name, v in targets.slices.items()})
     write_text(path, csv_text(rows, tuple(rows[0])))
 
 
@@ -234,4 +256,4 @@ def number_or_text(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return str(text)

@@ -1,88 +1,135 @@
 """Progress on stderr: a live line in a terminal, one line a trial elsewhere."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from opro.problem import Problem
 from opro.search.history import Trial
+from opro.settings import OptimizeSettings
+
+
+class TimeLeft(ProgressColumn):
+    """Time left at the mean rate since the first scores came, so that loading the model does not count."""
+
+    def render(self, task: Task) -> Text:
+        """The time left in words, once there is a rate."""
+        begin = task.fields["first_scored"]
+        done = task.completed - task.fields["skipped_by_then"]
+        if begin is None or task.elapsed is None or done <= 0 or not task.total:
+            return Text("-")
+        rate = done / max(1e-3, task.elapsed - begin)
+        return Text(spelled((task.total - task.completed) / rate))
+
+
+def spelled(seconds: float) -> str:
+    """A duration in words.
+
+    >>> spelled(40), spelled(300), spelled(9000)
+    ('40 s', '5 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
-    """Best so far, evals done, share from the cache, time left.
+    """Best so far, evals done, share from the cache, time left. A `opro.search.loop.Display`.
 
     Args:
-        total: Pairs that may be scored at most.
-        counts: An object with `requested` and `cached`, e.g. a CachedEvaluator.
-        iterations: For the title.
+        most: Evals that may be asked for at most.
     """
 
-    def __init__(self, total: int, counts: Any, iterations: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
+    def __init__(self, problem: Problem, settings: OptimizeSettings, most: int) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._counts = counts
-        self._iterations = iterations
-        self._progress = Progress(
+        self._evaluator = problem.evaluator
+        self._iterations = settings.iterations
+        self._orders = 2 if settings.swap else 1
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(None),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} evals"),
             TextColumn("{task.fields[cached]} cached"),
             TimeElapsedColumn(),
+            TimeLeft(),
             TextColumn("left"),
-            TimeRemainingColumn(),
             TextColumn("best {task.fields[best]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("starting", total=total, cached="-", best="-")
+        self._task = self._bar.add_task(
+            "starting", total=most, cached="-", best="-", first_scored=None, skipped_by_then=0
+        )
 
     def __enter__(self) -> "Progress":
-        self._progress.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
-    def iteration(self, number: int, stage: str) -> None:
+    def stage(self, iteration: int, name: str) -> None:
         """See `Display`."""
-        name = (
-            stage
-            if number in (0, self._iterations + 1)
-            else f"iteration {number}/{self._iterations} {stage}"
-        )
-        self._progress.update(self._task, description=name)
+        alone = iteration in (0, self._iterations + 1)
+        text = name if alone else f"iteration {iteration}/{self._iterations} {name}"
+        self._bar.update(self._task, description=text)
 
     def advance(self, scored: int, skipped: int) -> None:
         """See `Display`."""
-        task = self._progress.tasks[0]
-        share = self._counts.cached / self._counts.requested if self._counts.requested else 0.0
-        self._progress.update(
+        task = self._bar.tasks[0]
+        if scored and task.fields["first_scored"] is None:  # the first block came with loading
+            begin = {"first_scored": task.elapsed, "skipped_by_then": scored * self._orders}
+            self._bar.update(self._task, **begin)
+        self._bar.update(
             self._task,
-            advance=scored,
-            total=max(0.0, (task.total or 0) - skipped),
-            cached=f"{100 * share:.0f} %",
+            advance=scored * self._orders,
+            total=max(0.0, (task.total or 0) - skipped * self._orders),
+            cached=self._cached,
         )
 
     def told(self, trial: Trial, best: Trial | None) -> None:
         """See `Display`."""
-        if best is not None and best.reward is not None:
-            self._progress.update(self._task, best=f"{100 * best.reward:.1f} (#{best.number})")
+        shown = "-" if best is None else f"{100 * best.reward:.1f} (#{best.number})"
+        self._bar.update(self._task, best=shown)
         if self._console.is_terminal and best is not trial:
             return
         reward = (
-            "failed"
-            if trial.reward is None
-            else f"{100 * trial.reward:.1f}{' *' if trial.state == 'dropped' else ''}"
+            f"{100 * trial.reward:.1f}{' *' if trial.state == 'dropped' else ''}"
+            if trial.scored
+            else "failed"
         )
-        share = self._counts.cached / self._counts.requested if self._counts.requested else 0.0
-        shown = "-" if best is None else f"{100 * (best.reward or 0):.1f} (#{best.number})"
+        clips = trial.outcome.n_scored if trial.outcome else 0
         self._console.print(
-            f"trial {trial.number:3d}  reward {reward:7}  best {shown}  {trial.clips} clips "
-            f" {100 * share:.0f} % cached",
+            f"trial {trial.number:3d}  reward {reward:7}  best {shown}  {clips} clips "
+            f" {self._cached} cached",
             markup=False,
         )
+
+    @property
+    def _cached(self) -> str:
+        usage = self._evaluator.usage
+        return f"{100 * usage.cached / usage.requested:.0f} %" if usage.requested else "-"
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[object]:
+    """A live line that counts to `total` in a terminal, and is silent elsewhere. Yields a function of the step."""
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

@@ -1,34 +1,39 @@
-"""Run folders: what a run leaves on disk, and the checks when one is opened again."""
+"""Run folders: the only module that knows the files of a run, and the lock that keeps them to one process."""
 
 import contextlib
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluators.errors import UserError
-from evaluators.files import ROOT, append_line, dump_yaml, read_yaml, write_text
-from evaluators.prompts import TASKS, Prompt, read_prompts
+import filelock
+import numpy as np
+from numpy.typing import NDArray
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "openai",
-    "numpy",
-    "scipy",
-    "optuna",
-    "diskcache",
-)
-CACHE = ".cache"  # under the runs folder, shared by all runs
-OPENINGS = "test_openings.jsonl"
+from evaluators.classifier import Classifier, dump_classifiers, read_classifiers
+from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.files import csv_text, dump_yaml, read_yaml, write_json, write_text
+from evaluators.prompts import Prompt
+from evaluators.tasks import TASKS, Task
+from opro.results.predictions import write_predictions
+from opro.results.provenance import provenance
+from opro.results.summary import Summary, read_summary
+from opro.search.history import History, Trial
+from opro.search.select import Decision
+
+JOURNAL = "trials.jsonl"
+CONFIG = "config.yaml"
+PROPOSALS = "proposals.jsonl"
+SUMMARY = "summary.json"
+BEST = "best.yaml"
+LEADERBOARD = "leaderboard.csv"
+PROVENANCE = "provenance.json"
+STUDY = "optuna.log"
+LOG = "log.txt"
+SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
+HOLDOUT = Path(SCORES) / "fresh"  # per-clip predictions of baseline and finalists on the holdout
 
 
 @contextlib.contextmanager
@@ -38,8 +43,6 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: Another process has the run open, or it was started with other settings.
     """
-    import filelock
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock")
@@ -54,7 +57,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             " --runs-dir"
         ) from None
     try:
-        path = folder / "config.yaml"
+        path = folder / CONFIG
         if path.exists():
             before = read_yaml(path)
             for key in {*before, *config}:
@@ -70,109 +73,194 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         lock.release()
 
 
-def provenance(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Where and how this process runs: command, code, versions, machine. Nothing of the environment's secrets."""
-    return {
-        "argv": sys.argv,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git": _git(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        **extra,
-    }
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk.
 
+    Attributes:
+        config: Its settings as plain data, of any version: `get` what a later version added.
+        task: What it decides.
+        history: Its journal, replayed.
+    """
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    path: Path
+    config: Mapping[str, Any]
+    task: Task
+    history: History
 
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, config: Mapping[str, Any]) -> "Iterator[RunFolder]":
+        """The folder of a run that begins, goes on or has ended, alone until the block ends."""
+        with open_run(path, config):
+            yield cls._of(path, config, repair=True)
 
-def _git() -> dict[str, Any] | None:
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-        dirty = bool(
-            subprocess.run(
-                ["git", "status", "--porcelain"],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
+    @classmethod
+    def read(cls, path: Path, flag: str = "") -> "RunFolder":
+        """A run folder of any age; nothing is written.
+
+        Args:
+            flag: That named it, for the sentence when it is no run folder.
+        Raises:
+            UserError: It is no run folder, or its files are damaged.
+        """
+        if not (path / JOURNAL).is_file():
+            raise UserError(f"{flag}{str(path)!r} is no run folder: it holds no {JOURNAL}")
+        config = read_yaml(path / CONFIG)
+        if (
+            not isinstance(config, dict)
+            or config.get("task") not in TASKS
+            or "checkpoint" not in config
+        ):
+            raise UserError(f"{path / CONFIG}: no settings of a run; restore the file")
+        return cls._of(path, config)
+
+    @classmethod
+    def _of(cls, path: Path, config: Mapping[str, Any], repair: bool = False) -> "RunFolder":
+        task = TASKS[config["task"]]
+        both = bool(config.get("swap"))
+        history = History(path / JOURNAL, task.labels, repair=repair, both_orders=both)
+        return cls(path, config, task, history)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint it searched on, or all that its prompt is to serve."""
+        also = self.config.get("also")
+        return str(self.config["checkpoint"]) + (f", {also}" if also else "")
+
+    @property
+    def proposals(self) -> Path:
+        """Journal of the calls to a language model."""
+        return self.path / PROPOSALS
+
+    @property
+    def summary(self) -> Summary | None:
+        """What a finished run came to, else None.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        return read_summary(self.path / SUMMARY)
+
+    def finished(self) -> Summary:
+        """The summary.
+
+        Raises:
+            UserError: The run has not ended.
+        """
+        summary = self.summary
+        if summary is None or self.history.selection is None or not (self.path / BEST).is_file():
+            raise UserError(
+                f"run {self.name!r} is not finished; give its command again, it goes on from there:"
+                " its choice must not depend on what comes after"
+            )
+        return summary
+
+    @property
+    def best(self) -> Classifier:
+        """What a finished run hands over: its choice, or the baseline where that was kept."""
+        self.finished()
+        return read_classifiers(self.path / BEST, self.task.labels)[0]
+
+    def ranking(self) -> list[Trial]:
+        """Of a finished run: baseline, chosen trial, finalists, then the other complete ones; each once."""
+        self.finished()
+        made = self.history.selection or {}
+        order = [made["baseline"], made["chosen"], *made["finalists"]]
+        order += [t.number for t in self.history.complete]
+        return [self.history.trials[number] for number in dict.fromkeys(order)]
+
+    def scores(self, prompt: Prompt) -> Path:
+        """Per-clip scores of a prompt on the search half."""
+        return self._named(Path(SCORES), prompt)
+
+    def holdout(self, prompt_id: str) -> Path:
+        """Per-clip predictions of a prompt on the holdout."""
+        return self.path / HOLDOUT / f"{prompt_id}.csv"
+
+    def _named(self, folder: Path, prompt: Prompt) -> Path:
+        path = self.path / folder / f"{prompt.prompt_id}.csv"
+        if prompt.both_orders and not path.exists():  # before prompts carried their order
+            single = Prompt(prompt.text, prompt.answers, prompt.system)
+            older = self.path / folder / f"{single.prompt_id}.csv"
+            return older if older.exists() else path
+        return path
+
+    def searched_sources(self, trials: Sequence[Trial]) -> frozenset[str]:
+        """Sources of the clips that trials were scored on.
+
+        Raises:
+            UserError: Their scores cannot be read.
+        """
+        found: set[str] = set()
+        for trial in trials:
+            path = self.scores(trial.prompt)
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    found |= {row["source_id"] for row in csv.DictReader(file)}
+            except (OSError, KeyError, csv.Error) as error:
+                raise UserError(
+                    f"--share {str(self.path)!r}: {path.name} of its scores cannot be read"
+                    f" ({type(error).__name__}: {error}), so it is unknown which clips it searched on"
+                ) from None
+        return frozenset(found)
+
+    def save_scores(self, trial: Trial, clips: Sequence[Clip], logp: NDArray[np.floating]) -> None:
+        """Per clip the log-probability of each label in nats, and the mass outside all answers."""
+        labels = self.task.labels
+        rows = []
+        for clip, values in zip(clips, logp, strict=True):
+            row = {
+                "clip_id": clip.name,
+                "source_id": clip.source_id,
+                "label": clip.label,
+                "duration_ms": clip.duration_ms,
+                "snr_db": clip.snr_db,
+                "category": clip.category,
+            }
+            for label, value in zip(labels, values, strict=True):
+                row[f"logp_{label}"] = round(float(value), 6)
+            row["outside"] = round(max(0.0, 1 - float(np.exp(values).sum())), 6)
+            rows.append(row)
+        columns = ["clip_id", "source_id", "label", "duration_ms", "snr_db", "category"]
+        columns += [*(f"logp_{label}" for label in labels), "outside"]
+        path = self.path / SCORES / f"{trial.prompt.prompt_id}.csv"
+        write_text(path, csv_text(rows, columns))
+
+    def save_provenance(self, about: Mapping[str, Any]) -> None:
+        """Where and how the run began; a resumed run keeps what stands there."""
+        if not (self.path / PROVENANCE).exists():
+            write_json(self.path / PROVENANCE, provenance(about))
+
+    def save_results(self, decision: Decision, summary: Summary, leaderboard: str) -> None:
+        """Writes the results. summary.json comes last: with it the run counts as finished."""
+        for prompt_id, said in decision.predictions.items():
+            write_predictions(self.holdout(prompt_id), said)
+        write_text(self.path / BEST, dump_classifiers([decision.chosen.classifier]))
+        self.history.close(
+            {
+                "chosen": decision.chosen.number,
+                "baseline": decision.baseline.number,
+                "reason": decision.reason,
+                "finalists": [f.trial.number for f in decision.finalists],
+            }
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": dirty}
+        write_text(self.path / LEADERBOARD, leaderboard)
+        write_json(self.path / SUMMARY, summary.model_dump())
 
 
 def find_runs(runs_dir: Path) -> list[Path]:
     """All run folders, oldest first."""
     if not runs_dir.is_dir():
         return []
-    found = [path.parent for path in runs_dir.glob("*/trials.jsonl")]
-    return sorted(
-        found,
-        key=lambda p: (
-            (p / "config.yaml").stat().st_mtime if (p / "config.yaml").exists() else 0.0,
-            p.name,
-        ),
-    )
 
+    def age(folder: Path) -> tuple[float, str]:
+        config = folder / CONFIG
+        return config.stat().st_mtime if config.exists() else 0.0, folder.name
 
-def chosen_prompt(folder: Path) -> tuple[Prompt, str]:
-    """The prompt that a finished run chose (its baseline, where that was kept), and the run's checkpoint.
-
-    Raises:
-        UserError: The run is not finished, or its files are damaged.
-    """
-    config = read_yaml(folder / "config.yaml")
-    if not (folder / "summary.json").is_file() or not (folder / "best.yaml").is_file():
-        raise UserError(
-            f"run {folder.name!r} is not finished; give its command again, it goes on from there"
-        )
-    labels = TASKS[config["task"]].labels
-    return read_prompts(folder / "best.yaml", labels)[0], str(config["checkpoint"])
-
-
-def count_openings(runs_dir: Path, digest: str) -> int:
-    """How often the test split of the manifest with this digest was opened in this project."""
-    path = runs_dir / OPENINGS
-    if not path.exists():
-        return 0
-    count = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        try:
-            count += json.loads(line)["manifest"] == digest
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number}: damaged line; restore the file, it counts how often the test"
-                " split was looked at"
-            ) from None
-    return count
-
-
-def record_opening(runs_dir: Path, digest: str, verb: str, about: str) -> int:
-    """Notes that the test split is being opened, before it is scored; returns how often that has happened now."""
-    before = count_openings(runs_dir, digest)
-    line = json.dumps(
-        {
-            "manifest": digest,
-            "verb": verb,
-            "about": about,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-        ensure_ascii=False,
-    )
-    append_line(runs_dir / OPENINGS, line + "\n")
-    return before + 1
+    return sorted((path.parent for path in runs_dir.glob(f"*/{JOURNAL}")), key=age)

@@ -1,274 +1,201 @@
-"""What a finished run leaves: summary.json, best.yaml, leaderboard.csv, per-clip scores, and the closing words."""
+"""summary.json: what a finished run came to. The schema is writer, reader and documentation in one."""
 
-import time
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from evaluators.clips import Clip
-from evaluators.evaluator import engine
-from evaluators.files import csv_text, write_json, write_text
-from evaluators.prompts import Task, dump_prompts
-from evaluators.statistics import describe
-from evaluators.statistics.metrics import Difference
-from opro.proposers.openai_model import Ledger
-from opro.results.predictions import write_predictions
-from opro.results.table import COLUMNS, checkpoints_of, print_table, rows_of, wide_console
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evaluators.errors import UserError
+from evaluators.statistics.resampling import Estimate
+from opro.problem import Problem
 from opro.search.history import History, Trial
-from opro.search.loop import Clock
-from opro.search.select import Selection
-
-NAMES = {  # of what a trial's origin says, before its colon
-    "seed": "hand (seeds)",
-    "lm": "the language model",
-    "rewriter": "the rewriter",
-    "shared": "other runs",
-}
-FRESH = Path("scores") / "fresh"  # of a run's folder: per-clip results of baseline and finalists
+from opro.search.select import Decision
+from opro.settings import OptimizeSettings
 
 
-def save_scores(folder: Path, trial: Trial, clips: Sequence[Clip], logp: Any, task: Task) -> None:
-    """scores/<prompt_id>.csv: per clip the log-probability of each label in nats, and the mass outside all answers."""
-    import numpy as np
+class Part(BaseModel):
+    """A part of the summary. Keys of other versions are left aside."""
 
-    columns = [
-        "clip_id",
-        "source_id",
-        "label",
-        "duration_ms",
-        "snr_db",
-        "category",
-        *(f"logp_{label}" for label in task.labels),
-        "outside",
-    ]
-    rows = [
-        {
-            "clip_id": c.clip_id,
-            "source_id": c.source_id,
-            "label": c.label,
-            "duration_ms": c.duration_ms,
-            "snr_db": c.snr_db,
-            "category": c.category,
-            **{
-                f"logp_{label}": round(float(value), 6)
-                for label, value in zip(task.labels, values, strict=True)
-            },
-            "outside": round(max(0.0, 1 - float(np.exp(values).sum())), 6),
-        }
-        for c, values in zip(clips, logp, strict=False)
-    ]
-    write_text(
-        folder / "scores" / f"{trial.candidate.prompt.prompt_id}.csv", csv_text(rows, columns)
-    )
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-def finish(
-    config: Mapping[str, Any],
-    folder: Path,
-    task: Task,
-    history: History,
-    selection: Selection,
-    evaluator: Any,
-    ledger: Ledger,
-    clock: Clock,
-    seconds: float,
-    warnings: Sequence[str],
-    fresh: Sequence[Clip],
-) -> None:
-    """Writes the results and prints them."""
-    for trial in {
-        t.number: t for t in [selection.baseline, *(f.trial for f in selection.finals)]
-    }.values():
-        name = trial.candidate.prompt.prompt_id
-        judged = describe.from_scores(selection.logp[name], fresh, task.labels, trial.bias)
-        write_predictions(folder / FRESH / f"{name}.csv", judged)
-    chosen = selection.chosen.trial if selection.chosen else selection.baseline
-    chosen_score = selection.chosen.score if selection.chosen else selection.baseline_score
-    none = Difference(
-        0.0, 0.0, 0.0, 1.0, selection.baseline_score.clips, selection.baseline_score.sources
-    )
-    gain = selection.chosen.difference if selection.chosen else none
+class Scored(Part):
+    """A classifier with its score on the holdout and on the search half; `bias` as in best.yaml."""
 
-    def about(trial: Trial, score: Any) -> dict[str, Any]:
-        return {
-            "prompt_id": trial.candidate.prompt.prompt_id,
-            "text": trial.candidate.prompt.text,
-            "score": score.value,
-            "low": score.low,
-            "high": score.high,
-            "search_score": trial.score,
-        }
+    prompt_id: str
+    text: str
+    score: float
+    low: float | None
+    high: float | None
+    search_score: float | None = None
+    bias: float = 0.0
 
-    summary: dict[str, Any] = {
-        "status": "complete",
-        "checkpoint": checkpoints_of(config),
-        "fingerprint": evaluator.fingerprint,
-        "task": task.name,
-        "seed": config["seed"],
-        "iterations": config["iterations"],
-        "trials": len(history.trials),
-        "proposer": config["proposer"],
-        "strategy": config["strategy"],
-        "baseline": about(selection.baseline, selection.baseline_score),
-        "chosen": about(chosen, chosen_score),
-        "baseline_kept": selection.chosen is None,
-        "reason": selection.reason,
-        "gain": {
-            "estimate": gain.value,
-            "low": gain.low,
-            "high": gain.high,
-            "clips": gain.clips,
-            "sources": gain.sources,
-        },
-        "gain_to_first_seed": {
-            "estimate": selection.to_first_seed.value,
-            "low": selection.to_first_seed.low,
-            "high": selection.to_first_seed.high,
-        },
-        "finalists": [
-            {
-                **about(f.trial, f.score),
-                "difference": f.difference.value,
-                "difference_low": f.difference.low,
-                "difference_high": f.difference.high,
-                "p_holm": f.p_holm,
-            }
-            for f in selection.finals
-        ],
-        "controls": selection.controls,
-        "evals": {
-            "requested": evaluator.requested,
-            "cached": evaluator.cached,
-            "forward": evaluator.requested - evaluator.cached,
-        },
-        "seconds": {
-            "total": round(seconds, 2),
-            "scoring": round(clock.scoring, 2),
-            "proposing": round(clock.proposing, 2),
-        },
-        "proposed": Counter(t.candidate.origin.partition(":")[0] for t in history.trials),
-        "refused": ledger.refused,
-        "lost": ledger.lost,
-        "lm": {
-            "calls": ledger.calls,
-            "tokens_in": ledger.tokens_in,
-            "tokens_out": ledger.tokens_out,
-            "cost": ledger.cost,
-        },
-        "warnings": list(warnings),
-    }
-    write_text(folder / "best.yaml", dump_prompts([chosen.candidate.prompt]))
-    if history.selection is None:
-        history.select(
-            {
-                "chosen": chosen.number,
-                "baseline": selection.baseline.number,
-                "reason": selection.reason,
-                "finalists": [f.trial.number for f in selection.finals],
-            }
+    @classmethod
+    def of(cls, trial: Trial, score: Estimate, **more: Any) -> "Scored":
+        """From a trial and its score on the holdout."""
+        return cls(
+            prompt_id=trial.prompt.prompt_id,
+            text=trial.prompt.text,
+            score=score.value,
+            low=score.low,
+            high=score.high,
+            search_score=trial.outcome.score if trial.outcome else None,
+            bias=trial.classifier.bias,
+            **more,
         )
-    rows = rows_of(folder, summary)
-    write_text(folder / "leaderboard.csv", csv_text(rows, COLUMNS))
-    write_json(folder / "summary.json", summary)  # last: with it the run counts as finished
-    print_summary(folder, summary)
 
 
-def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """The leaderboard, the decision in words, and where everything lies, on stdout."""
-    console = wide_console()
-    print_table(rows_of(folder)[:10], console)
-    chosen, baseline = summary["chosen"], summary["baseline"]
-    first = summary["gain_to_first_seed"]
+class ScoredFinalist(Scored):
+    """A finalist: its gain over the baseline, with bounds and p corrected for the number of finalists."""
 
-    def line(name: str, text: str) -> None:
-        console.print(f"{name:10}{text}", markup=False, soft_wrap=True)
+    difference: float
+    difference_low: float | None
+    difference_high: float | None
+    p_holm: float
 
-    console.print()
-    line("decision", summary["reason"])
-    line("baseline", f"{_interval(baseline)} on fresh clips  {_shown(baseline['text'])}")
-    line("chosen", f"{_interval(chosen)} on fresh clips  {_shown(chosen['text'])}")
-    line(
-        "",
-        f"{100 * first['estimate']:+.1f} points"
-        + (
-            ""
-            if first["low"] is None
-            else f" [{100 * first['low']:+.1f}, {100 * first['high']:+.1f}]"
+
+class Gain(Part):
+    """A paired difference of balanced accuracy on the holdout."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    clips: int | None = None
+    sources: int | None = None
+
+
+class Evals(Part):
+    """Evals asked for, found in the cache, and through the model."""
+
+    requested: int
+    cached: int
+    forward: int
+
+
+class Seconds(Part):
+    """Wall time of the process that ended the run."""
+
+    total: float
+    scoring: float
+    proposing: float
+
+
+class LmUsage(Part):
+    """Calls to a language model; cost in US dollars."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float | None = 0.0
+
+
+class Summary(Part):
+    """A finished run."""
+
+    status: Literal["complete"]
+    checkpoint: str
+    fingerprint: str
+    task: str
+    seed: int
+    iterations: int
+    trials: int
+    proposer: str
+    strategy: str
+    baseline: Scored
+    chosen: Scored
+    baseline_kept: bool
+    reason: str
+    gain: Gain
+    gain_to_first_seed: Gain
+    finalists: tuple[ScoredFinalist, ...]
+    controls: dict[str, dict[str, float]]
+    evals: Evals
+    seconds: Seconds
+    proposed: dict[str, int] = {}
+    refused: int = 0
+    lost: int = 0
+    lm: LmUsage = LmUsage()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        settings: OptimizeSettings,
+        problem: Problem,
+        history: History,
+        decision: Decision,
+        costs: Mapping[str, Any],
+    ) -> "Summary":
+        """The summary of a search that has just ended.
+
+        Args:
+            costs: evals, seconds, refused, lost, lm.
+        """
+        none = Estimate(
+            0.0, 0.0, 0.0, decision.baseline_score.clips, decision.baseline_score.sources
         )
-        + " against the first seed prompt",
-    )
-    control = summary["controls"][chosen["prompt_id"]]
-    line(
-        "controls",
-        f"chosen prompt with silence {100 * control['silence']:.1f}, with shuffled audio"
-        f" {100 * control['shuffled']:.1f} (50 is what the text alone can give); answers"
-        f" {_label_share(control)} with silence",
-    )
-    evals, seconds = summary["evals"], summary["seconds"]
-    line(
-        "cost",
-        f"{evals['requested']:,} evals asked for, {evals['forward']:,} through the model,"
-        f" {seconds['total']:.0f} s"
-        + (
-            f"; {summary['lm']['calls']} calls,"
-            f" {summary['lm']['tokens_in'] + summary['lm']['tokens_out']:,} tokens"
-            if summary["lm"]["calls"]
-            else ""
-        ),
-    )
-    made = ", ".join(f"{n} by {NAMES.get(k, k)}" for k, n in summary["proposed"].items())
-    refused = summary["refused"]
-    if refused:
-        made += f"; {refused} of the language model's were refused (proposals.jsonl says why)"
-    line("prompts", made)
-    if summary["checkpoint"].startswith("pocket-"):
-        line(
-            "note",
-            "the pocket checkpoints are small stand-ins: their numbers say nothing about"
-            " Qwen2-Audio-7B",
+        gain = decision.winner.gain if decision.winner else none
+        first = decision.to_first_seed
+        return cls(
+            status="complete",
+            checkpoint=", ".join(
+                [settings.checkpoint, *([settings.also] if settings.also else [])]
+            ),
+            fingerprint=problem.evaluator.fingerprint,
+            task=problem.task.name,
+            seed=settings.seed,
+            iterations=settings.iterations,
+            trials=len(history.trials),
+            proposer=settings.proposer,
+            strategy=settings.strategy,
+            baseline=Scored.of(decision.baseline, decision.baseline_score),
+            chosen=Scored.of(decision.chosen, decision.chosen_score),
+            baseline_kept=decision.winner is None,
+            reason=decision.reason,
+            gain=Gain(
+                estimate=gain.value,
+                low=gain.low,
+                high=gain.high,
+                clips=gain.clips,
+                sources=gain.sources,
+            ),
+            gain_to_first_seed=Gain(estimate=first.value, low=first.low, high=first.high),
+            finalists=tuple(
+                ScoredFinalist.of(
+                    f.trial,
+                    f.score,
+                    difference=f.gain.value,
+                    difference_low=f.gain.low,
+                    difference_high=f.gain.high,
+                    p_holm=f.gain.p,
+                )
+                for f in decision.finalists
+            ),
+            controls={k: dict(v) for k, v in decision.controls.items()},
+            proposed=dict(Counter(t.candidate.origin.partition(":")[0] for t in history.trials)),
+            warnings=problem.warnings,
+            **costs,
         )
-    for text in summary["warnings"]:
-        line("warning", text)
-    line("run", str(folder))
-    line("next", f"python -m opro.rescore {folder} --split test")
 
 
-def _label_share(control: Mapping[str, float]) -> str:
-    return f"{100 * control['silence_first_label']:.0f} % with the first class"
+def read_summary(path: Path) -> Summary | None:
+    """summary.json of a run that has ended, else None.
 
-
-def _interval(about: Mapping[str, Any]) -> str:
-    if about["low"] is None:
-        return f"{100 * about['score']:.1f} [too few sources for an interval]"
-    return f"{100 * about['score']:.1f} [{100 * about['low']:.1f}, {100 * about['high']:.1f}]"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 120 else text[:117] + "...")
-
-
-def estimate_seconds(evaluator: Any, pairs: int) -> str:
-    """An estimate of the time in words, from the model's size and a matrix product timed on the device."""
-    inner = engine(evaluator)
-    if not hasattr(inner, "checkpoint"):
-        return "a few seconds"
-    import torch
-
-    from evaluators.audio_lm.memory import weight_counts
-
-    flop = 2 * weight_counts(inner.config)[1] * 55  # prompt of 45 tokens, its share of the prefix
-    hidden = inner.config.text_config.hidden_size
-    size = 8192 if inner.device.type == "cuda" else min(1024, hidden * 2)
-    a = torch.randn(
-        2048 if inner.device.type != "cuda" else size, size, device=inner.device, dtype=inner.dtype
-    )
-    b = torch.randn(size, size, device=inner.device, dtype=inner.dtype)
-    float((a @ b).sum())
-    begin = time.perf_counter()
-    for _ in range(5):
-        c = a @ b
-    float(c.sum())
-    rate = 5 * 2 * len(a) * size * size / (time.perf_counter() - begin)
-    seconds = pairs * flop / rate / 0.45  # share of the product's rate that scoring reaches
-    return f"{seconds / 60:.0f} min" if seconds > 120 else f"{max(1, seconds):.0f} s"
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Summary.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where or 'the whole'}: {first['msg']}"
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(f"{path}: damaged ({reason}); delete it and give the run's command again")

@@ -1,9 +1,9 @@
-"""What a prompt would score on all clips, from the few it was scored on.
+"""Forecasts: what a prompt would score on all clips, from the few it was scored on.
 
 Prompts asked of one model agree about clips: where one is sure, so are the others. The log-odds of a new prompt are
-therefore nearly a linear function of those of prompts that heard every clip, and sixteen clips tell about as much as
-two hundred do alone. Bayesian linear regression on the leading principal components (control variates, fitted anew
-for each prompt); the unknown noise and coefficients are drawn, so that the forecast carries its own uncertainty.
+therefore nearly a linear function of those of prompts that were scored on every clip, and sixteen clips tell about as
+much as two hundred do alone. Bayesian linear regression on the leading principal components (control variates, fitted
+anew for each prompt); the unknown noise and coefficients are drawn, so that the forecast carries its own uncertainty.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.statistics import metrics
+from evaluators.classifier import log_odds
 
 COMPONENTS = 3  # beyond the mean of the references
 DRAWS = 64
@@ -37,7 +37,7 @@ def basis(logp: Floats, truth: NDArray[np.int64]) -> Basis:
     columns = [np.ones(len(truth)), np.where(truth == 0, 1.0, -1.0)]
     ridge = [0.01, 0.3]
     if len(logp):
-        known = metrics.margins(logp.astype(np.float64))
+        known = log_odds(logp.astype(np.float64))
         mean = known.mean(axis=0)
         columns.append(_scaled(mean))
         ridge.append(0.01)
@@ -53,7 +53,7 @@ def _scaled(column: Floats) -> Floats:
     return np.asarray((column - column.mean()) / (column.std() + 1e-9))
 
 
-def draw_margins(known: Basis, seen: NDArray[np.int64], margin: Floats) -> Floats:
+def draw_log_odds(known: Basis, seen: NDArray[np.int64], margin: Floats) -> Floats:
     """``[draw, clip]`` log-odds on all clips: as scored on the `seen`, drawn from the posterior on the others.
 
     Args:

@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluators.classifier import Classifier
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt, prompt_from
@@ -25,48 +26,79 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A candidate that was asked for, and what came of it.
+class Outcome:
+    """What scoring a candidate gave.
 
     Attributes:
-        number: Counts from 0 over the run; the seeds come first.
-        iteration: 0 for the seeds.
-        state: ``complete``: scored on all search clips; ``dropped`` by the race after `clips` of them; ``failed``:
-            could not be scored, see `error`.
-        reward: What the search climbs, on all search clips, higher is better. Of a dropped trial a forecast.
+        reward: The objective on all search clips, higher is better. Of a dropped trial a forecast.
         sd: Standard deviation of that forecast, 0 of a complete trial.
         score, low, high: Balanced accuracy on all search clips with its 95 % interval over sources. Of a dropped
             trial a forecast; its interval is wider by the forecast's.
-        nll: Balanced mean negative log-probability of the right label in nats: breaks ties.
-        bias: Shift of the first label's log-odds in force (``--threshold dev``), else 0.
-        clips: Clips scored.
+        loss: Balanced mean negative log-probability of the right label in nats: breaks ties. None where forecast.
+        bias: Of the classifier: nats added to the first label's log-odds (``--threshold dev``), else 0.
+        n_scored: Search clips scored.
         blocks: Reward or forecast after each block of clips.
         slices: Slice name -> (score, clips).
+    """
+
+    reward: float
+    sd: float
+    score: float
+    low: float | None = None
+    high: float | None = None
+    loss: float | None = None
+    bias: float = 0.0
+    n_scored: int = 0
+    blocks: tuple[float, ...] = ()
+    slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was asked for, and its outcome.
+
+    Attributes:
+        number: Counts from 0 over the run; the seed prompts come first.
+        iteration: 0 for the seed prompts.
+        state: ``complete``: scored on all search clips; ``dropped`` by the race after some of them; ``failed``: it
+            could not be scored, see `error`.
     """
 
     number: int
     iteration: int
     candidate: Candidate
     state: State = "waiting"
-    reward: float | None = None
-    sd: float = 0.0
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    nll: float | None = None
-    bias: float = 0.0
-    clips: int = 0
-    blocks: tuple[float, ...] = ()
-    slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    outcome: Outcome | None = None
     error: str = ""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The candidate's prompt."""
+        return self.candidate.prompt
+
+    @property
+    def classifier(self) -> Classifier:
+        """The prompt with the decision rule that was fitted on the search half."""
+        return Classifier(self.prompt, self.outcome.bias if self.outcome else 0.0)
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has an outcome."""
+        return self.state in ("complete", "dropped")
+
+    @property
+    def reward(self) -> float:
+        """The outcome's reward; minus infinity without one."""
+        return self.outcome.reward if self.outcome else -math.inf
 
     @property
     def rank(self) -> tuple[float, float, int]:
         """Sort key, highest best: reward (a forecast less its sd), then smaller loss, then shorter text."""
+        one = self.outcome
         return (
-            self.reward - self.sd if self.reward is not None else -1e9,
-            -(self.nll if self.nll is not None else 1e9),
-            -len(self.candidate.prompt.text),
+            one.reward - one.sd if one else -1e9,
+            -one.loss if one and one.loss is not None else -1e9,
+            -len(self.prompt.text),
         )
 
 
@@ -77,22 +109,27 @@ class History:
         path: The journal. An existing one is replayed; a last line cut short by a crash is left out.
         labels: The task's labels, to read prompts back.
         repair: Remove such a line from the file: only for the process that holds the run's lock.
-    Attributes:
-        heard: ``[clip, label]`` log-probabilities on the search clips of complete trials, by number, best first. Not
-            journalled: the loop sets it before proposals are asked for.
+        both_orders: Of runs with ``--swap`` from before prompts carried it: set it on all prompts.
     Raises:
         UserError: The journal is damaged before its last line, or of a newer schema.
     """
 
-    def __init__(self, path: Path, labels: Sequence[str], repair: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        labels: Sequence[str],
+        *,
+        repair: bool = False,
+        both_orders: bool = False,
+    ) -> None:
         self.path = path
         self.header: dict[str, Any] | None = None
         self.trials: list[Trial] = []
         self.proposed: set[int] = set()  # iterations whose candidates are journalled
         self.best: Trial | None = None  # of all that were scored
         self.selection: dict[str, Any] | None = None
-        self.heard: Mapping[int, Any] = {}
         self._labels = labels
+        self._both_orders = both_orders
         if path.exists():
             for number, event in enumerate(_read_journal(path, repair), 1):
                 try:
@@ -105,9 +142,20 @@ class History:
                         " or use another --name"
                     ) from None
 
-    def start(self, header: Mapping[str, Any]) -> None:
-        """Journals what the run is; the first event."""
-        self._write({"event": "start", **header})
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Journals what the run is, or checks that it is still the same.
+
+        Raises:
+            UserError: It was begun with something else; names what changed.
+        """
+        if self.header is None:
+            self._write({"event": "start", **identity})
+        elif self.header != identity:
+            changed = next(k for k in identity if self.header.get(k) != identity[k])
+            raise UserError(
+                f"run {self.path.parent.name!r} was made with another {changed} (checkpoint, clips, seeds,"
+                " precision or language model changed); give another --name"
+            )
 
     def add(self, iteration: int, candidates: Sequence[Candidate]) -> list[Trial]:
         """Journals an iteration's candidates as waiting trials, before any of them is scored."""
@@ -131,32 +179,49 @@ class History:
 
     def tell(self, trial: Trial) -> None:
         """Journals a trial's outcome."""
-        raw = {k: v for k, v in asdict(trial).items() if k not in ("candidate", "iteration")}
-        self._write({"event": "tell", "prompt_id": trial.candidate.prompt.prompt_id, **raw})
+        one = trial.outcome
+        self._write(
+            {
+                "event": "tell",
+                "prompt_id": trial.prompt.prompt_id,
+                "number": trial.number,
+                "state": trial.state,
+                "reward": one.reward if one else None,
+                "sd": one.sd if one else 0.0,
+                "score": one.score if one else None,
+                "low": one.low if one else None,
+                "high": one.high if one else None,
+                "nll": one.loss if one else None,
+                "bias": one.bias if one else 0.0,
+                "clips": one.n_scored if one else 0,
+                "blocks": one.blocks if one else (),
+                "slices": one.slices if one else {},
+                "error": trial.error,
+            }
+        )
 
-    def select(self, selection: Mapping[str, Any]) -> None:
+    def close(self, selection: Mapping[str, Any]) -> None:
         """Journals the outcome of the selection; the last event."""
-        self._write({"event": "select", **selection})
+        if self.selection is None:
+            self._write({"event": "select", **selection})
+
+    def before(self, iteration: int) -> tuple[Trial, ...]:
+        """Trials of earlier iterations: all that an iteration may depend on, so that a resume goes the same way."""
+        return tuple(t for t in self.trials if t.iteration < iteration)
+
+    def of(self, iteration: int) -> list[Trial]:
+        """Trials of one iteration."""
+        return [t for t in self.trials if t.iteration == iteration]
 
     @property
     def scored(self) -> list[Trial]:
         """Complete and dropped trials, best first."""
-        return sorted(
-            (t for t in self.trials if t.state in ("complete", "dropped")),
-            key=lambda t: t.rank,
-            reverse=True,
-        )
-
-    def waiting(self, iteration: int) -> list[Trial]:
-        """Trials of an iteration that have no outcome yet."""
-        return [t for t in self.trials if t.iteration == iteration and t.state == "waiting"]
+        return best_first(t for t in self.trials if t.scored)
 
     @property
     def complete(self) -> list[Trial]:
         """Trials scored on all search clips, best first."""
-        return sorted(
-            (t for t in self.trials if t.state == "complete"), key=lambda t: t.rank, reverse=True
-        )
+        return best_first(t for t in self.trials if t.state == "complete")
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"schema": SCHEMA, **_rounded(event)}, ensure_ascii=False) + "\n"
@@ -174,22 +239,15 @@ class History:
         elif kind == "propose":
             self.proposed.add(event["iteration"])
             for raw in event["candidates"]:
-                candidate = Candidate(
-                    prompt_from(raw["prompt"], self._labels, str(self.path)),
-                    raw["origin"],
-                    tuple(raw["parents"]),
-                )
+                prompt = prompt_from(raw["prompt"], self._labels, str(self.path))
+                if self._both_orders:
+                    prompt = replace(prompt, both_orders=True)
+                candidate = Candidate(prompt, raw["origin"], tuple(raw["parents"]))
                 self.trials.append(Trial(raw["number"], event["iteration"], candidate))
         elif kind == "tell":
-            event.pop("prompt_id")
-            number = event.pop("number")
-            event["blocks"] = tuple(event["blocks"])
-            event["slices"] = {
-                name: (value[0], value[1]) for name, value in event["slices"].items()
-            }
-            told = replace(self.trials[number], **event)
-            self.trials[number] = told
-            if told.state != "failed" and (self.best is None or told.rank > self.best.rank):
+            told = _told(self.trials[event["number"]], event)
+            self.trials[event["number"]] = told
+            if told.scored and (self.best is None or told.rank > self.best.rank):
                 self.best = told
         elif kind == "select":
             self.selection = event
@@ -197,11 +255,35 @@ class History:
             raise ValueError(f"unknown event {kind!r}")
 
 
+def best_first(trials: Any) -> list[Trial]:
+    """Trials by rank."""
+    return sorted(trials, key=lambda t: t.rank, reverse=True)
+
+
+def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
+    """The trial with the outcome that an event tells."""
+    if event["reward"] is None:
+        return replace(trial, state=event["state"], error=event["error"])
+    outcome = Outcome(
+        reward=event["reward"],
+        sd=event["sd"],
+        score=event["score"],
+        low=event["low"],
+        high=event["high"],
+        loss=event["nll"],
+        bias=event["bias"],
+        n_scored=event["clips"],
+        blocks=tuple(event["blocks"]),
+        slices={name: (value[0], value[1]) for name, value in event["slices"].items()},
+    )
+    return replace(trial, state=event["state"], outcome=outcome, error=event["error"])
+
+
 def _rounded(value: Any) -> Any:
     """Floats to 6 places, so that a journal does not depend on the last bits of a sum; no NaN, which is no JSON."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
 

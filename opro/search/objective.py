@@ -1,4 +1,4 @@
-"""The reward: what the search climbs, and the words that tell a proposer about it."""
+"""The objective: what a search climbs, and the words that tell a proposer about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.clips import Clip
-from evaluators.prompts import Task
+from evaluators.classifier import decide, log_odds
+from evaluators.clips import Clip, ClipSet
 from evaluators.statistics import metrics
+from evaluators.statistics.calibration import fit_bias
+from evaluators.tasks import Task
 
 OBJECTIVES = {
     "balanced_accuracy": (
@@ -26,80 +28,77 @@ OBJECTIVES = {
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A prompt's scores on some clips. `right` is ``[clip]``; `bias` the shift of the first label's log-odds."""
+class Measured:
+    """A prompt on some clips.
+
+    Attributes:
+        reward: The objective's value, higher is better.
+        right: ``[clip]`` whether the right label is decided on.
+        bias: Of the classifier, see `evaluators.classifier.Classifier`.
+        loss: Balanced mean negative log-probability of the right label in nats.
+    """
 
     reward: float
     right: NDArray[np.bool_]
     bias: float
-    nll: float
+    loss: float
 
 
 @dataclass(frozen=True)
-class Reward:
-    """Turns log-probabilities into the number the search climbs.
+class Objective:
+    """Turns log-probabilities into the number that the search climbs.
 
     Attributes:
-        objective: A key of `OBJECTIVES`.
-        threshold: ``argmax``, or ``dev``: each prompt's threshold is fitted on the clips it is judged on, which must
-            be the search half.
+        name: A key of `OBJECTIVES`.
+        threshold: ``argmax``, or ``dev``: each prompt's bias is fitted on the clips it is measured on, which must be
+            the search half.
     """
 
-    objective: str = "balanced_accuracy"
+    name: str = "balanced_accuracy"
     threshold: str = "argmax"
 
     @property
-    def by_clip(self) -> bool:
+    def sums_hits(self) -> bool:
         """Whether the reward is a weighted sum of hits, so that a race may stop early without loss."""
-        return self.objective in ("balanced_accuracy", "accuracy") and self.threshold == "argmax"
+        return self.name in ("balanced_accuracy", "accuracy") and self.threshold == "argmax"
 
-    def weights(self, truth: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Weight of each clip's hit, summing to one."""
-        if self.objective == "accuracy":
+    def weights(self, truth: NDArray[np.integer]) -> NDArray[np.float64]:
+        """``[clip]`` weight of each clip's hit, summing to one."""
+        if self.name == "accuracy":
             return np.full(len(truth), 1 / len(truth))
         return np.asarray(metrics.balanced_weights(truth), dtype=np.float64)
 
-    def judge(
-        self,
-        logp: NDArray[np.float32],
-        truth: NDArray[np.int64],
-        clips: Sequence[Clip],
-        bias: float | None = None,
-    ) -> Judged:
-        """Reward of ``[clip, label]`` log-probabilities.
+    def measure(
+        self, logp: NDArray[np.floating], clips: ClipSet, bias: float | None = None
+    ) -> Measured:
+        """Reward of ``[clip, label]`` log-probabilities in nats.
 
         Args:
-            logp: In nats.
-            truth: Index of the right label of each clip.
-            clips: The clips, for slices.
-            bias: A shift that was fitted elsewhere; None fits or takes 0, as `threshold` says.
+            bias: Fitted elsewhere; None fits it or takes 0, as `threshold` says.
         """
+        truth = clips.targets.truth
         if bias is None:
-            bias = (
-                metrics.fit_bias(truth, metrics.margins(logp)) if self.threshold == "dev" else 0.0
-            )
-        right = metrics.decide(logp, bias) == truth
+            bias = fit_bias(truth, log_odds(logp)) if self.threshold == "dev" else 0.0
+        right = decide(logp, bias) == truth
         loss = metrics.nll(truth, logp)
-        if self.objective == "auroc":
-            value = metrics.auroc(truth, metrics.margins(logp))
-        elif self.objective == "nll":
+        if self.name == "auroc":
+            value = metrics.auroc(truth, log_odds(logp))
+        elif self.name == "nll":
             value = 1.0 - loss
-        elif self.objective == "worst_slice":
+        elif self.name == "worst_slice":
             found = [
                 score
-                for name, (score, _) in slices(clips, truth, right).items()
+                for name, (score, _) in slice_scores(clips, truth, right).items()
                 if name.endswith((" ms", " dB"))
             ]  # the first few clips may hold no slice with both classes
             value = min(found) if found else metrics.balanced_accuracy(truth, right)
         else:
             value = float((self.weights(truth) * right).sum())
-        return Judged(value, right, bias, loss)
+        return Measured(value, right, bias, loss)
 
     def describe(self, task: Task) -> str:
-        """What the score means, for the proposer; generated from the reward in force and nothing else."""
-        text = (
-            f"The score is {OBJECTIVES[self.objective]}. The classes are {', '.join(task.labels)}."
-        )
+        """What the score means, for the proposer; made from the objective in force and nothing else."""
+        text = f"The score is {OBJECTIVES[self.name]}. The classes are {', '.join(task.labels)}."
         if self.threshold == "dev":
             text += (
                 " The decision threshold is tuned for each prompt, so a prompt that only favours"
@@ -108,8 +107,8 @@ class Reward:
         return text
 
 
-def slices(
-    clips: Sequence[Clip], truth: NDArray[np.int64], right: NDArray[np.bool_]
+def slice_scores(
+    clips: Sequence[Clip], truth: NDArray[np.integer], right: NDArray[np.bool_]
 ) -> dict[str, tuple[float, int]]:
     """Score and number of clips by duration, SNR and category, in a fixed order.
 
@@ -122,15 +121,7 @@ def slices(
             named.setdefault(f"{round(clip.snr_db / 5) * 5:+d} dB", []).append(i)
         named.setdefault(clip.category, []).append(i)
     out = {}
-    for name, index in sorted(
-        named.items(),
-        key=lambda item: (
-            not item[0].endswith(" ms"),
-            not item[0].endswith(" dB"),
-            _leading(item[0]),
-            item[0],
-        ),
-    ):
+    for name, index in sorted(named.items(), key=lambda item: _place(item[0])):
         if not name.endswith((" ms", " dB")):
             out[name] = (float(right[index].mean()), len(index))
         elif len(np.unique(truth[index])) > 1:
@@ -138,6 +129,8 @@ def slices(
     return out
 
 
-def _leading(name: str) -> float:
+def _place(name: str) -> tuple[bool, bool, float, str]:
+    """Durations first, then SNRs, each by size; then categories by name."""
     head = name.split()[0]
-    return float(head) if head.lstrip("+-").isdigit() else 0.0
+    size = float(head) if head.lstrip("+-").isdigit() else 0.0
+    return not name.endswith(" ms"), not name.endswith(" dB"), size, name

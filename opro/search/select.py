@@ -1,216 +1,218 @@
-"""The selection: finalists and baseline on clips the search never saw; the baseline stays unless the gain is real."""
+"""The decision: finalists and baseline on clips the search never saw. The baseline stays unless the gain is real."""
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluators.clips import Clip
+from evaluators.classifier import Classifier
+from evaluators.clips import Audio, ClipSet
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator
+from evaluators.evaluator import Evaluator, ScoreTable
 from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
-from opro.search.history import Trial
-from opro.search.objective import Reward
+from evaluators.statistics.compare import ALPHA, compare, compare_many, estimate
+from evaluators.statistics.resampling import MIN_SOURCES, Estimate
+from evaluators.targets import Predictions
+from opro.problem import Problem
+from opro.search.budget import most_finalists
+from opro.search.history import History, Trial
+from opro.settings import SearchSettings
 
-FINALISTS = 5  # at most
-SOURCES_PER_FINALIST = (
-    10  # of the rarest label: with few sources every finalist costs much power (Holm)
-)
-ALPHA = 0.025  # one-sided
+CONTROLS: tuple[Audio, ...] = ("silence", "shuffled")
+PART = 100  # clips between two signs of progress
 
 
 @dataclass(frozen=True)
-class Final:
-    """A finalist on the fresh half: its score, and its paired difference to the baseline."""
+class Finalist:
+    """A trial on the holdout: its score, and its gain over the baseline with bounds and p corrected by Holm."""
 
     trial: Trial
-    score: metrics.Estimate
-    difference: metrics.Difference
-    p_holm: float
+    score: Estimate
+    gain: Estimate
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What the fresh half says.
+class Decision:
+    """What the holdout says.
 
     Attributes:
-        baseline: The seed that scored best on the search half.
-        baseline_score: Its score on the fresh half.
-        finals: The finalists, best search reward first; empty when none beat the baseline on the search half.
-        chosen: The finalist that replaces the baseline, or None.
-        to_first_seed: Paired difference of the chosen prompt (or the baseline) to the first seed prompt.
+        baseline: The seed prompt that scored best on the search half.
+        baseline_score: Its score on the holdout.
+        finalists: Best search reward first; empty when none beat the baseline on the search half.
+        winner: The finalist that replaces the baseline, or None.
+        to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
-        controls: Score of chosen prompt and baseline when silence or shuffled audio is heard.
-        logp: ``[clip, label]`` on the fresh half, by prompt id.
+        controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
+        predictions: On the holdout, by prompt id.
     """
 
     baseline: Trial
-    baseline_score: metrics.Estimate
-    finals: tuple[Final, ...]
-    chosen: Final | None
-    to_first_seed: metrics.Difference
+    baseline_score: Estimate
+    finalists: tuple[Finalist, ...]
+    winner: Finalist | None
+    to_first_seed: Estimate
     reason: str
-    controls: dict[str, dict[str, float]]
-    logp: dict[str, NDArray[np.float32]]
+    controls: Mapping[str, Mapping[str, float]]
+    predictions: Mapping[str, Predictions]
+
+    @property
+    def chosen(self) -> Trial:
+        """What is handed over."""
+        return self.winner.trial if self.winner else self.baseline
+
+    @property
+    def chosen_score(self) -> Estimate:
+        """Its score on the holdout."""
+        return self.winner.score if self.winner else self.baseline_score
 
 
-def most_finalists(sources: int) -> int:
-    """How many finalists a fresh half with that many `sources` of the rarest label can judge."""
-    return max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
+def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial, list[Trial]]:
+    """(baseline, finalists): the best seed prompt on the search half, and the best trials that beat it there.
 
-
-def pick_finalists(scored: Sequence[Trial], sources: int) -> tuple[Trial, list[Trial]]:
-    """(baseline, finalists): the best seed on the search half, and the best trials that beat it there.
-
-    One finalist for every ten `sources` of the rarest label of the fresh half, at least one, at most five.
+    Args:
+        scored: Trials scored on the search half, best first.
+        fewest_sources: Of the rarest label of the holdout: one finalist for every ten, at least one, at most five.
+    Raises:
+        UserError: No seed prompt could be scored.
     """
     baseline = next((t for t in scored if t.iteration == 0), None)
     if baseline is None:
         raise UserError(
             "no seed prompt could be scored by this model; --seeds needs one whose answer words differ"
         )
-    return (
-        baseline,
-        [
-            t
-            for t in scored
-            if t.iteration > 0
-            and t.rank > baseline.rank
-            and (t.reward or 0) > (baseline.reward or 0)
-        ][: most_finalists(sources)],
-    )
-
-
-def select(
-    evaluator: Evaluator,
-    scored: Sequence[Trial],
-    fresh: Sequence[Clip],
-    labels: Sequence[str],
-    reward: Reward,
-    seed: int,
-) -> Selection:
-    """Re-scores finalists and baseline on the fresh half and decides.
-
-    Balanced accuracy is compared, whatever the reward was. A finalist replaces the baseline when the lower bound of
-    its paired difference is above zero: one-sided 2.5 %, sources resampled, Holm-corrected over the finalists. Of
-    several, the one with the largest difference. With fewer than ten sources of a label no claim is made. The
-    sign-flip p is reported beside it. `tests/bench_coverage.py` shows how often the rule errs.
-
-    Args:
-        scored: Trials scored on the search half, best first.
-        fresh: Clips that no trial has seen.
-    """
-    truth = np.array([labels.index(clip.label) for clip in fresh])
-    sources = [clip.source_id for clip in fresh]
-    fewest = metrics.fewest_sources(truth, sources)
-    baseline, finalists = pick_finalists(scored, fewest)
-    first = min((t for t in scored if t.iteration == 0), key=lambda t: t.number)
-    trials = list({t.number: t for t in [baseline, first, *finalists]}.values())
-    table = evaluator.score([t.candidate.prompt for t in trials], fresh)
-    # A threshold fitted on the search half is carried over, never fitted again.
-    right = {
-        t.number: reward.judge(table.logp[i], truth, fresh, bias=t.bias).right
-        for i, t in enumerate(trials)
-    }
-    c = metrics.clusters(truth, sources, seed=seed)
-    bounds, p_holm, best = judge(c, np.stack([right[t.number] for t in [*finalists, baseline]]))
-    finals = [
-        Final(t, c.estimate(c.balanced(right[t.number])), bounds[i], p_holm[i])
-        for i, t in enumerate(finalists)
+    better = [
+        t
+        for t in scored
+        if t.iteration > 0 and t.rank > baseline.rank and t.reward > baseline.reward
     ]
-    chosen = None if best is None else finals[best]
-    judged = [baseline] + ([chosen.trial] if chosen else [])
-    return Selection(
-        baseline=baseline,
-        baseline_score=c.estimate(c.balanced(right[baseline.number])),
-        finals=tuple(finals),
-        chosen=chosen,
-        to_first_seed=metrics.difference(
-            c,
-            right[(chosen.trial if chosen else baseline).number],
-            right[first.number],
-            alpha=ALPHA,
-        ),
-        reason=_reason(finals, chosen, fewest),
-        controls=_controls(evaluator, judged, fresh, truth, reward),
-        logp={t.candidate.prompt.prompt_id: table.logp[i] for i, t in enumerate(trials)},
-    )
+    return baseline, better[: most_finalists(fewest_sources)]
 
 
-def judge(
-    c: metrics.Clusters, right: NDArray[np.bool_]
-) -> tuple[list[metrics.Difference], list[float], int | None]:
-    """The decision on the fresh half alone.
+def decide(
+    problem: Problem,
+    settings: SearchSettings,
+    history: History,
+    advance: Callable[[int, int], None] = lambda scored, skipped: None,
+) -> Decision:
+    """Scores finalists and baseline on the holdout and decides.
+
+    Balanced accuracy is compared, whatever the objective was, and each trial with the bias that was fitted on the
+    search half. A finalist replaces the baseline when the p of its gain, corrected by Holm over the finalists, is below
+    2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the largest gain. With
+    fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often the rule errs.
 
     Args:
-        c: Its sources.
-        right: ``[finalist + 1, clip]``, the baseline last.
-
-    Returns:
-        Of each finalist the difference to the baseline, its bounds at Holm's level, and its corrected p; the index of
-        the one that replaces the baseline, or None.
+        advance: Called with the pairs scored, and 0.
     """
-    finalists, baseline = right[:-1], right[-1]
-    plain = [metrics.difference(c, one, baseline, alpha=ALPHA) for one in finalists]
-    # Holm's step-down on the bounds: the strongest finalist must clear the strictest level.
-    order = sorted(range(len(finalists)), key=lambda i: -plain[i].low)
-    bounds = {
-        i: metrics.difference(c, finalists[i], baseline, alpha=ALPHA / (len(order) - rank))
-        for rank, i in enumerate(order)
-    }
-    cleared = list(itertools.takewhile(lambda i: bounds[i].low > 0, order))
-    best = None
-    if cleared and c.fewest >= metrics.MIN_SOURCES:
-        best = max(cleared, key=lambda i: bounds[i].value)
-    return [bounds[i] for i in range(len(order))], metrics.holm([d.p for d in plain]), best
+    fewest = problem.holdout_clips.targets.fewest_sources
+    scored = history.scored
+    baseline, rivals = pick_finalists(scored, fewest)
+    first = min((t for t in scored if t.iteration == 0), key=lambda t: t.number)
+    trials = list({t.number: t for t in [baseline, first, *rivals]}.values())
+    table = score_in_parts(
+        problem.evaluator, [t.prompt for t in trials], problem.holdout_clips, advance
+    )
+    said = {t.number: table.predict(t.classifier) for t in trials}
+    gains = compare_many(
+        [said[t.number] for t in rivals], said[baseline.number], seed=settings.seed
+    )
+    finalists = [
+        Finalist(t, estimate(said[t.number], seed=settings.seed), gain)
+        for t, gain in zip(rivals, gains, strict=True)
+    ]
+    best = winner_of(gains, fewest)
+    winner = None if best is None else finalists[best]
+    chosen = winner.trial if winner else baseline
+    shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
+    return Decision(
+        baseline=baseline,
+        baseline_score=estimate(said[baseline.number], seed=settings.seed),
+        finalists=tuple(finalists),
+        winner=winner,
+        to_first_seed=compare(said[chosen.number], said[first.number], seed=settings.seed),
+        reason=_reason(finalists, winner, fewest),
+        controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
+        predictions={t.prompt.prompt_id: said[t.number] for t in trials},
+    )
 
 
-def _reason(finals: Sequence[Final], chosen: Final | None, fewest: int) -> str:
-    if not finals:
+def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
+    """Index of the gain that replaces the baseline, or None.
+
+    Args:
+        gains: From `compare_many`: p is corrected.
+        fewest_sources: Of the rarest label.
+    """
+    real = [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+    if not real or fewest_sources < MIN_SOURCES:
+        return None
+    return max(real, key=lambda i: gains[i].value)
+
+
+def _reason(finalists: Sequence[Finalist], winner: Finalist | None, fewest: int) -> str:
+    if not finalists:
         return "baseline kept: no candidate scored above it on the search half"
-    best = max(finals, key=lambda f: f.difference.value)
-    d = best.difference
-    gain = (
-        f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on {d.clips} fresh"
-        f" clips of {d.sources} sources"
-    )
-    if fewest < metrics.MIN_SOURCES:
+    best = winner or max(finalists, key=lambda f: f.gain.value)
+    gain = f"{points(best.gain)} on {best.gain.clips} holdout clips of {best.gain.sources} sources"
+    if fewest < MIN_SOURCES:
         return (
-            f"baseline kept: the fresh half has only {fewest} sources of one label,"
-            f" {metrics.MIN_SOURCES} are needed for a claim (the best finalist shows {gain})"
+            f"baseline kept: the holdout has only {fewest} sources of one label,"
+            f" {MIN_SOURCES} are needed for a claim (the best finalist shows {gain})"
         )
-    if chosen is None:
+    if winner is None:
         return (
-            f"baseline kept: the best finalist gains {gain}, corrected p {best.p_holm:.3f}; its"
-            " lower bound is not above zero"
+            f"baseline kept: the best finalist gains {gain}, corrected p {best.gain.p:.3f}; a gain"
+            f" counts below {ALPHA:.3f}"
         )
-    d = chosen.difference
-    return (
-        f"replaced: gains {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on"
-        f" {d.clips} fresh clips of {d.sources} sources, corrected p {chosen.p_holm:.3f}"
-    )
+    return f"replaced: gains {gain}, corrected p {best.gain.p:.3f}"
 
 
-def _controls(
-    evaluator: Evaluator, trials: Sequence[Trial], fresh: Sequence[Clip], truth: Any, reward: Reward
+def points(gain: Estimate) -> str:
+    """A gain in points of percent, as in ``+9.5 points [+1.4, +17.5]``."""
+    if gain.low is None or gain.high is None:
+        return f"{100 * gain.value:+.1f} points [too few sources for an interval]"
+    return f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def control_scores(
+    evaluator: Evaluator,
+    classifiers: Sequence[Classifier],
+    clips: ClipSet,
+    advance: Callable[[int, int], None] = lambda scored, skipped: None,
 ) -> dict[str, dict[str, float]]:
-    """Balanced accuracy and share of first-label answers with silence and shuffled audio: what the text alone says."""
+    """Balanced accuracy and share of first-label answers with silence and shuffled audio: what the text alone gives."""
     out: dict[str, dict[str, float]] = {}
-    prompts: list[Prompt] = [t.candidate.prompt for t in trials]
-    for audio in ("silence", "shuffled"):
-        heard = [replace(clip, audio=audio) for clip in fresh]
-        table = evaluator.score(prompts, heard)
-        for i, trial in enumerate(trials):
-            right = reward.judge(table.logp[i], truth, heard, bias=trial.bias).right
-            first = metrics.decide(table.logp[i], trial.bias) == 0
-            out.setdefault(trial.candidate.prompt.prompt_id, {}).update(
-                {
-                    audio: metrics.balanced_accuracy(truth, right),
-                    f"{audio}_first_label": float(first.mean()),
-                }
-            )
+    for audio in CONTROLS:
+        prompts = [c.prompt for c in classifiers]
+        table = score_in_parts(evaluator, prompts, clips.as_control(audio), advance)
+        for classifier in classifiers:
+            out.setdefault(classifier.prompt_id, {}).update(_control(table, classifier, audio))
     return out
+
+
+def score_in_parts(
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    clips: ClipSet,
+    advance: Callable[[int, int], None],
+) -> ScoreTable:
+    """`Evaluator.score`, some clips at a time, so that a person sees it move."""
+    tables = []
+    for begin in range(0, len(clips), PART):
+        tables.append(evaluator.score(prompts, clips[begin : begin + PART]))
+        advance(len(prompts) * len(tables[-1].clips), 0)
+    return ScoreTable(
+        tuple(prompts),
+        tuple(clips),
+        np.concatenate([t.logp for t in tables], axis=1),
+        np.concatenate([t.logp_top for t in tables], axis=1),
+    )
+
+
+def _control(table: ScoreTable, classifier: Classifier, audio: str) -> dict[str, float]:
+    said = table.predict(classifier)
+    return {
+        audio: metrics.balanced_accuracy(said.targets.truth, said.right),
+        f"{audio}_first_label": float(np.mean(said.decided == 0)),
+    }

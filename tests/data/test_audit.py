@@ -12,7 +12,7 @@ from conftest import DEMO, LABELS
 from data import audit
 from data.auditing.checks import audit_clips, correlation
 from evaluators.audio import RATE, coloured_noise
-from evaluators.clips import NEEDED
+from evaluators.manifest import NEEDED
 
 
 @pytest.fixture

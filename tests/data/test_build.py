@@ -18,7 +18,8 @@ from data.building.design import quotas, split_of
 from data.building.render import measured_snr
 from data.building.rooms import synthetic_response
 from evaluators.audio import RATE, add_noise, coloured_noise, load
-from evaluators.clips import check_registry, read_manifest, read_registry, verify
+from evaluators.manifest import read_manifest, verify
+from evaluators.splits import check_registry, read_registry
 
 RECIPE = """
 design: factorial

@@ -16,7 +16,8 @@ from data.building.render import encode, pcm_digest
 from data.makers.demo_clips import plan, read_recipe
 from evaluators.audio import PEAK, add_noise, coloured_noise, load, normalise
 from evaluators.audio_lm.checkpoint import SHIPPED, open_checkpoint
-from evaluators.clips import COLUMNS, check_registry, read_manifest, read_registry, verify
+from evaluators.manifest import COLUMNS, read_manifest, verify
+from evaluators.splits import check_registry, read_registry
 
 
 @pytest.fixture(scope="module")

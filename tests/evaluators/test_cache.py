@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 
 from evaluators.cache import CachedEvaluator
-from evaluators.clips import balanced_order
 from evaluators.fakes import FakeEvaluator
+from evaluators.splits import balanced_order
 
 
 @pytest.fixture
@@ -63,12 +63,13 @@ def test_renamed_clips_keep_their_scores(tmp_path, seeds, clips):
 def test_two_processes_share_a_folder_without_loss(tmp_path, seeds, clips):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from conftest import DEMO, LABELS, PROMPTS
-from evaluators.cache import CachedEvaluator; from evaluators.clips import *
+from conftest import DEMO, LABELS
+from evaluators.cache import CachedEvaluator; from evaluators.manifest import read_manifest
+from evaluators.files import shipped; from evaluators.splits import balanced_order
 from evaluators.fakes import FakeEvaluator; from evaluators.prompts import read_prompts
 from pathlib import Path
 clips = balanced_order(read_manifest(DEMO, LABELS, "dev"))[:30]
-seeds = read_prompts(PROMPTS / "seeds" / "baselines.yaml", LABELS)
+seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
 e = CachedEvaluator(FakeEvaluator(), Path({str(tmp_path)!r}))
 for i in range(int(sys.argv[1]), 30, 2): e.score(seeds, clips[i:i+1])
 """

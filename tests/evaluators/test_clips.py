@@ -4,18 +4,17 @@ import random
 import pytest
 from conftest import DEMO, LABELS
 
-from evaluators.clips import (
+from evaluators.errors import LeakError, UserError
+from evaluators.manifest import read_manifest, verify
+from evaluators.splits import (
     Registry,
     balanced_order,
     check_registry,
-    check_unheard,
+    check_trained_on,
     halves,
-    read_manifest,
     read_registry,
-    verify,
     write_registry,
 )
-from evaluators.errors import LeakError, UserError
 
 
 @pytest.mark.parametrize(
@@ -103,15 +102,15 @@ def test_the_registry_refuses_a_source_that_changed_its_split(tmp_path, dev_clip
 
 
 def test_a_checkpoint_may_not_be_judged_on_what_it_heard(dev_clips):
-    assert check_unheard(dev_clips, frozenset({"somebody else"}), "model") == []
+    assert check_trained_on(dev_clips, frozenset({"somebody else"}), "model") == []
     heard = frozenset({dev_clips[5].source_id})
     with pytest.raises(
         LeakError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"
     ):
-        check_unheard(dev_clips, heard, "model")
-    (warning,) = check_unheard(dev_clips, heard, "model", "allow")
+        check_trained_on(dev_clips, heard, "model")
+    (warning,) = check_trained_on(dev_clips, heard, "model", "allow")
     assert "scores measure memory" in warning
-    (warning,) = check_unheard(dev_clips, None, "model")
+    (warning,) = check_trained_on(dev_clips, None, "model")
     assert "is unknown" in warning
 
 

@@ -10,9 +10,9 @@ import soundfile
 from chat_server import completion, serve
 from conftest import LABELS
 
-from evaluators.clips import read_manifest
 from evaluators.endpoint import Endpoint
 from evaluators.errors import PauseError, UserError
+from evaluators.manifest import read_manifest
 from evaluators.prompts import Prompt
 
 PROMPTS = [Prompt("Is it speech? A) yes B) no"), Prompt("Speech? A or B")]

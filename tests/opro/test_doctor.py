@@ -9,7 +9,7 @@ import pytest
 from evaluators import build
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.fakes import FakeEvaluator
-from evaluators.prompts import SPEECH_TASK
+from evaluators.tasks import SPEECH_TASK
 from opro.doctor import main, symptoms
 
 

@@ -26,10 +26,11 @@ from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.memory import TrainingPlan, plan_training
 from evaluators.audio_lm.scorer import QwenAudio
 from evaluators.bench import Stock
-from evaluators.clips import balanced_order, read_manifest
 from evaluators.errors import UserError
 from evaluators.finetuning.samples import Collate, Samples, mask, wordings
 from evaluators.finetuning.train import Recipe, adapted, train
+from evaluators.manifest import read_manifest
+from evaluators.splits import balanced_order
 from opro.finetune import main as finetune
 
 pytestmark = pytest.mark.tiny

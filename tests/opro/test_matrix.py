@@ -117,7 +117,7 @@ def test_a_dry_run_opens_nothing(made, capsys):
     out = capsys.readouterr().out
     assert "evals" in out and "energy" in out
     assert not (made.parent / "runs" / "matrix-test").exists()
-    from evaluators.clips import manifest_digest
+    from evaluators.manifest import manifest_digest
 
     assert count_openings(made.parent / "runs", manifest_digest(made)) == 0
 

@@ -16,8 +16,8 @@ import pytest
 from chat_server import serve
 from conftest import DEMO, LABELS, ROOT
 
-from evaluators.clips import read_manifest
 from evaluators.files import csv_text, read_yaml
+from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from opro import optimize, report
 from opro.results.table import rows_of
@@ -427,11 +427,7 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
     with serve(reply, faults) as server:
         folder = run(tmp_path, "--lm-base-url", server.url, "--lm-model", "test", "--iterations", 4)
     summary = json.loads((folder / "summary.json").read_text())
-    assert (
-        summary["status"] == "complete"
-        and summary["lm"]["calls"] >= 4
-        and server.script == []
-    )
+    assert summary["status"] == "complete" and summary["lm"]["calls"] >= 4 and server.script == []
     lines = [json.loads(line) for line in (folder / "proposals.jsonl").read_text().splitlines()]
     assert summary["lost"] == sum("lost" in line for line in lines) > 0
     lines = [line for line in lines if "lost" not in line]
@@ -537,7 +533,7 @@ def test_changed_seeds_are_not_answered_with_the_old_result(tmp_path, seeds, cap
 
 
 def test_a_smaller_run_searches_nothing_that_judges_a_larger_one(tmp_path, dev_clips):
-    from evaluators.clips import halves
+    from evaluators.splits import halves
 
     fresh = {c.clip_id for c in halves(dev_clips)[1]}
     judging = {c.source_id for c in dev_clips if c.clip_id in fresh}
@@ -676,8 +672,7 @@ def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
         folder = run(tmp_path, "--lm-model", "m", "--lm-base-url", server.url)
     proposed = json.loads((folder / "summary.json").read_text())["proposed"]
     assert (
-        set(proposed) == {"seed", "lm", "rewriter"}
-        and proposed["lm"] + proposed["rewriter"] == 8
+        set(proposed) == {"seed", "lm", "rewriter"} and proposed["lm"] + proposed["rewriter"] == 8
     )
     assert f"{proposed['lm']} by the language model" in capsys.readouterr().out
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import DEMO, LABELS
 
-from evaluators.clips import manifest_digest
+from evaluators.manifest import manifest_digest
 from evaluators.prompts import Prompt, dump_prompts
 from opro import leaderboard, optimize, rescore
 

@@ -13,9 +13,10 @@ from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN3_OMNI
 from evaluators.audio_lm.memory import plan_memory
 from evaluators.audio_lm.scorer import QwenAudio
-from evaluators.clips import balanced_order, clip_wave
+from evaluators.clips import clip_wave
 from evaluators.errors import UserError
 from evaluators.prompts import encode
+from evaluators.splits import balanced_order
 
 pytestmark = pytest.mark.tiny
 

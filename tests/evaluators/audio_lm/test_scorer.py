@@ -13,9 +13,10 @@ from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.scorer import QwenAudio, plan_row
 from evaluators.bench import Stock
-from evaluators.clips import balanced_order, clip_wave
+from evaluators.clips import clip_wave
 from evaluators.errors import UserError
 from evaluators.prompts import Prompt, after_audio, encode
+from evaluators.splits import balanced_order
 
 pytestmark = pytest.mark.tiny
 CLOSE = 1e-5  # nats, float32

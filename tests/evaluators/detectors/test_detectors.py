@@ -10,12 +10,15 @@ from evaluators.detectors.detectors import Energy, Silero, WebRtc, Whisper, open
 from evaluators.errors import UserError
 from evaluators.files import ROOT as PROJECT
 from evaluators.files import shipped
-from evaluators.prompts import SPEECH_TASK, read_prompts
+from evaluators.manifest import read_manifest
+from evaluators.prompts import read_prompts
+from evaluators.splits import balanced_order
 from evaluators.statistics import metrics
+from evaluators.tasks import SPEECH_TASK
 
 LABELS = SPEECH_TASK.labels
 PROMPT = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[:1]
-DEV = clipset.balanced_order(clipset.read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))
+DEV = balanced_order(read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))
 TUNE, JUDGE = DEV[:120], DEV[120:200]
 TRUTH = np.array([LABELS.index(c.label) for c in JUDGE])
 

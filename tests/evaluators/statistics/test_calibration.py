@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from evaluators.classifier import sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics import calibration, metrics
+from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(3)
 TRUTH = RNG.integers(0, 2, 2000)
@@ -21,13 +23,13 @@ def test_fit_equals_logistic_regression():
 def test_overconfident_scores_lose_their_error():
     truth, margin, fresh = TRUTH[:1000], 6 * MARGIN[:1000], 6 * MARGIN[1000:]
     fitted = calibration.fit_calibration(truth, margin)
-    c = metrics.clusters(TRUTH[1000:], [str(i) for i in range(1000)])
+    c = clusters(TRUTH[1000:], [str(i) for i in range(1000)])
 
     def error(probability):
         decided = np.where(probability > 0.5, 0, 1)
         return metrics.describe(c, decided, probability)["ece"].value
 
-    before, after = error(calibration.probability(fresh)), error(fitted.probability(fresh))
+    before, after = error(sigmoid(fresh)), error(fitted.probability(fresh))
     assert after < 0.04 < before
     assert ((fitted.margin(margin) > 0) == (margin / fitted.temperature > -fitted.bias)).all()
 

@@ -7,7 +7,11 @@ from sklearn import metrics as reference
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from evaluators.classifier import log_odds
 from evaluators.statistics import metrics
+from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.compare import holm
+from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.integers(0, 2, 300)
@@ -41,11 +45,11 @@ def test_a_missing_class_counts_for_nothing():
 
 def test_margins_are_log_odds_against_all_other_labels():
     three = np.log(np.array([[0.5, 0.3, 0.1]]))
-    assert metrics.margins(three)[0] == pytest.approx(np.log(0.5 / 0.4))
+    assert log_odds(three)[0] == pytest.approx(np.log(0.5 / 0.4))
 
 
 def test_fitted_bias_is_the_best_of_all():
-    bias = metrics.fit_bias(TRUTH, MARGIN)
+    bias = fit_bias(TRUTH, MARGIN)
     best = max(
         metrics.balanced_accuracy(TRUTH, (MARGIN + b > 0) == (TRUTH == 0))
         for b in np.linspace(-5, 5, 4001)
@@ -82,7 +86,7 @@ def test_sign_flip_equals_enumeration():
             for signs in itertools.product((-1, 1), repeat=len(values))
         ]
     )
-    c = metrics.clusters(truth, sources)
+    c = clusters(truth, sources)
     assert metrics.sign_flip(c, gain) == pytest.approx(exact, abs=0.02)
 
 
@@ -102,8 +106,8 @@ def test_difference_turns_its_sign_with_the_order():
 
 
 def test_holm_is_the_textbook_example():
-    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert metrics.holm([]) == []
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
 
 
 def test_few_clusters_keep_their_coverage():
@@ -122,7 +126,7 @@ def test_few_clusters_keep_their_coverage():
 def test_every_statistic_of_every_resample_equals_a_plain_loop():
     """One resample is the clips of the drawn sources, each as often as it was drawn."""
     score = np.round(MARGIN, 1)  # with ties
-    c = metrics.clusters(TRUTH, SOURCES, resamples=20, seed=4)
+    c = clusters(TRUTH, SOURCES, resamples=20, seed=4)
     decided, probability = np.where(score > 0, 0, 1), 1 / (1 + np.exp(-score))
     found = metrics.describe(c, decided, probability, score)
     sure = np.maximum(probability, 1 - probability)
@@ -154,7 +158,7 @@ def test_every_statistic_of_every_resample_equals_a_plain_loop():
 
 def test_sign_flip_of_single_clips_is_mcnemars_and_wilcoxons_test():
     truth = np.zeros(40, int)
-    c = metrics.clusters(truth, [str(i) for i in range(40)])
+    c = clusters(truth, [str(i) for i in range(40)])
     a, b = np.arange(40) % 3 > 0, np.arange(40) % 5 > 1
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     theirs = mcnemar(table, exact=True).pvalue
@@ -170,7 +174,7 @@ def test_sign_flip_of_single_clips_is_mcnemars_and_wilcoxons_test():
 
 def test_sign_flips_of_many_gains_are_those_of_each():
     rng = np.random.default_rng(6)
-    c = metrics.clusters(TRUTH, SOURCES)
+    c = clusters(TRUTH, SOURCES)
     gains = rng.integers(-1, 2, (4, 300)).astype(float)
     together = metrics.sign_flip(c, gains, two_sided=True)
     for gain, p in zip(gains, together, strict=True):
@@ -179,7 +183,7 @@ def test_sign_flips_of_many_gains_are_those_of_each():
 
 def test_holm_equals_statsmodels():
     p = np.random.default_rng(1).uniform(0, 0.2, 12)
-    assert metrics.holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_statistics_do_not_depend_on_the_order_of_clips():
@@ -187,7 +191,7 @@ def test_statistics_do_not_depend_on_the_order_of_clips():
     names = np.array(SOURCES)
     one, two = (
         metrics.describe(
-            metrics.clusters(TRUTH[i], names[i], resamples=50), metrics.decide(LOGP[i]),
+            clusters(TRUTH[i], names[i], resamples=50), metrics.decide(LOGP[i]),
             np.exp(LOGP[i, 0]), MARGIN[i],
         )
         for i in (np.arange(300), order)
@@ -197,6 +201,6 @@ def test_statistics_do_not_depend_on_the_order_of_clips():
 
 
 def test_a_rate_without_clips_is_undefined_not_zero():
-    c = metrics.clusters(np.zeros(20, int), [str(i % 5) for i in range(20)])
+    c = clusters(np.zeros(20, int), [str(i % 5) for i in range(20)])
     found = metrics.rates(c, np.arange(20) % 2)
     assert np.isnan(found["false_alarm_rate"].value) and found["hit_rate"].value == 0.5

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.prompts import SPEECH_TASK, Prompt
+from evaluators.prompts import Prompt
+from evaluators.tasks import SPEECH_TASK
 from opro.proposers.evidence import Heard, draw_parent, front
 from opro.proposers.lm_proposer import LMProposer, Mixed, normal, parse, refuse, unwrap
 from opro.proposers.openai_model import Ledger, Reply

@@ -6,7 +6,8 @@ import pytest
 from conftest import LABELS
 
 from evaluators.orders import find_options
-from evaluators.prompts import SPEECH_TASK, Prompt, Task
+from evaluators.prompts import Prompt
+from evaluators.tasks import SPEECH_TASK, Task
 from opro.proposers.lm_proposer import refuse
 from opro.proposers.rewriter import Rewriter, take_apart
 from opro.search.history import Candidate, History

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_truth import KnownTruth
 
-from evaluators.clips import balanced_order, halves
+from evaluators.classifier import log_odds
 from evaluators.fakes import FakeEvaluator
 from evaluators.prompts import Prompt
-from evaluators.statistics.metrics import margins
+from evaluators.splits import balanced_order, halves
 from opro.search.forecast import basis, draw_margins
 from opro.search.objective import Reward
 from opro.search.race import FIRST, race
@@ -119,7 +119,7 @@ def test_forecasts_hold_what_they_say(half):
         logp = KnownTruth(world).score(PROMPTS, clips).logp
         known = basis(logp[:3], truth)
         for one in logp[3:]:
-            margin = margins(one.astype(float))
+            margin = log_odds(one.astype(float))
             drawn = draw_margins(known, np.arange(16), margin[:16])
             assert np.array_equal(drawn[:, :16], np.tile(margin[:16], (len(drawn), 1)))
             rewards = (weights * (drawn * sign > 0)).sum(axis=1)

@@ -1,0 +1,206 @@
+"""Splits: the registry of sources, the halves of dev, a balanced order, and what a checkpoint was trained on."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evaluators.clips import Clip
+from evaluators.errors import LeakError, UserError
+from evaluators.files import read_json, write_text
+from evaluators.manifest import SPLITS, manifest_path, read_manifest
+
+
+def _order(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips in a fixed order in which every prefix is balanced over label, duration, SNR and source.
+
+    Depends on nothing but the clips' ids and attributes, so "the first N" is the same set on every machine.
+    Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
+    """
+    cells: dict[tuple[str, int, str], list[Clip]] = {}
+    used: dict[str, int] = {}
+    for clip in sorted(clips, key=lambda c: _order(c.clip_id)):
+        cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), []).append(clip)
+    labels = sorted({key[0] for key in cells})
+    queues = {
+        label: [
+            cells[key] for key in sorted(cells, key=lambda k: _order(repr(k))) if key[0] == label
+        ]
+        for label in labels
+    }
+    total = {label: sum(map(len, queue)) for label, queue in queues.items()}
+    taken = dict.fromkeys(labels, 0)
+    out: list[Clip] = []
+    while len(out) < len(clips):
+        # The label that is furthest behind its share goes next; labels of equal size alternate.
+        label = min(
+            (lab for lab in labels if taken[lab] < total[lab]),
+            key=lambda lab: (taken[lab] / total[lab], lab),
+        )
+        queue = queues[label]
+        cell = queue.pop(0)
+        index = min(range(len(cell)), key=lambda i: (used.get(cell[i].source_id, 0), i))
+        clip = cell.pop(index)
+        used[clip.source_id] = used.get(clip.source_id, 0) + 1
+        taken[label] += 1
+        if cell:
+            queue.append(cell)
+        out.append(clip)
+    return out
+
+
+def _cell(clip: Clip) -> str:
+    return "none" if clip.snr_db is None else str(round(clip.snr_db / 5) * 5)
+
+
+def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """Dev halved by source, stratified by label: (search half, fresh half).
+
+    The halves depend on the source ids and clip counts alone, never on a run's seed: otherwise the half that
+    judged one run would have been searched by the next. Largest sources first, each goes to the lighter half.
+    """
+    half_of: dict[str, int] = {}
+    for label in sorted({clip.label for clip in clips}):
+        counts: dict[str, int] = {}
+        for clip in clips:
+            if clip.label == label and clip.source_id not in half_of:
+                counts[clip.source_id] = counts.get(clip.source_id, 0) + 1
+        load = [[0, 0], [0, 0]]  # per half: clips, sources
+        for source in sorted(counts, key=lambda s: (-counts[s], _order(s))):
+            half = min((0, 1), key=lambda h: (load[h][0], load[h][1], h))
+            half_of[source] = half
+            load[half][0] += counts[source]
+            load[half][1] += 1
+    ordered = balanced_order(clips)
+    first = [clip for clip in ordered if half_of[clip.source_id] == 0]
+    second = [clip for clip in ordered if half_of[clip.source_id] == 1]
+    return first, second
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The splits of a project's sources, and which checkpoint was trained on which sources.
+
+    `splits` maps source id to split; `trained_on` maps a checkpoint's name to the ids it was trained on.
+    """
+
+    splits: dict[str, str]
+    trained_on: dict[str, tuple[str, ...]]
+
+
+def registry_path(folder: Path) -> Path:
+    """The project's registry for a folder of clips: in it, or in the folder above if it is there."""
+    above = folder.parent / "registry.json"
+    here = folder / "registry.json"
+    return above if above.is_file() and not here.is_file() else here
+
+
+def read_registry(where: Path) -> Registry | None:
+    """The split registry of a manifest's project, or None when it has none."""
+    path = registry_path(manifest_path(where).parent)
+    return load_registry(path) if path.is_file() else None
+
+
+def load_registry(path: Path) -> Registry:
+    """A registry file."""
+    raw = read_json(path)
+    try:
+        wrong = {s for s in raw["splits"].values() if s not in SPLITS}
+        if wrong:
+            raise ValueError(f"split {sorted(map(str, wrong))[0]!r} is not one of {SPLITS}")
+        return Registry(
+            dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
+        )
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a split registry ({error}); expected keys 'splits' and 'trained_on'"
+        ) from None
+
+
+def write_registry(path: Path, registry: Registry) -> None:
+    """Writes the registry as stable JSON."""
+    raw = {
+        "schema": 1,
+        "splits": dict(sorted(registry.splits.items())),
+        "trained_on": {name: sorted(ids) for name, ids in sorted(registry.trained_on.items())},
+    }
+    write_text(path, json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
+    """Raises UserError when a clip's split is not the one its source has in the registry."""
+    if registry is None:
+        return
+    for clip in clips:
+        known = registry.splits.get(clip.source_id)
+        if known is not None and known != clip.split:
+            raise LeakError(
+                f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but"
+                f" the manifest says {clip.split!r}; a source keeps its split in all clip sets of a"
+                " project"
+            )
+
+
+def trained_sources(
+    checkpoint: str,
+    stored: frozenset[str] | None,
+    where: Path,
+    train_manifest: Path | None,
+    labels: Sequence[str],
+) -> frozenset[str] | None:
+    """Source ids that a checkpoint was trained on, or None when nothing tells.
+
+    Args:
+        checkpoint: Its name, under which the registry may list its sources.
+        stored: Ids that the checkpoint itself carries.
+        where: Manifest whose registry is asked.
+        train_manifest: Manifest it was trained on, by flag.
+        labels: Labels of that manifest.
+    """
+    registry = read_registry(where)
+    known = [stored] if stored is not None else []
+    if registry is not None and checkpoint in registry.trained_on:
+        known.append(frozenset(registry.trained_on[checkpoint]))
+    if train_manifest is not None:
+        clips = read_manifest(train_manifest, labels, "train")
+        known.append(frozenset(c.source_id for c in clips))
+    return frozenset().union(*known) if known else None
+
+
+def check_trained_on(
+    clips: Iterable[Clip],
+    sources: frozenset[str] | None,
+    checkpoint: str,
+    policy: Literal["refuse", "allow"] = "refuse",
+) -> list[str]:
+    """Warnings about clips whose sources a checkpoint was trained on. They belong into every result that follows.
+
+    Args:
+        sources: What it was trained on, from `trained_sources`; None where nothing tells.
+        policy: Of ``--heard``: refuse such clips, or allow them with a warning.
+    Raises:
+        LeakError: It was trained on some of the sources, and the policy is to refuse; lists them.
+    """
+    if sources is None:
+        return [
+            f"what {checkpoint!r} was trained on is unknown: give --train-manifest, or scores may"
+            " measure memory"
+        ]
+    overlap = sorted({clip.source_id for clip in clips} & sources)
+    if not overlap:
+        return []
+    text = (
+        f"checkpoint {checkpoint!r} was trained on {len(overlap)} of the sources to be scored"
+        f" ({', '.join(overlap[:8])}{', ...' if len(overlap) > 8 else ''})"
+    )
+    if policy == "allow":
+        return [f"{text}: scores measure memory (--heard allow)"]
+    raise LeakError(
+        f"{text}; score clips of other sources, or give --heard allow, which is recorded"
+    )

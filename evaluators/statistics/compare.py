@@ -1,0 +1,154 @@
+"""The one comparison: value, bounds and p of every difference that this project prints come from here."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evaluators.statistics.metrics import METRICS
+from evaluators.statistics.resampling import (
+    RESAMPLES,
+    Clusters,
+    Estimate,
+    Statistic,
+    clusters,
+    level_at_zero,
+)
+from evaluators.targets import Predictions, Targets
+
+ALPHA = 0.025  # one-sided
+
+
+def resample(targets: Targets, *, resamples: int = RESAMPLES, seed: int = 0) -> Clusters:
+    """The resamples of a clip set; equal for equal targets and seed."""
+    return clusters(targets.truth, targets.sources.tolist(), resamples=resamples, seed=seed)
+
+
+def estimate(
+    said: Predictions, metric: str = "balanced_accuracy", *, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """A metric of some predictions with its interval over sources.
+
+    Args:
+        metric: A key of `evaluators.statistics.metrics.METRICS`.
+    """
+    c = resample(said.targets, seed=seed)
+    return c.estimate(METRICS[metric](c, said), level)
+
+
+def difference(
+    c: Clusters, a: Statistic, b: Statistic, *, alpha: float = ALPHA, two_sided: bool = False
+) -> Estimate:
+    """``a - b`` on the same resamples. Each bound is one-sided at `alpha`.
+
+    `p` is one-sided, for a > b: below `alpha` exactly where the lower bound is above zero. `two_sided` asks for a
+    difference in either direction: twice the smaller of the two.
+    """
+    gain = a - b
+    p = level_at_zero(gain.draws, c.fewest)
+    if two_sided:
+        p = min(1.0, 2 * min(p, level_at_zero(-gain.draws, c.fewest)))
+    return replace(c.estimate(gain, 1 - 2 * alpha), p=p)
+
+
+def compare(
+    a: Predictions,
+    b: Predictions,
+    metric: str = "balanced_accuracy",
+    *,
+    seed: int = 0,
+    alpha: float = ALPHA,
+) -> Estimate:
+    """How much better `a` is than `b` on the same clips."""
+    c = resample(a.targets, seed=seed)
+    return difference(c, METRICS[metric](c, a), METRICS[metric](c, b), alpha=alpha)
+
+
+def compare_many(
+    rivals: Sequence[Predictions],
+    reference: Predictions,
+    metric: str = "balanced_accuracy",
+    *,
+    seed: int = 0,
+    alpha: float = ALPHA,
+) -> list[Estimate]:
+    """How much better each rival is than the reference, corrected for their number by Holm's step-down.
+
+    The strongest rival's bound is at the strictest level, ``alpha / number of rivals``. Of those that must pass before
+    it and do not, none passes: so the corrected p is below `alpha` only where the bound shown is above zero.
+
+    Returns:
+        In the order of the rivals; `p` is corrected.
+    """
+    if not rivals:
+        return []
+    c = resample(reference.targets, seed=seed)
+    base = METRICS[metric](c, reference)
+    gains = [METRICS[metric](c, one) - base for one in rivals]
+    return step_down(c, gains, alpha=alpha)
+
+
+def step_down(c: Clusters, gains: Sequence[Statistic], *, alpha: float = ALPHA) -> list[Estimate]:
+    """Gains over one reference with Holm's correction: bounds at each one's level, and corrected p."""
+    p = [level_at_zero(gain.draws, c.fewest) for gain in gains]
+    corrected = holm(p)
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    return [
+        replace(
+            c.estimate(gain, 1 - 2 * alpha / (len(p) - order.index(i))),
+            p=corrected[i],
+        )
+        for i, gain in enumerate(gains)
+    ]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the given order."""
+    adjusted, running = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        running = max(running, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def compare_pairs(
+    said: Sequence[Predictions],
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Paired differences of balanced accuracy, a - b, on the same clips.
+
+    Args:
+        pairs: Indices; None for all.
+
+    Returns:
+        {a, b, difference, low, high, p, p_holm} each: 95 % interval over sources, two-sided p of the same interval,
+        Holm over the pairs.
+    """
+    pairs = list(itertools.combinations(range(len(said)), 2)) if pairs is None else list(pairs)
+    if not pairs:
+        return []
+    first = said[0].targets
+    for other in said[1:]:
+        assert other.targets.clip_ids == first.clip_ids
+        assert (other.targets.truth == first.truth).all()
+    c = resample(first, resamples=resamples, seed=seed)
+    balanced = c.balanced(np.stack([one.right for one in said]).astype(np.float64))
+    found = [difference(c, balanced[a], balanced[b], two_sided=True) for a, b in pairs]
+    corrected = holm([gain.p or 0.0 for gain in found])
+    return [
+        {
+            "a": said[a].name,
+            "b": said[b].name,
+            "difference": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "p": gain.p,
+            "p_holm": adjusted,
+        }
+        for (a, b), gain, adjusted in zip(pairs, found, corrected, strict=True)
+    ]

@@ -1,0 +1,109 @@
+"""A clip set as arrays, and what was said of it: all that statistics may know."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from evaluators.clips import Clip
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+Strings = NDArray[np.str_]
+
+SLICES = ("duration_ms", "snr_db", "condition", "category")  # properties that clips are sliced by
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is right about each clip, and which clips belong together.
+
+    Attributes:
+        labels: The classes; the first one is what is to be detected.
+        clip_ids: One a clip, unique.
+        truth: ``[clip]`` index of the right label.
+        sources: ``[clip]`` speaker, session or upload: the cluster of every interval.
+        slices: Property -> ``[clip]`` value as text, "" where a clip has none.
+    """
+
+    labels: tuple[str, ...]
+    clip_ids: tuple[str, ...]
+    truth: Ints
+    sources: Strings
+    slices: Mapping[str, Strings] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, clips: "Sequence[Clip]", labels: Sequence[str]) -> "Targets":
+        """The targets of clips, in their order."""
+        return cls(
+            tuple(labels),
+            tuple(c.name for c in clips),
+            np.array([labels.index(c.label) for c in clips], dtype=np.int64),
+            np.array([c.source_id for c in clips], dtype=np.str_),
+            {name: np.array([_text(getattr(c, name)) for c in clips]) for name in SLICES},
+        )
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @cached_property
+    def fewest_sources(self) -> int:
+        """Number of sources of the label that has the fewest."""
+        return min(len(np.unique(self.sources[self.truth == k])) for k in np.unique(self.truth))
+
+    def take(self, index: Ints | NDArray[np.bool_]) -> "Targets":
+        """The targets of some clips, in the order of `index`."""
+        return replace(
+            self,
+            clip_ids=tuple(np.array(self.clip_ids, dtype=object)[index]),
+            truth=self.truth[index],
+            sources=self.sources[index],
+            slices={name: values[index] for name, values in self.slices.items()},
+        )
+
+
+def _text(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value + 0.0:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one classifier, detector or outside file said of a clip set.
+
+    Attributes:
+        name: Of whoever said it, as tables show it.
+        targets: The clips.
+        decided: ``[clip]`` index of the label decided on.
+        probability: ``[clip]`` of the first label, NaN-free; None where only decisions are known.
+        score: ``[clip]`` ranks the first label, in any unit; None where it is the probability, or unknown.
+    """
+
+    name: str
+    targets: Targets
+    decided: Ints
+    probability: Floats | None = None
+    score: Floats | None = None
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """``[clip]`` whether the right label was decided on."""
+        return np.asarray(self.decided == self.targets.truth)
+
+    @property
+    def ranking(self) -> Floats | None:
+        """``[clip]`` what ranks the first label: `score`, else `probability`, else None."""
+        return self.probability if self.score is None else self.score
+
+    def take(self, index: Ints | NDArray[np.bool_]) -> "Predictions":
+        """The predictions of some clips, in the order of `index`."""
+        return replace(
+            self,
+            targets=self.targets.take(index),
+            decided=self.decided[index],
+            probability=None if self.probability is None else self.probability[index],
+            score=None if self.score is None else self.score[index],
+        )

@@ -1,0 +1,206 @@
+"""Data, models and problems: what a verb works on, opened once from settings and checked before anything is scored."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.build import build_evaluator
+from evaluators.clips import ClipSet
+from evaluators.errors import UserError
+from evaluators.evaluator import Evaluator, engine
+from evaluators.files import resolve
+from evaluators.manifest import manifest_digest, read_manifest, verify
+from evaluators.prompts import Prompt, read_prompts
+from evaluators.several import PerCheckpoint
+from evaluators.splits import (
+    Registry,
+    balanced_order,
+    check_registry,
+    check_trained_on,
+    halves,
+    read_registry,
+    trained_sources,
+)
+from evaluators.tasks import Task, task_named
+from opro.settings import (
+    DataSettings,
+    MachineSettings,
+    ModelSettings,
+    OptimizeSettings,
+    SplitSettings,
+    clip_count,
+)
+
+CACHE = ".cache"  # scores, under the runs folder, shared by all runs
+
+
+@dataclass(frozen=True)
+class Data:
+    """A manifest with its task and its project's split registry."""
+
+    task: Task
+    manifest: Path
+    registry: Registry | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest: uses of the test split are counted by it."""
+        return manifest_digest(self.manifest)
+
+    def split(self, name: str) -> ClipSet:
+        """The clips of a split in balanced order.
+
+        Raises:
+            UserError: The manifest cannot be read, or a source has another split in the registry.
+        """
+        clips = balanced_order(read_manifest(self.manifest, self.task.labels, name))
+        check_registry(clips, self.registry)
+        return ClipSet(self.task, tuple(clips))
+
+    def halves(self, settings: SplitSettings) -> tuple[ClipSet, ClipSet]:
+        """(search half, holdout) of a split, halved by source and then cut down to ``--clips``.
+
+        In this order, so that a source that is held out in one run is never searched by another.
+
+        Raises:
+            UserError: A half lacks a class, or as `split`.
+        """
+        everything = self.split(settings.split)
+        taken = {
+            c.clip_id
+            for c in everything.first(clip_count(settings.clips, len(everything), settings.split))
+        }
+        both = [tuple(c for c in half if c.clip_id in taken) for half in halves(everything.clips)]
+        for half, kind in zip(both, ("search", "holdout"), strict=True):
+            if len({c.label for c in half}) < len(self.task.labels):
+                raise UserError(
+                    f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at"
+                    " least two sources a class"
+                )
+        return ClipSet(self.task, both[0]), ClipSet(self.task, both[1])
+
+
+def open_data(settings: DataSettings) -> Data:
+    """The data that the settings name.
+
+    Raises:
+        UserError: The task, the manifest or the registry cannot be used.
+    """
+    manifest = resolve(settings.manifest)
+    return Data(task_named(settings.task), manifest, read_registry(manifest))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint behind an evaluator. Nothing is loaded before the first score.
+
+    Attributes:
+        name: As it was asked for.
+        checkpoint: Its files; None where it has none here.
+        warnings: They belong into every result.
+    """
+
+    name: str
+    evaluator: Evaluator
+    checkpoint: Checkpoint | None
+    warnings: tuple[str, ...] = ()
+
+
+def open_model(
+    settings: ModelSettings,
+    data: Data,
+    clips: Sequence[ClipSet],
+    *,
+    machine: MachineSettings | None = None,
+) -> Model:
+    """The model that the settings name, and what it was trained on compared with the clips it will score.
+
+    Args:
+        clips: All clip sets that will be scored.
+        machine: Where scores are kept and computed; None: nowhere, and in this process.
+    Raises:
+        UserError: There is no such checkpoint, or it was trained on sources of the clips and that is refused.
+    """
+    evaluator, stored = build_evaluator(
+        settings.checkpoint,
+        adapter=settings.adapter,
+        quantisation=settings.quantization,
+        device=settings.device,
+        dtype=settings.dtype,
+        cache=machine.runs_dir / CACHE if machine else None,
+        ray=machine.ray if machine else None,
+        ray_cpus=machine.ray_cpus if machine else 1,
+    )
+    known = trained_sources(
+        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task.labels
+    )
+    scored = [clip for part in clips for clip in part]
+    warnings = check_trained_on(scored, known, settings.checkpoint, settings.heard)
+    checkpoint = getattr(engine(evaluator), "checkpoint", None)
+    return Model(settings.checkpoint, evaluator, checkpoint, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search works on.
+
+    Attributes:
+        search_clips, holdout_clips: The halves; no source is in both.
+        identity: What a resumed run must find again.
+        warnings: They stand in every result.
+    """
+
+    task: Task
+    seed_prompts: tuple[Prompt, ...]
+    search_clips: ClipSet
+    holdout_clips: ClipSet
+    evaluator: Evaluator
+    identity: Mapping[str, str | int]
+    warnings: tuple[str, ...] = ()
+
+
+def open_problem(settings: OptimizeSettings) -> Problem:
+    """The problem of a search. Raises UserError for whatever would fail later; scores nothing, writes nothing."""
+    data = open_data(settings)
+    search, holdout = data.halves(settings)
+    seeds = open_seeds(settings, data.task)
+    models = []
+    for name in settings.checkpoints:
+        own = dataclasses.replace(
+            settings,
+            checkpoint=name,
+            adapter=settings.adapter if name == settings.checkpoint else None,
+        )
+        models.append(open_model(own, data, [search, holdout], machine=settings))
+    warnings = [text for model in models for text in model.warnings]
+    if settings.adapter is not None and settings.prompt_spec is None:
+        warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
+    verify([*search, *holdout])
+    evaluator = models[0].evaluator
+    if len(models) > 1:
+        evaluator = PerCheckpoint({m.name: m.evaluator for m in models})
+        search, holdout = search.repeat(settings.checkpoints), holdout.repeat(settings.checkpoints)
+    identity = {
+        "fingerprint": evaluator.fingerprint + ("-swap" if settings.swap else ""),
+        "data": data.digest,
+        "task": data.task.name,
+        "seed": settings.seed,
+        "seeds": hashlib.sha256("".join(_plain_digest(p) for p in seeds).encode()).hexdigest(),
+    }
+    return Problem(data.task, seeds, search, holdout, evaluator, identity, tuple(warnings))
+
+
+def open_seeds(settings: OptimizeSettings, task: Task) -> tuple[Prompt, ...]:
+    """The seed prompts, each once; with ``--swap`` in both orders."""
+    found = read_prompts(resolve(settings.seeds), task.labels)
+    if settings.prompt_spec is not None:
+        found += read_prompts(settings.prompt_spec, task.labels)
+    unique = {p.digest: p for p in found}.values()
+    return tuple(dataclasses.replace(p, both_orders=p.both_orders or settings.swap) for p in unique)
+
+
+def _plain_digest(prompt: Prompt) -> str:
+    return dataclasses.replace(prompt, both_orders=False).digest

@@ -1,0 +1,55 @@
+"""A language model in this process."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from opro.proposers.language_model import Message, Reply
+
+
+class LocalModel:
+    """A transformers chat model in this process: a directory with its weights in safetensors."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.name = str(folder)
+        self.prices: tuple[float, float] | None = None
+        self.on_loss: Callable[[int, int, str], str] = lambda tokens_in, tokens_out, why: ""
+        self._folder = folder
+        self._seed = seed
+        self._loaded: Any = None
+
+    def __call__(
+        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+    ) -> Reply:
+        """See `LanguageModel`. Sampling is seeded by the conversation, so a resumed run gets the same reply."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if self._loaded is None:
+            model = AutoModelForCausalLM.from_pretrained(self._folder, use_safetensors=True)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._loaded = AutoTokenizer.from_pretrained(self._folder), model.to(device).eval()
+        tokenizer, model = self._loaded
+        chat = [{"role": m.role, "content": m.content} for m in messages]
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(model.device)
+        digest = hashlib.sha256(f"{self._seed}|{messages!r}|{temperature}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:4], "big"))
+        with torch.inference_mode():
+            out = model.generate(
+                **ids,
+                max_new_tokens=max_tokens,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+            )
+        new = out[0, ids["input_ids"].shape[1] :]
+        return Reply(
+            tokenizer.decode(new, skip_special_tokens=True),
+            int(ids["input_ids"].shape[1]),
+            len(new),
+            0.0,
+            self.name,
+            "stop",
+        )

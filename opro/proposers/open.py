@@ -1,0 +1,201 @@
+"""From settings to a proposer: which language model, the rewriter, or both."""
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluators.errors import UserError
+from evaluators.files import append_line, cut_torn_line
+from opro.problem import Problem
+from opro.proposers.language_model import LanguageModel, Reply
+from opro.proposers.ledger import Ledger
+from opro.proposers.lm_proposer import LMProposer
+from opro.proposers.local_model import LocalModel
+from opro.proposers.mixed import Mixed
+from opro.proposers.openai_model import OpenAIModel
+from opro.proposers.rewriter import Rewriter
+from opro.proposers.shared import Shared
+from opro.search.history import Candidate
+from opro.search.objective import Objective
+from opro.search.proposer import Proposer
+from opro.settings import STRATEGIES, OptimizeSettings
+
+log = logging.getLogger(__name__)
+Call = tuple[int, int, str]  # iteration, call, meta-prompt
+
+
+@dataclass(frozen=True)
+class ProposerPlan:
+    """The proposer of a run before its folder is open: wrong use is found here.
+
+    Attributes:
+        lm: The language model, or None for the rewriter alone.
+        ledger: What the run has spent on it.
+        name: What a resumed run must find again.
+    """
+
+    settings: OptimizeSettings
+    problem: Problem
+    lm: LanguageModel | None
+    ledger: Ledger
+    shared: Sequence[Candidate] = field(default_factory=tuple)
+
+    @property
+    def name(self) -> str:
+        """Who proposes."""
+        if self.lm is None:
+            return "rewriter"
+        return f"lm {self.lm.name}" + ("" if self._alone else " and rewriter")
+
+    @property
+    def _alone(self) -> bool:
+        return self.settings.proposer == "lm" or STRATEGIES[self.settings.strategy].lm_alone
+
+    def resume(self, journal: Path) -> Proposer:
+        """The proposer, with what an interrupted run has paid for: its cost counts, and its replies are used."""
+        settings, task = self.settings, self.problem.task
+        paid = _restore(journal, self.ledger)
+        rewriter = Rewriter(task, settings.seed, learn=settings.strategy != "random")
+        proposer: Proposer = rewriter
+        if self.lm is not None:
+            asking = LMProposer(
+                self.lm,
+                task,
+                Objective(settings.objective, settings.threshold),
+                self.ledger,
+                record=lambda entry: _record(journal, entry),
+                strategy=settings.strategy,
+                seed=settings.seed,
+                paid=paid,
+                both_orders=settings.swap,
+            )
+            self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
+            proposer = asking if self._alone else Mixed(asking, rewriter)
+        elif settings.strategy != "random" and settings.proposer == "auto":
+            print(
+                "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
+                " (and --lm-base-url for another server) and give --lm-model NAME",
+                file=sys.stderr,
+            )
+        return Shared(proposer, self.shared) if self.shared else proposer
+
+
+def open_proposer(
+    settings: OptimizeSettings, problem: Problem, shared: Sequence[Candidate] = ()
+) -> ProposerPlan:
+    """The proposer that the settings ask for.
+
+    Args:
+        shared: Candidates of other runs.
+    Raises:
+        UserError: A language model is asked for and none is configured, or it cannot be reached so.
+    """
+    lm = None
+    if settings.proposer != "rewriter" and settings.strategy != "random":
+        lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
+        if lm is None and settings.proposer == "lm":
+            raise UserError(
+                "--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or"
+                " set OPENAI_API_KEY and give --lm-model"
+            )
+    prices = lm.prices if lm is not None else None
+    return ProposerPlan(
+        settings, problem, lm, Ledger(settings.max_tokens, settings.max_cost, prices), shared
+    )
+
+
+def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
+    """Replies that an interrupted run has had, by call; the ledger counts what it spent."""
+    paid: dict[Call, Reply] = {}
+    if not journal.exists():
+        return paid
+    cut_torn_line(journal)
+    for line in journal.read_text(encoding="utf-8").split("\n"):
+        try:
+            raw = json.loads(line)
+            if "lost" in raw:
+                ledger.charge_unanswered(raw["tokens_in"], raw["tokens_out"])
+            if "reply" in raw:
+                keys = ("reply", "tokens_in", "tokens_out", "cost", "model", "finish")
+                reply = Reply(*(raw[k] for k in keys))
+                ledger.add(reply)
+                ledger.refused += len(raw["refused"])
+                paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged: that reply is asked for again
+    return paid
+
+
+def _record(journal: Path, entry: dict[str, Any]) -> None:
+    append_line(journal, json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
+    for refused in entry.get("refused", []):
+        log.info("refused (%s): %r", refused["reason"], refused["text"])
+    if "stopped" in entry:
+        log.warning("no further call to the language model: %s", entry["stopped"])
+
+
+def _lose(journal: Path, ledger: Ledger, tokens_in: int, tokens_out: int, why: str) -> str:
+    """Counts a call without a reply; returns why there may be no further one, or an empty text."""
+    cost = ledger.charge_unanswered(tokens_in, tokens_out)
+    entry = {"lost": why, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost}
+    _record(journal, entry)
+    return ledger.why_stop(tokens_in, tokens_out)
+
+
+def connect(
+    model: str | None, base_url: str | None, seed: int, max_cost: float | None
+) -> LanguageModel | None:
+    """The language model that flags and environment ask for, or None when none is configured.
+
+    Raises:
+        UserError: An endpoint without a model name, or `max_cost` without a way to know the cost.
+    """
+    if model and Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise UserError(
+                f"--lm-model {model!r} is a directory without config.json; expected a transformers"
+                " model or a model name"
+            )
+        return LocalModel(Path(model), seed)
+    url = base_url or os.environ.get("OPENAI_BASE_URL")
+    if not url and not os.environ.get("OPENAI_API_KEY"):
+        if model:
+            raise UserError(
+                f"--lm-model {model!r} is no directory and no endpoint is configured; set"
+                " OPENAI_API_KEY, or give --lm-base-url"
+            )
+        return None
+    if not model:
+        raise UserError(
+            "an endpoint is configured but no model; give --lm-model NAME, or --proposer rewriter"
+            " to do without"
+        )
+    prices = _prices()
+    if max_cost is not None and prices is None and "openrouter" not in (url or ""):
+        raise UserError(
+            "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or"
+            " use --max-tokens"
+        )
+    return OpenAIModel(model, url, prices)
+
+
+def _prices() -> tuple[float, float] | None:
+    text = os.environ.get("OPRO_LM_PRICES")
+    if not text:
+        return None
+    try:
+        price_in, price_out = (float(part) for part in text.split(","))
+        if not (0 <= price_in < math.inf and 0 <= price_out < math.inf):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"OPRO_LM_PRICES is {text!r}; expected two numbers, US dollars per million tokens in"
+            " and out, like 0.15,0.60"
+        ) from None
+    return price_in, price_out

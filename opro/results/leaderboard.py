@@ -1,0 +1,110 @@
+"""Rows of a leaderboard, from journals alone, and the sheet that shows them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evaluators.files import csv_text
+from opro.results.run_folder import RunFolder
+from opro.results.sheet import Column, Sheet
+from opro.results.summary import Summary
+
+COLUMNS = (
+    "run",
+    "checkpoint",
+    "prompt_id",
+    "score",
+    "low",
+    "high",
+    "clips",
+    "state",
+    "fresh_score",
+    "chosen",
+    "origin",
+    "length",
+    "text",
+    "slices",
+)
+Row = dict[str, Any]
+
+
+def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row]:
+    """Rows of one run, best first. Reads the journal only: no model, no clips.
+
+    `score`, `low` and `high` are balanced accuracy on `clips` search clips; `fresh_score` that on the holdout, for
+    finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed.
+    """
+    summary = summary or run.summary
+    holdout: dict[str, float] = {}
+    if summary is not None:
+        holdout = {s.prompt_id: s.score for s in (summary.baseline, *summary.finalists)}
+    chosen = (run.history.selection or {}).get("chosen")
+    told = [t for t in run.history.trials if t.state != "waiting"]
+    told.sort(key=lambda t: (t.state == "complete", t.state == "dropped", t.rank), reverse=True)
+    rows = []
+    for t in told:
+        one = t.outcome
+        rows.append(
+            {
+                "run": run.name,
+                "checkpoint": run.checkpoint,
+                "prompt_id": t.prompt.prompt_id,
+                "text": t.prompt.text,
+                "score": one.score if one else None,
+                "low": one.low if one else None,
+                "high": one.high if one else None,
+                "clips": one.n_scored if one else 0,
+                "origin": t.candidate.origin,
+                "state": t.state,
+                "fresh_score": holdout.get(t.prompt.prompt_id),
+                "chosen": t.number == chosen,
+                "length": len(t.prompt.text),
+                "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
+            }
+        )
+    return rows
+
+
+def leaderboard_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV."""
+    return csv_text(rows, COLUMNS)
+
+
+def leaderboard_sheet(rows: Sequence[Row], about: str = "") -> Sheet:
+    """The rows as people read them, one line a prompt.
+
+    Args:
+        about: What is ranked: data set and objective.
+    """
+    title = (
+        f"balanced accuracy{about} on the search half; * dropped early, a forecast from fewer clips"
+    )
+    several = len({row["run"] for row in rows}) > 1
+    columns = [
+        *([Column("run", 6, text=True), Column("checkpoint", 7, text=True)] if several else []),
+        Column("score"),
+        Column("95 %", 5),
+        Column("clips", 2),
+        Column("holdout"),
+        Column("origin", 1, text=True),
+        Column("prompt", text=True),
+    ]
+    body = []
+    for row in rows:
+        mark = {"dropped": "*", "failed": "!"}.get(row["state"], " ")
+        interval = "" if row["low"] is None else f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
+        body.append(
+            [
+                *([row["run"], row["checkpoint"]] if several else []),
+                _percent(row["score"]) + mark,
+                interval,
+                str(row["clips"]),
+                _percent(row["fresh_score"]),
+                row["origin"],
+                ("-> " if row["chosen"] else "") + row["text"],
+            ]
+        )
+    return Sheet(title, columns, body)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,369 @@
+"""The report's content: from a run's or a matrix' folder to one HTML page."""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from evaluators.audio import load
+from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.files import read_json, resolve
+from evaluators.manifest import read_manifest
+from evaluators.statistics import calibration
+from evaluators.statistics.describe import AXES, curves, describe, grouped, ordered, thresholds
+from evaluators.targets import Predictions
+from evaluators.tasks import TASKS
+from opro.results import figures
+from opro.results.leaderboard import leaderboard_rows
+from opro.results.matrix_rows import matrix_sheet
+from opro.results.predictions import read_predictions
+from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
+from opro.results.summary import Summary
+
+WORST = 6  # misses and false alarms with a player, each
+MAX_ROWS = 20  # of a leaderboard
+MAX_CURVES = 5
+ALIKE = 0.5  # of a prompt's characters, from which on its changes are marked
+Bins = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Predictions that the page draws. `reliability`: (name, bins) before and after calibration."""
+
+    name: str
+    said: Predictions
+    reliability: tuple[tuple[str, Bins], ...] = ()
+
+
+def page_of(folder: Path) -> str:
+    """The page of a run's or a matrix' folder.
+
+    Raises:
+        UserError: It is neither, or the run is not finished.
+    """
+    if (folder / "matrix.json").is_file():
+        page = _matrix_page(folder)
+    elif (folder / JOURNAL).is_file():
+        page = _run_page(RunFolder.read(folder))
+    else:
+        raise UserError(
+            f"{str(folder)!r} holds no run and no matrix; expected trials.jsonl or matrix.json in it"
+        )
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["percent"] = lambda v: "" if v is None else f"{100 * v:.1f}"
+    return env.get_template("report.html").render(page)
+
+
+def _run_page(run: RunFolder) -> dict[str, Any]:
+    summary, notes = run.finished(), []
+    baseline, chosen = summary.baseline, summary.chosen
+    drawn = []
+    for name, one in (("baseline", baseline), ("chosen prompt", chosen)):
+        path = run.holdout(one.prompt_id)
+        if not path.is_file():
+            notes.append(f"{path.name} is missing: what is drawn by clip is left out")
+        elif name == "baseline" or one.prompt_id != baseline.prompt_id:
+            said = read_predictions(path, run.task.labels[0])
+            drawn.append(Drawn(name, said, _calibrated(run, one.prompt_id, said, notes)))
+    trials = [
+        {
+            "number": t.number,
+            "score": t.outcome.score,
+            "low": t.outcome.low,
+            "high": t.outcome.high,
+            "state": t.state,
+        }
+        for t in run.history.trials
+        if t.outcome
+    ]
+    board = [
+        {**row, "diff": _diff(baseline.text, row["text"])}
+        for row in leaderboard_rows(run, summary)
+        if row["state"] == "complete"
+    ][:MAX_ROWS]
+    test = run.path / "test.json"
+    provenance = run.path / PROVENANCE
+    return {
+        "title": f"Run {run.name}",
+        "lead": summary.reason,
+        "kept": summary.baseline_kept,
+        "facts": list(_run_facts(summary, len(run.task.labels))),
+        "chosen": {**chosen.model_dump(), "diff": _diff(baseline.text, chosen.text)},
+        "baseline": baseline.model_dump(),
+        "test": read_json(test) if test.is_file() else None,
+        "history": figures.history(trials, baseline.search_score),
+        "board": board,
+        "matrix": None,
+        "where": "the holdout of dev",
+        **_by_clip(drawn, _clips(run.config["manifest"], run.task.labels)),
+        "notes": [*notes, *summary.warnings],
+        "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
+    }
+
+
+def _run_facts(summary: Summary, labels: int) -> Iterator[tuple[str, str]]:
+    gain, evals, lm = summary.gain, summary.evals, summary.lm
+    yield "checkpoint", summary.checkpoint
+    bounds = (
+        "[too few sources for an interval]"
+        if gain.low is None or gain.high is None
+        else f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    )
+    yield (
+        "gain on the holdout",
+        f"{100 * gain.estimate:+.1f} points {bounds} on {gain.clips} clips of {gain.sources} sources",
+    )
+    yield "trials", f"{summary.trials} in {summary.iterations} iterations"
+    yield (
+        "cost",
+        f"{evals.requested:,} evals, {evals.cached:,} from the cache,"
+        f" {evals.forward:,} through the model; {summary.seconds.total:.0f} s",
+    )
+    if lm.calls:
+        cost = "cost unknown" if lm.cost is None else f"US$ {lm.cost:.2f}"
+        tokens = f"{lm.tokens_in:,} tokens in, {lm.tokens_out:,} out"
+        yield "language model", f"{lm.calls} calls, {tokens}, {cost}"
+    control = summary.controls.get(summary.chosen.prompt_id)
+    if control:
+        yield (
+            "without the sound",
+            f"{100 * control['silence']:.1f} % with silence, {100 * control['shuffled']:.1f} %"
+            f" with shuffled samples; chance is {100 / labels:.0f}",
+        )
+
+
+def _matrix_page(folder: Path) -> dict[str, Any]:
+    path = folder / "matrix.json"
+    try:
+        result = read_json(path)
+        rows, settings = result["rows"], result["provenance"]["settings"]
+        task = TASKS[settings["task"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); make the matrix again") from None
+    reference = next(r for r in rows if r["reference"])
+    uses = result["test_openings"]
+    sheet = matrix_sheet(result)
+    return {
+        "title": f"Matrix on {result['split']}",
+        "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
+        f" sources; differences are to {result['reference']}.",
+        "kept": None,
+        "facts": [("test split opened", f"{uses} times in this project")] if uses else [],
+        "chosen": None,
+        "baseline": None,
+        "test": None,
+        "history": figures.forest(
+            [_forest_row(r) for r in rows], reference["balanced_accuracy"]["value"]
+        ),
+        "board": [],
+        "matrix": {
+            "head": [c.name for c in sheet.columns],
+            "rows": sheet.rows,
+            "prompts": _texts(rows),
+        },
+        "where": f"the {result['split']} split",
+        **_by_clip(
+            _drawn_of_matrix(folder, rows, task.labels[0]),
+            _clips(settings["manifest"], task.labels),
+        ),
+        "notes": list(dict.fromkeys(w for r in rows for w in r["warnings"])),
+        "provenance": _flat(result["provenance"]),
+    }
+
+
+def _forest_row(row: dict[str, Any]) -> tuple[str, float, float, float]:
+    e = row["balanced_accuracy"]
+    name = f"{row['row']}  {row['model']}, {row['prompt']}".strip()[:60]
+    return name, e["value"], _or(e["low"], e["value"]), _or(e["high"], e["value"])
+
+
+def _drawn_of_matrix(folder: Path, rows: Sequence[dict[str, Any]], positive: str) -> list[Drawn]:
+    """The best row, those of the published matrix, then the others, as far as a picture holds them."""
+    coded = [r for r in rows if r["row"]] or rows
+    best = max(rows, key=lambda r: r["balanced_accuracy"]["value"])
+    wanted = [best, *(r for r in [*coded, *rows] if r is not best)][:MAX_CURVES]
+    out = []
+    for r in rows:
+        if not any(r is w for w in wanted):
+            continue
+        bins = [("as it is", r.get("reliability") or [])]
+        if r.get("calibrated"):
+            bins.append(("calibrated on dev", r["calibrated"]["reliability"]))
+        name = f"{r['row'] + ': ' if r['row'] else ''}{r['model']}, {r['prompt']}"
+        said = read_predictions(folder / r["predictions"], positive)
+        out.append(Drawn(name, said, tuple(bins)))
+    return sorted(out, key=lambda d: not d.name.endswith(f"{best['model']}, {best['prompt']}"))
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(name, text) of each prompt, once."""
+    return list({r["prompt"]: (r["prompt"], r["text"]) for r in rows if "text" in r}.values())
+
+
+def _clips(manifest: str, labels: Sequence[str]) -> dict[str, Clip]:
+    """Clips by id, to be played; none where the manifest has gone."""
+    try:
+        return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), labels)}
+    except UserError:
+        return {}
+
+
+def _calibrated(
+    run: RunFolder, prompt_id: str, holdout: Predictions, notes: list[str]
+) -> tuple[tuple[str, Bins], ...]:
+    """Reliability on the holdout before and after a calibration on the search half, both with the trial's bias."""
+
+    def bins(probability: NDArray[np.floating]) -> Bins:
+        right = np.where(probability > 0.5, 0, 1) == holdout.targets.truth
+        sure = np.maximum(probability, 1 - probability)
+        return [dataclasses.asdict(r) for r in calibration.reliability(sure, right)]
+
+    assert holdout.probability is not None
+    out = [("as it is", bins(holdout.probability))]
+    trial = next(t for t in run.history.trials if t.prompt.prompt_id == prompt_id)
+    path = run.scores(trial.prompt)
+    if path.is_file():
+        searched = read_predictions(path, run.task.labels[0])
+        assert searched.score is not None
+        try:
+            odds = searched.score + trial.classifier.bias
+            fitted = calibration.fit_calibration(searched.targets.truth, odds)
+            own = np.clip(holdout.probability, 1e-6, 1 - 1e-6)
+            out.append(("calibrated on dev", bins(fitted.probability(np.log(own / (1 - own))))))
+        except UserError as error:
+            notes.append(str(error))
+    return tuple(out)
+
+
+def _diff(old: str, new: str) -> list[tuple[str, str]]:
+    """(same | gone | new, text) by words: what was changed in a prompt. One that shares little is shown as it is."""
+    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (old, new))
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    if sum(len(t.strip()) for m in matcher.get_matching_blocks() for t in a[m.a : m.a + m.size]) < (
+        ALIKE * len(new)
+    ):
+        return [("same", new)]
+    out: list[tuple[str, str]] = []
+    for op, i, j, k, m in matcher.get_opcodes():
+        if op == "equal":
+            out.append(("same", "".join(a[i:j])))
+        else:
+            out += [("gone", "".join(a[i:j]))] * (i < j) + [("new", "".join(b[k:m]))] * (k < m)
+    return out
+
+
+def _by_clip(drawn: Sequence[Drawn], clips: dict[str, Clip]) -> dict[str, Any]:
+    """Everything that is drawn from per-clip results."""
+    fitted = {d.name: curves(d.said) for d in drawn}
+    pictures = []
+    for name in AXES:
+        some = [(d.name, fitted[d.name][name]) for d in drawn if name in fitted[d.name]]
+        if some:
+            pictures.append((name, figures.psychometric(name, some)))
+    best = drawn[0] if drawn else None
+    if len(drawn) == 2 and drawn[0].name == "baseline":
+        best = drawn[1]
+    return {
+        "heat": [(d.name, _heat(d.said)) for d in drawn],
+        "curves": pictures,
+        "thresholds": [
+            (d.name, [(k, t["text"]) for k, t in thresholds(d.said).items()]) for d in drawn
+        ],
+        "reliability": [
+            (d.name, figures.reliability(d.reliability)) for d in drawn if d.reliability
+        ],
+        "alarms": _alarms(drawn),
+        "players_of": best.name if best else "",
+        "players": _players(best.said, clips) if best else [],
+    }
+
+
+def _heat(said: Predictions) -> dict[str, Any] | None:
+    """Balanced accuracy by duration and SNR; None where the clips have not both."""
+    slices, truth = said.targets.slices, said.targets.truth
+    if not {"duration_ms", "snr_db"} <= set(slices):
+        return None
+    durations, snrs = (grouped(slices[n]) for n in ("duration_ms", "snr_db"))
+    body = []
+    for d in ordered(durations):
+        line = []
+        for s in ordered(snrs):
+            inside = (durations == d) & (snrs == s)
+            parts = [said.right[inside & (truth == k)] for k in np.unique(truth)]
+            parts = [p for p in parts if len(p)]
+            score = float(np.mean([p.mean() for p in parts])) if parts else None
+            line.append({"score": score, "clips": int(inside.sum()), "whole": len(parts) > 1})
+        body.append((d, line))
+    return {"snrs": ordered(snrs), "rows": body} if body and body[0][1] else None
+
+
+def _alarms(drawn: Sequence[Drawn]) -> dict[str, Any] | None:
+    """False alarms by category of the clips that hold no speech."""
+    names: dict[str, dict[str, Any]] = {}
+    for d in drawn:
+        levels = describe(d.said, resamples=200)["slices"].get("category", {})
+        for level, part in levels.items():
+            if part["false_alarm_rate"] is not None:
+                names.setdefault(level, {})[d.name] = part
+    return {"columns": [d.name for d in drawn], "rows": sorted(names.items())} if names else None
+
+
+def _players(said: Predictions, clips: dict[str, Clip]) -> list[dict[str, Any]]:
+    """The surest mistakes: misses and false alarms by how far off the probability was."""
+    targets, probability = said.targets, said.probability
+    assert probability is not None
+    out = []
+    for kind, index in (("missed", 0), ("false alarm", 1)):
+        wrong = np.flatnonzero(~said.right & ((targets.truth == 0) == (index == 0)))
+        worst = wrong[
+            np.argsort(-np.abs(probability[wrong] - (targets.truth[wrong] == 0)), kind="stable")
+        ]
+        for i in worst[:WORST]:
+            clip = clips.get(targets.clip_ids[i].rpartition("|")[2])
+            if clip is not None:
+                out.append(_player(kind, clip, float(probability[i]), targets.labels[0]))
+    return out
+
+
+def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, Any]:
+    wave = load(clip.path)
+    snr = "no SNR" if clip.snr_db is None else f"{clip.snr_db:+.0f} dB"
+    return {
+        "kind": kind,
+        "id": clip.clip_id,
+        "sure": 100 * probability,
+        "label": label,
+        "about": f"{clip.category}, {clip.duration_ms:.0f} ms, {snr}, {clip.source_id}",
+        "wav": figures.wav(wave),
+        "image": figures.spectrogram(wave),
+    }
+
+
+def _flat(raw: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            key,
+            json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value),
+        )
+        for key, value in raw.items()
+    ]

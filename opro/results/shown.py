@@ -1,0 +1,151 @@
+"""What `opro.optimize` prints: the plan of a dry run, and a finished run with its decision."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from evaluators.clips import ClipSet
+from evaluators.evaluator import Evaluator
+from opro.problem import Problem
+from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
+from opro.results.progress import spelled
+from opro.results.run_folder import RunFolder
+from opro.results.sheet import render
+from opro.results.summary import Scored, Summary
+from opro.search.budget import most_evals
+from opro.settings import STRATEGIES, OptimizeSettings
+
+SHOWN = 10  # prompts of a finished run
+CALL_TOKENS = 4000  # of a call to a language model, at most about
+ORIGINS = {  # of what a trial's origin says, before its colon
+    "seed": "hand (seeds)",
+    "lm": "the language model",
+    "rewriter": "the rewriter",
+    "shared": "other runs",
+}
+
+
+def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
+    """What a search would do, what of it is in the cache, and how long it takes."""
+    search, holdout, evaluator = problem.search_clips, problem.holdout_clips, problem.evaluator
+    seeds, most = problem.seed_prompts, most_evals(problem, settings)
+    cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
+    about = evaluator.about()
+    yield f"run         {settings.folder}"
+    yield (
+        f"checkpoint  {', '.join(settings.checkpoints)}, quantization {settings.quantization}, fingerprint"
+        f" {evaluator.fingerprint[:12]}"
+    )
+    yield (
+        f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
+        f" on {_clips_of(search)}, strategy {settings.strategy}"
+    )
+    yield f"selection   on {_clips_of(holdout)}"
+    yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
+    yield f"time        {time_of(evaluator, most - cached, settings)}"
+    for line in about.memory:
+        yield f"memory      {line}"
+    if settings.lm_model:
+        each = settings.candidates if STRATEGIES[settings.strategy].lm_alone else 3
+        calls = settings.iterations * each
+        tokens = f"{calls * CALL_TOKENS:,} for {calls} calls of {settings.lm_model}"
+        yield f"tokens      at most about {tokens}"
+    for text in problem.warnings:
+        yield f"warning     {text}"
+
+
+def _clips_of(clips: ClipSet) -> str:
+    return f"{len(clips)} clips of {len({c.source_id for c in clips})} sources"
+
+
+RACED = (
+    0.35  # share of the evals that a race asks for; 25 to 35 % were measured (tests/bench_race.py)
+)
+
+
+def time_of(evaluator: Evaluator, evals: int, settings: OptimizeSettings | None = None) -> str:
+    """An estimate of the time for so many evals, in words.
+
+    Args:
+        settings: Of a search: a race asks for a third of them.
+    """
+    each = evaluator.about().seconds_per_eval
+    if each is None:
+        return "a few seconds"
+    whole = max(1.0, evals * each)
+    if settings is not None and STRATEGIES[settings.strategy].races and settings.max_evals is None:
+        return f"about {spelled(max(1.0, RACED * whole))}, at most {spelled(whole)}"
+    return f"about {spelled(whole)}"
+
+
+def show_run(folder: RunFolder) -> None:
+    """The leaderboard, the decision in words, and where everything lies, on stdout."""
+    summary = folder.finished()
+    rows = leaderboard_rows(folder, summary)[:SHOWN]
+    print(render(leaderboard_sheet(rows)))
+    print()
+    for name, text in decision_lines(folder, summary):
+        print(f"{name:10}{text}")
+
+
+def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, str]]:
+    """(name, text) of what a finished run says."""
+    chosen, baseline, first = summary.chosen, summary.baseline, summary.gain_to_first_seed
+    verdict, _, why = summary.reason.partition(":")
+    yield "decision", f"{verdict.upper()}:{why}"
+    yield "baseline", f"{_interval(baseline)} on the holdout  {_shown(baseline.text)}"
+    yield "chosen", f"{_interval(chosen)} on the holdout  {_shown(chosen.text)}"
+    bounds = (
+        ""
+        if first.low is None or first.high is None
+        else (f" [{100 * first.low:+.1f}, {100 * first.high:+.1f}]")
+    )
+    yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
+    if chosen.bias:
+        yield "threshold", f"{chosen.bias:+.2f} nats on the first label, in best.yaml"
+    yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task.labels)
+    yield "cost", _cost(summary)
+    made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())
+    if summary.refused:
+        made += (
+            f"; {summary.refused} of the language model's were refused (proposals.jsonl says why)"
+        )
+    yield "prompts", made
+    if summary.checkpoint.startswith("pocket-"):
+        yield (
+            "note",
+            "the pocket checkpoints are small stand-ins: their numbers say nothing about"
+            " Qwen2-Audio-7B",
+        )
+    for text in summary.warnings:
+        yield "warning", text
+    yield "saved", str(folder.path / "best.yaml")
+    yield "next", f"python -m opro.rescore {folder.path} --split test"
+
+
+def _controls(control: Mapping[str, float], labels: Sequence[str]) -> str:
+    share = 100 * control["silence_first_label"]
+    return (
+        f"with silence {100 * control['silence']:.1f}, with shuffled audio"
+        f" {100 * control['shuffled']:.1f}; chance is {100 / len(labels):.0f}; on silence it answers"
+        f" {labels[0]} for {share:.0f} % of the clips"
+    )
+
+
+def _cost(summary: Summary) -> str:
+    evals, lm = summary.evals, summary.lm
+    text = (
+        f"{evals.requested:,} evals asked for, {evals.forward:,} through the model,"
+        f" {summary.seconds.total:.0f} s"
+    )
+    if lm.calls:
+        text += f"; {lm.calls} calls, {lm.tokens_in + lm.tokens_out:,} tokens"
+    return text
+
+
+def _interval(about: Scored) -> str:
+    if about.low is None or about.high is None:
+        return f"{100 * about.score:.1f} [too few sources for an interval]"
+    return f"{100 * about.score:.1f} [{100 * about.low:.1f}, {100 * about.high:.1f}]"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 120 else text[:117] + "...")

@@ -1,0 +1,147 @@
+"""The budget: all arithmetic of ``--max-evals``.
+
+An eval is one prompt, in one order of its options, on one clip. Search and selection together never ask for more than
+``--max-evals``; the controls beside the chosen prompt come on top.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluators.clips import ClipSet
+from evaluators.errors import UserError
+from opro.problem import Problem
+from opro.search.history import Trial
+from opro.search.race import FIRST_BLOCK
+from opro.settings import STRATEGIES, SearchSettings
+
+FINALISTS = 5  # at most
+SOURCES_PER_FINALIST = (
+    10  # of the rarest label: with few sources every finalist costs much power (Holm)
+)
+MIN_FULL_TRIALS = 8  # that a search can at least afford to score on all its clips
+FEWEST_CLIPS = 64  # that a half is cut down to
+CONTROLS = 4  # silence and shuffled audio, each for baseline and chosen prompt
+
+
+def most_finalists(sources: int) -> int:
+    """How many finalists a holdout with that many `sources` of the rarest label can judge.
+
+    >>> most_finalists(11), most_finalists(35), most_finalists(400)
+    (1, 3, 5)
+    """
+    return max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
+
+
+def most_selected(holdout: ClipSet, seed_prompts: int) -> int:
+    """Prompts that the selection scores at most: the finalists, the baseline, and the first seed prompt."""
+    return min(seed_prompts, 2) + most_finalists(holdout.targets.fewest_sources)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may ask for, in pairs of prompt and clip.
+
+    Attributes:
+        pairs: Of search and selection; infinite without ``--max-evals``.
+        selection: Of these, set aside for the selection.
+        batch: Candidates a round.
+        races: Whether losers are dropped early.
+    """
+
+    pairs: float
+    selection: int
+    batch: int
+    races: bool
+
+    @classmethod
+    def of(cls, problem: Problem, settings: SearchSettings) -> "Budget":
+        """The budget of a search."""
+        selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
+        return cls(
+            max_pairs(settings),
+            selected * len(problem.holdout_clips),
+            settings.candidates,
+            STRATEGIES[settings.strategy].races and len(problem.task.labels) == 2,
+        )
+
+    def left(self, earlier: Sequence[Trial]) -> float:
+        """Pairs that are left for an iteration, by the trials of earlier iterations alone."""
+        spent = sum(t.outcome.n_scored for t in earlier if t.outcome)
+        return self.pairs - self.selection - spent
+
+    def candidates(self, left: float, search_clips: int) -> int:
+        """Candidates of an iteration: as many as asked for, or as what is left can judge."""
+        if math.isinf(left):
+            return self.batch
+        # A race halves the field again and again: two blocks a candidate.
+        each = 2 * self.first_block(left) if self.races else search_clips
+        return max(0, min(self.batch, int(left // each)))
+
+    def first_block(self, left: float) -> int:
+        """Clips of a race's first block: half as many when what is left makes few races."""
+        return FIRST_BLOCK if left >= 2 * 2 * FIRST_BLOCK * self.batch else FIRST_BLOCK // 2
+
+
+def max_pairs(settings: SearchSettings) -> float:
+    """Pairs of prompt and clip that ``--max-evals`` covers: both orders of a prompt are two evals."""
+    if settings.max_evals is None:
+        return math.inf
+    return settings.max_evals // (2 if settings.swap else 1)
+
+
+def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
+    """The problem with the first clips of both halves that a search of so few evals is best made on.
+
+    The selection takes a fifth of the evals at most: with 1,000 on searches of known truth, 100 holdout clips of 200
+    choose a better prompt, by 0.9 points. Of the search half as many as a few prompts can be scored on in full: prompts
+    differ by more than a small sample errs (`tests/bench_search.py`).
+
+    Raises:
+        UserError: ``--max-evals`` does not cover seed prompts, selection and one candidate.
+    """
+    pairs = max_pairs(settings)
+    if math.isinf(pairs):
+        return problem
+    search, holdout, seeds = problem.search_clips, problem.holdout_clips, len(problem.seed_prompts)
+    each = int(pairs) // 5 // most_selected(holdout, seeds)
+    fitted = holdout.first(max(FEWEST_CLIPS, each - each % 2))
+    set_aside = most_selected(fitted, seeds) * len(fitted)
+    each = int(pairs - set_aside) // MIN_FULL_TRIALS
+    problem = dataclasses.replace(
+        problem,
+        search_clips=search.first(max(FEWEST_CLIPS, each - each % 2)),
+        holdout_clips=fitted,
+    )
+    least = set_aside + _least_search(problem, Budget.of(problem, settings))
+    if pairs < least:
+        orders = 2 if settings.swap else 1
+        raise UserError(
+            f"--max-evals is {settings.max_evals}; the seeds and the selection on {len(fitted)} holdout clips take"
+            f" {least * orders}, so give more, or fewer --clips"
+        )
+    if len(problem.search_clips) == len(search) and len(fitted) == len(holdout):
+        return problem
+    warning = (
+        f"with --max-evals {settings.max_evals} the search works on {len(problem.search_clips)} of its"
+        f" {len(search)} clips, the selection on {len(fitted)} of {len(holdout)}"
+    )
+    return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
+
+
+def _least_search(problem: Problem, budget: Budget) -> int:
+    """Pairs that a search needs at least: the seed prompts, and one candidate."""
+    clips, seeds = len(problem.search_clips), len(problem.seed_prompts)
+    if not budget.races:
+        return (seeds + 1) * clips
+    return clips + seeds * min(FIRST_BLOCK, clips)
+
+
+def most_evals(problem: Problem, settings: SearchSettings) -> int:
+    """Evals of a search at most, controls included: before racing and the cache."""
+    holdout = len(problem.holdout_clips)
+    prompts = len(problem.seed_prompts) + settings.iterations * settings.candidates
+    selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
+    pairs = min(prompts * len(problem.search_clips) + selected * holdout, max_pairs(settings))
+    return int(pairs + CONTROLS * holdout) * (2 if settings.swap else 1)

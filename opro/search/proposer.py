@@ -1,0 +1,47 @@
+"""What a proposer is, and all that it may know."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.clips import ClipSet
+from opro.search.history import Candidate, Trial, best_first
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """A search as a proposer sees it: earlier iterations alone, so that no proposer can break a resume.
+
+    Attributes:
+        iteration: That is being proposed; the seed prompts were 0.
+        trials: Of earlier iterations, in their order.
+        clips: The search half.
+        logp: ``[clip, label]`` nats by trial number, of the best trials that were scored on every clip, best first.
+    """
+
+    iteration: int
+    trials: Sequence[Trial]
+    clips: ClipSet
+    logp: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    @cached_property
+    def scored(self) -> list[Trial]:
+        """Complete and dropped trials, best first."""
+        return best_first(t for t in self.trials if t.scored)
+
+
+class Proposer(Protocol):
+    """Makes candidates from what is known of a search."""
+
+    name: str
+
+    def propose(self, view: SearchView, n: int) -> list[Candidate]:
+        """At most `n` candidates that differ from all trials of the view.
+
+        Deterministic in view and `n` (a language model's replies are recorded); changes neither. Raises PauseError
+        when a server does not answer.
+        """

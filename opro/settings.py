@@ -1,0 +1,232 @@
+"""Settings of verbs in groups: each flag stands here once, and a signature says which group a function may read."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluators.errors import UserError
+from opro.cli import flag
+
+Quantization = Literal["none", "nf4"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a search goes.
+
+    Attributes:
+        batch: Prompts a round, where ``--candidates`` does not say.
+        races: Losers are dropped early; otherwise every candidate is scored on all search clips.
+        lm_alone: A language model, where one is configured, proposes without the rewriter.
+    """
+
+    batch: int = 10
+    races: bool = False
+    lm_alone: bool = False
+
+
+STRATEGIES = {
+    "race": Strategy(races=True),
+    "opro": Strategy(batch=8, lm_alone=True),  # 8 a step in the paper (arXiv 2309.03409)
+    "random": Strategy(),
+}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model."""
+
+    checkpoint: str = flag(
+        "pocket-base",
+        "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
+        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
+    )
+    adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
+    train_manifest: Path | None = flag(
+        None, "manifest the adapter was trained on; its sources may not be scored"
+    )
+    heard: Literal["refuse", "allow"] = flag(
+        "refuse",
+        "clips of sources that the checkpoint was trained on; allow stands in every result",
+    )
+    quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
+    dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """The machine."""
+
+    ray: str | None = flag(
+        None,
+        "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
+    )
+    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
+    runs_dir: Path = flag(Path("runs"), "where run folders, scores and the count of test uses lie")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The clips."""
+
+    task: str = flag("speech", "what is decided about a clip")
+    manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The search."""
+
+    iterations: int = flag(5, "rounds of proposals", min=0)
+    candidates: int = flag(0, "prompts a round; 0 is 10, with --strategy opro the paper's 8", min=0)
+    strategy: Literal["race", "opro", "random"] = flag(
+        "race",
+        "race drops losers early; opro is the paper's algorithm and scores everything; random"
+        " paraphrases the seeds",
+    )
+    objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag(
+        "balanced_accuracy", "what the search climbs"
+    )
+    threshold: Literal["argmax", "dev"] = flag(
+        "argmax", "dev fits each prompt's decision threshold on the search half"
+    )
+    swap: bool = flag(
+        False, "score each prompt with its options in both orders and average the probabilities"
+    )
+    max_evals: int | None = flag(
+        None, "evals of search and selection at most (the controls come on top)", min=1
+    )
+    seed: int = flag(0, "makes the search repeatable", min=0)
+
+
+@dataclass(frozen=True)
+class ProposerSettings:
+    """The proposer."""
+
+    proposer: Literal["auto", "lm", "rewriter"] = flag(
+        "auto",
+        "auto takes a language model, beside the built-in rewriter, when one is configured, else the"
+        " rewriter alone; lm the language model alone",
+    )
+    lm_model: str | None = flag(
+        None,
+        "name of the language model, or directory of a transformers model to run in this process",
+    )
+    lm_base_url: str | None = flag(
+        None, "base URL of an OpenAI-compatible server; the key comes from OPENAI_API_KEY"
+    )
+    max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
+    max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
+    seeds: Path = flag(SEED_PROMPTS, "prompt file to start from")
+    prompt_spec: Path | None = flag(
+        None, "prompt file the adapter was trained with; its prompts join the seeds"
+    )
+    share: str | None = flag(
+        None,
+        "run folders, with commas between, whose best prompts are tried in the first round: of another"
+        " checkpoint, say",
+    )
+
+
+@dataclass(frozen=True)
+class SplitSettings(DataSettings):
+    """The clips."""
+
+    split: Literal["train", "dev"] = flag(
+        "dev", "split to search on; halved by source into search and holdout clips"
+    )
+    clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
+
+
+@dataclass(frozen=True)
+class OptimizeSettings(
+    MachineSettings, ProposerSettings, SearchSettings, SplitSettings, ModelSettings
+):
+    """The run."""
+
+    also: str | None = flag(
+        None, "further checkpoints, with commas between, that the same prompt is to serve"
+    )
+    name: str | None = flag(
+        None, "run name (default: made from the settings, so the same command resumes the same run)"
+    )
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that the prompt is to serve."""
+        names = [self.checkpoint, *(self.also.split(",") if self.also else [])]
+        return [name.strip() for name in names]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs_dir / str(self.name)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain data, as config.yaml holds it: all that a result depends on."""
+        raw = dataclasses.asdict(self)
+        elsewhere = ("runs_dir", "ray", "ray_cpus")
+        return {
+            k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k not in elsewhere
+        }
+
+    def checked(self) -> "OptimizeSettings":
+        """With every default filled in, the run's name too.
+
+        Raises:
+            UserError: A value cannot be used.
+        """
+        batch = self.candidates or STRATEGIES[self.strategy].batch
+        out = dataclasses.replace(self, candidates=batch)
+        out = dataclasses.replace(out, name=out.name or default_name(out))
+        name = str(out.name)
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", name) or name.endswith(".jsonl"):
+            raise UserError(
+                f"--name {name!r} is no run name; use up to 100 letters, digits, - and _"
+            )
+        if self.lm_base_url and "@" in self.lm_base_url:
+            raise UserError(
+                "--lm-base-url holds a user or password, which would be written to files; use OPENAI_API_KEY"
+            )
+        for i, one in enumerate(self.checkpoints):
+            if not one or "|" in one or one in self.checkpoints[:i]:
+                raise UserError(
+                    f"--also is {self.also!r}; expected checkpoints other than --checkpoint, with commas between"
+                )
+        return out
+
+
+def default_name(settings: OptimizeSettings) -> str:
+    """The run's name by its settings: task, model, strategy, seed and a digest of all."""
+    raw = {k: v for k, v in settings.config.items() if k != "name"}
+    short = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:6]
+    model = file_name(Path(settings.checkpoint).name)
+    return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-{short}"
+
+
+def file_name(text: str) -> str:
+    """A text as a part of a file's name: letters, digits, - and _."""
+    return "".join(ch if ch.isalnum() or ch in "-_" else "-" for ch in text)
+
+
+def clip_count(text: str, most: int, split: str) -> int:
+    """How many clips ``--clips`` asks for.
+
+    Raises:
+        UserError: It is no number, or more than there are.
+    """
+    if text == "all":
+        return most
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise UserError(f"--clips is {text!r}; expected all, or a whole number above 0")
+    if int(text) > most:
+        raise UserError(f"--clips is {text}; the {split} split holds {most}")
+    return int(text)
