@@ -1,18 +1,17 @@
 """Several checkpoints as one evaluator, to search one prompt that serves them all.
 
-A clip stands once for each checkpoint, under the same source: balanced accuracy over all of them is the mean over the
-checkpoints, and every interval and test over sources holds for that mean as it is.
+A clip stands once for each checkpoint, under the same source. So balanced accuracy over all of them is the mean over
+the checkpoints, and every interval and test over sources holds for that mean.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt
 
 MARK = "|"  # between checkpoint and clip in a clip's id
@@ -28,14 +27,14 @@ def clip_name(clip_id: str) -> str:
     return clip_id.rpartition(MARK)[2]
 
 
-class Joint:
-    """An Evaluator of clips from `spread`.
+class PerCheckpoint:
+    """An Evaluator of clips from `spread`: each is scored by the evaluator of its checkpoint.
 
     Args:
-        evaluators: By checkpoint; each counts what it was asked for, as `CachedEvaluator` does.
+        evaluators: By name of the checkpoint.
     """
 
-    def __init__(self, evaluators: Mapping[str, Any]) -> None:
+    def __init__(self, evaluators: Mapping[str, Evaluator]) -> None:
         self.evaluators = dict(evaluators)
 
     @property
@@ -45,22 +44,26 @@ class Joint:
         return hashlib.sha256(raw.encode()).hexdigest()
 
     @property
-    def inner(self) -> Any:
-        """The first of them, for whoever asks what computes."""
-        return next(iter(self.evaluators.values()))
+    def usage(self) -> Usage:
+        """The sum over the checkpoints."""
+        return sum((e.usage for e in self.evaluators.values()), Usage())
 
     @property
-    def requested(self) -> int:
-        """Pairs asked for."""
-        return sum(e.requested for e in self.evaluators.values())
+    def innermost(self) -> Evaluator:
+        """The first checkpoint's."""
+        return next(iter(self.evaluators.values())).innermost
 
-    @property
-    def cached(self) -> int:
-        """Pairs that came from the cache."""
-        return sum(e.cached for e in self.evaluators.values())
+    def about(self) -> About:
+        """The first checkpoint's."""
+        return next(iter(self.evaluators.values())).about()
+
+    def release(self) -> None:
+        """Releases all of them."""
+        for evaluator in self.evaluators.values():
+            evaluator.release()
 
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
-        """Pairs that are not in the cache."""
+        """See `Evaluator.count_missing`."""
         return sum(
             self.evaluators[name].count_missing(prompts, own) for name, _, own in self._parts(clips)
         )

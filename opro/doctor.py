@@ -22,7 +22,9 @@ from opro.cli import DONE, FAULT, ModelSettings, flag, parse, run_verb
 if TYPE_CHECKING:
     import numpy as np
 
+    from evaluators.audio_lm.checkpoint import Checkpoint
     from evaluators.clips import Clip
+    from evaluators.evaluator import Evaluator
     from evaluators.prompts import Prompt, Task
 
 ONE_ANSWER = 0.95  # share of clips with the same answer that no balanced set should give
@@ -71,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """All findings in the order of the checks; a check that cannot run is a finding too."""
-    from evaluators.audio_lm.memory import memory_lines
     from evaluators.build import build_evaluator
-    from evaluators.evaluator import engine
     from evaluators.prompts import TASKS, read_prompts
 
     if settings.task not in TASKS:
@@ -90,21 +90,21 @@ def examine(settings: Settings) -> Iterator[Finding]:
         evaluator, heard = build_evaluator(
             settings.checkpoint,
             adapter=settings.adapter,
-            quantisation=settings.quantization,
+            quantization=settings.quantization,
             device=settings.device,
             dtype=settings.dtype,
         )
-        for line in memory_lines(engine(evaluator)):
+        for line in evaluator.about().memory:
             yield Finding("ok", "memory", line)
     except UserError as error:
         yield Finding("broken", "checkpoint", str(error))
         return
     yield from _heard(settings, task, clips, heard)
-    yield from _training(settings, engine(evaluator))
+    yield from _training(evaluator.about().checkpoint)
     try:
-        yield from _answers(engine(evaluator), prompts)
+        yield from _answers(evaluator, prompts)
         if clips:
-            yield from _scores(engine(evaluator), task, prompts, clips)
+            yield from _scores(evaluator, task, prompts, clips)
     except UserError as error:
         yield Finding("broken", "scores", str(error))
 
@@ -208,9 +208,8 @@ def _heard(
         yield Finding("ok", "training", f"none of the {settings.split} sources was trained on")
 
 
-def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
+def _training(checkpoint: "Checkpoint | None") -> Iterator[Finding]:
     """The losses that an adapter's folder tells of: of `opro.finetune`, or of transformers' Trainer."""
-    checkpoint = getattr(evaluator, "checkpoint", None)
     if checkpoint is None or checkpoint.adapter is None:
         return
     losses: list[float] = []
@@ -241,11 +240,13 @@ def _training(settings: Settings, evaluator: Any) -> Iterator[Finding]:
         yield Finding("ok", "training", text)
 
 
-def _answers(evaluator: Any, prompts: "Sequence[Prompt]") -> Iterator[Finding]:
-    if not hasattr(evaluator, "processor"):
+def _answers(evaluator: "Evaluator", prompts: "Sequence[Prompt]") -> Iterator[Finding]:
+    if evaluator.about().checkpoint is None:
         return
     from evaluators.audio_lm.answer_tokens import find_answers
+    from evaluators.audio_lm.scorer import AudioScorer
 
+    assert isinstance(evaluator, AudioScorer), "About.checkpoint"
     tokenizer = evaluator.processor.tokenizer
     shown = set()
     for prompt in prompts:
@@ -261,11 +262,11 @@ def _answers(evaluator: Any, prompts: "Sequence[Prompt]") -> Iterator[Finding]:
 
 
 def _scores(
-    evaluator: Any, task: "Task", prompts: "Sequence[Prompt]", clips: "Sequence[Clip]"
+    evaluator: "Evaluator", task: "Task", prompts: "Sequence[Prompt]", clips: "Sequence[Clip]"
 ) -> Iterator[Finding]:
     import numpy as np
 
-    before = getattr(evaluator, "shape", None)
+    before = evaluator.about().batch_tokens
     table = evaluator.score(prompts, clips)
     for control in ("silence", "shuffled"):
         changed = [dataclasses.replace(c, audio=control) for c in clips]
@@ -280,11 +281,11 @@ def _scores(
             )
         else:
             yield Finding("ok", "audio", f"{control} moves the answers by {moved:.2f} nats")
-    if before is not None and evaluator.shape != before:
+    if (after := evaluator.about().batch_tokens) != before:
         yield Finding(
             "look",
             "memory",
-            f"it ran out: batches went from {before.tokens} to {evaluator.shape.tokens} tokens",
+            f"it ran out: batches went from {before} to {after} tokens",
             "free the card, or use --quantization nf4",
         )
     truth = np.array([task.labels.index(c.label) for c in clips])

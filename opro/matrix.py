@@ -47,9 +47,7 @@ class Settings:
     )
     swap: bool = flag(False, "average both orders of a prompt's options")
     out: Path | None = flag(None, "folder for the results (default: RUNS_DIR/matrix-SPLIT)")
-    runs_dir: Path = flag(
-        Path("runs"), "where runs, the cache and the count of openings lie"
-    )
+    runs_dir: Path = flag(Path("runs"), "where runs, the cache and the count of openings lie")
     format: Literal["table", "csv", "markdown", "latex", "json"] = flag("table", "how to print it")
 
 
@@ -137,7 +135,6 @@ def _run(
 ) -> int:
     from evaluators import clips as clipset
     from evaluators.detectors.detectors import open_detector
-    from evaluators.evaluator import engine
     from evaluators.prompts import TASKS
     from opro.results import run_folder
 
@@ -177,8 +174,7 @@ def _run(
     for model in models:
         _say(f"{model.name}: {len(asked)} prompts on {len(clips)} clips")
         rows += _rows(model, asked, clips, tune, task)
-        if hasattr(engine(model.evaluator), "unload"):
-            engine(model.evaluator).unload()  # its memory is the next one's
+        model.evaluator.release()  # its memory is the next one's
     for name in baselines:
         _say(f"{name}: tuned on {len(tune)} dev clips, judged on {len(clips)}")
         rows.append(_baseline(name, clips, tune, task, manifest))
@@ -197,12 +193,11 @@ def _model(
 ) -> Model:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
-    from evaluators.evaluator import engine
     from opro.results import run_folder
 
     evaluator, heard = build_evaluator(
         name,
-        quantisation=settings.quantization,
+        quantization=settings.quantization,
         device=settings.device,
         dtype=settings.dtype,
         cache=settings.runs_dir / run_folder.CACHE,
@@ -210,8 +205,7 @@ def _model(
     )
     heard = clipset.heard_sources(name, heard, manifest, None, task.labels)
     warnings = clipset.check_unheard(clips, heard, name, settings.heard)
-    checkpoint = getattr(engine(evaluator), "checkpoint", None)
-    return Model(name, evaluator, _training(checkpoint), tuple(warnings))
+    return Model(name, evaluator, _training(evaluator.about().checkpoint), tuple(warnings))
 
 
 def _training(checkpoint: Any) -> dict[str, Any]:
@@ -302,8 +296,6 @@ def _plan(
     tune: Sequence["Clip"],
 ) -> Iterator[str]:
     """What will be scored, how much of it is in the cache, and how long it takes."""
-    from evaluators.audio_lm.memory import memory_lines
-    from evaluators.evaluator import engine
     from opro.optimize import Settings as Search
     from opro.optimize import count_evals
     from opro.results.summary import estimate_seconds
@@ -321,7 +313,7 @@ def _plan(
         cached = len(prompts) * len(clips) - model.evaluator.count_missing(prompts, clips)
         seconds = estimate_seconds(model.evaluator, total - cached)
         yield f"{model.name}: at most {total:,} evals, {cached:,} cached; about {seconds}"
-        for line in memory_lines(engine(model.evaluator)):
+        for line in model.evaluator.about().memory:
             yield f"memory      {line}"
         for text in model.warnings:
             yield f"warning     {text}"

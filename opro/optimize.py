@@ -159,7 +159,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
     from evaluators import clips as clipset
     from evaluators.build import build_evaluator
     from evaluators.prompts import TASKS, read_prompts
-    from evaluators.several import Joint, spread
+    from evaluators.several import PerCheckpoint, spread
     from opro.proposers.shared import shared_candidates
     from opro.results import run_folder
     from opro.search.loop import affordable_clips
@@ -201,7 +201,7 @@ def _run(settings: Settings, dry_run: bool) -> int:
         one, heard = build_evaluator(
             name,
             adapter=settings.adapter if name == settings.checkpoint else None,
-            quantisation=settings.quantization,
+            quantization=settings.quantization,
             device=settings.device,
             dtype=settings.dtype,
             cache=settings.runs_dir / run_folder.CACHE,
@@ -212,7 +212,9 @@ def _run(settings: Settings, dry_run: bool) -> int:
         heard = clipset.heard_sources(name, heard, manifest, settings.train_manifest, task.labels)
         warnings += clipset.check_unheard(clips, heard, name, settings.heard)
         evaluators[name] = one
-    evaluator: Any = evaluators[settings.checkpoint] if len(names) == 1 else Joint(evaluators)
+    evaluator: Any = (
+        evaluators[settings.checkpoint] if len(names) == 1 else PerCheckpoint(evaluators)
+    )
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
     clipset.verify(clips)
@@ -339,7 +341,7 @@ def _search(
         print_summary(folder, finished)
         return DONE
     if not (folder / "provenance.json").exists():
-        about = {**header, "warnings": list(warnings), "device": _device(evaluator)}
+        about = {**header, "warnings": list(warnings), "device": evaluator.about().device}
         write_json(folder / "provenance.json", run_folder.provenance(about))
     for text in warnings:
         log.warning(text)
@@ -498,8 +500,6 @@ def _print_plan(
     pairs: int,
     warnings: Sequence[str],
 ) -> int:
-    from evaluators.audio_lm.memory import memory_lines
-    from evaluators.evaluator import engine
     from opro.results.summary import estimate_seconds
 
     def about(half: Sequence["Clip"]) -> str:
@@ -518,7 +518,7 @@ def _print_plan(
     print(f"selection   on {about(fresh)}")
     print(f"evals       at most {pairs:,}; {cached:,} of the seeds' are cached")
     print(f"time        about {estimate_seconds(evaluator, pairs - cached)}")
-    for line in memory_lines(engine(evaluator)):
+    for line in evaluator.about().memory:
         print(f"memory      {line}")
     if settings.lm_model:
         calls = settings.iterations * (settings.candidates if settings.strategy == "opro" else 3)
@@ -528,12 +528,6 @@ def _print_plan(
     for text in warnings:
         print(f"warning     {text}")
     return DONE
-
-
-def _device(evaluator: Any) -> str:
-    from evaluators.evaluator import engine
-
-    return str(getattr(engine(evaluator), "device", "none"))
 
 
 def _log_to(path: Path) -> None:

@@ -172,7 +172,7 @@ def _prepare(job: Job) -> Job:
     evaluator, heard = build_evaluator(
         str(settings.checkpoint),
         adapter=settings.adapter,
-        quantisation=settings.quantization or "none",
+        quantization=settings.quantization or "none",
         device=settings.device or "auto",
         dtype=settings.dtype or "auto",
         cache=settings.runs_dir / run_folder.CACHE,

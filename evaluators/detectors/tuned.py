@@ -10,13 +10,13 @@ import numpy as np
 from evaluators.clips import Clip, clip_wave
 from evaluators.detectors.detectors import Detector, open_detector
 from evaluators.errors import UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
 from evaluators.statistics import calibration, metrics
 
 
-@dataclass(frozen=True)
-class Vad:
+@dataclass
+class Vad(Uncached):
     """A detector with its rule: an Evaluator.
 
     Attributes:
@@ -50,6 +50,7 @@ class Vad:
         margin = (raw - self.threshold) / self.temperature
         logp = -np.logaddexp(0, np.stack([-margin, margin], axis=-1))
         table = np.repeat(logp[None].astype(np.float32), len(prompts), axis=0)
+        self.forwards += len(prompts) * len(clips)
         return ScoreTable(tuple(prompts), tuple(clips), table, table)
 
 

@@ -1,7 +1,6 @@
 """Progress on stderr: a live line in a terminal, one line a trial elsewhere."""
 
-from typing import Any
-
+from evaluators.evaluator import Evaluator
 from opro.search.history import Trial
 
 
@@ -10,11 +9,11 @@ class Progress:
 
     Args:
         total: Pairs that may be scored at most.
-        counts: An object with `requested` and `cached`, e.g. a CachedEvaluator.
+        evaluator: The one that scores, for its usage.
         iterations: For the title.
     """
 
-    def __init__(self, total: int, counts: Any, iterations: int) -> None:
+    def __init__(self, total: int, evaluator: Evaluator, iterations: int) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -25,7 +24,7 @@ class Progress:
         )
 
         self._console = Console(stderr=True, highlight=False)
-        self._counts = counts
+        self._evaluator = evaluator
         self._iterations = iterations
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -60,7 +59,8 @@ class Progress:
     def advance(self, scored: int, skipped: int) -> None:
         """See `Display`."""
         task = self._progress.tasks[0]
-        share = self._counts.cached / self._counts.requested if self._counts.requested else 0.0
+        usage = self._evaluator.usage
+        share = usage.cached / usage.requested if usage.requested else 0.0
         self._progress.update(
             self._task,
             advance=scored,
@@ -79,7 +79,8 @@ class Progress:
             if trial.reward is None
             else f"{100 * trial.reward:.1f}{' *' if trial.state == 'dropped' else ''}"
         )
-        share = self._counts.cached / self._counts.requested if self._counts.requested else 0.0
+        usage = self._evaluator.usage
+        share = usage.cached / usage.requested if usage.requested else 0.0
         shown = "-" if best is None else f"{100 * (best.reward or 0):.1f} (#{best.number})"
         self._console.print(
             f"trial {trial.number:3d}  reward {reward:7}  best {shown}  {trial.clips} clips "

@@ -1,13 +1,12 @@
 """What a finished run leaves: summary.json, best.yaml, leaderboard.csv, per-clip scores, and the closing words."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluators.clips import Clip
-from evaluators.evaluator import engine
+from evaluators.evaluator import Evaluator
 from evaluators.files import csv_text, write_json, write_text
 from evaluators.prompts import Task, dump_prompts
 from evaluators.statistics import describe
@@ -138,9 +137,9 @@ def finish(
         ],
         "controls": selection.controls,
         "evals": {
-            "requested": evaluator.requested,
-            "cached": evaluator.cached,
-            "forward": evaluator.requested - evaluator.cached,
+            "requested": evaluator.usage.requested,
+            "cached": evaluator.usage.cached,
+            "forward": evaluator.usage.forward,
         },
         "seconds": {
             "total": round(seconds, 2),
@@ -248,27 +247,10 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 120 else text[:117] + "...")
 
 
-def estimate_seconds(evaluator: Any, pairs: int) -> str:
-    """An estimate of the time in words, from the model's size and a matrix product timed on the device."""
-    inner = engine(evaluator)
-    if not hasattr(inner, "checkpoint"):
+def estimate_seconds(evaluator: Evaluator, pairs: int) -> str:
+    """An estimate of the time for so many evals, in words."""
+    each = evaluator.about().seconds_per_eval
+    if each is None:
         return "a few seconds"
-    import torch
-
-    from evaluators.audio_lm.memory import weight_counts
-
-    flop = 2 * weight_counts(inner.config)[1] * 55  # prompt of 45 tokens, its share of the prefix
-    hidden = inner.config.text_config.hidden_size
-    size = 8192 if inner.device.type == "cuda" else min(1024, hidden * 2)
-    a = torch.randn(
-        2048 if inner.device.type != "cuda" else size, size, device=inner.device, dtype=inner.dtype
-    )
-    b = torch.randn(size, size, device=inner.device, dtype=inner.dtype)
-    float((a @ b).sum())
-    begin = time.perf_counter()
-    for _ in range(5):
-        c = a @ b
-    float(c.sum())
-    rate = 5 * 2 * len(a) * size * size / (time.perf_counter() - begin)
-    seconds = pairs * flop / rate / 0.45  # share of the product's rate that scoring reaches
+    seconds = pairs * each
     return f"{seconds / 60:.0f} min" if seconds > 120 else f"{max(1, seconds):.0f} s"
