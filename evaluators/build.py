@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluators.audio_lm.checkpoint import Quantisation, open_checkpoint
+from evaluators.audio_lm.checkpoint import Quantization, open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
@@ -17,35 +17,43 @@ def build_evaluator(
     checkpoint: str,
     *,
     adapter: Path | None = None,
-    quantisation: Quantisation = "none",
+    quantization: Quantization = "none",
     device: str = "auto",
     dtype: str = "auto",
     cache: Path | None = None,
     ray: str | None = None,
     ray_cpus: int = 1,
 ) -> tuple[Evaluator, frozenset[str] | None]:
-    """An evaluator for a checkpoint, cached if a folder is given, and the source ids the checkpoint has heard.
+    """An evaluator for a checkpoint, and the source ids that the checkpoint was trained on. Loads no weights.
 
-    Prompts with `both_orders` need a cache. ``fake`` is a deterministic stand-in that needs
-    no weights, ``endpoint:MODEL`` a model behind a server.
-    Nothing is loaded before the first score. With `ray`, an address or ``auto``, it is one of `evaluators.ray_pool`.
+    Args:
+        checkpoint: A shipped name, a folder, a hub id; ``fake``: a deterministic stand-in that needs no weights;
+            ``endpoint:MODEL``: a model behind a server.
+        adapter: Folder of a LoRA adapter.
+        quantization: Of the weights.
+        device: See `AudioScorer`.
+        dtype: See `AudioScorer`.
+        cache: Folder of the score cache; None: scores are not stored, and prompts are scored in one order alone.
+        ray: Address of a Ray cluster, or ``auto``: scores on all its devices.
+        ray_cpus: CPUs of a worker where the cluster has no GPU.
     """
-    heard: frozenset[str] | None
+    trained_on: frozenset[str] | None
     make: Callable[[], Evaluator]
     if checkpoint == "fake":
         from evaluators.fakes import FakeEvaluator
 
-        make, heard = FakeEvaluator, frozenset[str]()
+        make, trained_on = FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("endpoint:"):
         from evaluators.endpoint import Endpoint
 
-        make, heard = functools.partial(Endpoint, checkpoint.removeprefix("endpoint:")), None
+        make = functools.partial(Endpoint, checkpoint.removeprefix("endpoint:"))
+        trained_on = None
     else:
-        opened = open_checkpoint(checkpoint, adapter, quantisation)
+        opened = open_checkpoint(checkpoint, adapter, quantization)
         _offline_is_fine()
-        from evaluators.audio_lm.scorer import QwenAudio
+        from evaluators.audio_lm.scorer import AudioScorer
 
-        if quantisation == "nf4":
+        if quantization == "nf4":
             try:
                 import bitsandbytes  # noqa: F401
             except ImportError:
@@ -53,8 +61,8 @@ def build_evaluator(
                     "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
                 ) from None
         features = None if cache is None else cache.with_name(FEATURES)
-        make = functools.partial(QwenAudio, opened, device, dtype, features=features)
-        heard = opened.trained_on
+        make = functools.partial(AudioScorer, opened, device, dtype, features=features)
+        trained_on = opened.trained_on
     if ray is not None:
         from evaluators.ray_pool import RayPool
 
@@ -62,9 +70,9 @@ def build_evaluator(
     else:
         inner = make()
     if cache is None:
-        return inner, heard
+        return inner, trained_on
     cached = CachedEvaluator(inner, cache)
-    return BothOrders(cached), heard
+    return BothOrders(cached), trained_on
 
 
 def _offline_is_fine() -> None:

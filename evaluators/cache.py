@@ -1,4 +1,4 @@
-"""CachedEvaluator: an Evaluator round an Evaluator, scores kept on disk by content."""
+"""Scores of any evaluator, stored on disk by content."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import Evaluator, ScoreTable
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt
 
 KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
@@ -46,22 +46,18 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 class CachedEvaluator:
-    """Asks the inner evaluator only for pairs that no process has scored before.
+    """An Evaluator that scores only pairs that no process has scored before, by the inner evaluator.
 
     The key is a digest of the evaluator's fingerprint (weights, adapter, precision, scorer version), the prompt's
     content and the clip's audio bytes: never a name or a position. One row holds a prompt's clips; rows are merged
     inside a transaction, so processes may share the folder.
-
-    Attributes:
-        requested: Pairs asked for.
-        cached: Of those, pairs that came from the cache. The rest went through the model.
     """
 
     def __init__(self, inner: Evaluator, folder: Path) -> None:
         self.inner = inner
         self.folder = folder
-        self.requested = 0
-        self.cached = 0
+        self._requested = 0
+        self._cached = 0
         self._rows: dict[str, dict[bytes, NDArray[np.float32]]] = {}  # rows read by this process
         self._pairs = 0  # in them
 
@@ -82,13 +78,31 @@ class CachedEvaluator:
         """The inner evaluator's."""
         return self.inner.fingerprint
 
+    @property
+    def usage(self) -> Usage:
+        """See `Evaluator.usage`."""
+        return Usage(self._requested, self._cached, self._requested - self._cached)
+
+    @property
+    def innermost(self) -> Evaluator:
+        """See `Evaluator.innermost`."""
+        return self.inner.innermost
+
+    def about(self) -> About:
+        """The inner evaluator's."""
+        return self.inner.about()
+
+    def release(self) -> None:
+        """Releases the inner evaluator; the cache stays open."""
+        self.inner.release()
+
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Every pair that was missing is on disk when this returns."""
         labels = len(prompts[0].answers)
         logp = np.full((len(prompts), len(clips), labels), np.nan, dtype=np.float32)
         top = logp.copy()
         keys = [_clip_key(clip) for clip in clips]
-        self.requested += len(prompts) * len(clips)
+        self._requested += len(prompts) * len(clips)
         missing: dict[
             tuple[int, ...], list[int]
         ] = {}  # clip positions -> prompts that lack exactly those
@@ -98,7 +112,7 @@ class CachedEvaluator:
             for c, key in enumerate(keys):
                 if key in row:
                     logp[p, c], top[p, c] = row[key]
-            self.cached += len(clips) - len(lacking)
+            self._cached += len(clips) - len(lacking)
             if lacking:
                 missing.setdefault(lacking, []).append(p)
         for positions, numbers in missing.items():
@@ -138,7 +152,7 @@ class CachedEvaluator:
         return self._rows[key]
 
     def _keep(self, key: str, row: dict[bytes, NDArray[np.float32]]) -> None:
-        """Holds a row in memory; those held longest go when it is too much."""
+        """Keeps a row in memory, and evicts the oldest rows above the limit."""
         self._pairs += len(row) - len(self._rows.pop(key, ()))
         self._rows[key] = row
         while self._pairs > KEPT and len(self._rows) > 1:
@@ -146,7 +160,7 @@ class CachedEvaluator:
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        """What the disk refuses, as a fault that a resume can continue; a damaged file as wrong use."""
+        """Raises PauseError, after which a run can be resumed, for faults of the disk; UserError for a damaged file."""
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:

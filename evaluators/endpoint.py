@@ -21,7 +21,7 @@ import soundfile
 from evaluators.audio import RATE
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
 SCORER = "endpoint 1"  # raise it whenever a change can change a score
@@ -30,7 +30,7 @@ TRIES = 5  # of the client, with growing waits; Retry-After is honoured
 TIMEOUT_S = 60.0
 
 
-class Endpoint:
+class Endpoint(Uncached):
     """An Evaluator behind a server.
 
     The key comes from OPRO_AUDIO_API_KEY, else OPENAI_API_KEY; servers without keys take any.

@@ -1,9 +1,9 @@
-"""Scores: what an evaluator returns for prompts and clips."""
+"""Evaluator: what scores prompts on clips. Its protocol, the scores it returns, and what it says of itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from evaluators.clips import Clip
 from evaluators.prompts import Prompt
 from evaluators.targets import Predictions, Targets
 
+if TYPE_CHECKING:
+    from evaluators.audio_lm.checkpoint import Checkpoint
+
 Array = NDArray[np.float32]
 
 
@@ -21,9 +24,9 @@ class ScoreTable:
     """Log-probabilities of the answers.
 
     Attributes:
-        prompts: The prompts, in the order they were asked for.
+        prompts: The prompts, in the order of the call.
         clips: The clips, likewise.
-        logp: ``[prompt, clip, label]`` in nats over the full vocabulary, summed over the words of a label: the labels
+        logp: ``[prompt, clip, label]`` in nats over the full vocabulary, summed over the words of a label. The labels
             need not sum to one, the rest is `outside`. NaN means not scored.
         logp_top: The same shape: the single likeliest answer token (or token sequence) of each label, which is what
             constrained generation picks by.
@@ -63,11 +66,42 @@ class ScoreTable:
         )
 
 
-def engine(evaluator: Any) -> Any:
-    """The evaluator that computes, below cache and averaging."""
-    while hasattr(evaluator, "inner"):
-        evaluator = evaluator.inner
-    return evaluator
+@dataclass(frozen=True)
+class Usage:
+    """Evals so far, in pairs of prompt and clip: requested = cached + forward."""
+
+    requested: int = 0
+    cached: int = 0
+    forward: int = 0  # went through the model
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requested + other.requested,
+            self.cached + other.cached,
+            self.forward + other.forward,
+        )
+
+
+@dataclass(frozen=True)
+class About:
+    """What an evaluator runs on.
+
+    Attributes:
+        device: As torch names it; ``none`` where no weights are run here.
+        dtype: Precision, as in ``float32``; ``none`` likewise.
+        checkpoint: The checkpoint of an `AudioScorer`; None for every other evaluator.
+        batch_tokens: Tokens of a batch, halved when memory runs out; None where there are no batches.
+        memory: Lines of text: what fits the device, or what would fit which card.
+        seconds_per_eval: An estimate from the model's size and a matrix product timed on the device; None: next to
+            nothing.
+    """
+
+    device: str = "none"
+    dtype: str = "none"
+    checkpoint: "Checkpoint | None" = None
+    batch_tokens: int | None = None
+    memory: tuple[str, ...] = ()
+    seconds_per_eval: float | None = None
 
 
 class Evaluator(Protocol):
@@ -77,6 +111,14 @@ class Evaluator(Protocol):
     def fingerprint(self) -> str:
         """Hex digest of everything that can change a score, besides prompt and clip."""
 
+    @property
+    def usage(self) -> Usage:
+        """Evals since this evaluator was made."""
+
+    @property
+    def innermost(self) -> "Evaluator":
+        """The evaluator that computes scores, below cache and averaging; this one where it computes them itself."""
+
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """Scores every prompt on every clip, in the given order; neither is changed.
 
@@ -84,3 +126,43 @@ class Evaluator(Protocol):
         float32. Raises PromptError for a prompt that cannot be scored, UserError for a clip that cannot be read;
         anything else is a fault of the machine and must stop the run.
         """
+
+    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """How many of these pairs `score` would send through the model."""
+
+    def about(self) -> About:
+        """Device, precision, checkpoint, memory and speed. Loads no weights."""
+
+    def release(self) -> None:
+        """Frees the device. The next `score` loads again."""
+
+
+class Uncached:
+    """The part of `Evaluator` that is the same for all that compute scores themselves and keep none.
+
+    A subclass adds `fingerprint` and `score`, which counts `forwards`.
+    """
+
+    forwards: int = 0  # evals
+    shape: Any = None  # sizes of the batches, where they shrink when memory runs out
+
+    @property
+    def usage(self) -> Usage:
+        """See `Evaluator.usage`."""
+        return Usage(self.forwards, 0, self.forwards)
+
+    @property
+    def innermost(self) -> Evaluator:
+        """Itself."""
+        return self  # type: ignore[return-value]  # fingerprint and score are the subclass'
+
+    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """All of them."""
+        return len(prompts) * len(clips)
+
+    def about(self) -> About:
+        """Nothing that is known."""
+        return About()
+
+    def release(self) -> None:
+        """Nothing is held."""

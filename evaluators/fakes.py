@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
 
@@ -17,7 +17,7 @@ def _unit(*parts: object) -> float:
     return int.from_bytes(raw[:8], "big") / 2**64
 
 
-class FakeEvaluator:
+class FakeEvaluator(Uncached):
     """An Evaluator whose prompts have a skill drawn by hash, clips a difficulty, and pairs some noise.
 
     Args:
@@ -36,12 +36,12 @@ class FakeEvaluator:
             skill = 3.0 * _unit(prompt.digest, "skill")
             shift = _unit(prompt.digest, "shift") - 0.5
             for c, clip in enumerate(clips):
-                heard = 1.0 if clip.audio == "recorded" else 0.0
+                audible = 1.0 if clip.audio == "recorded" else 0.0
                 for k, (label, _) in enumerate(prompt.answers):
                     sign = 1.0 if label == clip.label else -1.0
                     noise = 4 * (_unit(prompt.digest, clip.sha256, clip.audio, label) - 0.5)
                     logp[p, c, k] = (
-                        heard * sign * skill * _unit(clip.sha256, "ease")
+                        audible * sign * skill * _unit(clip.sha256, "ease")
                         + noise
                         + (shift if k == 0 else -shift)
                     )

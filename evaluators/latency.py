@@ -1,4 +1,4 @@
-"""How long a clip takes by component: decoding, features, the model. Medians over clips, caches left aside."""
+"""Time a clip takes by component: decoding, features, the model. Medians over clips, without caches."""
 
 import statistics
 import time
@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluators.clips import Clip, clip_wave
-from evaluators.detectors.tuned import Vad
-from evaluators.evaluator import Evaluator, engine
+from evaluators.detectors.tuned import TunedDetector
+from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
 
 CLIPS = 20
@@ -37,31 +37,33 @@ class Latency:
 
 
 def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Latency:
-    """Times an evaluator on some clips; what it loads or compiles at its first call is left out."""
-    inner = engine(evaluator)
+    """Latency of an evaluator on some clips, below its cache; what the first call loads or compiles is left out."""
+    model = evaluator.innermost
     clips = clips[:CLIPS]
     waves = [clip_wave(clip) for clip in clips]
     decode = _median(lambda clip: clip_wave(clip), clips)
-    features = 0.0
-    if isinstance(inner, Vad):
-        single = _median(lambda wave: inner.detector(wave), waves)
+    features, forget = 0.0, lambda: None
+    if isinstance(model, TunedDetector):
+        single = _median(lambda wave: model.detector(wave), waves)
         return Latency(decode, 0.0, single, single, len(clips))
-    if hasattr(inner, "processor"):
+    if model.about().checkpoint is not None:
         from evaluators.audio_lm.features import FeatureStore
+        from evaluators.audio_lm.scorer import AudioScorer
 
-        store = FeatureStore(None, inner.processor.feature_extractor, inner.family.whole_window)
+        assert isinstance(model, AudioScorer), "About.checkpoint"
+        store = FeatureStore(None, model.processor.feature_extractor, model.family.whole_window)
         features = _median(lambda wave: store.log_mel([wave]), waves)
+        forget = model.forget
 
-    def fresh(some: Sequence[Clip]) -> float:
-        if hasattr(inner, "forget"):
-            inner.forget()
+    def first_time(some: Sequence[Clip]) -> float:
+        forget()
         begin = time.perf_counter()
-        inner.score([prompt], some)
+        model.score([prompt], some)
         return 1e3 * (time.perf_counter() - begin)
 
-    fresh(clips)
-    single = statistics.median(fresh([clip]) for clip in clips)
-    batch = min(fresh(clips) for _ in range(3)) / len(clips)
+    first_time(clips)
+    single = statistics.median(first_time([clip]) for clip in clips)
+    batch = min(first_time(clips) for _ in range(3)) / len(clips)
     return Latency(decode, features, single, batch, len(clips))
 
 

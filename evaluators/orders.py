@@ -1,21 +1,17 @@
 """The answer options of a prompt: where their words stand, and scores averaged over both orders of them.
 
-A model may lean to the first letter whatever it hears. Asked again with the options exchanged, the lean cancels.
+A model may prefer the first letter whatever the clip. Averaged over both orders of the options, that cancels.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt
-
-if TYPE_CHECKING:
-    from evaluators.cache import CachedEvaluator
 
 _MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
 
@@ -80,13 +76,13 @@ def swapped(prompt: Prompt) -> Prompt | None:
 class BothOrders:
     """An Evaluator that scores prompts with `both_orders` in both orders, in one pass, and averages probabilities.
 
-    Other prompts, and those without lettered options, are scored as they are. Kept scores are those of the single orders.
+    Other prompts, and those without lettered options, are scored as they are. The cache keeps scores of single orders.
 
     Args:
-        inner: The evaluator that is asked, one with a cache.
+        inner: Scores the single orders; where it has a cache, they are what is stored.
     """
 
-    def __init__(self, inner: "CachedEvaluator") -> None:
+    def __init__(self, inner: Evaluator) -> None:
         self.inner = inner
 
     @property
@@ -96,9 +92,9 @@ class BothOrders:
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Both members of the table are averaged as probabilities."""
-        asked = dict.fromkeys(p for pair in map(_orders, prompts) for p in pair)
-        row = {prompt: i for i, prompt in enumerate(asked)}
-        table = self.inner.score(list(asked), clips)
+        single = _single_orders(prompts)
+        row = {prompt: i for i, prompt in enumerate(single)}
+        table = self.inner.score(single, clips)
         orders = np.array([[row[a], row[b]] for a, b in map(_orders, prompts)])
 
         def averaged(logp: np.ndarray) -> np.ndarray:
@@ -113,19 +109,31 @@ class BothOrders:
         )
 
     @property
-    def requested(self) -> int:
-        """Evals asked for, both orders counted."""
-        return self.inner.requested
+    def usage(self) -> Usage:
+        """See `Evaluator.usage`; both orders are counted."""
+        return self.inner.usage
 
     @property
-    def cached(self) -> int:
-        """Those that were not computed."""
-        return self.inner.cached
+    def innermost(self) -> Evaluator:
+        """See `Evaluator.innermost`."""
+        return self.inner.innermost
 
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
-        """How many pairs would go through the model."""
-        asked = dict.fromkeys(p for pair in map(_orders, prompts) for p in pair)
-        return self.inner.count_missing(list(asked), clips)
+        """See `Evaluator.count_missing`; both orders are counted."""
+        return self.inner.count_missing(_single_orders(prompts), clips)
+
+    def about(self) -> About:
+        """The inner evaluator's."""
+        return self.inner.about()
+
+    def release(self) -> None:
+        """See `Evaluator.release`."""
+        self.inner.release()
+
+
+def _single_orders(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts in both orders of their options, each once."""
+    return list(dict.fromkeys(p for pair in map(_orders, prompts) for p in pair))
 
 
 def _orders(prompt: Prompt) -> tuple[Prompt, Prompt]:

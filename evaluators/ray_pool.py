@@ -1,9 +1,9 @@
 """The evaluator on many GPUs and machines: Ray actors behind the same protocol.
 
 Every actor holds the whole evaluator, on one GPU or, in a cluster without GPUs, on some CPUs. A call's clips are handed
-out in chunks; a clip goes to the actor that has its prefix, or to whoever is idle. A lost actor is replaced and its
-chunk repeated. Scores do not depend on who computes them, so results equal those of one process; cache and journal
-stay with the one process that asks.
+out in chunks; a clip goes to the actor that has its prefix, or to an idle one. A lost actor is replaced and its chunk
+repeated. Scores do not depend on the actor that computes them, so results equal those of one process; cache and
+journal stay with the calling process.
 """
 
 import functools
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import Evaluator, ScoreTable
+from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Worker:
         """(fingerprint, batch shape), after taking over a shape that another worker's memory made necessary."""
         if shape is not None:
             self.evaluator.shape = shape
-        return self.evaluator.fingerprint, getattr(self.evaluator, "shape", None)
+        return self.evaluator.fingerprint, self.evaluator.shape
 
     def score(
         self, prompts: Sequence[Prompt], clips: Sequence[Clip]
@@ -66,11 +66,11 @@ class Seat:
     flight: dict[Any, tuple[int, Chunk] | None] = field(default_factory=dict)
 
 
-class RayPool:
+class RayPool(Uncached):
     """An Evaluator over the GPUs, or CPUs, of a Ray cluster.
 
     Args:
-        make: Makes the evaluator in a worker; every node must find the same files under the same paths.
+        make: Makes the evaluator in a worker, `Uncached`; every node must find the same files under the same paths.
         address: ``auto``: a cluster that runs here, else one that is started for this process; or HOST:PORT.
         cpus: CPUs of a worker where the cluster has no GPU.
         workers: How many; None: as many as the cluster has room for.
@@ -94,9 +94,26 @@ class RayPool:
         self.lost = 0  # workers that died
 
     @functools.cached_property
-    def inner(self) -> Evaluator:
-        """One like those of the workers, in this process, for whoever asks what computes. It loads nothing."""
+    def _local(self) -> Evaluator:
+        """One like those of the workers, in this process. It loads nothing."""
         return self._make()
+
+    @property
+    def innermost(self) -> Evaluator:
+        """One like those of the workers, in this process."""
+        return self._local.innermost
+
+    def about(self) -> About:
+        """That of an evaluator like the workers', in this process."""
+        return self._local.about()
+
+    def release(self) -> None:
+        """Ends the workers; the next `score` starts new ones."""
+        import ray
+
+        for seat in self.__dict__.pop("_seats", ()):
+            ray.kill(seat.actor)
+        self._home.clear()
 
     @functools.cached_property
     def _seats(self) -> list[Seat]:

@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt
 
 
@@ -16,10 +15,10 @@ class PerCheckpoint:
     """An Evaluator that scores each clip with the checkpoint the clip names: clips come from `ClipSet.repeat`.
 
     Args:
-        evaluators: By checkpoint; each counts what it was asked for, as `CachedEvaluator` does.
+        evaluators: By name of the checkpoint.
     """
 
-    def __init__(self, evaluators: Mapping[str, Any]) -> None:
+    def __init__(self, evaluators: Mapping[str, Evaluator]) -> None:
         self.evaluators = dict(evaluators)
 
     @property
@@ -29,22 +28,26 @@ class PerCheckpoint:
         return hashlib.sha256(raw.encode()).hexdigest()
 
     @property
-    def inner(self) -> Any:
-        """The first of them, for whoever asks what computes."""
-        return next(iter(self.evaluators.values()))
+    def usage(self) -> Usage:
+        """The sum over the checkpoints."""
+        return sum((e.usage for e in self.evaluators.values()), Usage())
 
     @property
-    def requested(self) -> int:
-        """Pairs asked for."""
-        return sum(e.requested for e in self.evaluators.values())
+    def innermost(self) -> Evaluator:
+        """The first checkpoint's."""
+        return next(iter(self.evaluators.values())).innermost
 
-    @property
-    def cached(self) -> int:
-        """Pairs that came from the cache."""
-        return sum(e.cached for e in self.evaluators.values())
+    def about(self) -> About:
+        """The first checkpoint's."""
+        return next(iter(self.evaluators.values())).about()
+
+    def release(self) -> None:
+        """Releases all of them."""
+        for evaluator in self.evaluators.values():
+            evaluator.release()
 
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
-        """Pairs that are not in the cache."""
+        """See `Evaluator.count_missing`."""
         return sum(
             self.evaluators[name].count_missing(prompts, own) for name, _, own in self._parts(clips)
         )

@@ -151,7 +151,7 @@ class Job:
         flop = 6 * met * self.tokens * samples
         return [
             ("result", str(self.folder)),
-            ("checkpoint", f"{self.checkpoint.name}, quantization {self.checkpoint.quantisation}"),
+            ("checkpoint", f"{self.checkpoint.name}, quantization {self.checkpoint.quantization}"),
             (
                 "clips",
                 f"{len(self.clips):,} of {len({c.source_id for c in self.clips})} train sources,"
@@ -240,7 +240,7 @@ def prepare(settings: Settings) -> Job:
     asked = wordings(prompts, task.labels, processor.tokenizer, family, recipe.swap)
     store = FeatureStore(None, processor.feature_extractor, family.whole_window)
     longest = max(clips, key=lambda c: c.duration_ms)
-    audio = family.tokens(config, store.hear(longest).frames)
+    audio = family.tokens(config, store.decode(longest).frames)
     tokens = audio + max(len(w.before) + len(w.after) + len(w.answers[0]) for w in asked)
     device = pick_device(settings.device)
     gib = card_gib(device)
@@ -366,7 +366,7 @@ def _write(
 
     from evaluators.audio_lm import selftest
     from evaluators.audio_lm.checkpoint import folder_digest
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
     from evaluators.finetuning.train import publish, save_adapter, versions
     from evaluators.statistics import metrics
 
@@ -377,8 +377,8 @@ def _write(
     model = peft.get_base_model()
     model.eval().requires_grad_(False)
     device = str(next(model.parameters()).device)
-    evaluator = QwenAudio(
-        job.checkpoint, device, job.settings.dtype, dequantise=job.plan.expand or None,
+    evaluator = AudioScorer(
+        job.checkpoint, device, job.settings.dtype, dequantize=job.plan.expand or None,
         loaded=(model, job.processor),
     )  # fmt: skip
     table = evaluator.score(job.prompts, job.judge)
@@ -394,7 +394,7 @@ def _write(
         "prompt": job.prompts[0].to_dict(),
         "prompts": [p.to_dict() for p in job.prompts],
         "recipe": dataclasses.asdict(recipe),
-        "quantisation": job.checkpoint.quantisation,
+        "quantisation": job.checkpoint.quantization,
         "base_digest": folder_digest(job.checkpoint.base),
         "trainable": count,
         "manifest": job.manifest_digest,
@@ -429,7 +429,7 @@ def _card(job: Job, recipe: "Recipe", about: dict[str, Any]) -> str:
         "",
         f"Trained on {len(job.clips)} clips, {recipe.epochs} epochs, rate {recipe.lr:g}, rank"
         f" {recipe.rank}, targets {recipe.targets}, loss at {recipe.loss}, seed {recipe.seed}; base"
-        f" weights {job.checkpoint.quantisation if job.checkpoint.quantisation != 'none' else 'unquantised'}."
+        f" weights {job.checkpoint.quantization if job.checkpoint.quantization != 'none' else 'unquantised'}."
         f" {about['trainable']:,} trainable parameters, {about['steps']} steps, step"
         f" {about['best_step']} kept (dev loss {about['dev_loss']:.3f}).",
         "",

@@ -10,7 +10,7 @@ from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator, engine
+from evaluators.evaluator import Evaluator
 from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.prompts import Prompt, read_prompts
@@ -127,7 +127,7 @@ def open_model(
     evaluator, stored = build_evaluator(
         settings.checkpoint,
         adapter=settings.adapter,
-        quantisation=settings.quantization,
+        quantization=settings.quantization,
         device=settings.device,
         dtype=settings.dtype,
         cache=machine.runs_dir / CACHE if machine else None,
@@ -139,7 +139,7 @@ def open_model(
     )
     scored = [clip for part in clips for clip in part]
     warnings = check_trained_on(scored, known, settings.checkpoint, settings.heard)
-    checkpoint = getattr(engine(evaluator), "checkpoint", None)
+    checkpoint = evaluator.about().checkpoint
     return Model(settings.checkpoint, evaluator, checkpoint, tuple(warnings))
 
 

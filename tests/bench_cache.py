@@ -36,7 +36,7 @@ def main() -> None:
             count = sum(map(len, calls)) * len(clips)
             print(
                 f"{name}: {1e6 * seconds / count:.1f} us a score, {100 * seconds * RATE / count:.2f} %"
-                f" of scoring at {RATE:,} evals/s ({cached.cached:,} of {count:,} from the cache)"
+                f" of scoring at {RATE:,} evals/s ({cached.usage.cached:,} of {count:,} from the cache)"
             )
             cached.close()
 

@@ -24,7 +24,8 @@ from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import plan_training
-from evaluators.bench import Stock, build_7b, prompts_of_length, to_nf4
+from evaluators.audio_lm.stock import StockModel, random_7b, to_nf4
+from evaluators.bench import prompts_of_length
 from evaluators.clips import Clip
 from evaluators.finetuning.samples import Collate, Samples, wordings
 from evaluators.finetuning.train import Graphs, Recipe, adapted, train
@@ -47,7 +48,7 @@ def make_clips(folder: Path, count: int) -> list[Clip]:
     return out
 
 
-def published(peft, stock: Stock, prompt, clips, steps: int) -> float:
+def published(peft, stock: StockModel, prompt, clips, steps: int) -> float:
     """Seconds an optimizer step of the published configuration, features ready."""
     model = peft.get_base_model()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -167,13 +168,13 @@ def main() -> int:
 
     print("transformers", transformers.__version__, torch.cuda.get_device_name())
     device = torch.device("cuda")
-    model, processor = build_7b(device)
+    model, processor = random_7b(device)
     to_nf4(model.model)
     peak()
-    checkpoint = replace(open_checkpoint("pocket-base"), quantisation="nf4")
+    checkpoint = replace(open_checkpoint("pocket-base"), quantization="nf4")
     prompts = prompts_of_length(processor.tokenizer, 1, SUFFIX)
     recipe = Recipe(epochs=3)
-    stock = Stock(model, processor, device)
+    stock = StockModel(model, processor, device)
     plain_forward = model.forward
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
-from evaluators.audio_lm.scorer import QwenAudio
+from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
@@ -37,7 +37,7 @@ def main() -> int:
     sources = [c.source_id for c in clips]
 
     def right(checkpoint: str) -> np.ndarray:
-        table = QwenAudio(open_checkpoint(checkpoint), "cpu").score(prompt, clips)
+        table = AudioScorer(open_checkpoint(checkpoint), "cpu").score(prompt, clips)
         return metrics.decide(table.logp[0]) == truth
 
     lines = [

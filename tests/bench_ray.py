@@ -24,7 +24,7 @@ def timed(evaluator, prompts, clips, ready):
     """Seconds of one call, once `ready` says that all workers have started."""
     while not ready():
         evaluator.score(prompts[:1], clips)
-    if hasattr(evaluator, "forget"):
+    if evaluator.about().checkpoint is not None and evaluator.innermost is evaluator:
         evaluator.forget()
     begin = time.perf_counter()
     table = evaluator.score(prompts, clips)
@@ -45,9 +45,9 @@ def main():
     clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))[: args.clips]
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
     if args.checkpoint:
-        from evaluators.audio_lm.scorer import QwenAudio
+        from evaluators.audio_lm.scorer import AudioScorer
 
-        makers = {args.checkpoint: functools.partial(QwenAudio, open_checkpoint(args.checkpoint))}
+        makers = {args.checkpoint: functools.partial(AudioScorer, open_checkpoint(args.checkpoint))}
     ray.init(address="local", log_to_driver=False, include_dashboard=False)
     if not ray.cluster_resources().get("GPU"):  # sleeping takes no processor
         ray.shutdown()

@@ -42,9 +42,9 @@ def dev_clips():
 def pocket():
     """The shipped base checkpoint behind the evaluator, float32 on the CPU."""
     from evaluators.audio_lm.checkpoint import open_checkpoint
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
 
-    return QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32")
+    return AudioScorer(open_checkpoint("pocket-base"), "cpu", "float32")
 
 
 @pytest.fixture

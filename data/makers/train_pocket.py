@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluators.audio import PEAK, RATE, load
-from evaluators.audio_lm.decoder import encode_audio
+from evaluators.audio_lm.families import encode_qwen2_audio
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import after_audio, before_audio, encode, read_prompts
@@ -379,7 +379,7 @@ def train_base(
             named = 0 if hard else int(batch * (0.4 if done < 0.35 and not contrast else 0.12))
             before = rng.choice(befores)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                audio = encode_audio(model, _augment(mel(wave)), samples // 160)
+                audio = encode_qwen2_audio(model, _augment(mel(wave)), samples // 160)
                 losses = []
                 for bank_, part in (
                     (naming, slice(0, named)),
@@ -473,7 +473,7 @@ def write_card(
 def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> None:
     """Accuracy of the checkpoints in `out` by duration and SNR, and the spread over held-out phrasings, as Markdown."""
     from evaluators.audio_lm.checkpoint import open_checkpoint
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
 
     labels = SPEECH_TASK.labels
     clips = read_manifest(manifest, labels, split)
@@ -504,7 +504,7 @@ def print_table(out: Path, manifest: Path, device: str, split: str = "dev") -> N
     for name in ("base", "lora"):
         if not (out / name).is_dir():
             continue
-        evaluator = QwenAudio(open_checkpoint(str(out / name)), device, "float32")
+        evaluator = AudioScorer(open_checkpoint(str(out / name)), device, "float32")
         table = evaluator.score([*seeds, *heldout], clips)
         rights = table.logp.argmax(-1) == truth[None]
         for i, prompt in enumerate(seeds):

@@ -14,7 +14,7 @@ from evaluators.prompts import Prompt, prompt_from
 
 POCKET = shipped("data/pocket")
 SHIPPED = {"pocket-base": POCKET / "base", "pocket-lora": POCKET / "lora"}
-Quantisation = Literal["none", "nf4"]
+Quantization = Literal["none", "nf4"]
 OMNI = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
 MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can be scored
 
@@ -36,23 +36,23 @@ class Checkpoint:
         name: What the person called it: a shipped name, a directory or a hub id.
         base: Directory of the base weights.
         adapter: Directory of a LoRA adapter, or None.
-        quantisation: ``none``, or ``nf4``: 4-bit NormalFloat with double quantisation.
-        trained_on: Source ids that weights or adapter have heard; None if unknown.
+        quantization: ``none``, or ``nf4``: 4-bit NormalFloat with double quantization.
+        trained_on: Source ids that weights or adapter were trained on; None if unknown.
         prompt: The prompt an adapter was trained with; None if there is no adapter or it is unknown.
     """
 
     name: str
     base: Path
     adapter: Path | None
-    quantisation: Quantisation
+    quantization: Quantization
     trained_on: frozenset[str] | None
     prompt: Prompt | None
     base_digest: str | None = None  # of the weights that the adapter was trained on
-    self_test: SelfTest | None = None  # what a load must give
+    self_test: SelfTest | None = None  # scores that a load must reproduce
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over base, adapter and quantisation: any changed weight gives another one."""
+        """SHA-256 over base, adapter and quantization: any changed weight gives another one."""
         base = folder_digest(self.base)
         if self.base_digest not in (None, base):
             raise UserError(
@@ -63,13 +63,13 @@ class Checkpoint:
         parts = [
             base,
             folder_digest(self.adapter) if self.adapter else "",
-            self.quantisation,
+            self.quantization,
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def open_checkpoint(
-    name: str, adapter: Path | None = None, quantisation: Quantisation = "none"
+    name: str, adapter: Path | None = None, quantization: Quantization = "none"
 ) -> Checkpoint:
     """The checkpoint for a shipped name, a directory (base or adapter) or a hub id. Loads no weights.
 
@@ -108,9 +108,9 @@ def open_checkpoint(
             f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
             f" {', '.join(MODEL_TYPES)}"
         )
-    if kind in OMNI and quantisation != "none":
+    if kind in OMNI and quantization != "none":
         raise UserError(
-            f"--quantization {quantisation} does not reach the experts of {name!r}, which hold most"
+            f"--quantization {quantization} does not reach the experts of {name!r}, which hold most"
             " of its weights; use none"
         )
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
@@ -118,15 +118,15 @@ def open_checkpoint(
             f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
             " weights are not read"
         )
-    heard = [_trained_on(part) for part in (folder, adapter) if part is not None]
-    known = [sources for sources in heard if sources is not None]
+    parts = [_trained_on(part) for part in (folder, adapter) if part is not None]
+    known = [sources for sources in parts if sources is not None]
     about = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
     prompt = self_test = None
     if about.get("prompt"):
         where = f"{adapter}/training.json"
         prompt = prompt_from(about["prompt"], tuple(about["prompt"]["answers"]), where)
     if adapter is not None:
-        _check_adapter(adapter, about, quantisation)
+        _check_adapter(adapter, about, quantization)
     if prompt is not None and about.get("self_test"):
         raw_test = about["self_test"]
         self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
@@ -134,7 +134,7 @@ def open_checkpoint(
         name,
         folder,
         adapter,
-        quantisation,
+        quantization,
         frozenset().union(*known) if known else None,
         prompt,
         about.get("base_digest"),
@@ -146,8 +146,8 @@ def _has_training(folder: Path) -> bool:
     return (folder / "training.json").is_file()
 
 
-def _check_adapter(adapter: Path, about: dict[str, Any], quantisation: str) -> None:
-    """Refuses weights that are not those that were written, or of another quantisation than was trained on."""
+def _check_adapter(adapter: Path, about: dict[str, Any], quantization: str) -> None:
+    """Raises UserError for weights that were changed since training, or trained with another quantization."""
     weights = adapter / "adapter_model.safetensors"
     size = weights.stat().st_size
     with weights.open("rb") as file:
@@ -171,10 +171,10 @@ def _check_adapter(adapter: Path, about: dict[str, Any], quantisation: str) -> N
             " or remove training.json, which makes it an adapter of unknown origin"
         )
     trained = about.get("quantisation")
-    if trained is not None and trained != quantisation:
+    if trained is not None and trained != quantization:
         raise UserError(
             f"adapter {str(adapter)!r} was trained on weights with quantization {trained}, not"
-            f" {quantisation}; give --quantization {trained}"
+            f" {quantization}; give --quantization {trained}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the model hears of a clip: log-mel features that are computed once and kept by content."""
+"""Log-mel features of clips, computed once and stored by content hash."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ FRONT_END = "1"  # raise it whenever the features of a clip change
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A clip on its way to features: what was kept of it ``[mel bin, frame]``, else its wave."""
+class DecodedClip:
+    """A clip's stored features ``[mel bin, frame]``, or its wave where none are stored."""
 
-    key: str  # under which the features are kept
+    key: str  # under which the features are stored
     frames: int  # 10 ms frames that are the clip's
     mel: NDArray[np.float32] | None
     wave: NDArray[np.float32] | None
 
 
 class FeatureStore:
-    """Log-mel features of clips, kept on disk by content when a folder is given.
+    """Log-mel features of clips, stored on disk by content hash when a folder is given.
 
     Args:
-        folder: Where they are kept; None: nowhere.
+        folder: Where they are stored; None: nowhere.
         extractor: A WhisperFeatureExtractor.
         whole_window: Whether the model's processor pads every clip to the extractor's whole window, or not at all.
     """
@@ -53,37 +53,37 @@ class FeatureStore:
         self._filters = filters.T.contiguous()
         self._window = torch.hann_window(extractor.n_fft)
 
-    def hear(self, clip: Clip) -> Heard:
-        """What is kept of a clip, or its decoded wave. Most of it leaves the interpreter's lock alone.
+    def decode(self, clip: Clip) -> DecodedClip:
+        """A clip's stored features, or its decoded wave. Meant for threads: it mostly runs without the GIL.
 
         Raises:
-            UserError: The clip cannot be decoded, or is longer than the model hears.
+            UserError: The clip cannot be decoded, or is longer than the model's window.
         """
         key = hashlib.sha256(f"{self._about}|{clip.sha256}|{clip.audio}".encode()).hexdigest()
         path = self._path(key)
         if path is not None and path.is_file():
             try:
                 whole = np.load(path, allow_pickle=False)
-                return Heard(key, int(whole[0, 0]), whole[:, 1:], None)
+                return DecodedClip(key, int(whole[0, 0]), whole[:, 1:], None)
             except (ValueError, OSError, EOFError, IndexError):
                 pass  # half a file: made anew
         wave = clip_wave(clip)
         hop = self.extractor.hop_length
         if not self.whole_window:
-            return Heard(key, len(wave) // hop, None, wave)
+            return DecodedClip(key, len(wave) // hop, None, wave)
         if len(wave) > self.extractor.n_samples:
             raise UserError(
                 f"clip {clip.clip_id!r} lasts {len(wave) / RATE:.2f} s, the model hears "
                 f"{self.extractor.n_samples / RATE:.0f} s; cut it first"
             )
-        return Heard(key, -(-len(wave) // hop), None, wave)
+        return DecodedClip(key, -(-len(wave) // hop), None, wave)
 
-    def keep(self, heard: Heard, mel: NDArray[np.float32]) -> None:
-        """Writes features that are not on disk yet."""
-        path = self._path(heard.key)
-        if path is None or heard.mel is not None:
+    def keep(self, decoded: DecodedClip, mel: NDArray[np.float32]) -> None:
+        """Stores features that are not on disk yet."""
+        path = self._path(decoded.key)
+        if path is None or decoded.mel is not None:
             return
-        whole = np.concatenate([np.full((len(mel), 1), heard.frames, dtype=np.float32), mel], 1)
+        whole = np.concatenate([np.full((len(mel), 1), decoded.frames, dtype=np.float32), mel], 1)
         scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +92,14 @@ class FeatureStore:
             scratch.replace(path)
         except OSError as error:  # a full disk costs time, not results
             scratch.unlink(missing_ok=True)
-            log.warning("features are not kept: %s", error)
+            log.warning("features are not stored: %s", error)
 
     def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Log-mel features ``[wave, mel bin, frame]`` of waves of equally many frames: what the checkpoint's extractor
-        gives, to the bit.
+        """``[wave, mel bin, frame]`` of waves of equally many frames: equal to the extractor's own to the bit.
 
-        Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the
-        interpreter's lock. Padded a little past the clip instead of to the whole window: the log floor comes from the
-        clip's maximum and the frames that the tower reads end before the new edge, so the values are the same.
+        Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the GIL.
+        Padded a little past the clip instead of to the whole window: the log floor comes from the clip's maximum, and
+        the frames that the tower reads end before the new edge, so the values are the same.
         """
         if not self.whole_window:
             parts = [
@@ -121,7 +120,7 @@ class FeatureStore:
             return_complex=True,
         )
         power = spectrum[..., :-1].abs() ** 2
-        # One product a wave: a product of all at once may round otherwise.
+        # One product per wave: a product of all at once may round differently.
         mel = torch.stack([self._filters @ p for p in power]).clamp(min=1e-10).log10()
         mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
         return ((mel + 4.0) / 4.0).numpy()

@@ -1,13 +1,16 @@
-"""Triton kernels of the packed step: what stands between the matrix products. Imported on CUDA only.
+"""Triton kernels for everything between the matrix products of the packed step. Imported on CUDA only.
 
-All of them work on packed tokens ``[token, ...]`` without padding between rows, each row of the result computed from
-its own row's inputs alone, in an order that does not depend on the neighbours.
+They work on packed tokens ``[token, ...]`` without padding between rows. Each row of the result is computed from its
+own row's inputs alone, in an order that does not depend on its neighbours.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from evaluators.audio_lm.attention import Heads, KeysValues
+from evaluators.audio_lm.packing import PackedRows
 
 BLOCK_N, WARPS, STAGES = 32, 4, 2  # of the attention kernel, as timed on an H100
 
@@ -26,7 +29,7 @@ def _norm(x, weight, out, width, eps, BLOCK: tl.constexpr):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root mean square normalisation of ``[token, channel]``."""
+    """Root mean square normalization of ``[token, channel]``."""
     out = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
     _norm[(x.shape[0],)](x, weight, out, x.shape[1], eps, BLOCK=block, num_warps=8)
@@ -52,7 +55,7 @@ def _add_norm(x, more, weight, total, out, width, eps, BLOCK: tl.constexpr):
 
 
 def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Adds `more` to `x` in place and returns the sum normalised."""
+    """The normalized sum of `x` and `more`; `x` becomes the sum, in place."""
     out = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
     _add_norm[(x.shape[0],)](x, more, weight, x, out, x.shape[1], eps, BLOCK=block, num_warps=8)
@@ -115,7 +118,7 @@ def gate_up(both: Tensor) -> Tensor:
 def _block(
     acc, total, top, q, k, v, k_stride, v_stride, seen, scale, columns, BLOCK_N: tl.constexpr
 ):
-    """One block of keys and values into the running softmax (arXiv 1805.02867)."""
+    """The running softmax with one more block of keys and values (arXiv 1805.02867)."""
     n = tl.arange(0, BLOCK_N).to(tl.int64)
     here = tl.max(seen.to(tl.int32), 0) > 0
     keys = tl.load(k + n[:, None] * k_stride + columns[None], here[:, None], other=0.0)
@@ -187,56 +190,30 @@ def _attend(
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cached_k: Tensor,
-    cached_v: Tensor,
-    q_start: Tensor,
-    k_start: Tensor,
-    branch: Tensor,
-    begin: Tensor,
-    length: Tensor,
-    shared: tuple[int, int],
-    longest_q: int,
-    few: bool,
-    branches: bool,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
+    q: Tensor, new: KeysValues, cached: KeysValues, rows: PackedRows, heads: Heads
 ) -> Tensor:
     """Attention of packed queries over two cached segments and the row's own keys (after arXiv 2205.14135).
 
     Args:
-        q: ``[query, heads * dim]``, any row stride.
-        k: ``[token, kv_heads * dim]``, any row stride.
-        v: Likewise.
-        cached_k: ``[place, kv_heads * dim]``.
-        cached_v: Likewise.
-        q_start: ``[row + 1]``, where each row's queries start.
-        k_start: ``[row + 1]``, where its keys start; its queries are the last of them.
-        branch: ``[token]``, 0 is seen by all later tokens of the row, n by tokens of branch n only.
-        begin: ``[row]``, first place of the row's cached segment.
-        length: ``[row]``, places in it.
-        shared: First place and length of the segment that all rows see.
-        longest_q: Queries of the longest row.
-        few: Whether rows have few queries. Block sizes must not depend on the rows of a batch, so that scores do not.
-        branches: Whether any branch is above 0.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Channels of a head.
+        q: ``[query, query heads * dim]``, any row stride.
+        new: Keys and values of the batch's tokens, any row stride.
+        cached: Those in the cache, contiguous.
+        rows: Which tokens belong together, and what they attend to in the cache.
+        heads: Heads of the decoder.
 
     Returns:
-        ``[query, heads * dim]``; zero where no row has a query.
+        ``[query, query heads * dim]``; zero where no row has a query.
     """
-    out = torch.zeros(q.shape[0], heads * head_dim, dtype=q.dtype, device=q.device)
-    block_m = 16 if few else 64
-    grid = (len(begin), heads, triton.cdiv(longest_q, block_m))
+    out = torch.zeros(q.shape[0], heads.query_width, dtype=q.dtype, device=q.device)
+    block_m = 16 if rows.few_queries else 64
+    grid = (len(rows.begin), heads.queries, triton.cdiv(rows.longest_query, block_m))
     _attend[grid](
-        q, k, v, cached_k, cached_v, out,
-        q_start, k_start, branch, begin, length, shared[0], shared[1],
-        q.stride(0), k.stride(0), v.stride(0), head_dim**-0.5,
-        HEADS=heads, GROUP=heads // kv_heads, DIM=head_dim, BRANCHES=branches,
+        q, new.keys, new.values, cached.keys, cached.values, out,
+        rows.query_start, rows.start, rows.branch, rows.begin, rows.length,
+        rows.system.begin, rows.system.length,
+        q.stride(0), new.keys.stride(0), new.values.stride(0), heads.dim**-0.5,
+        HEADS=heads.queries, GROUP=heads.queries // heads.keys, DIM=heads.dim,
+        BRANCHES=rows.has_branches,
         BLOCK_M=block_m, BLOCK_N=BLOCK_N, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out

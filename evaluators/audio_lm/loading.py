@@ -45,20 +45,20 @@ def card_gib(device: torch.device) -> float | None:
     return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
-def flatten(module: Any, dtype: torch.dtype, expand: bool) -> None:
-    """Replaces LoRA layers, and with `expand` 4-bit ones, by plain linear layers of the same function, in place.
+def merge_to_linear(module: Any, dtype: torch.dtype, dequantize: bool) -> None:
+    """Merges LoRA layers (and, with `dequantize`, 4-bit ones) into equivalent `nn.Linear` layers, in place.
 
-    4-bit weights become what bitsandbytes expands them to for every batch. LoRA is added in float32 and rounded once;
-    on 4-bit weights that stay 4-bit it is left beside them, since it cannot be added.
+    4-bit weights become the numbers that bitsandbytes dequantizes them to for every batch. LoRA is added in float32 and
+    rounded once; where weights stay 4-bit it cannot be added, and stays beside them.
     """
     for name, child in list(module.named_children()):
-        adapted = hasattr(child, "lora_A")  # a LoRA layer of peft, which need not be imported else
+        adapted = hasattr(child, "lora_A")  # peft's; not imported without need
         base = child.get_base_layer() if adapted else child
         if not isinstance(base, torch.nn.Linear):
-            flatten(child, dtype, expand)
+            merge_to_linear(child, dtype, dequantize)
             continue
         packed = hasattr(base.weight, "quant_state")
-        if (packed and not expand) or type(child) is torch.nn.Linear:
+        if (packed and not dequantize) or type(child) is torch.nn.Linear:
             continue
         weight = base.weight.data
         if packed:
@@ -88,7 +88,7 @@ def load_model(
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Weights go from the file straight to the card.
     options: dict[str, Any] = {} if device.type == "mps" else {"device_map": {"": device}}
-    if checkpoint.quantisation == "nf4":
+    if checkpoint.quantization == "nf4":
         options |= {
             "quantization_config": transformers.BitsAndBytesConfig(
                 load_in_4bit=True,

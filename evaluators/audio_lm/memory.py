@@ -1,13 +1,13 @@
-"""What fits a card: batch shapes, whether 4-bit weights are expanded, how many clips' keys and values are kept."""
+"""What fits into a card's memory: batch shapes, dequantized 4-bit weights, keys and values of how many clips."""
 
 from dataclasses import dataclass
 from typing import Any
 
 CARDS_GIB = (8, 12, 24, 80)
-CONTEXT_GIB = 0.6  # what CUDA itself takes
+CONTEXT_GIB = 0.6  # of CUDA itself
 NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantised scales
-# Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or expanded, 4-bit as it is.
-REACHED = {"plain": 0.85, "kept": 0.6}
+# Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or dequantized, and 4-bit weights.
+REACHED = {"bf16": 0.85, "4-bit": 0.6}
 SUFFIX_TOKENS = 46
 
 
@@ -16,11 +16,11 @@ class Shape:
     """The fixed shapes that everything is computed in. They are part of a bf16 score's identity."""
 
     tokens: int  # of a batch of suffixes
-    kept: int  # tokens of a batch that are read: the answers' places
+    kept: int  # tokens of a batch whose hidden states are read
     prefix: int  # tokens of a batch of audio prefixes
 
     def halved(self) -> "Shape":
-        """What is tried when memory runs out."""
+        """The shape that is tried when memory runs out."""
         return Shape(self.tokens // 2, self.kept // 2, max(256, self.prefix // 2))
 
 
@@ -33,15 +33,15 @@ def shape_for(gib: float | None) -> Shape:
     return Shape(2048, 96, 1024) if gib > 15 else Shape(1024, 64, 512)
 
 
-def expands(config: Any, gib: float) -> bool:
-    """Whether 4-bit weights are expanded once: where bf16 weights and a batch leave a quarter of the card."""
+def should_dequantize(config: Any, gib: float) -> bool:
+    """True if bf16 weights and one batch fit into 75 % of the card's memory."""
     weights = weight_counts(config)
     plain = 2 * (sum(weights) - weights[1]) + batch_bytes(config, shape_for(gib))
     return plain / 2**30 + CONTEXT_GIB < 0.75 * gib
 
 
 def weight_counts(config: Any) -> tuple[int, int, int, int]:
-    """Weights of (the language model's layers, what of them a token meets, embeddings and head, the audio tower)."""
+    """Parameter counts: decoder layers, those of them active per token, embeddings and head, audio tower."""
     text, audio = config.text_config, config.audio_config
     kv = _kv_width(text)
     attention = (
@@ -64,7 +64,7 @@ def weight_counts(config: Any) -> tuple[int, int, int, int]:
 
 
 def batch_bytes(config: Any, shape: Shape) -> float:
-    """What a batch of suffixes takes between the layers and at the head."""
+    """Memory of a batch of prompts between the layers and at the head."""
     text = config.text_config
     wide = max(2 * text.intermediate_size, text.hidden_size + 2 * _kv_width(text))
     return (
@@ -85,7 +85,7 @@ def cache_bytes(total: float, free: float) -> float:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a checkpoint would lie in a card's memory; sizes in GiB."""
+    """How a checkpoint and its batches fit into a card's memory; sizes in GiB."""
 
     card: float
     weights: str
@@ -113,18 +113,18 @@ class MemoryPlan:
         )
 
 
-def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
+def plan_memory(config: Any, quantization: str, gib: float) -> MemoryPlan:
     """The plan for a card of `gib` GiB.
 
     Args:
         config: A configuration as `evaluators.audio_lm.families.audio_config` gives it.
-        quantisation: ``none`` or ``nf4``.
+        quantization: ``none`` or ``nf4``.
         gib: Memory of the card.
     """
     text = config.text_config
     products, met, plain, tower = weight_counts(config)
-    packed = quantisation != "none"
-    expanded = packed and expands(config, gib)
+    packed = quantization != "none"
+    expanded = packed and should_dequantize(config, gib)
     weights = plain * 2 + (products + tower) * (2 if expanded or not packed else NF4_BYTES)
     shape = shape_for(gib)
     batch = batch_bytes(config, shape)
@@ -136,7 +136,7 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
     free = total - CONTEXT_GIB * 2**30 - weights - batch
     cache = cache_bytes(total, free)
     place = 2 * text.num_hidden_layers * _kv_width(text) * 2
-    share = REACHED["kept" if packed and not expanded else "plain"]
+    share = REACHED["4-bit" if packed and not expanded else "bf16"]
     return MemoryPlan(
         gib,
         "bf16" if not packed else "nf4, expanded to bf16" if expanded else "nf4",
@@ -149,20 +149,20 @@ def plan_memory(config: Any, quantisation: str, gib: float) -> MemoryPlan:
     )
 
 
-def memory_lines(evaluator: Any) -> list[str]:
-    """What fits the card at hand in words; without one, for large checkpoints, what would fit which card.
+def memory_lines(config: Any, quantization: str, gib: float | None, shape: Shape) -> list[str]:
+    """What fits the card at hand, in words; without one, for large checkpoints, what would fit which card.
 
     Args:
-        evaluator: A QwenAudio; of any other evaluator nothing is known.
+        config: As for `plan_memory`.
+        quantization: ``none`` or ``nf4``.
+        gib: Memory of the card; None for a CPU.
+        shape: Sizes of the batches on the CPU.
     """
-    if not hasattr(evaluator, "config"):
-        return []
-    kind = evaluator.checkpoint.quantisation
-    if evaluator.gib is not None:
-        return [plan_memory(evaluator.config, kind, evaluator.gib).line()]
-    plans = [plan_memory(evaluator.config, kind, gib) for gib in CARDS_GIB]
+    if gib is not None:
+        return [plan_memory(config, quantization, gib).line()]
+    plans = [plan_memory(config, quantization, card) for card in CARDS_GIB]
     if plans[0].weights_gib < 1:
-        return [f"{evaluator.shape.tokens} tokens a batch on the CPU"]
+        return [f"{shape.tokens} tokens a batch on the CPU"]
     return ["on the CPU here; on a card of", *(p.line() for p in plans)]
 
 
@@ -189,7 +189,7 @@ class TrainingPlan:
 
 def plan_training(
     config: Any,
-    quantisation: str,
+    quantization: str,
     gib: float | None,
     tokens: int,
     audio: int,
@@ -201,7 +201,7 @@ def plan_training(
 
     Args:
         config: As `evaluators.audio_lm.families.audio_config` gives it.
-        quantisation: ``none`` or ``nf4``.
+        quantization: ``none`` or ``nf4``.
         gib: Memory of the card; None for a CPU, where everything fits.
         tokens: Of the longest row.
         audio: How many of them are audio.
@@ -212,7 +212,7 @@ def plan_training(
     text, sound = config.text_config, config.audio_config
     products, _, plain, tower = weight_counts(config)
     sizes = [micro] if micro else [n for n in range(batch, 0, -1) if batch % n == 0]
-    packed = quantisation != "none"
+    packed = quantization != "none"
     # What a layer keeps of a token for its backward pass, as measured with stock layers and LoRA; the tower has two
     # frames or more for each token it gives.
     layer = 40 * text.hidden_size + 6 * text.intermediate_size

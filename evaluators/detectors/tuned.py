@@ -1,4 +1,4 @@
-"""Detectors as baselines behind the Evaluator protocol: variant and threshold are chosen on dev, prompts are unused."""
+"""Tuned detectors behind the Evaluator protocol: variant and threshold are chosen on dev, prompts are unused."""
 
 import hashlib
 import json
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.clips import Clip, clip_wave
+from evaluators.clips import Clip, ClipSet, clip_wave
 from evaluators.detectors.detectors import Detector, open_detector
 from evaluators.errors import UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
-from evaluators.statistics import calibration, metrics
-from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.calibration import fit_bias, fit_calibration
+from evaluators.statistics.metrics import balanced_accuracy
 
 
-@dataclass(frozen=True)
-class Vad:
+@dataclass
+class TunedDetector(Uncached):
     """A detector with its rule: an Evaluator.
 
     Attributes:
@@ -51,25 +51,23 @@ class Vad:
         margin = (raw - self.threshold) / self.temperature
         logp = -np.logaddexp(0, np.stack([-margin, margin], axis=-1))
         table = np.repeat(logp[None].astype(np.float32), len(prompts), axis=0)
+        self.forwards += len(prompts) * len(clips)
         return ScoreTable(tuple(prompts), tuple(clips), table, table)
 
 
-def fit(
-    name: str,
-    clips: Sequence[Clip],
-    labels: Sequence[str],
-    tick: Callable[[], None] = lambda: None,
-) -> Vad:
-    """A detector tuned on clips of dev, which it must not be judged on.
+def tune_detector(
+    name: str, clips: ClipSet, tick: Callable[[], None] = lambda: None
+) -> TunedDetector:
+    """A detector tuned on clips of dev, on which it must not be compared afterwards.
 
     Args:
-        labels: Two; the first one is speech.
+        clips: Of a task with two labels; the first one is what the detector detects.
         tick: Called after every clip.
     """
+    labels, truth = clips.task.labels, clips.targets.truth
     if len(labels) != 2:
         raise UserError(f"baseline {name!r} tells two labels apart, the task has {len(labels)}")
     kind, detector = open_detector(name)
-    truth = np.array([labels.index(c.label) for c in clips])
     rows = []
     for clip in clips:
         rows.append(detector(clip_wave(clip)))
@@ -78,13 +76,14 @@ def fit(
 
     def found(v: int) -> tuple[float, float]:
         bias = fit_bias(truth, raw[:, v])
-        return metrics.balanced_accuracy(truth, np.where(raw[:, v] + bias > 0, 0, 1) == truth), bias
+        return balanced_accuracy(truth, np.where(raw[:, v] + bias > 0, 0, 1) == truth), bias
 
     scores = [found(v) for v in range(raw.shape[1])]
     best = max(range(len(scores)), key=lambda v: scores[v][0])  # of equal ones the first
     distance = raw[:, best] + scores[best][1]
     try:
-        temperature = calibration.fit_calibration(truth, distance).temperature
+        temperature = fit_calibration(truth, distance).temperature
     except UserError:  # a rule that is perfect or worthless on dev has no temperature
         temperature = max(float(np.std(distance)), 1e-6)
-    return Vad(kind if ":" not in name else name, detector, best, -scores[best][1], temperature)
+    asked = kind if ":" not in name else name
+    return TunedDetector(asked, detector, best, -scores[best][1], temperature)

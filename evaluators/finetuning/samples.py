@@ -139,7 +139,7 @@ class Samples(Dataset[dict[str, Any]]):
     def mel(self, clip: Clip) -> tuple[NDArray[np.float32], int]:
         """(log-mel features ``[bin, frame]``, frames that are the clip's), made once."""
         if clip.clip_id not in self._mels:
-            heard = self.store.hear(clip)
+            heard = self.store.decode(clip)
             mel = heard.mel
             if mel is None:
                 assert heard.wave is not None

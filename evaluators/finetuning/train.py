@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FeatureStore
-from evaluators.audio_lm.loading import flatten, load_model
+from evaluators.audio_lm.loading import load_model, merge_to_linear
 from evaluators.audio_lm.memory import TrainingPlan
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -184,7 +184,7 @@ def adapted(
     if model is None:
         model = load_model(replace(checkpoint, adapter=None), family, device, dtype)
     if expand:
-        flatten(model.model, dtype, True)
+        merge_to_linear(model.model, dtype, True)
     model.requires_grad_(False)
     if checkpoint.adapter is not None:
         peft = PeftModel.from_pretrained(
@@ -220,7 +220,7 @@ def embed_clips(
     """Audio embeddings ``[token, channel]`` by clip id, of a tower that is not trained."""
     by_frames: dict[int, list[tuple[str, Any]]] = {}
     for clip in clips:
-        heard = store.hear(clip)
+        heard = store.decode(clip)
         mel = heard.mel if heard.mel is not None else store.log_mel([heard.wave])[0]
         by_frames.setdefault(heard.frames, []).append((clip.clip_id, mel))
     out = {}

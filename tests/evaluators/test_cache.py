@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from evaluators.cache import CachedEvaluator
+from evaluators.evaluator import Usage
 from evaluators.fakes import FakeEvaluator
 from evaluators.splits import balanced_order
 
@@ -27,7 +28,7 @@ def test_cached_equals_uncached_in_any_order(tmp_path, seeds, clips):
     assert np.array_equal(table.logp, plain.logp) and np.array_equal(table.logp_top, plain.logp_top)
     again = CachedEvaluator(FakeEvaluator(), tmp_path)
     assert np.array_equal(again.score(seeds[::-1], clips[::-1]).logp, plain.logp[::-1, ::-1])
-    assert again.inner.forwards == 0 and again.cached == again.requested == 90
+    assert again.usage == Usage(requested=90, cached=90, forward=0) and again.inner.forwards == 0
 
 
 def test_only_missing_pairs_go_through_the_model(tmp_path, seeds, clips):
@@ -35,7 +36,7 @@ def test_only_missing_pairs_go_through_the_model(tmp_path, seeds, clips):
     cached.score(seeds, clips[:10])
     assert cached.count_missing(seeds, clips) == 60
     cached.score(seeds, clips)
-    assert cached.inner.forwards == 90 and cached.requested == 120 and cached.cached == 30
+    assert cached.inner.forwards == 90 and cached.usage == Usage(120, 30, 90)
 
 
 def test_a_changed_model_prompt_clip_or_control_is_scored_anew(tmp_path, seeds, clips):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evaluators.cache import CachedEvaluator
 from evaluators.fakes import FakeEvaluator
-from evaluators.orders import SwapAveraged, find_options, swapped
+from evaluators.orders import BothOrders, find_options, swapped
 from evaluators.prompts import Prompt
 from opro.optimize import main as optimize
 from opro.rescore import main as rescore
@@ -48,10 +48,10 @@ def test_exchanging_twice_changes_nothing(one, two):
 
 def test_an_average_is_that_of_both_orders_in_one_pass(seeds, dev_clips, tmp_path):
     inner = CachedEvaluator(FakeEvaluator(), tmp_path)
-    clips, averaged = dev_clips[:30], SwapAveraged(inner)
+    clips, averaged = dev_clips[:30], BothOrders(inner)
     plain = Prompt("Is there speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",))))
     table = averaged.score([*seeds, plain], clips)
-    assert averaged.requested == inner.requested == (2 * len(seeds) + 1) * len(clips)
+    assert averaged.usage.requested == inner.usage.requested == (2 * len(seeds) + 1) * len(clips)
     single = FakeEvaluator()
     for p, prompt in enumerate(seeds):
         both = single.score([prompt, swapped(prompt)], clips).logp
@@ -71,7 +71,7 @@ def test_a_model_that_always_says_a_is_at_chance_in_both_orders(seeds, dev_clips
                     table.logp[p, :, k] = -0.1 if words == ("A",) else -3.0
             return table
 
-    table = SwapAveraged(CachedEvaluator(SaysA(), tmp_path)).score(seeds, dev_clips[:5])
+    table = BothOrders(CachedEvaluator(SaysA(), tmp_path)).score(seeds, dev_clips[:5])
     assert np.allclose(table.logp[..., 0], table.logp[..., 1])
 
 

@@ -66,7 +66,7 @@ class Faulty(FakeEvaluator):
 
 
 class Small(FakeEvaluator):
-    """One whose memory runs out on its first call, as QwenAudio's does: batches are halved, and the key changes."""
+    """One whose memory runs out on its first call, as AudioScorer's does: batches are halved, and the key changes."""
 
     @dataclasses.dataclass(frozen=True)
     class Shape:
@@ -197,9 +197,9 @@ def test_too_many_cpus_are_one_sentence(cluster, seeds, dev_clips):
 @pytest.mark.tiny
 def test_the_pocket_checkpoint_gives_equal_scores(cluster, pocket, seeds, dev_clips):
     from evaluators.audio_lm.checkpoint import open_checkpoint
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
 
-    make = functools.partial(QwenAudio, open_checkpoint("pocket-base"), "cpu", "float32")
+    make = functools.partial(AudioScorer, open_checkpoint("pocket-base"), "cpu", "float32")
     pool = RayPool(make, workers=1)
     assert pool.fingerprint == pocket.fingerprint
     table = pool.score(seeds, dev_clips[:24])

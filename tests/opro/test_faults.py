@@ -154,11 +154,11 @@ def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, de
     import torch
 
     from evaluators.audio_lm.checkpoint import open_checkpoint
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
 
-    evaluator = QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32")
+    evaluator = AudioScorer(open_checkpoint("pocket-base"), "cpu", "float32")
     expected = evaluator.score(seeds, dev_clips[:6]).logp
-    step, size = evaluator.transformer.step, evaluator.shape.tokens
+    step, size = evaluator.decoder.step, evaluator.shape.tokens
 
     def fail(error, times):
         left = [error] * times
@@ -169,7 +169,7 @@ def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, de
             return step(*args, **kwargs)
 
         evaluator.forget()
-        monkeypatch.setattr(evaluator.transformer, "step", failing)
+        monkeypatch.setattr(evaluator.decoder, "step", failing)
         return evaluator.score(seeds, dev_clips[:6]).logp
 
     np.testing.assert_allclose(fail(torch.OutOfMemoryError("x"), 2), expected, atol=1e-5)
@@ -182,9 +182,9 @@ def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, de
         RuntimeError, match="shapes differ"
     ):  # a fault of the program keeps its traceback
         fail(RuntimeError("shapes differ"), 1)
-    read = evaluator.transformer.read
-    monkeypatch.setattr(evaluator.transformer, "step", step)
-    monkeypatch.setattr(evaluator.transformer, "read", lambda *a: read(*a) * float("nan"))
+    read = evaluator.decoder.read
+    monkeypatch.setattr(evaluator.decoder, "step", step)
+    monkeypatch.setattr(evaluator.decoder, "read", lambda *a: read(*a) * float("nan"))
     with pytest.raises(
         UserError, match=rf"prompt {seeds[0].prompt_id} on clip '{dev_clips[0].clip_id}' gave NaN"
     ):

@@ -24,8 +24,8 @@ from evaluators.audio_lm.families import QWEN2_AUDIO, QWEN3_OMNI
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.memory import TrainingPlan, plan_training
-from evaluators.audio_lm.scorer import QwenAudio
-from evaluators.bench import Stock
+from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.stock import StockModel
 from evaluators.errors import UserError
 from evaluators.finetuning.samples import Collate, Samples, mask, wordings
 from evaluators.finetuning.train import Recipe, adapted, train
@@ -42,7 +42,7 @@ LABELS = ("SPEECH", "NONSPEECH")
 @pytest.fixture(scope="module")
 def base():
     checkpoint = open_checkpoint("pocket-base")
-    return checkpoint, QwenAudio(checkpoint, "cpu").processor
+    return checkpoint, AudioScorer(checkpoint, "cpu").processor
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_loss_and_gradients_equal_the_plain_implementation(base, train_clips, se
 
     plain = load_model(checkpoint, QWEN2_AUDIO, CPU, torch.float32)  # its own forward
     stock_forward = plain.forward.__func__
-    stock = Stock(model, processor, CPU)
+    stock = StockModel(model, processor, CPU)
     total = torch.zeros(())
     for i in range(8):
         c, _ = samples.order[i]
@@ -106,7 +106,7 @@ def test_exactly_the_answer_is_supervised(base, train_clips, seeds):
     store = FeatureStore(None, processor.feature_extractor)
     asked = wordings(seeds, LABELS, processor.tokenizer, QWEN2_AUDIO, True)
     samples = Samples(train_clips[:32], asked, LABELS, store, epochs=2, multiple=16, seed=0)
-    config = QwenAudio(checkpoint, "cpu").config
+    config = AudioScorer(checkpoint, "cpu").config
     for i in range(0, len(samples), 16):
         batch = Collate(QWEN2_AUDIO, config, "answer")([samples[j] for j in range(i, i + 16)])
         assert len(batch["target_id"]) == 16  # one token a sample
@@ -145,7 +145,7 @@ def test_masks_are_small_and_stay_within_the_clip(seed, frames):
 
 
 def test_what_fits_which_card(monkeypatch):
-    from evaluators.bench import config_7b
+    from evaluators.audio_lm.stock import config_7b
 
     config = config_7b()
     small = plan_training(config, "nf4", 8, 85, 25, 16)
@@ -201,9 +201,9 @@ def test_the_result_is_a_checkpoint_that_tells_its_story(small, trained, dev_cli
     ).exists()
     opened = open_checkpoint(str(trained))
     assert opened.prompt == seeds[0] and opened.self_test is not None
-    one = QwenAudio(opened, "cpu")
+    one = AudioScorer(opened, "cpu")
     table = one.score(seeds[:1], dev_clips[:8])
-    plain = QwenAudio(open_checkpoint("pocket-base"), "cpu").score(seeds[:1], dev_clips[:8])
+    plain = AudioScorer(open_checkpoint("pocket-base"), "cpu").score(seeds[:1], dev_clips[:8])
     assert np.abs(table.logp - plain.logp).max() > 0.05
     before = (trained / "adapter_model.safetensors").stat().st_mtime_ns
     assert finetune(flags(small, trained)) == 0  # shows what is there
@@ -229,7 +229,7 @@ def test_wrong_adapters_are_refused_by_name(trained, tmp_path, dev_clips, seeds)
         return tmp_path / name
 
     with pytest.raises(UserError, match="quantization none, not nf4; give"):
-        open_checkpoint(str(trained), quantisation="nf4")
+        open_checkpoint(str(trained), quantization="nf4")
     torn = copy("torn") / "adapter_model.safetensors"
     torn.write_bytes(torn.read_bytes()[:5000])
     with pytest.raises(UserError, match="is truncated or no safetensors file"):
@@ -249,10 +249,10 @@ def test_wrong_adapters_are_refused_by_name(trained, tmp_path, dev_clips, seeds)
     config["base_model_name_or_path"] = str(other)
     (moved / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="trained on other base weights"):
-        QwenAudio(open_checkpoint(str(moved)), "cpu").fingerprint  # noqa: B018
+        AudioScorer(open_checkpoint(str(moved)), "cpu").fingerprint  # noqa: B018
     wrong = open_checkpoint(str(moved))
     with pytest.raises(UserError, match="does not load as the model that was trained"):
-        QwenAudio(wrong, "cpu").score(seeds[:1], dev_clips[:1])
+        AudioScorer(wrong, "cpu").score(seeds[:1], dev_clips[:1])
 
 
 @pytest.mark.parametrize(
@@ -341,14 +341,14 @@ from evaluators.finetune import Recipe, train
 from evaluators.memory import TrainingPlan
 from evaluators.files import shipped
 from evaluators.prompts import read_prompts
-from evaluators.qwen_audio import QwenAudio
+from evaluators.qwen_audio import AudioScorer
 
 labels = ("SPEECH", "NONSPEECH")
 checkpoint = open_checkpoint("pocket-base")
 processes = int(sys.argv[3])
 clips = balanced_order(read_manifest(Path(sys.argv[1]), labels, "train"))
 peft, trained = train(
-    checkpoint, Recipe(epochs=2, lr=1e-3, dropout=0.0), QwenAudio(checkpoint, "cpu").processor,
+    checkpoint, Recipe(epochs=2, lr=1e-3, dropout=0.0), AudioScorer(checkpoint, "cpu").processor,
     read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)[:1], labels, clips,
     read_manifest(Path(sys.argv[1]), labels, "dev"), Path(sys.argv[2]),
     TrainingPlan(False, 16 // processes, False, 0.0, None), torch.device("cpu"), torch.float32,
@@ -394,7 +394,7 @@ def test_a_study_is_resumed_pruned_and_opened(small, tmp_path):
 def test_the_thinker_of_qwen3_omni_is_trained_the_same_way(seeds, train_clips, tmp_path):
     from test_qwen_omni import tiny_omni
 
-    tokenizer = QwenAudio(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
+    tokenizer = AudioScorer(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
     model, processor = tiny_omni(tokenizer)
     recipe = Recipe(epochs=2, lr=3e-3, dropout=0.0)
     plan = TrainingPlan(False, 16, False, 0.0, None)
@@ -411,7 +411,7 @@ def test_the_thinker_of_qwen3_omni_is_trained_the_same_way(seeds, train_clips, t
     batch = Collate(QWEN3_OMNI, model.config, "answer")([samples[i] for i in range(4)])
     with torch.no_grad():
         logp = peft.eval()(**batch)["logp"]
-    scored = QwenAudio(checkpoint, "cpu", loaded=(model, processor)).score(
+    scored = AudioScorer(checkpoint, "cpu", loaded=(model, processor)).score(
         seeds[:1], train_clips[:4]
     )
     for i, clip in enumerate(train_clips[:4]):

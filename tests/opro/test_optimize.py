@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from chat_server import serve
 from conftest import DEMO, LABELS, ROOT
+from opro.results.table import rows_of
 
 from evaluators.files import csv_text, read_yaml
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from opro import optimize, report
-from opro.results.table import rows_of
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {
     "PYTHONPATH": str(ROOT),

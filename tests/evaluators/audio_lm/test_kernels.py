@@ -12,14 +12,17 @@ pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch
 
 CHECK = r"""
 import sys
-import numpy as np, torch
-from evaluators import kernels
-from evaluators.layers import Dense, Rows
+from dataclasses import replace
+import torch
+from evaluators.audio_lm import kernels
+from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
+from evaluators.audio_lm.decoder import Decoder
+from evaluators.audio_lm.packing import CacheSegment, PackedRows
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 torch.manual_seed(0)
 device = sys.argv[1]
-heads, kv_heads, dim, tokens = 4, 2, 64, 48
+heads, tokens = Heads(queries=4, keys=2, dim=64), 48
 
 def put(*values): return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -34,31 +37,30 @@ gate, up = both.chunk(2, -1)
 assert torch.allclose(kernels.gate_up(both), torch.nn.functional.silu(gate) * up, atol=1e-5)
 
 class Model: pass
-model = Model(); model.heads, model.kv_heads, model.head_dim, model.kernels = heads, kv_heads, dim, None
-qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device=device)
-cos, sin = torch.randn(2, tokens, dim, device=device)
+model = Model(); model.heads, model.kernels = heads, None
+qkv = torch.randn(tokens, heads.query_width + 2 * heads.key_width, device=device)
+cos, sin = torch.randn(2, tokens, heads.dim, device=device)
 turned = qkv.clone()
-kernels.rotate(turned, cos, sin, heads + kv_heads, dim)
-from evaluators.layers import Transformer
+kernels.rotate(turned, cos, sin, heads.queries + heads.keys, heads.dim)
 plain = qkv.clone()
-Transformer._rotate(model, plain, cos, sin)
+Decoder.rotate(model, plain, cos, sin)
 assert torch.allclose(turned, plain, atol=1e-5)
 
-q, k, v = turned.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
-cached_k, cached_v = torch.randn(2, 90, kv_heads * dim, device=device)
+q, *new = turned.split([heads.query_width, heads.key_width, heads.key_width], 1)
+new, cached = KeysValues(*new), KeysValues(*torch.randn(2, 90, heads.key_width, device=device))
 # Rows of 20, 1, 17 tokens (10 of padding); the third has two branches after 12 tokens.
 branch = torch.zeros(tokens, dtype=torch.int32, device=device)
 branch[33:36], branch[36:38] = 1, 2
-rows = Rows(put(0, 20, 21, 38), put(0, 1, 2, 8), branch, put(5, 40, 0), put(35, 3, 0), (80, 7), 20, 6, True)
-dense = Dense(rows, tokens, model)
-for ends in (False, True):
-    keep = torch.tensor([19, 20, *range(32, 38)], device=device) if ends else torch.arange(tokens, device=device)
-    ours = kernels.attend(q[keep], k, v, cached_k, cached_v, rows.query_start if ends else rows.start,
-        rows.start, rows.branch, rows.begin, rows.length, rows.shared,
-        rows.longest_query if ends else rows.longest, ends, True, heads, kv_heads, dim)
-    theirs = dense(q[keep], k, v, cached_k, cached_v, ends)
+start = put(0, 20, 21, 38)
+all_rows = PackedRows(start, start, branch, put(5, 40, 0), put(35, 3, 0), CacheSegment(80, 7), 20, 20, True)
+kept_rows = replace(all_rows, query_start=put(0, 1, 2, 8), longest_query=6, few_queries=True)
+padded = PaddedAttention(all_rows, kept_rows, tokens, heads)
+kept = torch.tensor([19, 20, *range(32, 38)], device=device)
+for rows, queries in ((all_rows, q), (kept_rows, q[kept])):
+    ours = kernels.attend(queries, new, cached, rows, heads)
+    theirs = padded(queries, new, cached, rows)
     assert ours.shape == theirs.shape
-    assert torch.allclose(ours, theirs, atol=2e-5), (ends, float((ours - theirs).abs().max()))
+    assert torch.allclose(ours, theirs, atol=2e-5), float((ours - theirs).abs().max())
 print("equal")
 """
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluators.audio_lm.memory import CARDS_GIB, Shape, expands, plan_memory, shape_for
-from evaluators.bench import config_7b
+from evaluators.audio_lm.memory import CARDS_GIB, Shape, plan_memory, shape_for, should_dequantize
+from evaluators.audio_lm.stock import config_7b
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def test_what_fits_which_card(config):
         assert f"{plan.clips:,} clips" in plan.line()
 
 
-def test_larger_cards_hold_more_and_only_they_expand(config):
+def test_larger_cards_hold_more_and_only_they_dequantize(config):
     plans = [plan_memory(config, "nf4", gib) for gib in CARDS_GIB]
     plain = [plan_memory(config, "none", gib).clips for gib in CARDS_GIB]
     assert plain == sorted(plain) and plain[:2] == [0, 0] and plain[2] > 0
     assert [p.weights for p in plans] == ["nf4", "nf4"] + ["nf4, expanded to bf16"] * 2
-    assert not expands(config, 12) and expands(config, 24)
+    assert not should_dequantize(config, 12) and should_dequantize(config, 24)
 
 
 def test_shapes_halve():

@@ -12,7 +12,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN3_OMNI
 from evaluators.audio_lm.memory import plan_memory
-from evaluators.audio_lm.scorer import QwenAudio
+from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.clips import clip_wave
 from evaluators.errors import UserError
 from evaluators.prompts import encode
@@ -60,9 +60,9 @@ def tiny_omni(tokenizer):
 
 @pytest.fixture(scope="module")
 def omni():
-    tokenizer = QwenAudio(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
+    tokenizer = AudioScorer(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
     loaded = tiny_omni(tokenizer)
-    return QwenAudio(open_checkpoint("pocket-base"), "cpu", "float32", loaded=loaded)
+    return AudioScorer(open_checkpoint("pocket-base"), "cpu", "float32", loaded=loaded)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def clips(dev_clips):
 
 def stock_logp(evaluator, prompt, clip):
     """Log-probabilities at the answer by the model's own forward, inputs as its processor makes them."""
-    tokenizer, model = evaluator.processor.tokenizer, evaluator.transformer.model
+    tokenizer, model = evaluator.processor.tokenizer, evaluator.decoder.model
     heard = evaluator.processor.feature_extractor(
         clip_wave(clip),
         sampling_rate=16000,
@@ -136,15 +136,15 @@ def test_scores_do_not_depend_on_their_company(omni, seeds, clips):
 
 
 def test_a_folder_on_disk_is_scored_by_name_and_four_bits_are_refused(omni, seeds, clips, tmp_path):
-    model, processor = omni.transformer.model, omni.processor
+    model, processor = omni.decoder.model, omni.processor
     model.save_pretrained(tmp_path)
     processor.tokenizer.save_pretrained(tmp_path)
     processor.feature_extractor.save_pretrained(tmp_path)
-    found = QwenAudio(open_checkpoint(str(tmp_path)), "cpu", "float32")
+    found = AudioScorer(open_checkpoint(str(tmp_path)), "cpu", "float32")
     whole = omni.score(seeds, clips).logp
     assert np.abs(found.score(seeds, clips).logp - whole).max() < 1e-5
     with pytest.raises(UserError, match="does not reach the experts"):
-        open_checkpoint(str(tmp_path), quantisation="nf4")
+        open_checkpoint(str(tmp_path), quantization="nf4")
 
 
 def test_other_kinds_of_models_are_refused_by_name(tmp_path):

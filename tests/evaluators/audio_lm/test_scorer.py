@@ -11,8 +11,8 @@ from evaluators.audio_lm.answer_tokens import PromptError, find_answers
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
-from evaluators.audio_lm.scorer import QwenAudio, plan_row
-from evaluators.bench import Stock
+from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
+from evaluators.audio_lm.stock import StockModel
 from evaluators.clips import clip_wave
 from evaluators.errors import UserError
 from evaluators.prompts import Prompt, after_audio, encode
@@ -24,11 +24,11 @@ CLOSE = 1e-5  # nats, float32
 
 @pytest.fixture(scope="module", params=["pocket-base", "pocket-lora"])
 def evaluator(request):
-    return QwenAudio(open_checkpoint(request.param), "cpu", "float32")
+    return AudioScorer(open_checkpoint(request.param), "cpu", "float32")
 
 
 def evaluator_of(checkpoint):
-    return QwenAudio(checkpoint, "cpu", "float32")
+    return AudioScorer(checkpoint, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
     evaluator, seeds, heldout, clips
 ):
     prompts = [*seeds, *heldout[:7]]
-    stock = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu"))
+    stock = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu"))
     table = evaluator.score(prompts, clips)
     worst, near_ties, agree = 0.0, 0, 0
     for p, prompt in enumerate(prompts):
@@ -95,7 +95,7 @@ def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips
     answers = find_answers(tokenizer, prompt)
     assert max(len(s) for group in answers.sequences for s in group) > 1
     table = evaluator.score([prompt], clips[:3])
-    stock = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu"))
+    stock = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu"))
     for c, clip in enumerate(clips[:3]):
         for k, group in enumerate(answers.sequences):
             parts = []
@@ -125,9 +125,9 @@ def test_long_answers_cost_their_extra_tokens_only(evaluator, seeds):
     found = find_answers(tokenizer, long)
     extra = sum(len(s) - 1 for group in found.sequences for s in group)
     assert extra > 0
-    assert len(plan_row(0, suffix, found).ids) == len(suffix) + extra
+    assert len(pack_prompt(0, suffix, found).ids) == len(suffix) + extra
     letters = find_answers(tokenizer, seeds[0])
-    assert len(plan_row(0, suffix, letters).ids) == len(suffix)
+    assert len(pack_prompt(0, suffix, letters).ids) == len(suffix)
 
 
 def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
@@ -141,12 +141,14 @@ def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
         model = load_model(checkpoint, QWEN2_AUDIO, torch.device("cpu"), getattr(torch, dtype))
         if not merged:
             keep_lora(model)
-        e = QwenAudio(checkpoint, "cpu", dtype, loaded=(model, evaluator_of(checkpoint).processor))
+        e = AudioScorer(
+            checkpoint, "cpu", dtype, loaded=(model, evaluator_of(checkpoint).processor)
+        )
         logp = e.score(prompts, clips).logp
         return np.exp(logp - np.logaddexp.reduce(logp, -1, keepdims=True))[..., 0]
 
     def keep_lora(model):
-        model.model.named_children = lambda: iter(())  # flatten finds nothing
+        model.model.named_children = lambda: iter(())  # nothing to merge is found
 
     truth = share("float32", False)
     assert np.abs(share("float32", True) - truth).max() < 1e-5
@@ -163,10 +165,10 @@ def test_answers_and_the_rest_of_the_vocabulary_sum_to_one(evaluator, seeds, cli
 
 
 def test_audio_reaches_the_model(evaluator, seeds, clips):
-    heard = evaluator.score(seeds[:1], clips).logp
+    played = evaluator.score(seeds[:1], clips).logp
     for control in ("silence", "shuffled"):
         other = evaluator.score(seeds[:1], [replace(c, audio=control) for c in clips]).logp
-        assert np.abs(other - heard).max() > 0.1
+        assert np.abs(other - played).max() > 0.1
     silent = [clip_wave(replace(c, audio="silence")) for c in clips[:1]]
     assert not np.any(silent[0])
 
@@ -189,9 +191,9 @@ def test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew(
     evaluator, seeds, clips, tmp_path
 ):
     whole = evaluator.score(seeds[:1], clips).logp
-    loaded = (evaluator.transformer.model, evaluator.processor)
+    loaded = (evaluator.decoder.model, evaluator.processor)
     for turn in range(3):
-        again = QwenAudio(evaluator.checkpoint, "cpu", features=tmp_path, loaded=loaded)
+        again = AudioScorer(evaluator.checkpoint, "cpu", features=tmp_path, loaded=loaded)
         assert np.array_equal(again.score(seeds[:1], clips).logp, whole)
         files = sorted(tmp_path.rglob("*.npy"))
         assert len(files) == len(clips) and not list(tmp_path.rglob("*.tmp*"))
@@ -206,7 +208,7 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
     soundfile.write(path, wave, 16000, subtype="FLOAT")
     clip = replace(clips[0], path=path, sha256=f"odd{milliseconds}", clip_id="odd")
     table = evaluator.score(seeds[:1], [clip])
-    logp = Stock(evaluator.transformer.model, evaluator.processor, torch.device("cpu")).logp(
+    logp = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu")).logp(
         seeds[0], clip
     )
     for k, group in enumerate(find_answers(evaluator.processor.tokenizer, seeds[0]).sequences):
@@ -226,7 +228,7 @@ def tiny():
     )
 
     checkpoint = open_checkpoint("pocket-base")
-    tokenizer = QwenAudio(checkpoint, "cpu").processor.tokenizer
+    tokenizer = AudioScorer(checkpoint, "cpu").processor.tokenizer
     config = Qwen2AudioConfig(
         audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
                       "encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 1500},
@@ -240,8 +242,8 @@ def tiny():
     for weight in model.parameters():
         weight.mul_(3)  # so that answers differ
     processor = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
-    evaluator = QwenAudio(checkpoint, "cpu", "float32", loaded=(model, processor))
-    return evaluator, Stock(model, processor, torch.device("cpu"))
+    evaluator = AudioScorer(checkpoint, "cpu", "float32", loaded=(model, processor))
+    return evaluator, StockModel(model, processor, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("samples", [1600, 2193, 3200, 3307, 16000, 70001, 200_000, 480_000])
@@ -289,44 +291,45 @@ def test_letters_are_read_with_and_without_a_space(pocket, seeds):
 
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
-    small = QwenAudio(
+    small = AudioScorer(
         evaluator.checkpoint,
         "cpu",
         "float32",
-        loaded=(evaluator.transformer.model, evaluator.processor),
+        loaded=(evaluator.decoder.model, evaluator.processor),
     )
-    step, calls = small.transformer.step, []
+    step, calls = small.decoder.step, []
 
-    def fails_when_large(x, *rest):
-        calls.append(len(x))
-        if len(x) > 256:
+    def fails_when_large(batch, cache):
+        calls.append(len(batch.positions))
+        if len(batch.positions) > 256:
             raise torch.OutOfMemoryError("pretended")
-        return step(x, *rest)
+        return step(batch, cache)
 
-    small.transformer.step = fails_when_large
+    small.decoder.step = fails_when_large
     assert np.abs(small.score(seeds, clips).logp - whole).max() < 10 * CLOSE
     assert small.shape.tokens == 192 and {768, 384, 192} <= set(calls)
 
 
 def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
-    small = QwenAudio(
+    small = AudioScorer(
         evaluator.checkpoint,
         "cpu",
         "float32",
         shape=replace(evaluator.shape, prefix=8),
-        loaded=(evaluator.transformer.model, evaluator.processor),
+        loaded=(evaluator.decoder.model, evaluator.processor),
     )
-    begin, begun = small._begin, []
-    small._begin = lambda system: begun.append(system) or begin(system)
-    small._prefix_budget = lambda: 80 * small.transformer.new_cache().bytes_per_place
+    prefixes, begun = small.prefixes, []
+    begin = prefixes._begin
+    prefixes._begin = lambda system, shape: begun.append(system) or begin(system, shape)
+    prefixes.budget = lambda: 80 * small.decoder.bytes_per_place
     for _ in range(2):
         assert np.abs(small.score(seeds, clips).logp - whole).max() < CLOSE
     assert len(begun) > 2
 
 
 def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
-    model16 = QwenAudio(evaluator.checkpoint, "cpu", "bfloat16")
+    model16 = AudioScorer(evaluator.checkpoint, "cpu", "bfloat16")
     whole = model16.score(seeds, clips).logp
     model16.forget()
     alone = model16.score(seeds[1:2], clips[3:4]).logp
@@ -343,18 +346,18 @@ def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
 
     base = open_checkpoint("pocket-base")
     prints = {
-        QwenAudio(base, "cpu", "float32").fingerprint,
-        QwenAudio(base, "cpu", "bfloat16").fingerprint,
-        QwenAudio(open_checkpoint("pocket-lora"), "cpu", "float32").fingerprint,
+        AudioScorer(base, "cpu", "float32").fingerprint,
+        AudioScorer(base, "cpu", "bfloat16").fingerprint,
+        AudioScorer(open_checkpoint("pocket-lora"), "cpu", "float32").fingerprint,
     }
     copy = tmp_path / "copy"
     shutil.copytree(base.base, copy)
-    assert QwenAudio(open_checkpoint(str(copy)), "cpu", "float32").fingerprint in prints
+    assert AudioScorer(open_checkpoint(str(copy)), "cpu", "float32").fingerprint in prints
     weights = load_file(copy / "model.safetensors")
     name = next(n for n in weights if n.endswith("o_proj.weight"))
     weights[name][0, 0] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    prints.add(QwenAudio(open_checkpoint(str(copy)), "cpu", "float32").fingerprint)
+    prints.add(AudioScorer(open_checkpoint(str(copy)), "cpu", "float32").fingerprint)
     assert len(prints) == 4
 
 
