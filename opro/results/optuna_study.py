@@ -28,12 +28,12 @@ def write_study(history: History, path: Path, name: str) -> None:
         "dropped": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    longest = max(len(t.candidate.prompt.text) for t in history.trials)
+    longest = max(len(t.prompt.text) for t in history.trials)
     trials = []
     for trial in history.trials:
         if trial.state == "waiting":
             continue
-        prompt = trial.candidate.prompt
+        prompt = trial.prompt
         trials.append(
             create_trial(
                 state=states[trial.state],
@@ -49,9 +49,9 @@ def write_study(history: History, path: Path, name: str) -> None:
                     "origin": trial.candidate.origin,
                     "parents": list(trial.candidate.parents),
                     "iteration": trial.iteration,
-                    "clips": trial.clips,
+                    "clips": trial.outcome.n_scored if trial.outcome else 0,
                 },
-                intermediate_values=dict(enumerate(trial.blocks)),
+                intermediate_values=dict(enumerate(trial.outcome.blocks if trial.outcome else ())),
             )
         )
     study.add_trials(trials)
