@@ -140,6 +140,8 @@ def _silent_nodes(tree: ast.AST) -> set[int]:
             hidden = [node.annotation] if node.annotation else []
         elif isinstance(node, ast.FunctionDef):
             hidden = [*node.decorator_list, *([node.returns] if node.returns else [])]
+        elif isinstance(node, ast.ClassDef):
+            hidden = [*node.decorator_list]
         elif isinstance(node, ast.Subscript) and ast.unparse(node.value) in (
             "Literal",
             "NDArray",

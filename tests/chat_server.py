@@ -30,6 +30,7 @@ class Server:
     def __init__(self, reply: Callable[[dict], str], script: list) -> None:
         self.reply, self.script = reply, list(script)
         self.requests: list[dict] = []
+        self.keys: list[str] = []  # each request's Authorization header
         self.url = ""
 
 
@@ -39,6 +40,7 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # 40 ms a reply otherwise
 
         def log_message(self, *args):
             pass
@@ -57,11 +59,14 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             state.requests.append(request)
+            state.keys.append(self.headers.get("authorization", ""))
             fault = state.script.pop(0) if state.script else None
             if fault is None:
                 answer = state.reply(request)  # a reply's text, or a whole body
                 body = answer if isinstance(answer, dict) else completion(answer)
                 self.send(200, json.dumps(body).encode())
+            elif isinstance(fault, tuple):  # status, body, and perhaps headers
+                self.send(*fault)
             elif isinstance(fault, int):
                 self.send(
                     fault,

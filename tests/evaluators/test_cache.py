@@ -1,3 +1,7 @@
+"""The cache: what comes from it is what the model said, and nothing that was scored is lost."""
+
+import contextlib
+import os
 import pickle
 import sqlite3
 import subprocess
@@ -7,11 +11,43 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
+from evaluators import cache
 from evaluators.cache import CachedEvaluator
-from evaluators.evaluator import Usage
+from evaluators.errors import PauseError, UserError
+from evaluators.evaluator import ScoreTable, Usage
 from evaluators.fakes import FakeEvaluator
+from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order
+
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
+
+# What a redrawing may change stands here.
+
+
+def hold_in_memory(monkeypatch, pairs):
+    """Sets how many pairs a process holds in memory."""
+    monkeypatch.setattr(cache, "KEPT", pairs)
+
+
+def in_memory(cached):
+    """Pairs held in memory, as counted and as they are."""
+    return cached._pairs, sum(map(len, cached._rows.values()))
+
+
+class Spied(FakeEvaluator):
+    """Notes the pairs it was asked for; its two tables differ, so that they cannot be mistaken."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = []
+
+    def score(self, prompts, clips):
+        self.pairs += [(p.digest, c.sha256, c.audio) for p in prompts for c in clips]
+        table = super().score(prompts, clips)
+        return ScoreTable(table.prompts, table.clips, table.logp, table.logp_top - 0.25)
 
 
 @pytest.fixture
@@ -107,3 +143,235 @@ def test_a_cache_file_cannot_run_code(tmp_path, seeds, clips, place):
         with pytest.raises(ValueError, match="delete the cache folder"):
             list(again._cache)
     assert not hasattr(builtins, "bomb_went_off")
+
+
+orders = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 2), min_size=1, max_size=3),
+        st.lists(st.integers(0, 5), min_size=1, max_size=6),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=15, deadline=None, phases=UNSHRUNK, derandomize=True)
+@given(orders, st.integers(1, 8))
+def test_any_calls_give_what_the_model_says_and_no_pair_is_scored_twice(
+    tmp_path_factory, seeds, dev_clips, asked, kept
+):
+    """Two instances on one folder, with repeats, and with room in memory for few pairs."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        hold_in_memory(monkeypatch, kept)
+        folder = tmp_path_factory.mktemp("cache") / "deep" / "er"
+        both = [CachedEvaluator(Spied(), folder) for _ in range(2)]
+        seen = [set(), set()]
+        for numbers, places, second in asked:
+            one = both[second]
+            prompts, some = [seeds[i] for i in numbers], [dev_clips[i] for i in places]
+            before = one.requested, one.cached, one.inner.forwards
+            missing = one.count_missing(prompts, some)
+            assert before == (one.requested, one.cached, one.inner.forwards)
+            table, plain = one.score(prompts, some), Spied().score(prompts, some)
+            assert table.prompts == tuple(prompts) and table.clips == tuple(some)
+            assert np.array_equal(table.logp, plain.logp)
+            assert np.array_equal(table.logp_top, plain.logp_top)
+            assert one.requested - before[0] == len(prompts) * len(some)
+            asked_of_model = len(prompts) * len(some) - (one.cached - before[1])
+            # What the other instance wrote meanwhile is found when a row is read again.
+            assert asked_of_model == missing or (asked_of_model < missing and seen[not second])
+            assert one.count_missing(prompts, some) == 0
+            seen[second] |= {(p.digest, c.sha256, c.audio) for p in prompts for c in some}
+            assert seen[second] >= set(one.inner.pairs)
+        for one in both:
+            counted, there = in_memory(one)
+            assert counted == there and (there <= kept or len(one._rows) == 1)
+            one.close()
+        third = CachedEvaluator(Spied(), folder)
+        known = seen[0] | seen[1]
+        for prompt in seeds:
+            for clip in dev_clips[:6]:
+                gone = third.count_missing([prompt], [clip])
+                assert gone == ((prompt.digest, clip.sha256, clip.audio) not in known)
+        third.close()
+
+
+def test_rows_that_left_the_memory_are_read_again_not_scored_again(
+    tmp_path, seeds, clips, monkeypatch
+):
+    hold_in_memory(monkeypatch, 25)
+    cached = CachedEvaluator(Spied(), tmp_path)
+    first = cached.score(seeds, clips[:10])  # 30 pairs: the oldest prompt leaves
+    assert in_memory(cached) == (20, 20)
+    assert cached.count_missing(seeds, clips[:10]) == 0
+    assert np.array_equal(cached.score(seeds, clips[:10]).logp, first.logp)
+    assert len(cached.inner.pairs) == 30
+    cached.score(seeds[:1], clips)  # one row above the limit is held all the same
+    assert in_memory(cached) == (30, 30)
+
+
+def test_exactly_the_limit_is_held_in_memory(tmp_path, seeds, clips, monkeypatch):
+    hold_in_memory(monkeypatch, 30)
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds, clips[:10])
+    assert in_memory(cached) == (30, 30)
+
+
+def test_a_row_that_another_process_made_longer_keeps_its_scores(tmp_path, seeds, clips):
+    """Both have read the row before either writes; neither's clips may be lost."""
+    a, b = (CachedEvaluator(Spied(), tmp_path) for _ in range(2))
+    for one in (a, b):
+        one.score(seeds[:1], clips[:2])
+    assert b.inner.pairs == []
+    a.score(seeds[:1], clips[:6])
+    b.score(seeds[:1], clips[4:9])
+    again = CachedEvaluator(Spied(), tmp_path)
+    assert again.count_missing(seeds[:1], clips) == len(clips) - 9
+    table = again.score(seeds[:1], clips[:9])
+    assert again.inner.pairs == []
+    assert np.array_equal(table.logp_top, Spied().score(seeds[:1], clips[:9]).logp_top)
+
+
+def test_the_model_is_asked_for_exactly_what_lacks(tmp_path, seeds, clips):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds[:1], clips[2:5])
+    cached.score(seeds[1:2], clips[4:6])
+    cached.inner.pairs.clear()
+    cached.score(seeds, clips[:6])
+    had = {(0, 2), (0, 3), (0, 4), (1, 4), (1, 5)}
+    lacking = [
+        (seeds[p].digest, clips[c].sha256, "recorded")
+        for p in range(3)
+        for c in range(6)
+        if (p, c) not in had
+    ]
+    assert sorted(cached.inner.pairs) == sorted(lacking)
+    assert (cached.requested, cached.cached) == (3 + 2 + 18, 5)
+
+
+@pytest.mark.parametrize("part", ["fingerprint", "text", "system", "answers", "sha256", "audio"])
+def test_each_part_of_the_key_alone_makes_another_pair(tmp_path, seeds, clips, part):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    prompt, clip = seeds[0], clips[0]
+    cached.score([prompt], [clip])
+    if part == "fingerprint":
+        cached.inner.fingerprint += "x"
+    elif part in ("sha256", "audio"):
+        clip = replace(clip, **{part: {"sha256": clips[1].sha256, "audio": "shuffled"}[part]})
+    else:
+        answers = (("SPEECH", ("yes",)), ("NONSPEECH", ("B",)))
+        new = {"text": prompt.text + " ", "system": "Other.", "answers": answers}[part]
+        prompt = replace(prompt, **{part: new})
+    assert cached.count_missing([prompt], [clip]) == 1
+    table = cached.score([prompt], [clip])
+    assert np.array_equal(table.logp, Spied().score([prompt], [clip]).logp)
+    assert cached.fingerprint == cached.inner.fingerprint
+
+
+def test_the_three_controls_are_three_pairs(tmp_path, seeds, clips):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    three = [replace(clips[0], audio=audio) for audio in ("recorded", "silence", "shuffled")]
+    table = cached.score(seeds[:1], three)
+    assert len(cached.inner.pairs) == 3
+    assert np.array_equal(table.logp, Spied().score(seeds[:1], three).logp)
+
+
+def test_what_a_folder_that_is_not_there_lacks_is_everything_and_makes_no_folder(
+    tmp_path, seeds, clips
+):
+    assert CachedEvaluator(Spied(), tmp_path / "no").count_missing(seeds, clips) == 90
+    assert not (tmp_path / "no").exists()
+
+
+def test_prompts_of_other_numbers_of_labels_keep_apart(tmp_path, clips):
+    three = Prompt("A, B or C", (("SPEECH", ("A",)), ("NONSPEECH", ("B",)), ("MUSIC", ("C",))))
+    cached = CachedEvaluator(Spied(), tmp_path)
+    table = cached.score([three], clips[:3])
+    again = CachedEvaluator(Spied(), tmp_path)
+    assert again.count_missing([three], clips[:3]) == 0
+    assert np.array_equal(again.score([three], clips[:3]).logp, table.logp)
+
+
+class Shrinking(Spied):
+    """Runs out of memory in its first call: the batch becomes smaller, and with it fingerprint and scores change."""
+
+    def score(self, prompts, clips):
+        table = super().score(prompts, clips)
+        if self.fingerprint == "large":
+            self.fingerprint = "small"
+            return replace(table, logp=table.logp - 1)
+        return table
+
+
+def test_scores_of_a_batch_that_changed_its_shape_are_made_again(tmp_path, seeds, clips):
+    inner = Shrinking()
+    inner.fingerprint = "large"
+    table = CachedEvaluator(inner, tmp_path).score(seeds[:1], clips[:3])
+    plain = Spied().score(seeds[:1], clips[:3])
+    assert np.array_equal(table.logp, plain.logp)
+    again = CachedEvaluator(Spied(), tmp_path)
+    again.inner.fingerprint = "small"
+    assert np.array_equal(again.score(seeds[:1], clips[:3]).logp, plain.logp)
+    assert again.cached == 3
+    again.inner.fingerprint = "large"
+    assert again.count_missing(seeds[:1], clips[:3]) == 3
+
+
+def test_no_row_is_ever_dropped_for_the_size_of_the_folder(tmp_path, seeds, clips):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds[:1], clips[:1])
+    cached.close()
+    with sqlite3.connect(tmp_path / "cache.db") as db:
+        (policy,) = db.execute(
+            "SELECT value FROM Settings WHERE key = 'eviction_policy'"
+        ).fetchone()
+    assert policy == "none"
+
+
+def test_a_disk_that_refuses_pauses_and_a_damaged_file_is_wrong_use(tmp_path, seeds, clips):
+    cached = CachedEvaluator(Spied(), tmp_path / "a")
+    cached.score(seeds[:1], clips[:1])
+    with sqlite3.connect(tmp_path / "a" / "cache.db") as db:
+        db.execute("DROP TABLE Cache")
+    with pytest.raises(PauseError, match="cannot be read or written"):
+        cached.score(seeds[1:2], clips[:1])
+    cached.close()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "cache.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(UserError, match="delete"):
+        CachedEvaluator(Spied(), tmp_path / "b").score(seeds[:1], clips[:1])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be opened"):
+        CachedEvaluator(Spied(), tmp_path / "file").score(seeds[:1], clips[:1])
+
+
+def test_a_write_that_the_disk_refuses_pauses(tmp_path, seeds, clips, monkeypatch):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.count_missing(seeds, clips)
+    with sqlite3.connect(tmp_path / "cache.db") as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON Cache BEGIN SELECT RAISE(ABORT, 'x'); END")
+    with pytest.raises((PauseError, UserError), match="the score cache"):
+        cached.score(seeds[:1], clips[:1])
+
+
+def test_a_closed_cache_leaves_no_file_open(tmp_path, seeds, clips):
+    def open_files():
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/self/fd/{name}"))
+        return [name for name in found if name.startswith(str(tmp_path))]
+
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds[:1], clips[:1])
+    assert open_files()
+    cached.close()
+    assert open_files() == []
+
+
+def test_only_bytes_are_stored(tmp_path, seeds, clips):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds[:1], clips[:1])
+    with pytest.raises(TypeError, match="stores bytes"):
+        cached._cache.set("key", {"a": 1})

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import soundfile
 from chat_server import completion, serve
 from conftest import LABELS
 
+from evaluators import endpoint
+from evaluators.clips import clip_wave
 from evaluators.endpoint import Endpoint
 from evaluators.errors import PauseError, UserError
 from evaluators.manifest import read_manifest
@@ -92,6 +96,254 @@ def test_faults_that_stay_are_one_sentence(clips, fault, kind, message):
         Endpoint("m", server.url, parallel=1, retries=0).score(PROMPTS[:1], clips[:2])
 
 
+def test_an_endpoint_without_a_server_says_how_to_name_one(monkeypatch):
+    monkeypatch.delenv("OPRO_AUDIO_BASE_URL", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UserError, match="OPRO_AUDIO_BASE_URL"):
+        Endpoint("m")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("OPRO_AUDIO_BASE_URL", "OPRO_AUDIO_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def score_one(server, clip, prompt=PROMPTS[0], retries=0):
+    return Endpoint("m", server.url, retries=retries).score([prompt], [clip])
+
+
+def test_a_request_holds_the_clip_the_prompt_as_it_is_and_nothing_drawn_by_chance(clips):
+    prompt = Prompt("  Is it speech? \n A) yes B) nö \n", system=" Listen.\n")
+    with serve(answer) as server:
+        score_one(server, clips[0], prompt)
+    (request,) = server.requests
+    data = request["messages"][1]["content"][0]["input_audio"].pop("data")
+    assert request == {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": " Listen.\n"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_audio", "input_audio": {"format": "wav"}},
+                    {"type": "text", "text": "  Is it speech? \n A) yes B) nö \n"},
+                ],
+            },
+        ],
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    raw = base64.b64decode(data, validate=True)
+    about = soundfile.info(io.BytesIO(raw))
+    assert (about.format, about.samplerate, about.channels) == ("WAV", 16000, 1)
+    wave = soundfile.read(io.BytesIO(raw))[0]
+    assert len(wave) == len(clip_wave(clips[0])) > 0 and np.ptp(wave) > 0.1
+    assert np.abs(wave - clip_wave(clips[0])).max() <= 1 / 32768
+
+
+def test_every_prompt_is_asked_about_every_clip_once_and_a_control_replaces_the_audio(clips):
+    silent = replace(clips[1], audio="silence")
+    with serve(answer) as server:
+        Endpoint("m", server.url).score(PROMPTS, [clips[0], silent])
+    asked = sorted((text, bool(np.any(wave))) for wave, text in map(heard, server.requests))
+    assert asked == sorted((p.text, sound) for p in PROMPTS for sound in (True, False))
+
+
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_scores_stand_in_the_place_of_their_prompt_and_clip_in_any_order(clips, parallel):
+    prompts, clips = [Prompt("A or B" + "?" * n) for n in range(4)], clips[:3]
+
+    def exact(request):
+        wave, text = heard(request)
+        share = 0.1 + 0.1 * text.count("?") + len(wave) / 20_000
+        return listing(("A", math.log(share)), ("B", math.log(1 - share)))
+
+    with serve(exact) as server:
+        evaluator = Endpoint("m", server.url, parallel=parallel)
+        whole = evaluator.score(prompts, clips)
+        turned = evaluator.score(prompts[::-1], clips[::-1])
+    expected = [[0.1 + 0.1 * n + len(clip_wave(c)) / 20_000 for c in clips] for n in range(4)]
+    assert np.exp(whole.logp[..., 0]) == pytest.approx(np.array(expected), abs=1e-6)
+    assert np.exp(whole.logp[..., 1]) == pytest.approx(1 - np.array(expected), abs=1e-6)
+    assert np.array_equal(turned.logp, whole.logp[::-1, ::-1])
+    assert whole.prompts == tuple(prompts) and whole.clips == tuple(clips)
+    assert evaluator.forwards == 2 * len(prompts) * len(clips)
+
+
+def test_two_words_of_a_label_are_summed_and_the_likelier_one_is_its_top(clips):
+    prompt = Prompt("?", (("SPEECH", ("A", "Yes")), ("NONSPEECH", ("B",))))
+    pairs = [(" Yes", -1.0), ("B", -1.5), ("A", -2.0), ("yes", -2.5), ("Yes.", -2.6), ("b", -7.0)]
+    with serve(lambda request: listing(*pairs)) as server:
+        table = score_one(server, clips[0], prompt)
+    assert table.logp[0, 0] == pytest.approx([np.logaddexp(-1.0, -2.0), -1.5], abs=1e-6)
+    assert table.logp_top[0, 0] == pytest.approx([-1.0, -1.5], abs=1e-6)
+
+
+def test_an_unlisted_answer_is_counted_once_and_bounded_by_the_least_listed_one(clips):
+    pairs = [("The", -0.5), ("I", -3.5), ("It", -2.5)]
+    with serve(lambda request: listing(*pairs)) as server:
+        evaluator = Endpoint("m", server.url)
+        table = evaluator.score(PROMPTS, clips[:1])
+    assert (table.logp == -3.5).all() and (table.logp_top == -3.5).all()
+    assert evaluator.unlisted == 4 and evaluator.forwards == 2
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("A", math.nan), ("B", -1.0)],
+        [("A", -1.0), ("B", math.nan)],
+        [("A", math.inf), ("B", -1.0)],
+        [("A", None), ("B", -1.0)],
+        pytest.param(
+            [("A", "likely"), ("B", -1.0)],
+            marks=pytest.mark.xfail(strict=True, reason="ends in a traceback"),
+        ),
+        pytest.param(
+            [("A", 0.5), ("B", -1.0)],
+            marks=pytest.mark.xfail(strict=True, reason="a positive log-probability is accepted"),
+        ),
+    ],
+)
+def test_what_is_no_log_probability_is_refused(clips, entries):
+    with (
+        serve(lambda request: listing(*entries)) as server,
+        pytest.raises(UserError, match="no log-probabilities"),
+    ):
+        score_one(server, clips[0])
+
+
+@pytest.mark.parametrize("missing", [None, {}, {"content": None}, {"content": []}])
+def test_a_reply_without_a_list_of_log_probabilities_is_refused(clips, missing):
+    def reply(request):
+        body = completion("A")
+        body["choices"][0]["logprobs"] = missing
+        return body
+
+    with serve(reply) as server, pytest.raises(UserError, match="holds no log-probabilities"):
+        score_one(server, clips[0])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (401, UserError, r"refuses the key \(401\)"),
+        (403, UserError, r"refuses the key \(403\)"),
+        (404, UserError, "refuses model 'm'"),
+        (400, UserError, "refuses model 'm'"),
+        (422, UserError, "refuses model 'm'"),
+        (408, PauseError, "failed 1 times"),
+        (409, PauseError, "failed 1 times"),
+        (429, PauseError, "failed 1 times"),
+        (500, PauseError, "failed 1 times"),
+        (503, PauseError, "failed 1 times"),
+        ("half", PauseError, "failed 1 times"),
+        ("html", UserError, "no log-probabilities"),
+        ("reset", PauseError, "failed 1 times"),
+    ],
+)
+def test_what_a_person_can_mend_stops_and_what_passes_pauses(clips, status, kind, message):
+    with serve(answer, [status] * 9) as server, pytest.raises(kind, match=message) as caught:
+        score_one(server, clips[0])
+    assert server.url in str(caught.value) and len(server.requests) == 1
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_body_that_is_no_json_is_asked_for_again_as_often_as_is_allowed(clips, retries):
+    with serve(answer, ["half"] * retries) as server:
+        assert np.isfinite(score_one(server, clips[0], retries=retries).logp).all()
+    assert len(server.requests) == retries + 1
+    with (
+        serve(answer, ["half"] * (retries + 1)) as server,
+        pytest.raises(PauseError, match=f"failed {retries + 1} times"),
+    ):
+        score_one(server, clips[0], retries=retries)
+    assert len(server.requests) == retries + 1
+
+
+def test_a_server_that_is_not_there_pauses(clips):
+    with serve(answer) as server:
+        gone = server.url
+    with pytest.raises(PauseError, match="goes on from here"):
+        Endpoint("m", gone, retries=0).score(PROMPTS, clips[:1])
+
+
+def test_a_reply_that_takes_too_long_pauses(clips, monkeypatch):
+    monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.2)
+    with serve(answer, ["slow"]) as server, pytest.raises(PauseError, match="failed 1 times"):
+        score_one(server, clips[0])
+
+
+def test_a_refused_key_sends_no_further_requests(clips):
+    prompts = [Prompt("A or B" + "?" * n) for n in range(20)]
+    with serve(answer, [401] * 999) as server, pytest.raises(UserError, match="refuses the key"):
+        Endpoint("m", server.url, parallel=1).score(prompts, clips)
+    assert len(server.requests) < len(prompts) * len(clips) / 2
+
+
+def test_the_words_of_a_server_are_one_short_line_without_control_characters(clips):
+    words = "\x1b[31mno\x07 such\u202emodel " + "x" * 999 + "\nsecret line"
+    body = json.dumps({"error": {"message": words}}).encode()
+    with serve(answer, [(404, body)]) as server, pytest.raises(UserError) as caught:
+        score_one(server, clips[0])
+    text = str(caught.value)
+    assert text.isprintable() and "?[31mno? such?model" in text
+    assert "secret line" not in text and 100 < text.count("x") < 220
+
+
+def test_each_of_server_model_scorer_and_list_changes_the_fingerprint(environment):
+    urls = ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
+    prints = [Endpoint(m, url).fingerprint for m in ("m", "n") for url in urls]
+    for name, value in (("SCORER", "endpoint next"), ("LISTED", 5)):
+        with environment.context() as patch:
+            patch.setattr(endpoint, name, value)
+            prints.append(Endpoint("m", urls[0]).fingerprint)
+    assert len(set(prints)) == 6 and all(len(p) == 64 for p in prints)
+    # What cannot change a score does not: kept scores stay valid.
+    environment.setenv("OPRO_AUDIO_API_KEY", "other")
+    assert Endpoint("m", urls[0], parallel=3, retries=1).fingerprint == prints[0]
+    environment.setenv("OPRO_AUDIO_BASE_URL", urls[1])
+    assert Endpoint("m").fingerprint == prints[1]
+
+
+def test_the_flag_goes_before_the_audio_server_and_that_before_the_general_one(environment):
+    urls = [f"http://127.0.0.1:{n}/v1" for n in (1, 2, 3)]
+    by_flag = [Endpoint("m", url).fingerprint for url in urls]
+    environment.setenv("OPENAI_BASE_URL", urls[2])
+    assert Endpoint("m").fingerprint == by_flag[2]
+    environment.setenv("OPRO_AUDIO_BASE_URL", urls[1])
+    assert Endpoint("m").fingerprint == by_flag[1]
+    assert Endpoint("m", urls[0]).fingerprint == by_flag[0]
+    with pytest.raises(UserError, match="needs a model and a server"):
+        Endpoint("", urls[0])
+
+
+def test_the_audio_key_goes_before_the_general_one_and_a_server_without_keys_takes_any(
+    environment, clips
+):
+    with serve(answer) as server:
+        score_one(server, clips[0])
+        environment.setenv("OPENAI_API_KEY", "general")
+        score_one(server, clips[0])
+        environment.setenv("OPRO_AUDIO_API_KEY", "audio")
+        score_one(server, clips[0])
+    assert server.keys == ["Bearer none", "Bearer general", "Bearer audio"]
+
+
+def test_by_default_a_fault_that_passes_is_tried_five_times_more(environment, clips):
+    with serve(answer, ["half"] * 11) as server:
+        with pytest.raises(PauseError, match="failed 6 times"):
+            Endpoint("m", server.url).score(PROMPTS[:1], clips[:1])
+        assert len(server.requests) == 6
+        assert np.isfinite(Endpoint("m", server.url).score(PROMPTS[:1], clips[:1]).logp).all()
+    assert len(server.requests) == 12
+
+
 def test_a_search_runs_against_a_server(make_manifest, tmp_path, monkeypatch, capsys):
     from opro import optimize
 
@@ -109,10 +361,3 @@ def test_a_search_runs_against_a_server(make_manifest, tmp_path, monkeypatch, ca
     )
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"sk-marked-key" not in path.read_bytes()
-
-
-def test_an_endpoint_without_a_server_says_how_to_name_one(monkeypatch):
-    monkeypatch.delenv("OPRO_AUDIO_BASE_URL", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(UserError, match="OPRO_AUDIO_BASE_URL"):
-        Endpoint("m")

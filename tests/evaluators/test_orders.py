@@ -1,10 +1,11 @@
 """Options in both orders: found, exchanged, scored in one pass, averaged."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.cache import CachedEvaluator
@@ -92,3 +93,110 @@ def test_a_search_and_its_test_score_in_both_orders(make_manifest, tmp_path, cap
     assert result["fingerprint"] == about["fingerprint"] and not result["warnings"]
     assert optimize(["--config", str(runs / "both" / "config.yaml"), "--runs-dir", str(runs)]) == 0
     assert capsys.readouterr().out.count("both") > 1
+
+
+MARKS = ["{}) ", "({}) ", "[{}] ", "{}. ", "{}: ", "{} = ", "{} - ", "{}.\n"]
+option_words = st.text("abc xyé/", min_size=1, max_size=12).filter(str.strip)
+
+
+def listed(options, marks, marked="ABCDEFGH"):
+    """A prompt that lists the options, each behind its letter."""
+    lines = [mark.format(marked[i]) + o for i, (o, mark) in enumerate(zip(options, marks))]  # noqa: B905
+    answers = tuple((f"L{i}", (marked[i],)) for i in range(len(options)))
+    return Prompt("Which one?\n" + "\n".join(lines) + "\nAnswer now.", answers)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(option_words, min_size=2, max_size=5), st.data())
+def test_options_are_found_by_their_letters_whatever_marks_them(options, data):
+    marks = data.draw(st.lists(st.sampled_from(MARKS), min_size=5, max_size=5))
+    prompt = listed(options, marks, data.draw(st.sampled_from(["ABCDE", "12345"])))
+    found = find_options(prompt)
+    assert [o.label for o in found] == [f"L{i}" for i in range(len(options))]
+    assert [prompt.text[o.start : o.end] for o in found] == [o.strip() for o in options]
+    at = len("Which one?\n")
+    for option, words, mark in zip(found, options, marks, strict=False):
+        assert option.mark == at
+        at += len(mark) - 1 + len(words) + 1  # a letter for two braces, a line's end
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("abcxyz", min_size=1, max_size=6), min_size=2, max_size=5))
+def test_in_the_other_order_words_and_answers_change_places_and_letters_stay(options):
+    prompt = listed(options, ["{}) "] * 5)
+    other = swapped(prompt)
+    assert other.text == listed(options[::-1], ["{}) "] * 5).text
+    letters = [dict(prompt.answers)[label] for label, _ in prompt.answers]
+    assert [label for label, _ in other.answers] == [label for label, _ in prompt.answers]
+    assert [words for _, words in other.answers] == letters[::-1]
+    assert other.system == prompt.system
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("Which?\nA) one\nQ) two", ("A", "Z")),  # one letter marks nothing
+        ("Which?\nB) two\nA) one", ("A", "B")),  # not in the order of the letters
+        ("Which? xA) one, B) two", ("A", "B")),  # the end of a word is no mark
+        ("Which?\nA)one B)two", ("A", "B")),
+        ("Which?\nyes) one\nB) two", ("yes", "B")),
+        ("Which?\nA) one\nno) two", ("A", "no")),
+        ("Which?\na) one\nb) two", ("a", "b")),
+        ("Which?\n0) one\n1) two", ("0", "1")),
+        ("Which?\nA) one\nAB) two", ("A", "AB")),
+        ("Which?\nA) one\nB) two", ("A", "A")),
+    ],
+)
+def test_what_does_not_mark_every_answer_once_and_in_order_is_no_list_of_options(text, answers):
+    prompt = Prompt(text, tuple((f"L{i}", (word,)) for i, word in enumerate(answers)))
+    assert find_options(prompt) is None and swapped(prompt) is None
+
+
+def test_the_words_of_the_last_option_end_with_their_line_and_signs_between_stay():
+    prompt = Prompt("Which: A) speech, B) no speech;\nAnswer A or B.")
+    assert swapped(prompt).text == "Which: A) no speech, B) speech;\nAnswer A or B."
+    prompt = Prompt("A: one two\nB: three")
+    assert swapped(prompt).text == "A: three\nB: one two"
+    marks = [(o.mark, o.start, o.end) for o in find_options(Prompt("(A)  x,\n[B] y"))]
+    assert marks == [(0, 5, 6), (8, 12, 13)]
+
+
+def test_both_members_are_the_mean_probability_of_the_two_orders(seeds, dev_clips, tmp_path):
+    class TopIsLess(FakeEvaluator):
+        """Its likeliest sequence holds a share of a label's mass that depends on prompt and clip."""
+
+        def score(self, prompts, clips):
+            table = super().score(prompts, clips)
+            share = np.log(
+                [[0.5 + 0.4 * (len(p.text + c.clip_id) % 2) for c in clips] for p in prompts]
+            )
+            return replace(table, logp_top=(table.logp + share[..., None]).astype(np.float32))
+
+    clips = dev_clips[:7]
+    table = BothOrders(CachedEvaluator(TopIsLess(), tmp_path)).score(seeds[::-1], clips)
+    assert table.prompts == tuple(seeds[::-1]) and table.clips == tuple(clips)
+    for row, prompt in enumerate(seeds[::-1]):
+        both = TopIsLess().score([prompt, swapped(prompt)], clips)
+        for averaged, single in ((table.logp, both.logp), (table.logp_top, both.logp_top)):
+            assert np.allclose(np.exp(averaged[row]), np.exp(single).mean(0), atol=1e-6)
+    assert table.logp.dtype == table.logp_top.dtype == np.float32
+    assert (table.logp_top < table.logp).all()
+
+
+def test_the_evals_of_both_orders_are_counted_and_kept_scores_are_of_single_orders(
+    seeds, dev_clips, tmp_path
+):
+    clips, plain = dev_clips[:3], Prompt("Speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",))))
+    inner = CachedEvaluator(FakeEvaluator(), tmp_path)
+    averaged = BothOrders(inner)
+    assert averaged.fingerprint == f"{inner.fingerprint}-swap" != inner.fingerprint
+    assert averaged.count_missing([seeds[0], plain], clips) == 9
+    inner.score([swapped(seeds[0])], clips[:2])
+    assert averaged.count_missing([seeds[0], plain], clips) == 7
+    averaged.score(
+        [seeds[0], plain, swapped(seeds[0])], clips
+    )  # a prompt and its other order: once
+    assert averaged.requested == inner.requested == 2 + 9
+    assert averaged.cached == inner.cached == 2 and inner.inner.forwards == 9
+    assert averaged.count_missing([seeds[0], plain], clips) == 0
+    assert inner.count_missing([swapped(seeds[0])], clips) == 0

@@ -8,25 +8,30 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chat_server import serve
 from conftest import DEMO, LABELS, ROOT
-from opro.results.table import rows_of
 
+from evaluators.fakes import FakeEvaluator
 from evaluators.files import csv_text, read_yaml
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from opro import optimize, report
+from opro.results.leaderboard import leaderboard_rows
+from opro.results.run_folder import RunFolder
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "OPRO_"))} | {
     "PYTHONPATH": str(ROOT),
     "HF_HUB_OFFLINE": "1",
 }
 SMALL = ["--checkpoint", "fake", "--iterations", "2", "--candidates", "4", "--clips", "120"]
+
+
+def leaderboard_rows_of(folder):
+    return leaderboard_rows(RunFolder.read(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +115,9 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
         and provenance["packages"]["numpy"]
     )
     out = capsys.readouterr()
-    assert "decision  " in out.out and ("baseline kept" in out.out or "replaced" in out.out)
+    assert f"decision  {summary['reason']}" in out.out
+    assert summary["reason"].startswith("baseline kept" if summary["baseline_kept"] else "replaced")
+    assert summary["baseline_kept"] == (summary["gain"]["estimate"] == 0)
     assert "proposals come from the built-in rewriter" in out.err and "--lm-model" in out.err
 
 
@@ -223,17 +230,29 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_exits_with_one(tmp_path, signal_):
-    process = command(tmp_path, "--candidates", "200", "--clips", "all")
-    for _ in range(600):
-        if (tmp_path / "run" / "trials.jsonl").exists():
-            break
-        time.sleep(0.05)
-    process.send_signal(signal_)
-    _, err = process.communicate(timeout=60)
-    if not (tmp_path / "run" / "summary.json").exists():  # it may have ended before the signal
-        assert process.returncode == 1, err
-        assert "the same command goes on from here" in err and "Traceback" not in err
+def test_an_interrupted_run_says_so_exits_with_one_and_goes_on(
+    tmp_path, monkeypatch, capsys, signal_
+):
+    """The signal comes while the third block is scored."""
+    whole = run(tmp_path / "whole")
+    real, calls = FakeEvaluator.score, []
+
+    def score(self, prompts, clips):
+        calls.append(len(clips))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal_)
+        return real(self, prompts, clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEvaluator, "score", score)
+        folder = run(tmp_path, code=1)
+    err = capsys.readouterr().err
+    assert "the same command goes on from here" in err and "Traceback" not in err
+    assert len(calls) == 3 and not (folder / "summary.json").exists()
+    before = (folder / "trials.jsonl").read_bytes()
+    assert before and (whole / "trials.jsonl").read_bytes().startswith(before)
+    run(tmp_path)
+    assert (folder / "trials.jsonl").read_bytes() == (whole / "trials.jsonl").read_bytes()
 
 
 def test_a_run_that_is_open_elsewhere_is_refused_by_name(tmp_path, capsys):
@@ -539,7 +558,9 @@ def test_a_smaller_run_searches_nothing_that_judges_a_larger_one(tmp_path, dev_c
     judging = {c.source_id for c in dev_clips if c.clip_id in fresh}
     source = {c.clip_id: c.source_id for c in dev_clips}
     folder = run(tmp_path, "--clips", "100")
-    for path in (folder / "scores").glob("*.csv"):
+    paths = list((folder / "scores").glob("*.csv"))
+    assert len(paths) == 11
+    for path in paths:
         rows = path.read_text().splitlines()[1:]
         assert rows and not {source[row.split(",")[0]] for row in rows} & judging
 
@@ -628,8 +649,8 @@ def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
     for name in ("pocket-base", "pocket-lora", "fake"):
         alone = ["--clips", "60", "--iterations", "0", "--checkpoint", name]
         one = run(tmp_path, *alone, "--seeds", folder / "best.yaml", name=name)
-        scores += [r["score"] for r in rows_of(one)]
-    joint = next(r for r in rows_of(folder) if r["prompt_id"] == chosen)
+        scores += [r["score"] for r in leaderboard_rows_of(one)]
+    joint = next(r for r in leaderboard_rows_of(folder) if r["prompt_id"] == chosen)
     assert joint["score"] == pytest.approx(np.mean(scores), abs=1e-6)
     # One source is one cluster, on however many checkpoints it was heard.
     assert summary["gain"]["sources"] <= 60 < summary["gain"]["clips"]
@@ -646,9 +667,9 @@ def test_prompts_of_another_run_are_tried_first_unless_it_heard_the_judges(tmp_p
     flags = ["--clips", "all"]
     one = run(tmp_path, *flags, name="one")
     two = run(tmp_path, *flags, "--share", one, "--seed", 1, name="two")
-    shared = [r for r in rows_of(two) if r["origin"] == "shared:one"]
+    shared = [r for r in leaderboard_rows_of(two) if r["origin"] == "shared:one"]
     assert len(shared) == 2
-    assert {r["prompt_id"] for r in shared} <= {r["prompt_id"] for r in rows_of(one)}
+    assert {r["prompt_id"] for r in shared} <= {r["prompt_id"] for r in leaderboard_rows_of(one)}
     run(tmp_path, "--share", tmp_path, name="three", code=2)
     assert "is no run folder" in capsys.readouterr().err
     judge = next(csv.DictReader(next((one / "scores" / "fresh").glob("*.csv")).open()))["source_id"]
@@ -680,7 +701,7 @@ def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
 def test_the_papers_strategy_takes_eight_a_step(tmp_path):
     flags = ["--candidates", "0", "--iterations", "1", "--strategy", "opro"]
     folder = run(tmp_path, *flags)
-    assert len([r for r in rows_of(folder) if r["origin"] != "seed"]) == 8
+    assert len([r for r in leaderboard_rows_of(folder) if r["origin"] != "seed"]) == 8
     assert read_yaml(folder / "config.yaml")["candidates"] == 8
 
 
@@ -690,7 +711,7 @@ def test_too_few_evals_are_one_sentence_with_the_number_needed(tmp_path, capsys,
     run(tmp_path, *flags, "100", code=2)
     least = int(re.search(r"clips take (\d+)", capsys.readouterr().err).group(1))
     folder = run(tmp_path, *flags, least)
-    found = rows_of(folder)
+    found = leaderboard_rows_of(folder)
     fresh = json.loads((folder / "summary.json").read_text())["gain"]["clips"]
     assert any(r["origin"] != "seed" for r in found)
     finalists = sum(r["fresh_score"] is not None for r in found)

@@ -38,11 +38,23 @@ def test_a_set_grows_as_told():
         assert len(np.unique(grown.truth[grown.source == s])) == 1
 
 
-def test_same_seed_same_table():
-    cells = [power.simulate("x", half(12, 4), half(12, 4), 0.1, SETTINGS) for _ in range(2)]
-    assert cells[0] == cells[1]
-    other = dataclasses.replace(SETTINGS, spread=0.0)
-    assert power.simulate("x", half(12, 4), half(12, 4), 0.1, other).replaced >= cells[0].replaced
+def test_same_seed_same_table_and_another_seed_another():
+    def cell(seed):
+        settings = dataclasses.replace(SETTINGS, seed=seed)
+        return power.simulate("x", half(12, 4), half(12, 4), 0.1, settings)
+
+    assert cell(0) == cell(0)
+    assert len({cell(seed).replaced for seed in range(4)}) > 1
+
+
+def test_the_more_sources_differ_the_less_is_found():
+    found = [
+        power.simulate(
+            "x", half(12, 4), half(12, 4), 0.15, dataclasses.replace(SETTINGS, spread=spread)
+        ).replaced
+        for spread in (0.0, 0.08, 0.3)
+    ]
+    assert found[0] > 0.9 and found[0] > found[1] > found[2] + 0.2
 
 
 def test_command(make_manifest, capsys):

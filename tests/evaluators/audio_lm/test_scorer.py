@@ -1,20 +1,26 @@
 """The evaluator equals the stock model, and a score depends on nothing but its prompt and clip."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evaluators.audio_lm.answer_tokens import PromptError, find_answers
-from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.checkpoint import SelfTest, open_checkpoint
+from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
+from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
 from evaluators.clips import clip_wave
-from evaluators.errors import UserError
+from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.prompts import Prompt, after_audio, encode
 from evaluators.splits import balanced_order
 
@@ -34,6 +40,379 @@ def evaluator_of(checkpoint):
 @pytest.fixture(scope="module")
 def clips(dev_clips):
     return balanced_order(dev_clips)[:20]
+
+
+def random_model(seconds):
+    """(model, processor) of the architecture with random weights, grouped queries and a window of so many seconds."""
+    from transformers import (
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    tokenizer = AudioScorer(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
+    config = Qwen2AudioConfig(
+        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
+                      "encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 50 * seconds},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 8, "hidden_size": 64,
+                     "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+                     "num_key_value_heads": 2},
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2AudioForConditionalGeneration(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(3)  # so that answers differ
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=seconds)
+    return model, Qwen2AudioProcessor(extractor, tokenizer)
+
+
+def evaluator_with(model, processor, shape=None, dtype="float32"):
+    checkpoint = open_checkpoint("pocket-base")
+    return AudioScorer(checkpoint, "cpu", dtype, shape=shape, loaded=(model, processor))
+
+
+def stock_scores(stock, prompt, clip):
+    """By the stock forward ``[member, label]``: (sum, largest) over a label's sequences, each read in one call."""
+    inputs = stock.inputs(prompt, clip)
+    rows = []
+    for group in find_answers(stock.processor.tokenizer, prompt).sequences:
+        parts = []
+        for sequence in group:
+            ids = torch.cat([inputs["input_ids"], torch.tensor([sequence[:-1]]).long()], 1)
+            with torch.inference_mode():
+                given = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                logp = stock.model(**given).logits[0].log_softmax(-1)
+            last = len(logp) - len(sequence)
+            parts.append(sum(float(logp[last + i, t]) for i, t in enumerate(sequence)))
+        rows.append((np.logaddexp.reduce(parts), max(parts)))
+    return np.array(rows).T
+
+
+ASKED = [
+    Prompt("Is it speech?\nA) yes\nB) no"),
+    Prompt("A or B?", system="Listen."),
+    # No letter beside these: it would outweigh them, and nobody could tell how they are scored.
+    Prompt("?", (("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "animal noise")))),
+    Prompt("One word.", (("SPEECH", ("B", "someone is talking")), ("NONSPEECH", ("A", "C")))),
+    Prompt("Is anybody talking here, or is it music, an animal, or noise? Say A or B. " * 2),
+    *(Prompt("A or B, then?", system=f"You are judge {n}.") for n in range(4)),
+]
+
+
+@pytest.fixture(scope="module")
+def small(clips, tmp_path_factory):
+    """(model, processor, clips of six lengths, what the stock forward gives ``[member, prompt, clip, label]``)."""
+    model, processor = random_model(1)
+    folder = tmp_path_factory.mktemp("small")
+    made = [
+        noise(folder, clips[0], n, s) for n, s in enumerate([3200, 8000, 4801, 8000, 15999, 5120])
+    ]
+    made.append(replace(made[1], audio="silence"))
+    stock = StockModel(model, processor, torch.device("cpu"))
+    truth = np.array([[stock_scores(stock, p, c) for c in made] for p in ASKED])
+    return model, processor, made, np.moveaxis(truth, 2, 0)
+
+
+def noise(folder, clip, number, samples):
+    """A clip of so many samples, of its own."""
+    path = folder / f"{number}.wav"
+    wave = np.random.default_rng(number).normal(0, 0.02 * (1 + number % 7), samples)
+    soundfile.write(path, wave.astype(np.float32), 16000, subtype="FLOAT")
+    return replace(clip, path=path, sha256=f"noise {number}", clip_id=f"noise {number}")
+
+
+def apart(table, truth, rows=slice(None), columns=slice(None)):
+    """Largest difference of both members from the stock forward."""
+    expected = truth[:, rows][:, :, columns]
+    assert table.logp.shape == table.logp_top.shape == expected.shape[1:]
+    return max(np.abs(table.logp - expected[0]).max(), np.abs(table.logp_top - expected[1]).max())
+
+
+def test_every_kind_of_prompt_on_every_length_equals_the_stock_forward_in_both_members(small):
+    model, processor, clips, truth = small
+    table = evaluator_with(model, processor).score(ASKED, clips)
+    assert apart(table, truth) < 1e-4
+    assert table.prompts == tuple(ASKED) and table.clips == tuple(clips)
+    assert np.ptp(truth[0], 1).min() > 1e-3 and np.ptp(truth[0], 2).min() > 1e-3  # both matter
+    assert (truth[0] - truth[1]).max() > 0.1  # so do the members
+
+
+calls_of = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(range(len(ASKED))), min_size=1, max_size=6),
+        st.lists(st.sampled_from(range(7)), min_size=1, max_size=8),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=3,
+)
+shapes = st.builds(
+    Shape, st.sampled_from([60, 100, 768]), st.sampled_from([10, 48]), st.sampled_from([8, 30, 256])
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(calls_of, shapes)
+def test_no_order_company_shape_or_earlier_call_changes_a_score(small, calls, shape):
+    model, processor, clips, truth = small
+    evaluator = evaluator_with(model, processor, shape)
+    for rows, columns, forget in calls:
+        if forget:
+            evaluator.forget()
+        table = evaluator.score([ASKED[r] for r in rows], [clips[c] for c in columns])
+        assert apart(table, truth, rows, columns) < 1e-4
+    assert evaluator.forwards == sum(len(rows) * len(columns) for rows, columns, _ in calls)
+
+
+def test_sixty_clips_of_one_length_are_each_scored_as_alone(small, clips, tmp_path):
+    model, processor, *_ = small
+    many = [noise(tmp_path, clips[0], 100 + n, 16000) for n in range(60)]
+    evaluator = evaluator_with(model, processor)
+    table = evaluator.score(ASKED[2:3], many)
+    stock = StockModel(model, processor, torch.device("cpu"))
+    truth = np.array([[stock_scores(stock, ASKED[2], c) for c in many]])
+    assert apart(table, np.moveaxis(truth, 2, 0)) < 1e-4
+    again = evaluator.score(ASKED[2:3], many[::-1])
+    assert np.abs(again.logp[:, ::-1] - table.logp).max() < CLOSE
+
+
+@pytest.mark.parametrize("places", [1023, 1024, 1025, 2048])
+def test_keys_and_values_that_just_fill_the_memory_kept_for_them_stay_whole(
+    small, clips, tmp_path, places
+):
+    model, processor, *_ = small
+    system = len(encode(processor.tokenizer, QWEN2_AUDIO.before(ASKED[1].system)))
+    whole, rest = divmod(places - system, 25)
+    lengths = [16000] * whole + [640 * rest] * (rest > 0)  # 640 samples a token
+    many = [noise(tmp_path, clips[0], 200 + n, samples) for n, samples in enumerate(lengths)]
+    evaluator = evaluator_with(model, processor)
+    table = evaluator.score(ASKED[1:2], many)
+    last = many[-6:]
+    again = evaluator.score(ASKED[1:2], last)  # after all was written
+    evaluator.forget()
+    alone = evaluator.score(ASKED[1:2], last)
+    assert np.abs(table.logp[:, -6:] - alone.logp).max() < CLOSE
+    assert np.abs(again.logp - alone.logp).max() < CLOSE
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)), min_size=1, max_size=4))
+def test_weights_side_by_side_are_the_weights_wherever_they_lie(places):
+    store = torch.arange(48.0).view(16, 3)
+    for copy in (False, True):
+        weights = [store[a : a + n].clone() if copy else store[a : a + n] for a, n in places]
+        assert torch.equal(side_by_side(weights), torch.cat(weights))
+    adjacent = [store[2:5], store[5:6], store[6:9]]
+    assert side_by_side(adjacent).data_ptr() == store[2:].data_ptr()  # nothing is stored twice
+
+
+def test_layers_that_are_not_plain_ones_are_called_as_they_are(clips, tmp_path):
+    class Louder(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 1.5 * self.inner(x) + 0.1
+
+    model, processor = random_model(1)
+    for layer in model.model.language_model.layers[:2]:
+        attention, mlp = layer.self_attn, layer.mlp
+        attention.k_proj, attention.o_proj = Louder(attention.k_proj), Louder(attention.o_proj)
+        mlp.up_proj = Louder(mlp.up_proj)
+    clip = noise(tmp_path, clips[0], 1, 6000)
+    table = evaluator_with(model, processor).score(ASKED[:1], [clip])
+    truth = stock_scores(StockModel(model, processor, torch.device("cpu")), ASKED[0], clip)
+    assert apart(table, truth[:, None, None]) < 1e-4
+
+
+def test_what_was_heard_is_kept_until_it_is_forgotten_and_equal_content_is_heard_once(small):
+    model, processor, clips, truth = small
+    evaluator, runs = evaluator_with(model, processor), []
+    hook = model.model.audio_tower.conv1.register_forward_hook(lambda *about: runs.append(1))
+    try:
+        twice = [clips[0], replace(clips[0], clip_id="the same")]
+        evaluator.score(ASKED[:1], twice)
+        assert len(runs) == 1
+        evaluator.score(ASKED, [clips[0]])
+        assert len(runs) == 1
+        evaluator.score(ASKED[:1], [clips[0], clips[6], clips[1]])  # silence is another content
+        assert len(runs) == 2  # both of one length: heard together
+        for drop in (evaluator.forget, evaluator.unload):
+            drop()
+            assert apart(evaluator.score(ASKED[:1], clips[:1]), truth, [0], [0]) < 1e-4
+        assert len(runs) == 4
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def failing_head(model, fault):
+    """The stock head, before which `fault(rows)` is called; yields how many rows it saw each time."""
+    seen = []
+
+    def before(module, inputs):
+        seen.append(len(inputs[0]))
+        fault(len(inputs[0]))
+
+    hook = model.lm_head.register_forward_pre_hook(before)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def out_of_memory(rows, more_than=0):
+    if rows > more_than:
+        raise torch.OutOfMemoryError("pretended")
+
+
+def test_batches_are_halved_until_they_fit_and_stay_so(small):
+    model, processor, clips, truth = small
+    evaluator = evaluator_with(model, processor)
+    with failing_head(model, lambda rows: out_of_memory(rows, 20)) as seen:
+        assert apart(evaluator.score(ASKED[:4], clips), truth, range(4)) < 1e-4
+        assert seen[:2] == [48, 24] and set(seen[2:]) == {12}
+        assert evaluator.shape == Shape(192, 12, 256)
+        del seen[:]
+        evaluator.score(ASKED[:1], clips)
+        assert set(seen) == {12}
+
+
+@pytest.mark.parametrize(("tokens", "tries"), [(768, 4), (256, 2), (129, 2), (128, 1), (100, 1)])
+def test_memory_that_no_batch_finds_pauses_after_the_smallest(small, tokens, tries):
+    model, processor, clips, _ = small
+    evaluator = evaluator_with(model, processor, Shape(tokens, 48, 256))
+    with (
+        failing_head(model, out_of_memory) as seen,
+        pytest.raises(PauseError, match="out of memory even with the smallest batches") as caught,
+    ):
+        evaluator.score(ASKED[1:2], clips[:1])
+    assert len(seen) == tries and type(caught.value) is PauseError and evaluator.forwards == 0
+
+
+def raising(error):
+    def fault(rows):
+        raise error
+
+    return fault
+
+
+def test_a_lost_device_is_named_and_other_faults_are_not_taken_for_one(small):
+    model, processor, clips, _ = small
+    evaluator = evaluator_with(model, processor)
+    lost = [RuntimeError("CUDA error: an illegal access\nmore lines")]
+    if hasattr(torch, "AcceleratorError"):
+        lost.append(torch.AcceleratorError("gone"))
+    for error in lost:
+        with (
+            failing_head(model, raising(error)),
+            pytest.raises(DeviceLostError, match=r"lost .*(illegal access|gone)") as caught,
+        ):
+            evaluator.score(ASKED[:1], clips[:1])
+        assert "more lines" not in str(caught.value)
+    with (
+        failing_head(model, raising(RuntimeError("shape"))),
+        pytest.raises(RuntimeError, match="shape"),
+    ):
+        evaluator.score(ASKED[:1], clips[:1])
+    assert evaluator.score(ASKED[:1], clips[:1]).logp.shape == (1, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_score_that_is_no_number_names_its_prompt_and_clip(small):
+    model, processor, clips, _ = small
+    evaluator = evaluator_with(model, processor)
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, out: out * float("nan"))
+    try:
+        with pytest.raises(UserError, match=f"{ASKED[1].prompt_id}.*'noise 2' gave NaN"):
+            evaluator.score(ASKED[1:3], clips[2:4])
+    finally:
+        hook.remove()
+    assert evaluator.forwards == 0
+
+
+def test_a_prompt_that_just_fits_a_batch_is_scored_and_one_token_more_is_refused(small):
+    model, processor, clips, truth = small
+    tokenizer = processor.tokenizer
+    for row in (1, 2):
+        groups = find_answers(tokenizer, ASKED[row]).sequences
+        extra = sum(len(s) - 1 for group in groups for s in group)
+        tokens = len(encode(tokenizer, after_audio(ASKED[row].text))) + extra
+        for shape in (Shape(tokens, 48, 256), Shape(768, extra + 1, 256)):
+            table = evaluator_with(model, processor, shape).score(ASKED[row : row + 1], clips)
+            assert apart(table, truth, [row]) < 1e-4
+        for shape in (Shape(tokens - 1, 48, 256), Shape(768, extra, 256)):
+            with pytest.raises(PromptError, match=f"prompt 1 of this call has {tokens} tokens"):
+                evaluator_with(model, processor, shape).score(ASKED[row : row + 1], clips)
+
+
+def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clips):
+    base = open_checkpoint("pocket-base")
+    written = score_made_up(evaluator_of(base), seeds[0])
+    good = evaluator_of(replace(base, self_test=SelfTest(seeds[0], "float32", written)))
+    good.score(seeds[:1], clips[:2])
+    assert good.forwards == 2  # the test itself is not counted
+    other = tuple((a + 1, *rest) for a, *rest in written)
+    bad = replace(base, self_test=SelfTest(seeds[0], "float32", other))
+    with pytest.raises(UserError, match="does not load as the model that was trained"):
+        evaluator_of(bad).score(seeds[:1], clips[:2])
+    loaded = (good.transformer.model, good.processor)
+    AudioScorer(bad, "cpu", "float32", loaded=loaded).score(
+        seeds[:1], clips[:1]
+    )  # not of its files
+
+
+def fingerprint(monkeypatch=None, dtype="bfloat16", gib=None, scorer=None, device=None, **options):
+    """A fingerprint of the shipped base checkpoint with one thing changed."""
+    kind = options.pop("quantisation", "none")
+    checkpoint = replace(open_checkpoint(options.pop("name", "pocket-base")), quantisation=kind)
+    evaluator = AudioScorer(checkpoint, "cpu", dtype, **options)
+    if gib is not None:
+        monkeypatch.setattr(AudioScorer, "gib", gib)
+    if scorer is not None:
+        monkeypatch.setattr(scorer, "SCORER", scorer)
+    if device is not None:
+        evaluator.device = torch.device(device)
+    try:
+        return evaluator.fingerprint
+    finally:
+        if monkeypatch is not None:
+            monkeypatch.undo()
+
+
+def test_each_part_that_can_change_a_score_changes_the_fingerprint(monkeypatch):
+    prints = [
+        fingerprint(),
+        fingerprint(name="pocket-lora"),
+        fingerprint(dtype="float32"),
+        fingerprint(dtype="float32", name="pocket-lora"),
+        fingerprint(dtype="float32", quantisation="nf4"),
+        fingerprint(dtype="float32", device="mps"),
+        fingerprint(device="mps"),
+        fingerprint(monkeypatch, dtype="float32", scorer="next"),
+        # bf16 rounds by the shape of a batch, and so does what 4-bit weights are expanded to.
+        fingerprint(shape=Shape(767, 48, 256)),
+        fingerprint(shape=Shape(768, 47, 256)),
+        fingerprint(shape=Shape(768, 48, 255)),
+        fingerprint(quantisation="nf4"),
+        fingerprint(monkeypatch, gib=80.0, quantisation="nf4"),
+    ]
+    assert len(set(prints)) == len(prints) and all(len(p) == 64 for p in prints)
+
+
+def test_what_cannot_change_a_score_keeps_the_fingerprint(monkeypatch, tmp_path):
+    exact = fingerprint(dtype="float32")
+    assert fingerprint(dtype="auto") == exact  # float32 on a CPU
+    assert fingerprint(dtype="float32", shape=Shape(100, 9, 64)) == exact
+    assert fingerprint(dtype="float32", features=tmp_path) == exact
+    assert fingerprint(shape=Shape(768, 48, 256)) == fingerprint() == fingerprint(dequantise=True)
+    four = fingerprint(quantisation="nf4")
+    assert fingerprint(monkeypatch, gib=80.0, quantisation="nf4", dequantise=False) == four
+    expanded = fingerprint(monkeypatch, gib=80.0, quantisation="nf4", dequantise=True)
+    assert fingerprint(monkeypatch, gib=80.0, quantisation="nf4") == expanded
 
 
 def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
@@ -219,31 +598,9 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A random model of the architecture with grouped queries and the whole window of 30 s."""
-    from transformers import (
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
-
-    checkpoint = open_checkpoint("pocket-base")
-    tokenizer = AudioScorer(checkpoint, "cpu").processor.tokenizer
-    config = Qwen2AudioConfig(
-        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
-                      "encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 1500},
-        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 8, "hidden_size": 64,
-                     "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-                     "num_key_value_heads": 2},
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2AudioForConditionalGeneration(config).eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.mul_(3)  # so that answers differ
-    processor = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
-    evaluator = AudioScorer(checkpoint, "cpu", "float32", loaded=(model, processor))
-    return evaluator, StockModel(model, processor, torch.device("cpu"))
+    """A random model with the whole window of 30 s."""
+    model, processor = random_model(30)
+    return evaluator_with(model, processor), StockModel(model, processor, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("samples", [1600, 2193, 3200, 3307, 16000, 70001, 200_000, 480_000])

@@ -1,54 +1,147 @@
+"""Log-odds that mean what they say. Only the helper `fitted` calls the fit."""
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from evaluators.classifier import sigmoid
+from evaluators.classifier import Calibration, sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics import calibration, metrics
 from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(3)
 TRUTH = RNG.integers(0, 2, 2000)
-MARGIN = RNG.normal(0, 1, 2000) + np.where(TRUTH == 0, 1.0, -1.0)
+MARGIN = RNG.normal(0, 1, 2000) + np.where(TRUTH == 0, 1.0, -1.0)  # true log-odds: 2 x this
 
 
-def test_fit_equals_logistic_regression():
-    distorted = 4.0 * MARGIN - 3.0
-    found = calibration.fit_calibration(TRUTH, distorted)
+def fitted(truth, margin):
+    """(temperature, bias, the calibration itself)."""
+    c = calibration.fit_calibration(truth, margin)
+    return c.temperature, c.bias, c
+
+
+def loss(truth, margin, temperature, bias):
+    z = np.where(truth == 0, 1, -1) * (margin / temperature + bias)
+    return np.logaddexp(0, -z).mean()
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(4.0, -3.0), (0.5, 2.0), (30.0, 60.0), (1.0, 0.0)])
+def test_what_distorted_the_true_log_odds_is_found_again(stretch, shift):
+    """Scores ``stretch x + shift`` of ``x`` whose true log-odds are ``2 x``."""
+    temperature, bias, _ = fitted(TRUTH, stretch * MARGIN + shift)
+    assert temperature == pytest.approx(stretch / 2, rel=0.1)
+    assert bias == pytest.approx(-2 * shift / stretch, abs=0.2)
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(4.0, -3.0), (0.2, 1.0), (50.0, 0.0)])
+def test_fit_equals_logistic_regression(stretch, shift):
+    distorted = stretch * MARGIN + shift
+    temperature, bias, _ = fitted(TRUTH, distorted)
     other = LogisticRegression(C=1e9, tol=1e-9).fit(distorted[:, None], TRUTH == 0)
-    assert 1 / found.temperature == pytest.approx(float(other.coef_[0, 0]), rel=1e-3)
-    assert found.bias == pytest.approx(float(other.intercept_[0]), abs=1e-3)
+    assert 1 / temperature == pytest.approx(float(other.coef_[0, 0]), rel=1e-3)
+    assert bias == pytest.approx(float(other.intercept_[0]), abs=1e-3)
 
 
-def test_overconfident_scores_lose_their_error():
-    truth, margin, fresh = TRUTH[:1000], 6 * MARGIN[:1000], 6 * MARGIN[1000:]
-    fitted = calibration.fit_calibration(truth, margin)
-    c = clusters(TRUTH[1000:], [str(i) for i in range(1000)])
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-4, 4), st.floats(0.1, 5))
+def test_no_other_temperature_or_bias_has_a_lower_loss(seed, shift, stretch):
+    rng = np.random.default_rng(seed)
+    truth = np.arange(60) % 3 // 2  # twice as many of the first label
+    margin = stretch * (rng.normal(size=60) + np.where(truth == 0, 1.0, -1.0)) + shift
+    temperature, bias, _ = fitted(truth, margin)
+    best = loss(truth, margin, temperature, bias)
+    for t in temperature * np.array([0.9, 0.99, 1.0, 1.01, 1.1, 3.0]):
+        for b in bias + np.array([-1.0, -0.05, 0.0, 0.05, 1.0]):
+            assert loss(truth, margin, t, b) >= best - 1e-9
+    assert loss(truth, margin, temperature * 1.1, bias) > best
+
+
+def test_calibrated_odds_are_divided_by_the_temperature_then_shifted():
+    c = Calibration(temperature=4.0, bias=1.5)
+    odds = np.array([-10.0, -6.0, 0.0, 8.0])
+    assert c.margin(odds).tolist() == [-1.0, 0.0, 1.5, 3.5]
+    assert c.probability(odds) == pytest.approx(special.expit([-1.0, 0.0, 1.5, 3.5]))
+    same = Calibration()
+    assert same.margin(odds).tolist() == odds.tolist()
+
+
+def test_probability_is_the_logistic_function_to_the_ends():
+    odds = np.array([-800.0, -2.0, 0.0, 2.0, 800.0])
+    found = sigmoid(odds)
+    assert found == pytest.approx(special.expit(odds)) and found.dtype == np.float64
+    assert sigmoid(odds.astype(np.float32)).dtype == np.float64
+
+
+def test_overconfident_and_shifted_scores_lose_their_error_on_other_clips():
+    distorted = 6 * MARGIN - 5
+    _, bias, c = fitted(TRUTH[:1000], distorted[:1000])
+    assert bias > 1
+    clips = clusters(TRUTH[1000:], [str(i) for i in range(1000)], resamples=10)
 
     def error(probability):
-        decided = np.where(probability > 0.5, 0, 1)
-        return metrics.describe(c, decided, probability)["ece"].value
+        return metrics.describe(clips, np.where(probability > 0.5, 0, 1), probability)["ece"].value
 
-    before, after = error(sigmoid(fresh)), error(fitted.probability(fresh))
-    assert after < 0.04 < before
-    assert ((fitted.margin(margin) > 0) == (margin / fitted.temperature > -fitted.bias)).all()
+    before, after = (
+        error(p) for p in (sigmoid(distorted[1000:]), c.probability(distorted[1000:]))
+    )  # fmt: skip
+    assert after < 0.04 < 0.1 < before
 
 
-@pytest.mark.parametrize("margin", [np.where(TRUTH == 0, 3.0, -3.0), -MARGIN])
+@pytest.mark.parametrize("margin", [np.where(TRUTH == 0, 3.0, -3.0), -MARGIN, 150 * MARGIN])
 def test_a_bound_is_an_error_not_a_result(margin):
     with pytest.raises(UserError, match="none fits"):
-        calibration.fit_calibration(TRUTH, margin)
+        fitted(TRUTH, margin)
 
 
-def test_one_class_cannot_be_calibrated():
+@pytest.mark.parametrize("wanted", [0.01, 0.019, 0.022, 45.0, 55.0])
+def test_temperatures_from_a_fiftieth_to_fifty_are_found_and_others_refused(wanted):
+    margin = MARGIN * wanted / fitted(TRUTH, MARGIN)[0]
+    if 0.02 < wanted < 50:
+        assert fitted(TRUTH, margin)[0] == pytest.approx(wanted, rel=1e-4)
+    else:
+        with pytest.raises(UserError, match="none fits"):
+            fitted(TRUTH, margin)
+
+
+@pytest.mark.parametrize(("truth", "margin"), [
+    ([0, 0, 1, 1], [3.0, 2.0, 1.0, -1.0]),  # parted
+    ([0, 0, 1, 1], [3.0, 1.0, 1.0, -1.0]),  # they touch
+])  # fmt: skip
+def test_scores_that_part_the_classes_cannot_be_calibrated(truth, margin):
+    with pytest.raises(UserError, match="none fits"):
+        fitted(np.array(truth), np.array(margin))
+
+
+def test_scores_that_overlap_a_little_can():
+    temperature, bias, _ = fitted(np.array([0, 0, 0, 1, 1, 1]), np.array([3, 2, 0.9, 1, 0, -1.0]))
+    assert 0.02 < temperature < 1 and bias == pytest.approx(-0.95 / temperature, rel=0.3)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_cannot_be_calibrated(label):
     with pytest.raises(UserError, match="both classes"):
-        calibration.fit_calibration(np.zeros(5, int), np.arange(5.0))
+        fitted(np.full(5, label), np.arange(5.0))
 
 
-def test_reliability_counts_every_clip_once():
-    confidence = np.array([0.5, 0.55, 0.95, 1.0, 0.91])
-    rows = calibration.reliability(confidence, np.array([True, False, True, True, False]))
-    assert sum(r.clips for r in rows) == 5
-    assert rows[-1] == calibration.Reliability(
-        pytest.approx((0.95 + 1.0 + 0.91) / 3), pytest.approx(2 / 3), 3
-    )
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 16), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([2, 4, 8]),
+)
+def test_reliability_bins_are_of_equal_width_closed_above_and_hold_every_clip_once(rows, bins):
+    confidence, right = np.array([n / 16 for n, _ in rows]), np.array([r for _, r in rows])
+    expected = []
+    for b in range(bins):
+        inside = (confidence <= (b + 1) / bins) & ((confidence > b / bins) | (b == 0))
+        if inside.any():
+            expected.append((confidence[inside].mean(), right[inside].mean(), inside.sum()))
+    found = calibration.reliability(confidence, right, bins)
+    assert [(r.confidence, r.right, r.clips) for r in found] == [pytest.approx(e) for e in expected]
+
+
+def test_a_reliability_diagram_has_ten_bins_unless_told_otherwise():
+    confidence = (np.arange(1000) + 0.5) / 1000
+    assert [r.clips for r in calibration.reliability(confidence, confidence > 0.5)] == [100] * 10

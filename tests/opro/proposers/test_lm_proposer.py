@@ -15,7 +15,7 @@ from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.evidence import Heard, draw_parent, front
 from opro.proposers.lm_proposer import LMProposer, Mixed, normal, parse, refuse, unwrap
-from opro.proposers.openai_model import Ledger, Reply
+from opro.proposers.openai_model import Ledger, Reply, most_tokens
 from opro.proposers.rewriter import Rewriter
 from opro.search.history import Candidate, History
 from opro.search.objective import Reward
@@ -254,18 +254,26 @@ def test_the_model_sees_the_parent_its_errors_and_what_its_children_gained(histo
     child = Candidate(Prompt(GOOD), "lm", (seeds[0].prompt_id, seeds[1].prompt_id))
     trial = history.add(1, [child])[0]
     history.tell(replace(trial, state="dropped", reward=0.64, sd=0.02, clips=4))
-    lm = ScriptedLM(json.dumps({"prompts": [GOOD + " "]}), "", "")
-    [*_] = proposer(lm).propose(history, 1, 2)
-    for meta in lm.asked:
-        start = 0 if f"Start from this prompt, which scored 70:\n\n{seeds[0].text}" in meta else 1
-        if start == 0:
-            assert "about -6.0: Is it speech? / A) Yes / B) No" in meta
-            assert "clip of 900 ms, 5 dB above its noise, kind: music; it is NONSPEECH" in meta
-            assert "the answer was SPEECH (89 % sure)" in meta
-            assert "It gets 1 of 5 clips of SPEECH wrong." in meta
-        else:
-            assert "about +4.0: Is it speech? / A) Yes / B) No" in meta
-        assert "200 ms (40 % of 5 clips)" in meta
+    seen = {}
+    for seed in range(12):
+        lm = ScriptedLM("", "", "")
+        assert proposer(lm, seed=seed).propose(history, 1, 2) == []
+        assert len(lm.asked) == 3
+        for meta in lm.asked:
+            starts = [
+                n for n in range(3) if f"which scored {(70, 60, 65)[n]}:\n\n{seeds[n].text}" in meta
+            ]
+            assert len(starts) == 1 and meta.count("Start from this prompt") == 1
+            seen[starts[0]] = meta
+    assert set(seen) == {0, 1}  # the front; 2 is dominated
+    for meta, gained, missed in ((seen[0], "about -6.0", (1, 1)), (seen[1], "about +4.0", (4, 4))):
+        assert f"{gained}: Is it speech? / A) Yes / B) No" in meta
+        assert f"It gets {missed[0]} of 5 clips of SPEECH wrong." in meta
+        assert f"It gets {missed[1]} of 4 clips of NONSPEECH wrong." in meta
+        assert "It does worst on: 200 ms (40 % of 5 clips), music (90 % of 4 clips)." in meta
+    assert "clip of 900 ms, 5 dB above its noise, kind: music; it is NONSPEECH" in seen[0]
+    assert seen[0].count("the answer was SPEECH (89 % sure)") == 1
+    assert seen[0].count("the answer was NONSPEECH (89 % sure)") == 1
 
 
 def test_opro_shows_three_misjudged_clips_and_the_same_words_to_every_call(history):
@@ -323,3 +331,69 @@ def test_what_a_useless_model_leaves_open_the_rewriter_fills(history, reply):
         history, 6, 1
     )
     assert len(found) == 6 and all(c.origin.startswith("rewriter") for c in found)
+
+
+class Counting(ScriptedLM):
+    """Also keeps what else it was asked with."""
+
+    def __call__(self, messages, *, temperature, max_tokens):
+        self.options = [*getattr(self, "options", []), (len(messages), temperature, max_tokens)]
+        return super().__call__(messages, temperature=temperature, max_tokens=max_tokens)
+
+
+def test_a_call_asks_for_no_more_than_is_wanted_at_the_temperature_that_is_set(history):
+    lm = Counting(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}), "", "")
+    assert len(proposer(lm, temperature=0.7).propose(history, 3, 1)) == 2
+    assert lm.options == [(1, 0.7, 800), (1, 0.7, 400), (1, 0.7, 400)]
+    lm = Counting("", "")
+    proposer(lm, strategy="opro").propose(history, 2, 1)
+    assert lm.options == [(1, 1.0, 400)] * 2
+
+
+def test_no_call_is_made_whose_worst_case_the_ledger_does_not_cover(history):
+    lm = Counting(*["hm"] * 3)
+    proposer(lm).propose(history, 1, 1)
+    worst = most_tokens(lm.asked[0]) * 1.0 + 400 * 2.0
+    for limit, calls in ((worst / 1e6, 1), (worst / 1e6 - 1e-9, 0)):
+        entries, lm = [], ScriptedLM("hm")
+        ledger = Ledger(max_cost=limit, prices=(1.0, 2.0))
+        proposer(lm, ledger, entries.append).propose(history, 1, 1)
+        assert len(lm.asked) == calls and "--max-cost" in entries[-1]["stopped"]
+
+
+def test_every_call_is_booked_and_recorded_with_what_it_cost(history):
+    ledger, entries = Ledger(), []
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD, "no answers here", GOOD]}), "hm", "")
+    found = proposer(lm, ledger, entries.append).propose(history, 2, 1)
+    assert [c.prompt.text for c in found] == [GOOD]
+    assert (ledger.calls, ledger.tokens_in, ledger.tokens_out) == (3, 30, 15)
+    assert ledger.cost == pytest.approx(0.03) and ledger.refused == 4
+    assert [(e["iteration"], e["call"], e["accepted"]) for e in entries] == [
+        (1, 0, 1), (1, 1, 0), (1, 2, 0)
+    ]  # fmt: skip
+    for entry, meta in zip(entries, lm.asked, strict=True):
+        about = ("model", "tokens_in", "tokens_out", "cost", "finish", "meta_prompt")
+        assert [entry[name] for name in about] == ["scripted", 10, 5, 0.01, "stop", meta]
+    assert [r["reason"] for r in entries[0]["refused"]] == [
+        "does not offer the answer 'A' of SPEECH", "already tried or proposed"
+    ]  # fmt: skip
+
+
+def test_more_prompts_than_were_asked_for_are_refused_as_that(history):
+    entries = []
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}))
+    assert len(proposer(lm, record=entries.append).propose(history, 1, 1)) == 1
+    assert [r["reason"] for r in entries[0]["refused"]] == ["more than were asked for"]
+
+
+def test_what_later_iterations_found_does_not_change_what_an_earlier_one_asks(history):
+    lm = ScriptedLM("", "", "")
+    proposer(lm).propose(history, 1, 1)
+    trial = history.add(1, [Candidate(Prompt(GOOD), "lm")])[0]
+    history.tell(replace(trial, state="complete", reward=0.9, nll=0.1, clips=9))
+    again = ScriptedLM("", "", "")
+    proposer(again).propose(history, 1, 1)
+    assert again.asked == lm.asked
+    later = ScriptedLM("", "", "")
+    proposer(later).propose(history, 1, 2)
+    assert later.asked[0] != lm.asked[0] and "score:\n90" in later.asked[0]

@@ -4,13 +4,36 @@ from dataclasses import replace
 
 import pytest
 from conftest import LABELS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from evaluators.errors import UserError
 from evaluators.orders import find_options
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK, Task
+from opro.proposers import rewriter as module
 from opro.proposers.lm_proposer import refuse
-from opro.proposers.rewriter import Rewriter, take_apart
+from opro.proposers.rewriter import Parts, Rewriter, take_apart
 from opro.search.history import Candidate, History
+
+
+def operated(name, parts, bank=None, mate=None, seed=0):
+    """The parts after one edit."""
+    rng = random.Random(seed)
+    return module._OPERATORS[name](parts, mate or parts, bank or {}, rng, SPEECH_TASK)
+
+
+def means(prompt):
+    """Label -> the words of the option whose letter answers for it."""
+    parts = take_apart(prompt)
+    marked = {parts.letters[i]: words for i, (_, words) in enumerate(parts.options)}
+    return {label: marked[words[0]] for label, words in prompt.answers}
+
+
+PARTS = Parts(
+    "Listen.", "Is it A or B?", (("SPEECH", "talk (a voice)"), ("NONSPEECH", "none (noise)")),
+    "Reply A or B.",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -126,3 +149,128 @@ def test_other_letters_change_wherever_they_are_named_and_keep_their_meaning(his
         assert all(set(pair) == letters for pair in pairs)
         seen |= {frozenset(letters)} if pairs else set()
     assert seen == {frozenset("AB"), frozenset("12"), frozenset("XY")}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(["{0}) {1}", "({0}) {1}", "{0}: {1}", "[{0}] {1}"]),
+    st.sampled_from(["\n", " "]),
+    st.sampled_from(["AB", "XY", "12"]),
+    st.booleans(),
+    st.sampled_from(["", "Reply with one."]),
+    st.sampled_from(["", "Listen closely."]),
+)
+def test_whatever_a_prompt_looks_like_each_answer_keeps_its_meaning(
+    mark, join, letters, swap, closing, hint
+):
+    options = (("SPEECH", "talk"), ("NONSPEECH", "no talk"))[:: -1 if swap else 1]
+    parts = Parts(hint, "What is it?", options, closing, mark, join, letters)
+    prompt = parts.prompt(Prompt("x", system="s"))
+    assert means(prompt) == {"SPEECH": "talk", "NONSPEECH": "no talk"}
+    assert [label for label, _ in prompt.answers] == list(LABELS) and prompt.system == "s"
+    assert prompt.text.startswith(f"{hint} What is it?".strip())
+    assert prompt.text.endswith(f"\n\n{closing}" if closing else options[1][1])
+    again = take_apart(prompt)
+    assert (again.options, again.closing, again.letters) == (options, closing, letters)
+    assert again.join == join and again.question == f"{hint} What is it?".strip()
+
+
+def test_letters_are_exchanged_in_answers_and_words_and_never_in_number():
+    found = operated("letters", PARTS, {"letters": ["XY"]})
+    assert (found.letters, found.question) == ("XY", "Is it X or Y?")
+    assert found.closing == "Reply X or Y." and found.options == PARTS.options
+    assert operated("letters", PARTS, {"letters": ["XYZ"]}) == PARTS
+
+
+def test_words_of_the_bank_go_to_the_label_they_belong_to():
+    swapped = replace(PARTS, options=PARTS.options[::-1])
+    found = operated("options", swapped, {"options": [["voice", "silence"]]})
+    assert found.options == (("NONSPEECH", "silence"), ("SPEECH", "voice"))
+    found = operated("explain", swapped, {"explanations": [["people", "things"]]})
+    assert found.options == (("NONSPEECH", "none (things)"), ("SPEECH", "talk (people)"))
+    found = operated("question", PARTS, {"questions": ["Any {x} here?"], "things": ["voice"]})
+    assert found.question == "Any voice here?"
+    named = replace(PARTS, letters="XY")
+    assert operated("closing", named, {"closings": ["Say A or B."]}).closing == "Say X or Y."
+    assert operated("hint", PARTS, {"hints": ["Hear."]}) == replace(PARTS, hint="Hear.")
+
+
+def test_swapping_twice_and_shortening_twice_change_no_more():
+    assert operated("swap", PARTS).options == PARTS.options[::-1]
+    assert operated("swap", operated("swap", PARTS)) == PARTS
+    short = operated("shorten", PARTS)
+    assert short.options == (("SPEECH", "talk"), ("NONSPEECH", "none")) and short.hint == ""
+    closings = {operated("shorten", PARTS, seed=s).closing for s in range(20)}
+    assert closings == {"", PARTS.closing}
+    bare = replace(PARTS, options=(("SPEECH", "(voice)"), ("NONSPEECH", "(none)")))
+    assert operated("shorten", bare).options == bare.options
+
+
+def test_crossing_takes_one_part_of_the_other_in_ones_own_letters():
+    mate = Parts(
+        "", "Pick X or Y.", (("NONSPEECH", "b"), ("SPEECH", "a")), "X or Y!", "({0}) {1}", "\n", "XY"
+    )  # fmt: skip
+    found = {operated("cross", PARTS, mate=mate, seed=s) for s in range(40)}
+    assert found == {
+        replace(PARTS, question="Pick A or B."),
+        replace(PARTS, options=mate.options),
+        replace(PARTS, closing="A or B!", mark="({0}) {1}"),
+    }
+
+
+def test_proposals_are_new_and_as_many_as_wanted_and_depend_on_earlier_iterations_alone(history):
+    before = Rewriter(SPEECH_TASK, seed=5).propose(history, 6, 1)
+    assert len(before) == 6
+    later = history.add(2, [Candidate(p.prompt, "x") for p in before[:3]])
+    history.tell(replace(later[0], state="complete", reward=0.99, nll=0.1, clips=9))
+    assert Rewriter(SPEECH_TASK, seed=5).propose(history, 6, 1) == before
+    known = {t.candidate.prompt.digest for t in history.trials}
+    for learn in (True, False):
+        found = Rewriter(SPEECH_TASK, seed=5, learn=learn).propose(history, 6, 3)
+        assert len({c.prompt.digest for c in found} - known) == 6
+    assert found != before
+
+
+def test_without_a_scored_prompt_nothing_is_proposed(tmp_path):
+    assert Rewriter(SPEECH_TASK, seed=0).propose(History(tmp_path / "t.jsonl", LABELS), 3, 1) == []
+
+
+def test_the_better_a_prompt_the_more_often_it_is_rewritten_unless_nothing_is_learnt(seeds):
+    parents = [replace(seeds[0], system=str(i)) for i in range(3)]
+    counts = {}
+    for learn in (True, False):
+        rewriter, rng = Rewriter(SPEECH_TASK, seed=0, learn=learn), random.Random(1)
+        found = [c for c in (rewriter.rewrite(parents, rng) for _ in range(900)) if c]
+        counts[learn] = [sum(c.prompt.system == str(i) for c in found) for i in range(3)]
+    assert counts[True][0] > 1.5 * counts[True][1] > 2 * counts[True][2]
+    assert max(counts[False]) < 1.3 * min(counts[False])
+
+
+def test_origin_and_parents_tell_what_was_done(seeds):
+    rewriter, rng = Rewriter(SPEECH_TASK, seed=0), random.Random(2)
+    found = [c for c in (rewriter.rewrite(seeds, rng) for _ in range(300)) if c]
+    ids = {p.prompt_id for p in seeds}
+    for c in found:
+        done = c.origin.removeprefix("rewriter:").split("+")
+        assert 1 <= len(done) <= 3 and set(c.parents) <= ids
+        assert len(c.parents) == 1 + done.count("cross")
+        assert all(other != c.parents[0] for other in c.parents[1:])
+    assert {len(c.origin.split("+")) for c in found} == {1, 2, 3}
+    assert "cross" in "".join(c.origin for c in found)
+
+
+def test_a_hint_is_replaced_not_added(seeds):
+    rewriter = Rewriter(SPEECH_TASK, seed=0)
+    hint = rewriter.bank["hints"][0]
+    parts = take_apart(seeds[0])
+    told = replace(parts, hint=hint).prompt(seeds[0])
+    rng = random.Random(0)
+    found = [c for c in (rewriter.rewrite([told], rng) for _ in range(200)) if c]
+    for c in (c for c in found if "hint" in c.origin and "shorten" not in c.origin):
+        assert sum(h in c.prompt.text for h in rewriter.bank["hints"] if h) <= 1
+
+
+def test_a_bank_with_unknown_or_missing_parts_is_refused(tmp_path):
+    (tmp_path / "speech.yaml").write_text("questions: []\nriddles: []\n")
+    with pytest.raises(UserError, match=r"riddles.*unknown or missing"):
+        Rewriter(SPEECH_TASK, seed=0, folder=tmp_path)

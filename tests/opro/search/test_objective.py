@@ -1,0 +1,207 @@
+"""What the search climbs. Only the helpers `measured`, `sliced`, `objective` call what is tested."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import LABELS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from evaluators.clips import Clip
+from evaluators.tasks import SPEECH_TASK
+from opro.search import objective as module
+from opro.search.objective import OBJECTIVES, Reward
+
+KINDS = [(name, threshold) for name in OBJECTIVES for threshold in ("argmax", "dev")]
+
+
+def clip(i, label=0, duration=500.0, snr=None, category="x"):
+    return Clip(
+        str(i), Path(f"{i}.wav"), LABELS[label], category, duration, snr, "c", f"s{i}", "dev", "CC0", "0"
+    )  # fmt: skip
+
+
+def objective(name, threshold="argmax"):
+    return Reward(name, threshold)
+
+
+def measured(name, margin, truth, clips=None, threshold="argmax", bias=None):
+    """(reward, right, bias, nll) of ``[clip]`` log-odds of the first label."""
+    m = np.asarray(margin, float)
+    logp = np.stack([-np.logaddexp(0, -m), -np.logaddexp(0, m)], -1)
+    clips = clips or [clip(i, t) for i, t in enumerate(truth)]
+    j = objective(name, threshold).judge(logp, np.asarray(truth), clips, bias=bias)
+    return SimpleNamespace(reward=j.reward, right=j.right, bias=j.bias, nll=j.nll)
+
+
+def sliced(clips, truth, right):
+    """Slice name -> (score, clips)."""
+    return module.slices(clips, np.asarray(truth), np.asarray(right, bool))
+
+
+def balanced(truth, right):
+    truth, right = np.asarray(truth), np.asarray(right)
+    return np.mean([right[truth == k].mean() for k in np.unique(truth)])
+
+
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.integers(-5, 5).map(lambda m: m + 0.5),
+        st.sampled_from([200.0, 300.2, 1000.0]),
+        st.sampled_from([None, -5.0, -2.0, 0.0, 2.4, 9.0, 10.0]),
+        st.sampled_from(["voice", "music"]),
+    ),
+    min_size=2,
+    max_size=30,
+)
+
+
+def unpacked(drawn):
+    truth = np.array([r[0] for r in drawn])
+    margin = np.array([r[1] for r in drawn])
+    return truth, margin, [clip(i, t, d, s, c) for i, (t, _, d, s, c) in enumerate(drawn)]
+
+
+def slices_written_out(truth, right, clips):
+    """Balanced accuracy by whole ms, and by SNR to the nearest 5 dB, where both labels occur."""
+    out = {}
+    for name, key in (
+        ("ms", lambda c: round(c.duration_ms)),
+        ("dB", lambda c: None if c.snr_db is None else 5 * round(c.snr_db / 5)),
+    ):
+        for level in {key(c) for c in clips} - {None}:
+            inside = np.array([key(c) == level for c in clips])
+            if len(set(truth[inside])) == 2:
+                out[name, level] = (balanced(truth[inside], right[inside]), int(inside.sum()))
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows)
+def test_rewards_of_hits_are_their_shares(drawn):
+    truth, margin, clips = unpacked(drawn)
+    right = (margin > 0) == (truth == 0)
+    assert measured("accuracy", margin, truth, clips).reward == pytest.approx(right.mean())
+    found = measured("balanced_accuracy", margin, truth, clips)
+    assert found.reward == pytest.approx(balanced(truth, right))
+    assert (found.right == right).all() and found.bias == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows)
+def test_the_worst_slice_is_the_minimum_over_durations_and_noise_levels(drawn):
+    truth, margin, clips = unpacked(drawn)
+    right = (margin > 0) == (truth == 0)
+    found = [score for score, _ in slices_written_out(truth, right, clips).values()]
+    expected = min(found) if found else balanced(truth, right)
+    assert measured("worst_slice", margin, truth, clips).reward == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows)
+def test_slices_hold_score_and_number_of_their_clips(drawn):
+    truth, margin, clips = unpacked(drawn)
+    right = (margin > 0) == (truth == 0)
+    expected = {
+        f"{level} ms" if unit == "ms" else f"{level:+d} dB": value
+        for (unit, level), value in slices_written_out(truth, right, clips).items()
+    }
+    for name in {c.category for c in clips}:
+        inside = [c.category == name for c in clips]
+        expected[name] = (right[inside].mean(), sum(inside))
+    found = sliced(clips, truth, right)
+    assert set(found) == set(expected)
+    for name, (score, count) in expected.items():
+        assert found[name] == (pytest.approx(score), count), name
+
+
+def test_slices_stand_in_the_order_of_their_levels_durations_first():
+    levels = [(1000.0, 10.0, "b"), (200.0, -5.0, "a"), (500.0, 0.0, "c"), (3000.0, 5.0, "a")]
+    pairs = [(t, *level) for level in levels for t in (0, 1)]
+    clips = [clip(i, *p) for i, p in enumerate(pairs)]
+    found = list(sliced(clips, [p[0] for p in pairs], np.ones(8)))
+    assert found == [
+        "200 ms", "500 ms", "1000 ms", "3000 ms", "-5 dB", "+0 dB", "+5 dB", "+10 dB", "a", "b", "c"
+    ]  # fmt: skip
+
+
+def test_a_category_is_no_slice_that_the_worst_is_taken_of():
+    truth = [0, 1] * 4
+    clips = [clip(i, t, category="bad" if i < 2 else "good") for i, t in enumerate(truth)]
+    margin = np.where(np.array(truth) == 0, 2.0, -2.0) * np.where(np.arange(8) < 2, -1, 1)
+    assert measured("worst_slice", margin, truth, clips).reward == pytest.approx(0.75)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows.filter(lambda r: len({x[0] for x in r}) == 2))
+def test_area_and_loss_equal_scikit_learn(drawn):
+    truth, margin, clips = unpacked(drawn)
+    area = reference.roc_auc_score(truth == 0, margin)
+    assert measured("auroc", margin, truth, clips).reward == pytest.approx(area)
+    own = np.log(np.where(truth == 0, 1, np.exp(-margin)) / (1 + np.exp(-margin)))
+    loss = -np.mean([own[truth == k].mean() for k in (0, 1)])
+    for name in OBJECTIVES:
+        assert measured(name, margin, truth, clips).nll == pytest.approx(loss)
+    assert measured("nll", margin, truth, clips).reward == pytest.approx(1 - loss)
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy", "accuracy", "worst_slice"])
+def test_a_fitted_threshold_forgives_a_shift_and_argmax_does_not(name):
+    truth = np.array([0, 1] * 6)
+    margin = np.where(truth == 0, 1.0, -1.0) + 4.0
+    clips = [clip(i, t) for i, t in enumerate(truth)]
+    assert measured(name, margin, truth, clips).reward == pytest.approx(0.5)
+    fitted = measured(name, margin, truth, clips, "dev")
+    assert fitted.reward == pytest.approx(1.0) and fitted.bias == pytest.approx(-4.0)
+    assert fitted.right.all()
+
+
+@pytest.mark.parametrize("threshold", ["argmax", "dev"])
+@pytest.mark.parametrize("bias", [0.0, -2.5])
+def test_a_threshold_fitted_elsewhere_is_taken_as_it_is(threshold, bias):
+    truth = np.array([0, 1, 0, 1])
+    margin = np.array([5.0, 2.0, 3.0, 4.0])
+    found = measured("balanced_accuracy", margin, truth, None, threshold, bias)
+    right = ((margin + bias) > 0) == (truth == 0)
+    assert (found.right == right).all() and found.bias == bias
+    assert found.reward == pytest.approx(balanced(truth, right))
+
+
+def test_a_shift_changes_neither_area_nor_loss():
+    truth, margin = np.array([0, 1, 0, 1]), np.array([2.0, 1.0, -1.0, 0.5])
+    for name in ("auroc", "nll"):
+        one, two = (measured(name, margin, truth, None, bias=b) for b in (0.0, -3.0))
+        assert one.reward == two.reward and one.nll == two.nll
+
+
+@pytest.mark.parametrize(("name", "threshold"), KINDS)
+def test_only_a_reward_that_is_a_sum_over_clips_says_so(name, threshold):
+    """Of such a reward, one more hit never lowers it and adds the clip's weight."""
+    one = objective(name, threshold)
+    assert one.by_clip == (name in ("accuracy", "balanced_accuracy") and threshold == "argmax")
+    if one.by_clip:
+        truth = np.array([0, 0, 0, 1])
+        weight = one.weights(truth)
+        expected = [1 / 4] * 4 if name == "accuracy" else [1 / 6] * 3 + [1 / 2]
+        assert weight == pytest.approx(expected)
+        for hit in range(4):
+            right = np.arange(4) == hit
+            margin = np.where((truth == 0) == right, 1.0, -1.0)
+            assert measured(name, margin, truth).reward == pytest.approx(weight[hit])
+
+
+@pytest.mark.parametrize(("name", "threshold"), KINDS)
+def test_the_proposer_is_told_the_score_in_force_and_the_classes(name, threshold):
+    text = objective(name, threshold).describe(SPEECH_TASK)
+    told = [other for other, words in OBJECTIVES.items() if f"The score is {words}." in text]
+    assert told == [name]
+    assert ", ".join(SPEECH_TASK.labels) in text
+    assert ("tuned for each prompt" in text) == (threshold == "dev")
+
+
+def test_unless_told_otherwise_balanced_accuracy_without_a_fitted_threshold_is_climbed():
+    assert Reward() == objective("balanced_accuracy", "argmax")
