@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import importlib
 import inspect
 import io
 import os
@@ -55,7 +56,7 @@ def parse(
         UserError: An unknown or ill-typed key in the file, or a value that a flag does not take.
     """
     parser = Parser(
-        prog=Path(sys.argv[0]).stem if sys.argv else None,
+        prog=_prog(),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -80,6 +81,14 @@ def parse(
         values = _from_file(space.config, fields)
     values |= {name: getattr(space, name) for name in fields if hasattr(space, name)}
     return settings(**values), space
+
+
+def _prog() -> str | None:
+    """How the command was given, as usage lines show it."""
+    path = Path(sys.argv[0]) if sys.argv else Path()
+    if path.suffix != ".py":
+        return path.name or None
+    return f"python -m {path.parent.name}.{path.stem}"
 
 
 def _groups(settings: type) -> list[tuple[str, list[str]]]:
@@ -189,6 +198,49 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{path}: {key} {error}") from None
     return values
+
+
+VERBS = {  # of the `opro` command
+    "optimize": "search prompts for a checkpoint on the dev split",
+    "rescore": "score saved prompts on the test split",
+    "matrix": "prompts x checkpoints x detectors on a split",
+    "leaderboard": "rank prompts over runs",
+    "report": "one HTML page of a run or a matrix",
+    "stats": "statistics of predictions made elsewhere",
+    "power": "what gains a dev set can show",
+    "doctor": "what usually goes wrong, before hours are spent",
+    "finetune": "train a LoRA adapter on the train split",
+    "build": "build a clip set from recordings",
+    "audit": "find leaks, shortcuts and faults in a clip set",
+}
+
+
+def command() -> int:
+    """The `opro` command: ``opro VERB ...`` is ``python -m opro.VERB ...``. Returns the exit code."""
+    given = sys.argv[1:2]
+    if given not in ([], ["-h"], ["--help"]) and given[0] in VERBS:
+        sys.argv = [f"opro {given[0]}", *sys.argv[2:]]
+        return run_verb(_verb(given[0]).main)
+    lines = [f"  {name:12} {text}" for name, text in VERBS.items()]
+    text = "\n".join(["usage: opro VERB [FLAGS]; opro VERB --help lists the flags", "", *lines])
+    if given in (["-h"], ["--help"]):
+        print(text)
+        return DONE
+    wrong = f"error: verb {given[0]!r} is unknown" if given else "error: no verb was given"
+    near = difflib.get_close_matches(given[0], VERBS, 1) if given else []
+    print(wrong + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
+    print(text, file=sys.stderr)
+    return WRONG_USE
+
+
+def _verb(name: str) -> Any:
+    """The module of a verb; the builders of clips are `data` in a checkout and `opro.data` where installed."""
+    if name not in ("build", "audit"):
+        return importlib.import_module(f"opro.{name}")
+    try:
+        return importlib.import_module(f"opro.data.{name}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"data.{name}")
 
 
 def run_verb(main: Callable[[], int]) -> int:
