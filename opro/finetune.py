@@ -296,7 +296,8 @@ def run(settings: FinetuneSettings, training: "Training", folder: Path) -> int:
         print(line, file=sys.stderr, flush=True)
 
     if os.environ.get("RANK", "0") != "0":  # the first process writes the result
-        train(training, folder / CHECKPOINTS)
+        if not is_finished(folder):
+            train(training, folder / CHECKPOINTS)
         return DONE
     if is_finished(folder) and not (folder / "config.yaml").is_file():
         raise UserError(f"{str(folder)!r} holds an adapter that is not of this command")

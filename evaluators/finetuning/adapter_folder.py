@@ -138,6 +138,8 @@ def save_adapter(model: AdaptedModel, checkpoint: Checkpoint, folder: Path) -> P
     config = model.peft.peft_config["default"]
     config.base_model_name_or_path = base_name(checkpoint, folder)
     config.inference_mode = True
+    if isinstance(config.target_modules, set):  # its order would change from process to process
+        config.target_modules = sorted(config.target_modules)
     model.peft.save_pretrained(fresh, save_embedding_layers=False)
     return fresh
 
