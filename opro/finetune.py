@@ -5,6 +5,7 @@ losses and scores. The loss is taken at the answer alone; the epoch with the low
 kept. The same command continues after an interruption. Several GPUs: accelerate launch -m opro.finetune ...
 """
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.util
@@ -83,16 +84,7 @@ class FinetuneSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
-    settings, space = parse(
-        FinetuneSettings,
-        argv,
-        __doc__ or "",
-        lambda p: p.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="print the plan and what memory it takes, and stop",
-        ),
-    )
+    settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
     folder = settings.out or default_out(settings)
     training = prepare(settings)
     if space.dry_run:
@@ -100,6 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:11} {text}")
         return DONE
     return run(settings, training, folder)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and what memory it takes, and stop"
+    )
 
 
 def config_of(settings: FinetuneSettings) -> dict[str, Any]:
@@ -146,7 +144,8 @@ def prepare(settings: FinetuneSettings) -> "Training":
             " give more clips or epochs"
         )
     config = audio_config(checkpoint.base)
-    if recipe.targets == "attention+mlp" and getattr(config.text_config, "num_experts", 0):
+    experts: int = getattr(config.text_config, "num_experts", 0)
+    if experts and recipe.targets == "attention+mlp":
         raise UserError(
             "--targets attention+mlp: the feed-forward of this model is made of experts, which have"
             " no adapters; use attention"
@@ -210,9 +209,10 @@ def read_wordings(settings: FinetuneSettings, task: Task) -> list[Prompt]:
 
 def make_recipe(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
     """Flags over the checkpoint's own defaults over the published ones; an adapter keeps its rank."""
-    given = {k: v for k in OWN_KEYS if (v := getattr(settings, k)) is not None}
+    given = {key: v for key in OWN_KEYS if (v := getattr(settings, key)) is not None}
     same = ("targets", "loss", "swap", "batch", "seed")
-    values = own_defaults(checkpoint.base) | given | {k: getattr(settings, k) for k in same}
+    values = own_defaults(checkpoint.base) | given
+    values |= {name: getattr(settings, name) for name in same}
     if checkpoint.adapter is not None:
         values["rank"] = adapter_rank(checkpoint.adapter, settings.rank)
     return Recipe(**values)

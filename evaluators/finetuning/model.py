@@ -188,7 +188,7 @@ def embed_clips(
     for clip in clips:
         mel, frames = log_mel(store, clip)
         by_frames.setdefault(frames, []).append((clip.clip_id, torch.from_numpy(mel)))
-    out = {}
+    out: dict[str, Tensor] = {}
     with torch.no_grad():
         for frames, same_length in by_frames.items():
             for i in range(0, len(same_length), EMBED_CLIPS):
