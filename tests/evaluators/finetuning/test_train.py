@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from evaluators.finetuning.train import (
 )
 
 pytestmark = pytest.mark.tiny
-HERE = Path(__file__).resolve()
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def state(step, of=10):
@@ -96,26 +97,40 @@ assert torch.distributed.get_world_size() == 2
 """
 
 
-def test_two_processes_train_as_one(make_training, tmp_path):
-    recipe = Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=8)
-    train(make_training(recipe), tmp_path / "1")
+def start_processes(script, argument):
+    """Two processes that find each other, as torchrun starts them; `accelerate launch` starts one on a CPU."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+              "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), str(argument)],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+
+
+def test_two_processes_train_as_one(make_training, train_clips, tmp_path):
+    recipe, clips = Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=4), train_clips[:16]
     halved = make_training(
         recipe,
-        plan=TrainingPlan(False, 4, False, 0.0, None),
+        clips=clips,
+        plan=TrainingPlan(False, 2, False, 0.0, None),
         machine=Machine(torch.device("cpu"), torch.float32, processes=2),
     )
     (tmp_path / "training").write_bytes(pickle.dumps((halved, tmp_path / "2")))
     (tmp_path / "script.py").write_text(SCRIPT)
-    # On a CPU `accelerate launch` starts one process only.
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(tmp_path / "script.py"), str(tmp_path / "training")],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[3]), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes = start_processes(tmp_path / "script.py", tmp_path / "training")
+    train(make_training(recipe, clips=clips), tmp_path / "1")
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err[-3000:]
     one, two = (load_file(tmp_path / n / "best" / "adapter_model.safetensors") for n in "12")
     # Single weights with hardly any gradient differ more: Adam divides by its size.
     apart = torch.cat([(one[k] - two[k]).flatten() for k in one]).norm()
     moved = torch.cat([v.flatten() for k, v in one.items() if "lora_B" in k]).norm()
-    assert moved > 0.1 and apart < 1e-3 * moved
+    assert moved > 0.1 and apart < 0.01 * moved
