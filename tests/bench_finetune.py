@@ -18,18 +18,23 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+import transformers
 from accelerate.utils import send_to_device
+from transformers import TrainerCallback
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
-from evaluators.audio_lm.memory import plan_training
 from evaluators.audio_lm.stock import StockModel, random_7b, to_nf4
 from evaluators.bench import prompts_of_length
 from evaluators.clips import Clip
-from evaluators.finetuning.samples import Collate, Samples, wordings
-from evaluators.finetuning.train import Graphs, Recipe, adapted, train
+from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
+from evaluators.finetuning.model import Graphs, adapted_model
+from evaluators.finetuning.recipe import Recipe
+from evaluators.finetuning.samples import Collate, Samples, tokenize_prompts
+from evaluators.finetuning.train import Machine, Training, train
 
+DEVICE = torch.device("cuda")
 STEPS, BATCH, SUFFIX = 24, 16, 45
 
 
@@ -77,60 +82,69 @@ def published(peft, stock: StockModel, prompt, clips, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def ours(
-    checkpoint, recipe, model, processor, prompts, clips, folder, gib, graphs, theirs
-):  # fmt: skip
+class Losses(TrainerCallback):
+    """Losses of the steps, and when they were logged."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.stamps: list[float] = []
+
+    def on_log(self, args, state, control, *, logs=None, **kw) -> None:
+        """Notes the loss of a step."""
+        if "loss" in (logs or {}):
+            self.losses.append(logs["loss"])
+            self.stamps.append(time.perf_counter())
+
+
+def ours(training: Training, model, folder: Path, theirs: float, gib: float | None):
     """Trains on `gib` GiB (None: all there is) and prints a row. Returns the base model."""
-    device, labels = torch.device("cuda"), ("SPEECH", "NONSPEECH")
     total = torch.cuda.get_device_properties(0).total_memory / 2**30
-    tokens = 14 + 25 + SUFFIX + 1  # system, audio, the prompt, the answer
-    plan = plan_training(model.config, "nf4", gib or total, tokens, 25, BATCH)
+    row = RowLength(14 + 25 + SUFFIX + 1, 25)  # system, audio, the prompt, the answer
+    plan = plan_training(model.config, row, gib or total, batch=BATCH, quantization="nf4")
     torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or total) / total))
+    training = replace(training, plan=plan)
     if gib is not None:
-        clips, recipe = clips[:64], replace(recipe, epochs=1)
-    losses, stamps = [], []
-
-    def tell(entry: dict[str, float]) -> None:
-        if "loss" in entry:
-            losses.append(entry["loss"])
-            stamps.append(time.perf_counter())
-
-    peft, trained = train(
-        checkpoint, recipe, processor, prompts, labels, clips, clips[:16],
-        folder / f"run{gib}{graphs}", plan, device, torch.bfloat16, tell=tell, loaded=model,
-        most_graphs=graphs,
-    )  # fmt: skip
+        recipe = replace(training.recipe, epochs=1)
+        training = replace(training, clips=training.clips[:64], recipe=recipe)
+    graphs = training.machine.max_graphs
+    watch = Losses()
+    trained = train(training, folder / f"run{gib}{graphs}", [watch], loaded=model)
     seconds = trained.seconds * STEPS / trained.steps
-    step = float(np.median(np.diff(stamps)))
+    step = float(np.median(np.diff(watch.stamps)))
     name = plan.line() + (", CUDA graphs" if graphs else "")
     print(
         f"| {name} | {seconds:.1f} | {peak():.1f} | {theirs / seconds:.1f} | {1e3 * step:.0f} |"
-        f" {theirs / STEPS / step:.1f} | {losses[0]:.2f} to {trained.best_loss:.2f} |",
+        f" {theirs / STEPS / step:.1f} | {watch.losses[0]:.2f} to {trained.best_loss:.2f} |",
         flush=True,
     )
-    return peft.unload()
+    return trained.model.peft.unload()
 
 
-def compare(checkpoint, model, processor, prompts, clips) -> None:
+def noisy_adapter(training: Training, model, max_graphs: int):
+    """A model whose adapter is not zero: that would hide half of the gradients."""
+    adapted = adapted_model(
+        training.checkpoint, Recipe(dropout=0.0), DEVICE, torch.bfloat16, loaded=model,
+        graphs=Graphs(max_graphs),
+    )  # fmt: skip
+    for name, weight in adapted.peft.named_parameters():
+        if "lora_B" in name:
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+            weight.data.copy_(0.01 * noise)
+    return adapted.peft.train()
+
+
+def compare(training: Training, model) -> None:
     """Prints how far the gradients by CUDA graphs lie from those without, and those by another library's products."""
-    labels = ("SPEECH", "NONSPEECH")
+    processor, labels = training.processor, training.labels
+    wordings = tokenize_prompts(training.prompts, labels, processor.tokenizer, QWEN2_AUDIO, False)
     store = FeatureStore(None, processor.feature_extractor)
-    asked = wordings(prompts, labels, processor.tokenizer, QWEN2_AUDIO, False)
-    samples = Samples(clips[:8], asked, labels, store)
+    samples = Samples(training.clips[:8], wordings, labels, store)
     collate = Collate(QWEN2_AUDIO, model.config, "answer")
-    found = []
-    recipe = Recipe(dropout=0.0)
     batch = send_to_device(collate([samples[i] for i in range(8)]), "cuda")
-    for most, library in ((0, "cublas"), (0, "cublaslt"), (3, "cublas")):
+    found = []
+    for max_graphs, library in ((0, "cublas"), (0, "cublaslt"), (3, "cublas")):
         torch.backends.cuda.preferred_blas_library(library)
-        peft = adapted(
-            checkpoint, recipe, torch.device("cuda"), torch.bfloat16, False, model, Graphs(most)
-        ).train()
-        for name, weight in peft.named_parameters():
-            if "lora_B" in name:  # zero at first, which would hide the other half
-                weight.data.copy_(
-                    0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-                )
+        peft = noisy_adapter(training, model, max_graphs)
         for _ in range(3):
             peft.zero_grad(set_to_none=True)
             with torch.autocast("cuda", torch.bfloat16):
@@ -164,26 +178,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2, help="steps of the published timed")
     args = parser.parse_args()
-    import transformers
-
     print("transformers", transformers.__version__, torch.cuda.get_device_name())
-    device = torch.device("cuda")
-    model, processor = random_7b(device)
+    model, processor = random_7b(DEVICE)
     to_nf4(model.model)
     peak()
     checkpoint = replace(open_checkpoint("pocket-base"), quantization="nf4")
     prompts = prompts_of_length(processor.tokenizer, 1, SUFFIX)
-    recipe = Recipe(epochs=3)
-    stock = StockModel(model, processor, device)
+    stock = StockModel(model, processor, DEVICE)
     plain_forward = model.forward
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clips = make_clips(folder, 128)
-        peft = adapted(checkpoint, recipe, device, torch.bfloat16, False, loaded=model)
-        count = sum(p.numel() for p in peft.parameters() if p.requires_grad)
-        print(f"{count:,} trainable parameters")
+        adapted = adapted_model(checkpoint, Recipe(), DEVICE, torch.bfloat16, loaded=model)
+        print(f"{adapted.trainable():,} trainable parameters")
         model.forward = plain_forward
-        theirs = published(peft, stock, prompts[0], clips, args.steps) * STEPS
+        theirs = published(adapted.peft, stock, prompts[0], clips, args.steps) * STEPS
         print(
             "| way | s for 24 steps, all | peak GiB | times faster | ms a step | times faster | loss |"
             "\n| --- | --- | --- | --- | --- | --- | --- |"
@@ -193,12 +202,17 @@ def main() -> int:
             f" {1e3 * theirs / STEPS:.0f} | | |",
             flush=True,
         )
-        model = peft.unload()
+        model = adapted.peft.unload()
+        training = Training(
+            checkpoint=checkpoint, recipe=Recipe(epochs=3), prompts=tuple(prompts),
+            labels=("SPEECH", "NONSPEECH"), clips=clips, validation=clips[:16],
+            processor=processor, plan=TrainingPlan(False, BATCH, False, 0.0, None),
+            machine=Machine(DEVICE, torch.bfloat16),
+        )  # fmt: skip
         for gib, graphs in ((8.0, 0), (None, 0), (None, 3)):
-            model = ours(
-                checkpoint, recipe, model, processor, prompts, clips, folder, gib, graphs, theirs
-            )
-        compare(checkpoint, model, processor, prompts, clips)
+            machine = replace(training.machine, max_graphs=graphs)
+            model = ours(replace(training, machine=machine), model, folder, theirs, gib)
+        compare(training, model)
     return 0
 
 

@@ -1,12 +1,12 @@
-"""What a fine-tuning is shown: clips with prompts and right answers, as rows of tokens in an order a seed decides.
+"""Clips with prompts and right answers as rows of tokens, in an order that depends on the seed alone.
 
-One template for training and scoring: the row of a sample is what the evaluator scores, followed by the answer. Which
-tokens are answers is known from how the row is made, not searched for afterwards.
+Training and scoring share one template: a row is what the evaluator scores, followed by the answer. Where the answer
+stands is known from how the row is made; nothing searches for it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,33 +19,32 @@ from evaluators.audio_lm.families import Family
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.finetuning.memory import RowLength
+from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
 from evaluators.prompts import Prompt, encode
 
-Loss = Literal["answer", "full"]
-BAND, STRETCH, SHARE = (
-    10,
-    0.05,
-    0.5,
-)  # SpecAugment: mel bins, part of the length, part of the samples
+MASK_BINS = 10  # SpecAugment (arXiv 1904.08779), light: mel bins of a band, at most
+MASK_TIME = 0.05  # share of the clip's frames, at most
+MASKED_SHARE = 0.5  # of the samples
 
 
 @dataclass(frozen=True)
 class Wording:
-    """A prompt as tokens: what stands before and after the audio, and one answer for each label."""
+    """A prompt as token ids: before the audio, after it, and one answer for each label."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]  # by label
 
 
-def wordings(
+def tokenize_prompts(
     prompts: Sequence[Prompt], labels: Sequence[str], tokenizer: Any, family: Family, swap: bool
 ) -> list[Wording]:
-    """The prompts, with `swap` in both orders of their options, as tokens.
+    """The prompts as tokens; with `swap` each is followed by itself with its options exchanged.
 
     Raises:
-        UserError: A prompt without lettered options when `swap` asks for both orders.
+        UserError: A prompt has no lettered options, and `swap` asks for both orders.
     """
     out = []
     for prompt in prompts:
@@ -55,67 +54,114 @@ def wordings(
                 f"--swap: prompt {prompt.prompt_id} has no lettered options to exchange; leave it"
                 " out or train without --swap"
             )
-        for asked in (prompt, other):
-            if asked is None:
+        for ordered in (prompt, other):
+            if ordered is None:
                 continue
-            found = find_answers(tokenizer, asked)
-            of = dict(zip((label for label, _ in asked.answers), found.sequences, strict=True))
+            sequences = find_answers(tokenizer, ordered).sequences
+            by_label = dict(zip((name for name, _ in ordered.answers), sequences, strict=True))
             out.append(
                 Wording(
-                    tuple(encode(tokenizer, family.before(asked.system))),
-                    tuple(encode(tokenizer, family.after(asked.text))),
-                    tuple(of[label][0] for label in labels),
+                    tuple(encode(tokenizer, family.before(ordered.system))),
+                    tuple(encode(tokenizer, family.after(ordered.text))),
+                    tuple(by_label[label][0] for label in labels),
                 )
             )
     return out
 
 
-class Samples(Dataset[dict[str, Any]]):
-    """All epochs one after another: an order, wordings and augmentation that depend on the seed alone.
+def log_mel(store: FeatureStore, clip: Clip) -> tuple[NDArray[np.float32], int]:
+    """(Log-mel features ``[bin, frame]``, frames that are the clip's), kept in the store.
 
-    Every epoch shows each clip once, in another order and with the next wording. A label's loss is weighted by how rare
-    it is.
+    Raises:
+        UserError: The clip cannot be decoded, or is longer than the model hears.
+    """
+    decoded = store.decode(clip)
+    if decoded.mel is not None:
+        return decoded.mel, decoded.frames
+    assert decoded.wave is not None
+    mel = store.log_mel([decoded.wave])[0]
+    store.keep(decoded, mel)
+    return mel, decoded.frames
+
+
+def longest_row(
+    clips: Sequence[Clip], wordings: Sequence[Wording], family: Family, config: Any, extractor: Any
+) -> RowLength:
+    """Length of the longest row. Decodes the longest clip, and only that one.
+
+    Raises:
+        UserError: That clip cannot be decoded, or is longer than the model hears.
+    """
+    longest = max(clips, key=lambda clip: clip.duration_ms)
+    _, frames = log_mel(FeatureStore(None, extractor, family.whole_window), longest)
+    audio = family.tokens(config, frames)
+    text = max(len(w.before) + len(w.after) + len(w.answers[0]) for w in wordings)
+    return RowLength(audio + text, audio)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often and in which order clips are shown. The default shows each once, in their order, as it is.
+
+    Attributes:
+        epochs: How often each clip is shown.
+        batch: Samples of an optimizer step. The last ones are left out where they do not fill a step.
+        seed: Decides order, wording and augmentation.
+        augment: Apply light SpecAugment to half of the samples.
+    """
+
+    epochs: int = 1
+    batch: int = 1
+    seed: int = 0
+    augment: bool = False
+
+    def order(self, n_clips: int, n_wordings: int) -> list[tuple[int, int]]:
+        """(Clip, wording) of each sample, by index: every epoch each clip once, with the next wording."""
+        shuffled = self.augment or self.epochs > 1
+        rng = np.random.default_rng([self.seed, 0])
+        first = rng.integers(n_wordings, size=n_clips) if shuffled else np.zeros(n_clips, int)
+        order = [
+            (int(c), int((first[c] + epoch) % n_wordings))
+            for epoch in range(self.epochs)
+            for c in (rng.permutation(n_clips) if shuffled else range(n_clips))
+        ]
+        return order[: len(order) - len(order) % self.batch]
+
+
+ONCE = Schedule()
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """The samples of a whole training, one epoch after the other.
+
+    A sample has its ``wording``, its ``answer`` as token ids, its ``weight`` (rare labels weigh more; the mean is 1)
+    and either ``mel`` ``[bin, frame]`` with ``frames``, or ``audio``.
 
     Args:
         clips: What is shown.
-        asked: In which words.
+        wordings: In which words, in turns.
         labels: The task's labels.
         store: Gives the features.
-        epochs: How often each clip is shown.
-        multiple: Samples of an optimizer step: what is over is left out, so that all steps are alike.
-        seed: Decides order, wording and augmentation.
-        augment: Light SpecAugment (arXiv 1904.08779) on half of the samples.
+        schedule: How often and in which order.
         audio: Embeddings ``[token, channel]`` by clip id, where the audio tower is not trained.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        asked: Sequence[Wording],
+        wordings: Sequence[Wording],
         labels: Sequence[str],
         store: FeatureStore,
         *,
-        epochs: int = 1,
-        multiple: int = 1,
-        seed: int = 0,
-        augment: bool = False,
+        schedule: Schedule = ONCE,
         audio: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.clips, self.asked, self.store = list(clips), list(asked), store
-        self.seed, self.augment, self.audio = seed, augment, audio
-        self.label = np.array([labels.index(c.label) for c in clips])
+        self.clips, self.wordings, self.store = list(clips), list(wordings), store
+        self.schedule, self.audio = schedule, audio
+        self.label = np.array([labels.index(clip.label) for clip in clips])
         counts = np.bincount(self.label, minlength=len(labels))
         self.weight = len(clips) / (np.count_nonzero(counts) * counts[self.label])
-        rng = np.random.default_rng([seed, 0])
-        first = (
-            rng.integers(len(asked), size=len(clips)) if augment or epochs > 1 else 0 * self.label
-        )
-        order = [
-            (int(c), int((first[c] + epoch) % len(asked)))
-            for epoch in range(epochs)
-            for c in (rng.permutation(len(clips)) if augment or epochs > 1 else range(len(clips)))
-        ]
-        self.order = order[: len(order) - len(order) % multiple]
+        self.order = schedule.order(len(self.clips), len(self.wordings))
         self._mels: dict[str, tuple[NDArray[np.float32], int]] = {}
 
     def __len__(self) -> int:
@@ -123,7 +169,7 @@ class Samples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         c, w = self.order[number]
-        clip, wording = self.clips[c], self.asked[w]
+        clip, wording = self.clips[c], self.wordings[w]
         item = {
             "wording": wording,
             "answer": wording.answers[self.label[c]],
@@ -131,34 +177,27 @@ class Samples(Dataset[dict[str, Any]]):
         }
         if self.audio is not None:
             return {**item, "audio": self.audio[clip.clip_id]}
-        mel, frames = self.mel(clip)
-        if self.augment:
-            mel = mask(mel, frames, np.random.default_rng([self.seed, 1, number]))
-        return {**item, "mel": mel, "frames": frames}
-
-    def mel(self, clip: Clip) -> tuple[NDArray[np.float32], int]:
-        """(log-mel features ``[bin, frame]``, frames that are the clip's), made once."""
         if clip.clip_id not in self._mels:
-            heard = self.store.decode(clip)
-            mel = heard.mel
-            if mel is None:
-                assert heard.wave is not None
-                mel = self.store.log_mel([heard.wave])[0]
-                self.store.keep(heard, mel)
-            self._mels[clip.clip_id] = mel, heard.frames
-        return self._mels[clip.clip_id]
+            self._mels[clip.clip_id] = log_mel(self.store, clip)
+        mel, frames = self._mels[clip.clip_id]
+        if self.schedule.augment:
+            mel = mask(mel, frames, np.random.default_rng([self.schedule.seed, 1, number]))
+        return {**item, "mel": mel, "frames": frames}
 
 
 def mask(mel: NDArray[np.float32], frames: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """On half of the samples a band of up to 10 bins and a stretch of up to 5 % of the clip, set to its mean."""
-    if rng.random() >= SHARE:
+    """Half of the time the features ``[bin, frame]`` as they are, else with a band and a stretch set to the mean.
+
+    The band has up to 10 bins, the stretch up to 5 % of the clip's `frames`.
+    """
+    if rng.random() >= MASKED_SHARE:
         return mel
     out = mel.copy()
     mean = mel[:, :frames].mean()
-    width = int(rng.integers(BAND + 1))
+    width = int(rng.integers(MASK_BINS + 1))
     low = int(rng.integers(mel.shape[0] - width + 1))
     out[low : low + width, :frames] = mean
-    length = int(rng.integers(round(STRETCH * frames) + 1))
+    length = int(rng.integers(round(MASK_TIME * frames) + 1))
     begin = int(rng.integers(frames - length + 1))
     out[:, begin : begin + length] = mean
     return out
@@ -173,7 +212,7 @@ class Collate:
     loss: Loss
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors of a batch.
+        """The batch as tensors.
 
         Returns:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
@@ -189,47 +228,50 @@ class Collate:
         ]
         rows, targets = [], []
         for r, (item, count) in enumerate(zip(items, audio_tokens, strict=True)):
-            wording, answer = item["wording"], item["answer"]
-            begin = len(wording.before) + count + len(wording.after)
-            row = [*wording.before, *([0] * count), *wording.after, *answer]
-            if self.loss == "answer":
-                places = list(range(begin, len(row)))
-                assert [row[p] for p in places] == list(answer) and len(places) == len(answer)
-            else:  # everything that is text and has something before it
-                sound = range(len(wording.before), len(wording.before) + count)
-                places = [p for p in range(1, len(row)) if p not in sound]
-            each = item["weight"] / (len(items) * len(places))
-            targets += [(r, p - 1, row[p], each) for p in places]
+            row, places = self._row(item, count)
+            weight = item["weight"] / (len(items) * len(places))
+            targets += [(r, p - 1, row[p], weight) for p in places]
             rows.append(row)
         ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         for r, row in enumerate(rows):
             ids[r, : len(row)] = row
-        row_, place, id_, weight = zip(*targets, strict=True)
+        target_row, target_place, target_id, target_weight = zip(*targets, strict=True)
         return {
             "ids": torch.from_numpy(ids),
-            "groups": self._groups(items, audio_tokens),
-            "target_row": torch.tensor(row_),
-            "target_place": torch.tensor(place),
-            "target_id": torch.tensor(id_),
-            "target_weight": torch.tensor(weight, dtype=torch.float32),
+            "groups": _groups(items, audio_tokens),
+            "target_row": torch.tensor(target_row),
+            "target_place": torch.tensor(target_place),
+            "target_id": torch.tensor(target_id),
+            "target_weight": torch.tensor(target_weight, dtype=torch.float32),
         }
 
-    def _groups(
-        self, items: Sequence[dict[str, Any]], audio_tokens: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        by_length: dict[int, list[int]] = {}
-        for r, item in enumerate(items):
-            by_length.setdefault(item.get("frames", audio_tokens[r]), []).append(r)
-        groups = []
-        for length, rows in sorted(by_length.items()):
-            part: dict[str, Any] = {
-                "row": torch.tensor(rows),
-                "place": torch.tensor([len(items[r]["wording"].before) for r in rows]),
-            }
-            if "audio" in items[rows[0]]:
-                part["audio"] = torch.stack([items[r]["audio"] for r in rows])
-            else:
-                part["mel"] = torch.from_numpy(np.stack([items[r]["mel"] for r in rows]))
-                part["frames"] = length
-            groups.append(part)
-        return groups
+    def _row(self, item: dict[str, Any], audio_tokens: int) -> tuple[list[int], list[int]]:
+        """(Token ids, places that are supervised) of a sample."""
+        wording, answer = item["wording"], item["answer"]
+        sound = range(len(wording.before), len(wording.before) + audio_tokens)
+        row = [*wording.before, *([0] * audio_tokens), *wording.after, *answer]
+        if self.loss == "answer":
+            places = list(range(len(row) - len(answer), len(row)))
+            assert [row[p] for p in places] == list(answer) and len(places) == len(answer)
+        else:  # all text but the first token, which nothing predicts
+            places = [p for p in range(1, len(row)) if p not in sound]
+        return row, places
+
+
+def _groups(items: Sequence[dict[str, Any]], audio_tokens: Sequence[int]) -> list[dict[str, Any]]:
+    by_length: dict[int, list[int]] = {}
+    for r, item in enumerate(items):
+        by_length.setdefault(item.get("frames", audio_tokens[r]), []).append(r)
+    groups = []
+    for length, rows in sorted(by_length.items()):
+        part: dict[str, Any] = {
+            "row": torch.tensor(rows),
+            "place": torch.tensor([len(items[r]["wording"].before) for r in rows]),
+        }
+        if "audio" in items[rows[0]]:
+            part["audio"] = torch.stack([items[r]["audio"] for r in rows])
+        else:
+            part["mel"] = torch.from_numpy(np.stack([items[r]["mel"] for r in rows]))
+            part["frames"] = length
+        groups.append(part)
+    return groups

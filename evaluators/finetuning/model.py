@@ -1,0 +1,198 @@
+"""The model that is trained: base weights, LoRA adapter, the loss at the answer, CUDA graphs of its parts.
+
+It is the evaluator's model: the audio tower is cut to the clip, and hidden states go through the head only where
+something is supervised.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.families import Family, audio_config, family_of
+from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.loading import load_model, merge_to_linear
+from evaluators.clips import Clip
+from evaluators.finetuning.recipe import Recipe, target_modules
+from evaluators.finetuning.samples import log_mel
+
+EMBED_CLIPS = 16  # at once, where the audio tower is not trained
+
+
+class _Decoder(torch.nn.Module):
+    """Embeddings ``[sample, token, channel]`` -> last hidden states."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state
+        return out
+
+
+class _Tower(torch.nn.Module):
+    """Features ``[sample, bin, frame]`` of clips of one length -> audio embeddings."""
+
+    def __init__(self, model: Any, family: Family, frames: int) -> None:
+        super().__init__()
+        self.tower = model.model.audio_tower  # its parameters are the graph's
+        self.encode = functools.partial(family.encode, model)
+        self.frames = frames
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.encode(mel, self.frames)
+
+
+class Graphs:
+    """CUDA graphs of decoder and audio tower, forward and backward, for shapes that come again.
+
+    The layers of a LoRA step are thousands of small kernels: launched one by one they keep the card waiting for the
+    host. Only without gradient accumulation, since a graph's gradients lie in memory that the next replay overwrites.
+
+    Args:
+        limit: Graphs that are kept; each holds the activations of its shape. 0: none.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._seen: dict[Any, int] = {}
+        self._graphs: dict[Any, Any] = {}
+
+    def run(self, key: Any, make: Callable[[], torch.nn.Module], x: Tensor) -> Tensor:
+        """``make()(x)``; from the second time that a shape comes, by a graph."""
+        key = (key, tuple(x.shape))
+        if not self.limit or not torch.is_grad_enabled():
+            return make()(x)  # type: ignore[no-any-return]
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if key not in self._graphs:
+            if self._seen[key] < 2 or len(self._graphs) >= self.limit:
+                return make()(x)  # type: ignore[no-any-return]
+            sample = torch.zeros_like(x).requires_grad_(x.requires_grad)
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                module = make().train()
+                self._graphs[key] = torch.cuda.make_graphed_callables(module, (sample,))
+        return self._graphs[key](x)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model with an adapter. Calling `peft` with a batch of `Collate` gives what `answer_loss` returns."""
+
+    peft: Any
+    family: Family
+    graphs: Graphs = field(default_factory=Graphs)
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers, with LoRA layers in it."""
+        return self.peft.get_base_model()
+
+    def trainable(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.peft.parameters() if p.requires_grad)
+
+    def answer_loss(
+        self,
+        ids: Tensor,
+        groups: Sequence[dict[str, Any]],
+        *,
+        target_row: Tensor,
+        target_place: Tensor,
+        target_id: Tensor,
+        target_weight: Tensor,
+    ) -> dict[str, Tensor]:
+        """``loss``, the weighted loss at the supervised tokens, and ``logp``, their log-probabilities in nats.
+
+        For the arguments see `Collate`.
+        """
+        model = self.base
+        lm = model.model.language_model
+        x = lm.embed_tokens(ids)
+        for group in groups:
+            audio = group.get("audio")
+            if audio is None:
+                frames = group["frames"]
+                tower = functools.partial(_Tower, model, self.family, frames)
+                audio = self.graphs.run(("tower", frames), tower, group["mel"])
+            place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
+            x = x.index_put((group["row"][:, None], place), audio.to(x.dtype))
+        hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
+        logits = model.lm_head(hidden[target_row, target_place]).float()
+        logp = -F.cross_entropy(logits, target_id, reduction="none")
+        return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
+
+
+def adapted_model(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    expand: bool = False,
+    loaded: Any = None,
+    graphs: Graphs | None = None,
+) -> AdaptedModel:
+    """The base weights with a new adapter, or with the checkpoint's own, which is trained further.
+
+    Args:
+        checkpoint: What is trained.
+        recipe: How.
+        device: Where.
+        dtype: Of the frozen weights; the adapter is float32.
+        expand: Expand 4-bit weights once, to what every product would expand them to.
+        loaded: A base model in memory, instead of the checkpoint's files. It is changed.
+        graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
+    """
+    family = family_of(loaded.config if loaded is not None else audio_config(checkpoint.base))
+    model = loaded
+    if model is None:
+        model = load_model(replace(checkpoint, adapter=None), family, device, dtype)
+    if expand:
+        merge_to_linear(model.model, dtype, True)
+    model.requires_grad_(False)
+    if checkpoint.adapter is not None:
+        peft = PeftModel.from_pretrained(
+            model, str(checkpoint.adapter), is_trainable=True, use_safetensors=True
+        )
+    else:
+        torch.manual_seed(recipe.seed)
+        lora = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=2 * recipe.rank,
+            lora_dropout=recipe.dropout,
+            target_modules=target_modules(recipe.targets),
+        )
+        peft = get_peft_model(model, lora)
+    for weight in peft.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    adapted = AdaptedModel(peft, family, graphs or Graphs())
+    model.forward = adapted.answer_loss
+    model.accepts_loss_kwargs = False
+    return adapted
+
+
+def embed_clips(
+    adapted: AdaptedModel, store: FeatureStore, clips: Sequence[Clip], device: torch.device
+) -> dict[str, Tensor]:
+    """Audio embeddings ``[token, channel]`` by clip id, by a tower that is not trained. Moves the model to `device`."""
+    model = adapted.base.to(device)
+    by_frames: dict[int, list[tuple[str, Tensor]]] = {}
+    for clip in clips:
+        mel, frames = log_mel(store, clip)
+        by_frames.setdefault(frames, []).append((clip.clip_id, torch.from_numpy(mel)))
+    out: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for frames, same_length in by_frames.items():
+            for i in range(0, len(same_length), EMBED_CLIPS):
+                names, mels = zip(*same_length[i : i + EMBED_CLIPS], strict=True)
+                embedded = adapted.family.encode(model, torch.stack(mels).to(device), frames)
+                out |= {n: e.clone() for n, e in zip(names, embedded, strict=True)}
+    return out

@@ -1,0 +1,133 @@
+"""Optuna over the recipe: rate, rank, epochs and target modules by validation loss; resumable."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from transformers import TrainerCallback
+
+from evaluators.errors import UserError
+from evaluators.finetuning.adapter_folder import (
+    copy_adapter,
+    is_finished,
+    read_record,
+    write_adapter,
+)
+from evaluators.finetuning.recipe import Recipe
+from evaluators.finetuning.train import Progress, Training
+
+JOURNAL = "optuna.log"  # in the folder of the study; Optuna's dashboard opens it
+RANKS = {4, 8, 16, 32}
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Report(TrainerCallback):
+    """Reports each epoch's validation loss to the study, and ends a training that falls behind.
+
+    Raises:
+        optuna.TrialPruned: From within `Trainer.train`.
+    """
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial = trial
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, metrics: Any = None, **kw: Any
+    ) -> None:
+        """Reports, and asks whether to go on."""
+        self.trial.report(metrics["eval_loss"], state.global_step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def search_recipe(
+    training: Training, folder: Path, n_trials: int, tell: Callable[[str], None]
+) -> None:
+    """Trains with `n_trials` recipes; the adapter of the lowest validation loss becomes the result in `folder`.
+
+    The recipe of `training` is the first one. Trials that were interrupted are continued.
+
+    Args:
+        training: What is trained.
+        folder: Of the result and of the study.
+        n_trials: Trainings, with those that an earlier call finished.
+        tell: Takes lines of progress.
+
+    Raises:
+        UserError: Several processes, or a loss became NaN or infinite.
+    """
+    if training.machine.processes > 1:
+        raise UserError("--study runs in one process; start it without accelerate launch")
+    study = open_study(folder, training.recipe)
+    while len(study.get_trials(states=ENDED)) < n_trials:
+        trial = study.ask()
+        run_trial(study, trial, training, folder, tell)
+        state = study.trials[trial.number].state.name.lower()
+        best = f"best dev loss {study.best_value:.4f}"
+        tell(f"trial {trial.number}  {trial.params}  {state}  {best}")
+    copy_adapter(folder / study.best_trial.user_attrs["folder"], folder, training.checkpoint)
+
+
+def open_study(folder: Path, first: Recipe) -> optuna.Study:
+    """The study of a folder; a new one begins with the recipe `first`, an old one with trials that were cut short."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        study_name=folder.name,
+        direction="minimize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=first.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0),
+    )
+    for torn in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(torn.number, state=TrialState.FAIL)
+        study.enqueue_trial(torn.params)
+    if not study.trials:
+        study.enqueue_trial(
+            {"lr": first.lr, "rank": first.rank, "epochs": first.epochs, "targets": first.targets}
+        )
+    return study
+
+
+def suggest(trial: optuna.Trial, first: Recipe) -> Recipe:
+    """The recipe of a trial: `first` with another rate, rank, number of epochs and target modules."""
+    targets = sorted({"attention", "llm-only", first.targets})
+    return dataclasses.replace(
+        first,
+        lr=trial.suggest_float("lr", first.lr / 10, first.lr * 5, log=True),
+        rank=trial.suggest_categorical("rank", sorted({*RANKS, first.rank})),
+        epochs=trial.suggest_int("epochs", 1, max(4, first.epochs)),
+        targets=trial.suggest_categorical("targets", targets),  # type: ignore[arg-type]
+    )
+
+
+def run_trial(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    training: Training,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> None:
+    """Trains with the recipe of a trial, in a folder of its own, and tells the study of its loss."""
+    recipe = suggest(trial, training.recipe)
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+    own = folder / "trials" / key
+    trial.set_user_attr("folder", str(own.relative_to(folder)))
+    try:
+        if is_finished(own):  # finished, but the study was not told
+            loss = read_record(own)["dev_loss"]
+        else:
+            own.mkdir(parents=True, exist_ok=True)
+            callbacks = (Progress(tell, f"trial {trial.number}  "), Report(trial))
+            loss = write_adapter(dataclasses.replace(training, recipe=recipe), own, callbacks)
+        study.tell(trial, loss)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        shutil.rmtree(own)

@@ -1,0 +1,136 @@
+"""A training: what is refused, which checkpoint is continued, which epoch is kept, several processes."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evaluators.errors import UserError
+from evaluators.finetuning.memory import TrainingPlan
+from evaluators.finetuning.recipe import Recipe
+from evaluators.finetuning.train import (
+    DONE_MARKER,
+    KeepBest,
+    Machine,
+    Progress,
+    StopAtNan,
+    last_complete,
+    train,
+)
+
+pytestmark = pytest.mark.tiny
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def state(step, of=10):
+    return SimpleNamespace(global_step=step, max_steps=of, is_world_process_zero=True)
+
+
+def test_a_batch_must_divide_among_the_processes(make_training):
+    machine = Machine(torch.device("cpu"), torch.float32, processes=2)
+    with pytest.raises(UserError, match="of 16 cannot be shared by 2 processes with 16 samples"):
+        make_training(Recipe(), machine=machine)
+    plan = TrainingPlan(False, 8, False, 0.0, None)
+    training = make_training(Recipe(epochs=3), machine=machine, plan=plan)
+    assert (training.steps, training.steps_per_epoch) == (6, 2)
+
+
+def test_only_a_complete_checkpoint_is_continued(tmp_path):
+    assert last_complete(tmp_path) is None
+    for step in (2, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 9):
+        (tmp_path / f"checkpoint-{step}" / DONE_MARKER).touch()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-9"
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_the_epoch_of_the_lowest_loss_is_kept_and_two_without_a_lower_one_end_it(tmp_path):
+    keeper, args = KeepBest(tmp_path), SimpleNamespace(eval_steps=5)
+    model = SimpleNamespace(
+        save_pretrained=lambda folder, save_embedding_layers: Path(folder).mkdir()
+    )
+    for step, loss, stops in ((5, 0.5, False), (10, 0.3, False), (15, 0.4, False), (20, 0.3, True)):
+        control = SimpleNamespace(should_training_stop=False)
+        keeper.on_evaluate(args, state(step), control, metrics={"eval_loss": loss}, model=model)
+        assert control.should_training_stop == stops
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 10, "loss": 0.3}
+    keeper.on_train_begin(args, state(10), None)
+    assert keeper.best()["step"] == 10
+    keeper.on_train_begin(args, state(9), None)  # resumed before it: it will be found again
+    assert keeper.best() is None
+
+
+def test_a_loss_that_is_no_number_ends_it():
+    StopAtNan().on_log(None, state(3), None, logs={"loss": 0.1, "grad_norm": float("nan")})
+    with pytest.raises(UserError, match="the eval_loss is nan at step 3: lower --lr"):
+        StopAtNan().on_log(None, state(3), None, logs={"eval_loss": float("nan")})
+
+
+def test_progress_is_one_line_for_each_loss():
+    lines = []
+    progress = Progress(lines.append, "trial 1  ")
+    progress.on_train_begin(None, state(0), None)
+    progress.on_log(None, state(10), None, logs={"loss": 0.5})
+    progress.on_log(None, state(10), None, logs={"eval_loss": 0.25})
+    progress.on_log(None, state(10), None, logs={"train_runtime": 3.0})
+    assert lines == [
+        "trial 1  step 10/10  loss 0.5000  0 s left",
+        "trial 1  step 10/10  dev loss 0.2500  0 s left",
+    ]
+
+
+SCRIPT = """
+import pickle, sys, torch
+from evaluators.finetuning.train import train
+training, folder = pickle.load(open(sys.argv[1], "rb"))
+train(training, folder)
+assert torch.distributed.get_world_size() == 2
+"""
+
+
+def start_processes(script, argument):
+    """Two processes that find each other, as torchrun starts them; `accelerate launch` starts one on a CPU."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+              "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), str(argument)],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+
+
+def test_two_processes_train_as_one(make_training, train_clips, tmp_path):
+    recipe, clips = Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=4), train_clips[:16]
+    halved = make_training(
+        recipe,
+        clips=clips,
+        plan=TrainingPlan(False, 2, False, 0.0, None),
+        machine=Machine(torch.device("cpu"), torch.float32, processes=2),
+    )
+    (tmp_path / "training").write_bytes(pickle.dumps((halved, tmp_path / "2")))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    processes = start_processes(tmp_path / "script.py", tmp_path / "training")
+    train(make_training(recipe, clips=clips), tmp_path / "1")
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err[-3000:]
+    one, two = (load_file(tmp_path / n / "best" / "adapter_model.safetensors") for n in "12")
+    # Single weights with hardly any gradient differ more: Adam divides by its size.
+    apart = torch.cat([(one[k] - two[k]).flatten() for k in one]).norm()
+    moved = torch.cat([v.flatten() for k, v in one.items() if "lora_B" in k]).norm()
+    assert moved > 0.1 and apart < 0.01 * moved
