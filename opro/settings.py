@@ -225,8 +225,8 @@ def clip_count(text: str, most: int, split: str) -> int:
     """
     if text == "all":
         return most
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise UserError(f"--clips is {text!r}; expected all, or a whole number above 0")
-    if int(text) > most:
-        raise UserError(f"--clips is {text}; the {split} split holds {most}")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text) or int(text) > most:
+        raise UserError(
+            f"--clips is {text!r}; expected all, or a number up to {most}, the clips of the {split} split"
+        )
     return int(text)
