@@ -20,7 +20,7 @@ class Vad(Uncached):
     """A detector with its rule: an Evaluator.
 
     Attributes:
-        name: As it was asked for.
+        name: As in ``silero`` or ``whisper:MODEL``.
         variant: Index of the detector's variant that decides.
         threshold: In the detector's own unit; larger is the first label.
         temperature: By which the distance to the threshold becomes log-odds, fitted on dev.
@@ -60,7 +60,7 @@ def fit(
     labels: Sequence[str],
     tick: Callable[[], None] = lambda: None,
 ) -> Vad:
-    """A detector tuned on clips of dev, which it must not be judged on.
+    """A detector tuned on clips of dev, which must not be its test clips.
 
     Args:
         labels: Two; the first one is speech.

@@ -66,7 +66,8 @@ def test_two_processes_share_a_folder_without_loss(tmp_path, seeds, clips):
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from conftest import DEMO, LABELS
 from evaluators.cache import CachedEvaluator; from evaluators.clips import *
-from evaluators.fakes import FakeEvaluator; from evaluators.files import shipped; from evaluators.prompts import read_prompts
+from evaluators.fakes import FakeEvaluator; from evaluators.files import shipped
+from evaluators.prompts import read_prompts
 from pathlib import Path
 clips = balanced_order(read_manifest(DEMO, LABELS, "dev"))[:30]
 seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
