@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluators.audio_lm.checkpoint import Quantization, open_checkpoint
+from evaluators.audio_lm.checkpoint import Checkpoint, Quantization, open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
@@ -50,18 +50,8 @@ def build_evaluator(
         trained_on = None
     else:
         opened = open_checkpoint(checkpoint, adapter, quantization)
-        _offline_is_fine()
-        from evaluators.audio_lm.scorer import AudioScorer
-
-        if quantization == "nf4":
-            try:
-                import bitsandbytes  # noqa: F401
-            except ImportError:
-                raise UserError(
-                    "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
-                ) from None
         features = None if cache is None else cache.with_name(FEATURES)
-        make = functools.partial(AudioScorer, opened, device, dtype, features=features)
+        make = functools.partial(_audio_scorer(opened), opened, device, dtype, features=features)
         trained_on = opened.trained_on
     if ray is not None:
         from evaluators.ray_pool import RayPool
@@ -73,6 +63,21 @@ def build_evaluator(
         return inner, trained_on
     cached = CachedEvaluator(inner, cache)
     return BothOrders(cached), trained_on
+
+
+def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:
+    """The class that scores a checkpoint, once what it needs is known to be installed."""
+    _offline_is_fine()
+    from evaluators.audio_lm.scorer import AudioScorer
+
+    if checkpoint.quantization == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError:
+            raise UserError(
+                "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
+            ) from None
+    return AudioScorer
 
 
 def _offline_is_fine() -> None:

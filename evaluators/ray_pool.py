@@ -281,7 +281,7 @@ class RayPool(Uncached):
                 " them; use nodes of one kind, or --dtype float32"
             )
         smaller = min(about, self._about, key=lambda a: a[1].tokens)
-        if smaller is self._about:  # a new worker, or one that has not heard yet
+        if smaller is self._about:  # a new worker, or one that still has the larger shape
             return
         self._about = smaller
         for seat in self._seats:

@@ -76,33 +76,67 @@ def open_checkpoint(
     Raises:
         UserError: No such checkpoint, or its weights are not in safetensors.
     """
+    base, adapter = _find_folders(name, adapter)
+    _check_base(base, name, quantization)
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
+            " weights are not read"
+        )
+    parts = [_trained_on(part) for part in (base, adapter) if part is not None]
+    known = [sources for sources in parts if sources is not None]
+    record = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
+    prompt = self_test = None
+    if record.get("prompt"):
+        where = f"{adapter}/training.json"
+        prompt = prompt_from(record["prompt"], tuple(record["prompt"]["answers"]), where)
+    if adapter is not None:
+        _check_adapter(adapter, record, quantization)
+    if prompt is not None and record.get("self_test"):
+        raw_test = record["self_test"]
+        self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
+    return Checkpoint(
+        name,
+        base,
+        adapter,
+        quantization,
+        frozenset().union(*known) if known else None,
+        prompt,
+        record.get("base_digest"),
+        self_test,
+    )
+
+
+def _find_folders(name: str, adapter: Path | None) -> tuple[Path, Path | None]:
+    """(base, adapter) of a name; downloads what is a hub id."""
     folder = SHIPPED.get(name) or Path(name)
     if not folder.is_dir():
         folder = _download(name)
-    if (folder / "adapter_config.json").is_file():
-        if adapter is not None:
-            raise UserError(
-                f"checkpoint {name!r} carries an adapter already; give --adapter only with base"
-                " weights"
-            )
-        adapter = folder
-        raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
-        # Shipped adapters name their base by its folder beside them, others by directory or hub id.
-        folder = next(
-            (p for p in ((adapter / raw), SHIPPED.get(raw), Path(raw)) if raw and p and p.is_dir()),
-            None,
-        ) or _download(raw)
-    if not (folder / "config.json").is_file():
+    if not (folder / "adapter_config.json").is_file():
+        return folder, adapter
+    if adapter is not None:
         raise UserError(
-            f"checkpoint {name!r}: {str(folder)!r} holds no config.json; expected a transformers"
+            f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights"
+        )
+    raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    # Shipped adapters name their base by its folder beside them, others by directory or hub id.
+    places = ((folder / raw), SHIPPED.get(raw), Path(raw)) if raw else ()
+    return next((p for p in places if p and p.is_dir()), None) or _download(raw), folder
+
+
+def _check_base(base: Path, name: str, quantization: str) -> None:
+    """Raises UserError for a folder whose weights cannot be scored."""
+    if not (base / "config.json").is_file():
+        raise UserError(
+            f"checkpoint {name!r}: {str(base)!r} holds no config.json; expected a transformers"
             " checkpoint"
         )
-    if not list(folder.glob("*.safetensors")):
+    if not list(base.glob("*.safetensors")):
         raise UserError(
-            f"checkpoint {name!r}: {str(folder)!r} holds no safetensors file; convert it, pickled"
+            f"checkpoint {name!r}: {str(base)!r} holds no safetensors file; convert it, pickled"
             " weights are not read"
         )
-    kind = _json(folder / "config.json").get("model_type")
+    kind = _json(base / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(
             f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
@@ -113,40 +147,13 @@ def open_checkpoint(
             f"--quantization {quantization} does not reach the experts of {name!r}, which hold most"
             " of its weights; use none"
         )
-    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
-            " weights are not read"
-        )
-    parts = [_trained_on(part) for part in (folder, adapter) if part is not None]
-    known = [sources for sources in parts if sources is not None]
-    about = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
-    prompt = self_test = None
-    if about.get("prompt"):
-        where = f"{adapter}/training.json"
-        prompt = prompt_from(about["prompt"], tuple(about["prompt"]["answers"]), where)
-    if adapter is not None:
-        _check_adapter(adapter, about, quantization)
-    if prompt is not None and about.get("self_test"):
-        raw_test = about["self_test"]
-        self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
-    return Checkpoint(
-        name,
-        folder,
-        adapter,
-        quantization,
-        frozenset().union(*known) if known else None,
-        prompt,
-        about.get("base_digest"),
-        self_test,
-    )
 
 
 def _has_training(folder: Path) -> bool:
     return (folder / "training.json").is_file()
 
 
-def _check_adapter(adapter: Path, about: dict[str, Any], quantization: str) -> None:
+def _check_adapter(adapter: Path, record: dict[str, Any], quantization: str) -> None:
     """Raises UserError for weights that were changed since training, or trained with another quantization."""
     weights = adapter / "adapter_model.safetensors"
     size = weights.stat().st_size
@@ -164,13 +171,13 @@ def _check_adapter(adapter: Path, about: dict[str, Any], quantization: str) -> N
             f"adapter file {str(weights)!r} is truncated or no safetensors file ({size:,} bytes);"
             " restore it or train again"
         )
-    written = about.get("adapter_sha256")
+    written = record.get("adapter_sha256")
     if written and hashlib.sha256(weights.read_bytes()).hexdigest() != written:
         raise UserError(
             f"adapter file {str(weights)!r} is not the one that training.json tells of; restore it,"
             " or remove training.json, which makes it an adapter of unknown origin"
         )
-    trained = about.get("quantisation")
+    trained = record.get("quantisation")
     if trained is not None and trained != quantization:
         raise UserError(
             f"adapter {str(adapter)!r} was trained on weights with quantization {trained}, not"

@@ -5,7 +5,7 @@ from typing import Any
 
 CARDS_GIB = (8, 12, 24, 80)
 CONTEXT_GIB = 0.6  # of CUDA itself
-NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantised scales
+NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantized scales
 # Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or dequantized, and 4-bit weights.
 REACHED = {"bf16": 0.85, "4-bit": 0.6}
 SUFFIX_TOKENS = 46
@@ -124,22 +124,22 @@ def plan_memory(config: Any, quantization: str, gib: float) -> MemoryPlan:
     text = config.text_config
     products, met, plain, tower = weight_counts(config)
     packed = quantization != "none"
-    expanded = packed and should_dequantize(config, gib)
-    weights = plain * 2 + (products + tower) * (2 if expanded or not packed else NF4_BYTES)
+    once = packed and should_dequantize(config, gib)  # dequantized once, not for every batch
+    weights = plain * 2 + (products + tower) * (2 if once or not packed else NF4_BYTES)
     shape = shape_for(gib)
     batch = batch_bytes(config, shape)
-    if packed and not expanded:
+    if packed and not once:
         batch += (
             2 * text.hidden_size * text.intermediate_size * 2
-        )  # one product's weights, expanded
+        )  # one product's weights, dequantized
     total = gib * 2**30
     free = total - CONTEXT_GIB * 2**30 - weights - batch
     cache = cache_bytes(total, free)
     place = 2 * text.num_hidden_layers * _kv_width(text) * 2
-    share = REACHED["4-bit" if packed and not expanded else "bf16"]
+    share = REACHED["4-bit" if packed and not once else "bf16"]
     return MemoryPlan(
         gib,
-        "bf16" if not packed else "nf4, expanded to bf16" if expanded else "nf4",
+        "bf16" if not packed else "nf4, expanded to bf16" if once else "nf4",
         weights / 2**30,
         batch / 2**30,
         cache / 2**30,

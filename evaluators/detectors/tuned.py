@@ -21,7 +21,7 @@ class TunedDetector(Uncached):
     """A detector with its rule: an Evaluator.
 
     Attributes:
-        name: As it was asked for.
+        name: As in ``silero`` or ``whisper:MODEL``.
         variant: Index of the detector's variant that decides.
         threshold: In the detector's own unit; larger is the first label.
         temperature: By which the distance to the threshold becomes log-odds, fitted on dev.
