@@ -28,9 +28,10 @@ class Tree:
 
     def __init__(self, root: Path, args: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--worker", *args.passed_on]
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
