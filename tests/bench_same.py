@@ -10,6 +10,7 @@ same prompts again. 4-bit weights are tried where bitsandbytes is installed. Exi
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -103,6 +104,14 @@ def work(args: argparse.Namespace) -> int:
     return 0
 
 
+def found(name: str, *modules: str):
+    """A function or value, wherever this tree has it."""
+    for module in modules:
+        if importlib.util.find_spec(module) is not None:
+            return getattr(importlib.import_module(module), name)
+    sys.exit(f"no {name} in {modules}")
+
+
 class Worker:
     """One tree: its scorer, whatever it is called there."""
 
@@ -113,16 +122,16 @@ class Worker:
         from evaluators import bench
         from evaluators.audio_lm.checkpoint import open_checkpoint
         from evaluators.audio_lm.loading import pick_device
-        from evaluators.manifest import read_manifest
-        from evaluators.splits import balanced_order
-        from evaluators.tasks import SPEECH_TASK
 
         self.torch, self.args, self.file = torch, args, module.__file__
         self.new = hasattr(module, "AudioScorer")
         self.kind = module.AudioScorer if self.new else module.QwenAudio
         self.on = pick_device(args.device)
         self.checkpoint = open_checkpoint("pocket-base")
-        self.clips = balanced_order(read_manifest(bench.DEMO, SPEECH_TASK.labels, "dev"))
+        read_manifest = found("read_manifest", "evaluators.manifest", "evaluators.clips")
+        balanced_order = found("balanced_order", "evaluators.splits", "evaluators.clips")
+        task = found("SPEECH_TASK", "evaluators.tasks", "evaluators.prompts")
+        self.clips = balanced_order(read_manifest(bench.DEMO, task.labels, "dev"))
         self.clips = self.clips[: args.clips]
         self.loaded = None
         if args.shape == "7b":
