@@ -230,13 +230,10 @@ class AudioScorer(Uncached):
             merge_to_linear(model.model, self.dtype, self.dequantize)
             decoder = Decoder(model)
             tower = AudioTower(model, self.family, self.feature_store, decoder.dtype)
-            self._loaded = LoadedModel(decoder, tower, Prefixes(decoder, tower, self._before))
+            # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
+            before = functools.partial(_tokens_before, self.family, self.processor.tokenizer)
+            self._loaded = LoadedModel(decoder, tower, Prefixes(decoder, tower, before))
         return self._loaded
-
-    def _before(self, system: str) -> Ints:
-        """Tokens before the audio."""
-        pieces = self.family.before(system)
-        return np.array(encode(self.processor.tokenizer, pieces), dtype=np.int64)
 
     def _run(
         self, system: str, rows: Sequence[PromptRow], clips: Sequence[Clip]
@@ -315,6 +312,11 @@ class AudioScorer(Uncached):
     @functools.cached_property
     def _seconds_per_eval(self) -> float:
         return estimate_seconds_per_eval(self.config, self.device, self.dtype)
+
+
+def _tokens_before(family: Family, tokenizer: Any, system: str) -> Ints:
+    """Tokens before the audio."""
+    return np.array(encode(tokenizer, family.before(system)), dtype=np.int64)
 
 
 def _check_finite(table: ScoreTable) -> None:
