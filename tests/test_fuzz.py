@@ -9,7 +9,7 @@ from conftest import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data.building.recordings import read_rttm
+from data.building.readers import read_rttm
 from evaluators.clips import NEEDED, read_manifest
 from evaluators.errors import UserError
 from evaluators.prompts import SPEECH_TASK, Prompt, read_prompts

@@ -1,196 +1,105 @@
 """Questions that the pocket checkpoints are trained on, composed at random.
 
-Many ways to ask about four kinds of sound, with options in either order. Some questions say that the clip is short or
-noisy: data/train_pocket.py teaches the base that such clips hold speech when the question says so, so saying so
-helps it. The wordings of prompts/heldout.yaml and
-prompts/seeds are not in it; those files measure how far the model reads what it was never asked.
+They ask about four kinds of sound in many ways, with options in either order. Some say that the clip is short or noisy:
+train_pocket.py teaches the base that such clips hold speech when the question says so. The grammar never composes the
+wordings of prompts/heldout.yaml and prompts/seeds: those files measure how well the model reads new questions.
 """
 
 import random
 from dataclasses import dataclass
 
+
+def _phrases(text: str) -> list[str]:
+    return text.split(" | ")
+
+
 SOUNDS = ("speech", "music", "animal", "noise")
 
 POSITIVE = {
-    "speech": [
-        "speech",
-        "SPEECH",
-        "human speech",
-        "a human voice",
-        "human voice",
-        "a voice",
-        "VOICE",
-        "someone talking",
-        "a person speaking",
-        "spoken words",
-        "talking",
-        "speech is present",
-        "SPEECH PRESENT",
-        "a speaker",
-        "HUMAN SPEECH",
-    ],
-    "music": [
-        "music",
-        "MUSIC",
-        "a musical instrument",
-        "a melody",
-        "MUSIC PRESENT",
-        "instrumental music",
-    ],
-    "animal": ["an animal", "ANIMAL", "an animal sound", "an animal call", "ANIMAL PRESENT"],
-    "noise": [
-        "noise",
-        "NOISE",
-        "environmental noise",
-        "background noise",
-        "a machine",
-        "NOISE PRESENT",
-    ],
+    "speech": _phrases(
+        "speech | SPEECH | human speech | a human voice | human voice | a voice | VOICE | someone talking | "
+        "a person speaking | spoken words | talking | speech is present | SPEECH PRESENT | a speaker | "
+        "HUMAN SPEECH"
+    ),
+    "music": _phrases(
+        "music | MUSIC | a musical instrument | a melody | MUSIC PRESENT | instrumental music"
+    ),
+    "animal": _phrases("an animal | ANIMAL | an animal sound | an animal call | ANIMAL PRESENT"),
+    "noise": _phrases(
+        "noise | NOISE | environmental noise | background noise | a machine | NOISE PRESENT"
+    ),
 }
 NEGATIVE = {
-    "speech": [
-        "no speech",
-        "NO SPEECH",
-        "non-speech",
-        "NON-SPEECH",
-        "NONSPEECH",
-        "not speech",
-        "no voice",
-        "NO VOICE",
-        "something else",
-        "other sounds",
-        "OTHER",
-        "music or noise",
-        "noise, music or animals",
-        "noise/music/animals",
-        "background sound",
-        "only noise",
-        "no human voice",
-        "nothing spoken",
-        "nonspeech",
-    ],
-    "music": ["no music", "NO MUSIC", "something else", "other sounds", "OTHER"],
-    "animal": ["no animal", "NO ANIMAL", "something else", "other sounds", "OTHER"],
-    "noise": ["no noise", "NO NOISE", "something else", "a voice, music or an animal", "OTHER"],
-}
-EXPLAIN = {
-    "speech": (
-        ["a person talks", "someone is speaking", "words are spoken", "a human is heard", "voice"],
-        [
-            "music, noise, silence or animals",
-            "no one is talking",
-            "music/noise/animals",
-            "anything else",
-            "noise, silence",
-        ],
+    "speech": _phrases(
+        "no speech | NO SPEECH | non-speech | NON-SPEECH | NONSPEECH | not speech | no voice | NO VOICE | "
+        "something else | other sounds | OTHER | music or noise | noise, music or animals | "
+        "noise/music/animals | background sound | only noise | no human voice | nothing spoken | nonspeech"
     ),
-    "music": (["a tune is played", "instruments"], ["anything else", "no instruments"]),
-    "animal": (["a creature calls", "animals"], ["anything else", "no creature"]),
-    "noise": (["machines, weather, objects"], ["anything else", "a voice or music"]),
+    "music": _phrases("no music | NO MUSIC | something else | other sounds | OTHER"),
+    "animal": _phrases("no animal | NO ANIMAL | something else | other sounds | OTHER"),
+    "noise": _phrases("no noise | NO NOISE | something else | a voice, music or an animal | OTHER"),
+}
+EXPLAIN = {  # why the answer is yes, and why it is no
+    "speech": (
+        _phrases(
+            "a person talks | someone is speaking | words are spoken | a human is heard | voice"
+        ),
+        _phrases(
+            "music, noise, silence or animals | no one is talking | music/noise/animals | anything else | "
+            "noise, silence"
+        ),
+    ),
+    "music": (
+        _phrases("a tune is played | instruments"),
+        _phrases("anything else | no instruments"),
+    ),
+    "animal": (_phrases("a creature calls | animals"), _phrases("anything else | no creature")),
+    "noise": (_phrases("machines, weather, objects"), _phrases("anything else | a voice or music")),
 }
 NOUNS = {
-    "speech": [
-        "speech",
-        "human speech",
-        "a human voice",
-        "someone talking",
-        "a person speaking",
-        "spoken words",
-        "a voice",
-    ],
-    "music": ["music", "a musical instrument"],
-    "animal": ["an animal", "an animal sound"],
-    "noise": ["noise", "background noise"],
+    "speech": _phrases(
+        "speech | human speech | a human voice | someone talking | a person speaking | spoken words | a voice"
+    ),
+    "music": _phrases("music | a musical instrument"),
+    "animal": _phrases("an animal | an animal sound"),
+    "noise": _phrases("noise | background noise"),
 }
-QUESTIONS = [
-    "Does this audio contain {x}?",
-    "Is there {x} in this clip?",
-    "Do you hear {x}?",
-    "Can you hear {x} in the recording?",
-    "Decide whether the clip has {x}.",
-    "Task: find {x}.",
-    "Is {x} present?",
-    "Listen to the clip. Does it have {x}?",
-    "Pick one:",
-    "Choose the right option.",
-    "What do you hear?",
-    "Classify the sound:",
-    "Which option fits the audio?",
-    "Select the option that matches.",
-    "Tell me if there is {x}.",
-    "Detect {x} in this clip.",
-    "Identify the sound.",
-    "Is it {x}?",
-    "The question is whether there is {x}.",
-]
-LEADS = [
-    "",
-    "",
-    "",
-    "",
-    "Listen carefully. ",
-    "You are an audio expert. ",
-    "Focus on the main sound. ",
-    "Pay attention to the sound. ",
-    "This is a test of hearing. ",
+QUESTIONS = _phrases(
+    "Does this audio contain {x}? | Is there {x} in this clip? | Do you hear {x}? | "
+    "Can you hear {x} in the recording? | Decide whether the clip has {x}. | Task: find {x}. | "
+    "Is {x} present? | Listen to the clip. Does it have {x}? | Pick one: | Choose the right option. | "
+    "What do you hear? | Classify the sound: | Which option fits the audio? | "
+    "Select the option that matches. | Tell me if there is {x}. | Detect {x} in this clip. | "
+    "Identify the sound. | Is it {x}? | The question is whether there is {x}."
+)
+LEADS = [""] * 4 + [
+    f"{lead} "
+    for lead in _phrases(
+        "Listen carefully. | You are an audio expert. | Focus on the main sound. | "
+        "Pay attention to the sound. | This is a test of hearing."
+    )
 ]
 # What a question may say about the recording. Short and noisy clips come with one of these, clean ones seldom do.
-HINTS = [
-    "The clip is {0}. ",
-    "It is a {0} recording. ",
-    "The recording is {0}. ",
-    "This is a {0} clip. ",
-    "The sound is {0}. ",
-    "Expect a {0} sound. ",
-    "You will hear a {0} recording. ",
-    "Be careful, it is {0}. ",
-]
-STATES = [
-    "noisy",
-    "short and noisy",
-    "faint",
-    "brief and noisy",
-    "weak",
-    "hard to hear",
-    "short",
-    "masked",
-    "quiet and noisy",
-    "degraded",
-    "very noisy",
-    "brief",
-    "poor",
-]
-NOISES = [
-    "There is a lot of noise. ",
-    "There is strong noise. ",
-    "Loud noise covers the sound. ",
-    "The background is loud. ",
-    "Noise may hide the sound. ",
-    "Listen through the noise. ",
-    "Much of it is noise. ",
-]
-ENDS = [
-    "",
-    "",
-    "Answer:",
-    "Answer A or B.",
-    "Answer with A or B only.",
-    "Reply with one letter.",
-    "Your choice:",
-    "The answer is",
-    "Respond with the letter only.",
-]
-FORMATS = [
-    "A) {0}\nB) {1}",
-    "A) {0} B) {1}",
-    "A. {0}\nB. {1}",
-    "Options:\nA) {0}\nB) {1}",
-    "(A) {0} (B) {1}",
-    "A: {0}\nB: {1}",
-    "A = {0}, B = {1}",
-    "Options: A) {0}, B) {1}",
-    "A - {0}\nB - {1}",
-]
+HINTS = _phrases(
+    "The clip is {0}. | It is a {0} recording. | The recording is {0}. | This is a {0} clip. | "
+    "The sound is {0}. | Expect a {0} sound. | You will hear a {0} recording. | Be careful, it is {0}."
+)
+STATES = _phrases(
+    "noisy | short and noisy | faint | brief and noisy | weak | hard to hear | short | masked | "
+    "quiet and noisy | degraded | very noisy | brief | poor"
+)
+NOISES = _phrases(
+    "There is a lot of noise. | There is strong noise. | Loud noise covers the sound. | "
+    "The background is loud. | Noise may hide the sound. | Listen through the noise. | Much of it is noise."
+)
+ENDS = _phrases(
+    " |  | Answer: | Answer A or B. | Answer with A or B only. | Reply with one letter. | Your choice: | "
+    "The answer is | Respond with the letter only."
+)
+FORMATS = _phrases(
+    "A) {0}\nB) {1} | A) {0} B) {1} | A. {0}\nB. {1} | Options:\nA) {0}\nB) {1} | (A) {0} (B) {1} | "
+    "A: {0}\nB: {1} | A = {0}, B = {1} | Options: A) {0}, B) {1} | A - {0}\nB - {1}"
+)
 SYSTEMS = ["You classify audio content.", "You are a helpful assistant."]
 
 
@@ -220,9 +129,9 @@ def _option(target: str, positive: bool, rng: random.Random) -> str:
 
 def hint(rng: random.Random) -> str:
     """A sentence that says that the clip is short, noisy or faint."""
-    return (
-        rng.choice(NOISES) if rng.random() < 0.35 else rng.choice(HINTS).format(rng.choice(STATES))
-    )
+    if rng.random() < 0.35:
+        return rng.choice(NOISES)
+    return rng.choice(HINTS).format(rng.choice(STATES))
 
 
 def two_options(rng: random.Random, target: str | None = None, hinted: bool = False) -> Question:
@@ -234,13 +143,11 @@ def two_options(rng: random.Random, target: str | None = None, hinted: bool = Fa
         _option(target, positive, rng) for positive in ((False, True) if swap else (True, False))
     ]
     block = rng.choice(FORMATS).format(*options)
-    question = (hint(rng) if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(
+    question = (f"{hint(rng)} " if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(
         x=rng.choice(NOUNS[target])
     )
     if hinted and rng.random() < 0.2:  # the hint may also follow the question
-        question = (
-            rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng).strip()
-        )
+        question = rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng)
     end = rng.choice(ENDS)
     parts = (
         [question, block, end]
