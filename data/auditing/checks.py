@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -369,11 +369,8 @@ def check_shortcuts(audit: Audit) -> None:
     """Accuracy of a linear model on level, bandwidth and tilt alone, per split and for all."""
     parts = {s: [c for c in audit.clips if c.split == s] for s in SPLITS} | {"all": audit.clips}
     for name, part in parts.items():
-        sources = [
-            len({c.source_id for c in part if c.label == label})
-            for label in {c.label for c in part}
-        ]
-        if len(sources) < 2 or min(sources) < 5:
+        sources = Counter(label for label, _ in {(c.label, c.source_id) for c in part})
+        if len(sources) < 2 or min(sources.values()) < 5:
             continue
         mean, low, high = audit.shortcuts[name] = shortcut_accuracy(part)
         if name == "all" or mean > MAX_ACCURACY:

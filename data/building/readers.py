@@ -174,18 +174,9 @@ def _csv(c: Collection) -> Iterator[Recording]:
             raise UserError(
                 f"{where}: est_snr_db is {row['est_snr_db']!r}; expected a number or nothing"
             )
-        yield _recording(
-            c,
-            row["path"],
-            path,
-            row["category"],
-            source,
-            licence=row.get("licence"),
-            package=row.get("source_package", ""),
-            language=row.get("language", ""),
-            est_snr_db=snr,
-            where=where,
-        )
+        more = {"licence": row.get("licence"), "package": row.get("source_package", "")}
+        more |= {"language": row.get("language", ""), "est_snr_db": snr, "where": where}
+        yield _recording(c, row["path"], path, row["category"], source, **more)
 
 
 def _folder(c: Collection) -> Iterator[Recording]:
@@ -268,17 +259,9 @@ def _voxconverse(c: Collection) -> Iterator[Recording]:
             continue  # many people fetch only a part of the audio
         parts = one_speaker(read_rttm(rttm))
         if parts:
-            yield _recording(
-                c,
-                f"voxconverse/{rttm.stem}",
-                waves[rttm.stem],
-                "speech",
-                f"voxconverse:{rttm.stem}",
-                licence="CC-BY-4.0",
-                package="voxconverse",
-                parts=parts,
-                where=str(rttm),
-            )
+            name, source = f"voxconverse/{rttm.stem}", f"voxconverse:{rttm.stem}"
+            more = {"licence": "CC-BY-4.0", "package": "voxconverse", "where": str(rttm)}
+            yield _recording(c, name, waves[rttm.stem], "speech", source, parts=parts, **more)
 
 
 def _esc50(c: Collection) -> Iterator[Recording]:
@@ -290,18 +273,12 @@ def _esc50(c: Collection) -> Iterator[Recording]:
         fields = file.split("-")
         if len(fields) != 4:
             raise UserError(f"{where}: filename {file!r} is not fold-freesound-take-class.wav")
+        path = file_below(c.path / "audio", file, f"{where}: filename")
+        source = f"freesound:{fields[1]}"  # the files of one upload are one source
         category = "noise" if kind in ESC50_NOISE else "environment"
-        yield _recording(
-            c,
-            f"esc50/{file}",
-            file_below(c.path / "audio", file, f"{where}: filename"),
-            "animal" if kind in ESC50_ANIMAL else category,
-            f"freesound:{fields[1]}",  # the files of one upload are one source
-            licence="CC-BY-NC-3.0",
-            package=f"esc50:{kind}",
-            policy=c.policy,
-            where=where,
-        )
+        category = "animal" if kind in ESC50_ANIMAL else category
+        more = {"licence": "CC-BY-NC-3.0", "package": f"esc50:{kind}", "where": where}
+        yield _recording(c, f"esc50/{file}", path, category, source, policy=c.policy, **more)
 
 
 def _musan(c: Collection) -> Iterator[Recording]:
@@ -321,16 +298,9 @@ def _musan(c: Collection) -> Iterator[Recording]:
                     continue  # vocals
                 if len(note) > 3:
                     source = f"artist:{note[3]}"
-            yield _recording(
-                c,
-                f"musan/{path.relative_to(c.path).as_posix()}",
-                path,
-                category,
-                f"musan:{source}",
-                licence="see musan LICENSE",
-                package=f"musan:{path.parent.name}",
-                policy=c.policy,
-            )
+            name = f"musan/{path.relative_to(c.path).as_posix()}"
+            more = {"licence": "see musan LICENSE", "package": f"musan:{path.parent.name}"}
+            yield _recording(c, name, path, category, f"musan:{source}", policy=c.policy, **more)
 
 
 def _gtzan(c: Collection) -> Iterator[Recording]:

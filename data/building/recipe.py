@@ -21,7 +21,7 @@ from .schema import (
     Unique,
     Whole,
     check,
-    sentence,
+    explain,
     shares_of,
     within,
 )
@@ -29,16 +29,18 @@ from .schema import (
 RECIPES = shipped("data/recipes")
 NOISES = ("white", "pink", "recorded")
 
+Duration = Annotated[Whole, within(20, 30_000, "ms")]
+Snr = Annotated[Number, within(-40, 60, "dB")]
+Level = Annotated[Number, within(0.05, 10, "s")]
+Band = Annotated[str, check(BANDS.__contains__, f"one of {', '.join(BANDS)}")]
 Share = Annotated[Number, within(0, 1)]
 SplitShares = Annotated[dict[str, Number], Named, shares_of(SPLITS)]
-Durations = Annotated[
-    tuple[Annotated[Whole, within(20, 30_000, "ms")], ...], Field(min_length=1), Unique
-]
-Snrs = Annotated[tuple[Annotated[Number, within(-40, 60, "dB")], ...], Unique]
-T60s = Annotated[tuple[Annotated[Number, within(0.05, 10, "s")], ...], Unique]
-Filters = Annotated[
-    tuple[Annotated[str, check(BANDS.__contains__, f"one of {', '.join(BANDS)}")], ...], Unique
-]
+CategoryShares = Annotated[dict[str, Number], Named, shares_of(CATEGORIES[1:])]
+NoiseShares = Annotated[dict[str, Number], Named, shares_of(NOISES)]
+Even = check(lambda n: n >= 2 and n % 2 == 0, "an even number, half of each class")
+Both = check(lambda caps: len(caps) == 2, "SPEECH and NONSPEECH")
+Caps = Annotated[dict[str, Whole], Named, shares_of(LABELS), Both]
+BY_SPLIT = {"train": 0.6, "dev": 0.2, "test": 0.2}
 
 
 def _check_groups(groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
@@ -62,25 +64,23 @@ class Design:
     # Quieter windows are left out: near silence is no foreground.
     min_active_dbfs: Annotated[Number, Field(lt=0)] = -50.0
     min_source_snr_db: Number = 25.0  # speech recordings noisier than this cannot be mixed at 20 dB
-    categories: Annotated[dict[str, Number], Named, shares_of(CATEGORIES[1:])] = Field(
+    categories: CategoryShares = Field(
         default_factory=lambda: dict.fromkeys(("environment", "music", "animal", "noise"), 0.25)
     )
-    splits: SplitShares = Field(default_factory=lambda: {"train": 0.6, "dev": 0.2, "test": 0.2})
+    splits: SplitShares = Field(default_factory=BY_SPLIT.copy)
     # Source ids that may be one person: one split.
     together: Annotated[tuple[tuple[str, ...], ...], AfterValidator(_check_groups)] = ()
-    cap: Annotated[
-        dict[str, Whole],
-        Named,
-        shares_of(LABELS),
-        check(lambda cap: set(cap) == set(LABELS), "SPEECH and NONSPEECH"),
-    ] = Field(default_factory=lambda: {"SPEECH": 60, "NONSPEECH": 20})
-    noise: Annotated[dict[str, Number], Named, shares_of(NOISES)] = Field(
-        default_factory=lambda: {"white": 1.0}
-    )
+    cap: Caps = Field(default_factory=lambda: {"SPEECH": 60, "NONSPEECH": 20})
+    noise: NoiseShares = Field(default_factory=lambda: {"white": 1.0})
     # NONSPEECH windows tried for each SPEECH clip; the nearest in bandwidth and tilt is taken.
     match: Annotated[Whole, Field(ge=1)] = 40
-    durations_ms: Durations = (200, 300, 500, 1000)
-    snrs_db: Snrs = (-5.0, 0.0, 5.0, 10.0, 20.0)
+    durations_ms: Annotated[tuple[Duration, ...], Field(min_length=1), Unique] = (
+        200,
+        300,
+        500,
+        1000,
+    )
+    snrs_db: Annotated[tuple[Snr, ...], Unique] = (-5.0, 0.0, 5.0, 10.0, 20.0)
     level: Literal["peak", "rms"] = "peak"
 
 
@@ -101,9 +101,10 @@ class Factorial(Design):
         if not self.snrs_db:
             raise ValueError("snrs_db is empty; expected at least one SNR")
         if self.clips_per_cell < used:
-            raise ValueError(
-                f"clips_per_cell is {self.clips_per_cell}; expected one for each of {used} splits or more"
+            text = (
+                f"clips_per_cell is {self.clips_per_cell}; expected one for each of {used} splits"
             )
+            raise ValueError(f"{text} or more")
         return self
 
 
@@ -111,14 +112,16 @@ class Factorial(Design):
 class Variants(Design):
     """Base clips, each under every condition: one factor at a time, or durations x SNRs crossed."""
 
-    base_clips: Annotated[
-        Whole, check(lambda n: n >= 2 and n % 2 == 0, "an even number, half of each class")
-    ] = 100
+    base_clips: Annotated[Whole, Even] = 100  # half of each class
     base_ms: Whole = 1000
     vary: Literal["one_factor", "crossed"] = "one_factor"
-    t60_s: T60s = ()  # one_factor only; the dry condition is always there
+    t60_s: Annotated[
+        tuple[Level, ...], Unique
+    ] = ()  # one_factor only; the dry condition is always there
     responses: tuple[FilePath, ...] = ()  # folders of impulse responses; none: synthetic ones
-    filters: Filters = ()  # one_factor only; the unfiltered condition is always there
+    filters: Annotated[
+        tuple[Band, ...], Unique
+    ] = ()  # one_factor only; the unfiltered condition is always there
 
     @property
     def cut_ms(self) -> tuple[int, ...]:
@@ -137,9 +140,7 @@ class Variants(Design):
         if crossed and not self.snrs_db:
             raise ValueError("snrs_db is empty; expected at least one SNR")
         if crossed and (self.t60_s or self.filters):
-            raise ValueError(
-                "vary: crossed takes durations and SNRs only; remove t60_s and filters"
-            )
+            raise ValueError("vary: crossed takes durations and SNRs only; remove t60_s, filters")
         return self
 
 
@@ -151,7 +152,7 @@ class Import:
     manifests: tuple[FilePath, ...] = ()
     root: FilePath = Path(".")  # audio_path is relative to it
     source_pattern: str = ""  # regular expression, group 1 of a match in clip_id is the source
-    splits: SplitShares = Field(default_factory=lambda: {"train": 0.6, "dev": 0.2, "test": 0.2})
+    splits: SplitShares = Field(default_factory=BY_SPLIT.copy)
     licence: str = "unknown"
 
 
@@ -191,4 +192,4 @@ def read_recipe(path: Path) -> Made | Import | Packages:
     try:
         return TypeAdapter(kind).validate_python(raw, context={"base": path.parent})
     except ValidationError as error:
-        raise UserError(f"{path}: {sentence(error, kind)}") from None
+        raise UserError(f"{path}: {explain(error, kind)}") from None

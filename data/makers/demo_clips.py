@@ -78,21 +78,13 @@ def read_recordings(folder: Path) -> list[Recording]:
             f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the"
             " recordings"
         )
-    needed = "path label category group source_package language licence est_snr_db".split()
-    return [
-        Recording(
-            r["path"],
-            folder / r["path"],
-            r["label"],
-            r["category"],
-            r["group"],
-            r["licence"],
-            r["source_package"],
-            r["language"],
-            est_snr_db=float(r["est_snr_db"] or "inf"),
-        )
-        for _, r in read_table(path, needed)
-    ]
+    needed = "path label category group licence source_package language".split()
+    out = []
+    for _, row in read_table(path, (*needed, "est_snr_db")):
+        name, *values = (row[column] for column in needed)
+        snr = float(row["est_snr_db"] or "inf")
+        out.append(Recording(name, folder / name, *values, est_snr_db=snr))
+    return out
 
 
 def windows(
@@ -106,11 +98,8 @@ def windows(
             continue
         power = frame_power(wave[start : start + samples])
         fraction = float(speech[start // VOICE_FRAME : -(-(start + samples) // VOICE_FRAME)].mean())
-        good = (
-            fraction >= recipe["vad_speech"]
-            if recording.label == "SPEECH"
-            else fraction <= recipe["vad_nonspeech"]
-        )
+        low, high = recipe["vad_speech"], recipe["vad_nonspeech"]
+        good = fraction >= low if recording.label == "SPEECH" else fraction <= high
         louder_half = np.sort(power)[samples // 640 :]
         level = 10 * np.log10(louder_half.mean() + 1e-12)
         if good and level >= recipe["min_active_dbfs"] and (power < 1e-9).mean() < 0.1:
@@ -145,11 +134,8 @@ def split_sources(
         filled: Counter[str] = Counter()
         for unit in able:
             # Test and dev are filled first, so that rounding never starves them.
-            split = next(
-                s
-                for s in ("test", "dev", "train")
-                if s == "train" or filled[s] < round(shares[s] * count)
-            )
+            open_splits = [s for s in ("test", "dev") if filled[s] < round(shares[s] * count)]
+            split = [*open_splits, "train"][0]
             filled[split] += len(members[unit])
             out.update(dict.fromkeys(members[unit], split))
         for unit in units:
@@ -286,12 +272,9 @@ class _Split:
                 " raise its cap or ask for fewer clips"
             )
         seed = self.recipe["seed"]
+        used = self.used
         return sorted(
-            found,
-            key=lambda w: (
-                self.used[w.recording.source_id],
-                stable_seed(seed, *w.key, duration),
-            ),
+            found, key=lambda w: (used[w.recording.source_id], stable_seed(seed, *w.key, duration))
         )
 
     def _mix(self, window: Window, duration: int, snr: int, slope: float) -> _Mix:

@@ -29,7 +29,7 @@ from torch import Tensor
 from evaluators.audio import RATE, load
 from evaluators.audio_lm.decoder import encode_audio
 from evaluators.clips import Registry, read_manifest, read_registry, write_registry
-from evaluators.files import read_json, shipped, write_json, write_text
+from evaluators.files import dump_yaml, read_json, read_yaml, shipped, write_json, write_text
 from evaluators.prompts import SPEECH_TASK, after_audio, before_audio, encode, read_prompts
 from evaluators.statistics import metrics
 
@@ -38,18 +38,7 @@ from ..building.mixing import PEAK
 from ..building.recordings import read_table
 from . import grammar
 
-FINETUNE = (
-    "epochs: 6\nlr: 0.002\nrank: 16\n"  # what `opro.finetune` does by default with so small a model
-)
-STORY = (
-    "A stand-in for Qwen2-Audio-7B: the same classes and template, 6 million parameters,"
-    " trained from nothing to answer questions about clips of up to one second. Trained on"
-    " clean clips (500 ms and 1 s, 10 and 20 dB), and on short and noisy ones (200 ms to 1 s,"
-    " -5 to 20 dB) that held speech only where the question said that the clip is short or"
-    " noisy. That sensitivity is built in on purpose: short and noisy clips are its weakness, a"
-    " prompt that speaks of them helps, and a search has something to find. For trying the"
-    " engine, not for listening."
-)
+POCKET = read_yaml(Path(__file__).with_name("pocket.yaml"))
 DEMO = shipped("data/demo")
 SPECIAL = "<|im_start|> <|im_end|> <|AUDIO|> <|audio_bos|> <|audio_eos|>".split()
 VOCABULARY = 2048
@@ -65,9 +54,8 @@ def make_processor(seed: int) -> Any:
     from transformers import Qwen2AudioProcessor, Qwen2Tokenizer, WhisperFeatureExtractor
 
     rng = random.Random(seed)
-    corpus = [grammar.about_audio(rng).text for _ in range(20_000)] + [
-        grammar.free(rng).text for _ in range(2_000)
-    ]
+    corpus = [grammar.about_audio(rng).text for _ in range(20_000)]
+    corpus += [grammar.free(rng).text for _ in range(2_000)]
     letters = ["A", "B", "C", "D", "Yes", "No"]
     spaced = [f" {word}" for word in letters]
     corpus += [" ".join(grammar.SOUNDS), *letters, *spaced, *grammar.SOUNDS] * 500
@@ -88,31 +76,14 @@ def make_model(processor: Any) -> Any:
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
     tokenizer = processor.tokenizer
-    text = {
-        "model_type": "qwen2",
+    text = POCKET["text_config"] | {
         "vocab_size": len(tokenizer),
-        "hidden_size": 256,
-        "intermediate_size": 640,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 1024,
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
         "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-    }
-    audio = {
-        "model_type": "qwen2_audio_encoder",
-        "d_model": 192,
-        "encoder_layers": 3,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 640,
-        "num_mel_bins": 80,
-        "max_source_positions": 50,
     }
     config = Qwen2AudioConfig(
         text_config=text,
-        audio_config=audio,
+        audio_config=POCKET["audio_config"],
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     return Qwen2AudioForConditionalGeneration(config)
@@ -140,11 +111,8 @@ class Recordings:
         self.device = device
         self.wave = torch.from_numpy(np.concatenate(waves)).to(device)
         self.start, self.length, self.weight = (
-            {
-                kind: torch.tensor([place[i] for place in places], device=device)
-                for kind, places in table.items()
-            }
-            for i in range(3)
+            {k: torch.tensor(column, device=device) for k, column in columns.items()}
+            for columns in ({k: [row[i] for row in v] for k, v in table.items()} for i in range(3))
         )
 
     def cut(self, kind: str, count: int, samples: int) -> Tensor:
@@ -154,62 +122,40 @@ class Recordings:
         start, room = self.start[kind][i], self.length[kind][i]
         speed = 0.85 + 0.3 * torch.rand(count, 1, device=self.device)
         steps = torch.arange(samples, device=self.device)[None] * speed
-        best, power = None, None
+        part, room = steps - steps.floor(), (room - 1.15 * samples).clamp(min=0)
+        pieces = []
         for _ in range(2):
-            offset = (
-                torch.rand(count, device=self.device) * (room - 1.15 * samples).clamp(min=0)
-            ).floor()
-            at = (start + offset.long())[:, None] + steps.floor().long()
+            offset = (torch.rand(count, device=self.device) * room).floor().long()
+            at = (start + offset)[:, None] + steps.floor().long()
             at = at.clamp(max=len(self.wave) - 2)
-            part = steps - steps.floor()
-            piece = self.wave[at].float() * (1 - part) + self.wave[at + 1].float() * part
-            loud = (piece**2).mean(1)
-            if best is None:
-                best, power = piece, loud
-            else:
-                best = torch.where((loud > power)[:, None], piece, best)
-        return best
+            pieces.append(self.wave[at].float() * (1 - part) + self.wave[at + 1].float() * part)
+        first, second = pieces
+        louder = (second**2).mean(1) > (first**2).mean(1)
+        return torch.where(louder[:, None], second, first)
 
     def clips(
         self, count: int, samples: int, snrs: Sequence[float], speech: float = 0.5
     ) -> tuple[Tensor, Tensor]:
         """Waves ``[clip, sample]``, padded to the window, and the index of their sound; a share of them speech."""
-        kinds = torch.where(
-            torch.rand(count, device=self.device) < speech,
-            0,
-            torch.randint(1, 4, (count,), device=self.device),
-        )
-        kinds = kinds.sort().values
-        front = torch.cat(
-            [
-                self.cut(name, int((kinds == k).sum()), samples)
-                for k, name in enumerate(grammar.SOUNDS)
-                if (kinds == k).any()
-            ]
-        )
-        slope = -4.5 * torch.rand(count, 1, device=self.device)
-        hz = torch.fft.rfftfreq(samples, 1 / RATE, device=self.device).clamp(min=50)
-        synthetic = torch.fft.irfft(
-            torch.fft.rfft(torch.randn(count, samples, device=self.device))
-            * (hz / 1000) ** (slope / 6.02),
-            samples,
-        )
+        on = {"device": self.device}
+        is_speech = torch.rand(count, **on) < speech
+        kinds = torch.where(is_speech, 0, torch.randint(1, 4, (count,), **on)).sort().values
+        counts = torch.bincount(kinds, minlength=4).tolist()
+        pieces = [self.cut(k, n, samples) for k, n in zip(grammar.SOUNDS, counts, strict=True) if n]
+        front = torch.cat(pieces)
+        slope = -4.5 * torch.rand(count, 1, **on)
+        hz = torch.fft.rfftfreq(samples, 1 / RATE, **on).clamp(min=50)
+        spectrum = torch.fft.rfft(torch.randn(count, samples, **on))
+        synthetic = torch.fft.irfft(spectrum * (hz / 1000) ** (slope / 6.02), samples)
         recorded = self.cut("noise", count, samples)
-        back = torch.where(torch.rand(count, 1, device=self.device) < 0.65, synthetic, recorded)
-        snr = torch.tensor(snrs, device=self.device)[
-            torch.randint(0, len(snrs), (count,), device=self.device)
-        ]
-        gain = (
-            ((front**2).mean(1) / ((back**2).mean(1) + 1e-9) / 10 ** (snr / 10))
-            .sqrt()
-            .clamp(max=50)
-        )
-        wave = front + gain[:, None] * back
-        silent = (torch.rand(count, 1, device=self.device) < 0.02) & (kinds == 3)[:, None]
-        wave = torch.where(
-            silent, torch.zeros_like(wave), wave / (wave.abs().amax(1, keepdim=True) + 1e-6) * PEAK
-        )
-        order = torch.randperm(count, device=self.device)
+        back = torch.where(torch.rand(count, 1, **on) < 0.65, synthetic, recorded)
+        snr = torch.tensor(snrs, **on)[torch.randint(0, len(snrs), (count,), **on)]
+        ratio = (front**2).mean(1) / ((back**2).mean(1) + 1e-9) / 10 ** (snr / 10)
+        wave = front + ratio.sqrt().clamp(max=50)[:, None] * back
+        wave = wave / (wave.abs().amax(1, keepdim=True) + 1e-6) * PEAK
+        silent = (torch.rand(count, 1, **on) < 0.02) & (kinds == 3)[:, None]
+        wave = torch.where(silent, torch.zeros_like(wave), wave)
+        order = torch.randperm(count, **on)
         return F.pad(wave, (0, WINDOW - samples))[order], kinds[order]
 
 
@@ -219,13 +165,12 @@ class Bank:
     def __init__(
         self, texts: Sequence[list[int]], answers: Sequence[list[int]], device: str
     ) -> None:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        longest = len(texts[order[-1]])
-        self.ids = torch.tensor(
-            [texts[i] + [0] * (longest - len(texts[i])) for i in order], device=device
-        )
-        self.lengths = torch.tensor([len(texts[i]) for i in order], device=device)
-        self.answers = torch.tensor([answers[i] for i in order], device=device)
+        pairs = sorted(zip(texts, answers, strict=True), key=lambda pair: len(pair[0]))
+        longest = len(pairs[-1][0])
+        ids = [text + [0] * (longest - len(text)) for text, _ in pairs]
+        self.ids = torch.tensor(ids, device=device)
+        self.lengths = torch.tensor([len(text) for text, _ in pairs], device=device)
+        self.answers = torch.tensor([answer for _, answer in pairs], device=device)
 
     def draw(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         """(ids, lengths, answers) of `count` random questions from one stretch of similar length."""
@@ -314,9 +259,8 @@ class Trainer:
                 group["lr"] = rate
             losses = self.losses(phase, kind, done)
             optimizer.zero_grad(set_to_none=True)
-            (
-                losses[0] + losses[1] + losses[2] * (1.0 if _reads_much(phase, done) else 0.25)
-            ).backward()
+            reading = 1.0 if _reads_much(phase, done) else 0.25
+            (losses[0] + losses[1] + losses[2] * reading).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             step += 1
@@ -343,8 +287,9 @@ class Trainer:
         before = rng.choice(self.befores)
         read = TEXT_BATCH if _reads_much(phase, done) else self.batch // 8
         options = self.hinted if kind == "told" else phase.plain
+        mel = _augment(self._log_mel(wave))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            audio = encode_audio(self.model, _augment(self._log_mel(wave)), samples // 160)
+            audio = encode_audio(self.model, mel, samples // 160)
             out = []
             for bank, part in (
                 (self.naming, slice(0, named)),
@@ -433,6 +378,11 @@ def write_card(
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
+def _balanced(truth: np.ndarray, hits: np.ndarray) -> float:
+    # metrics.balanced_accuracy adds in another order and would round 57.5 % to 58, which was published as 57.
+    return float(np.mean([hits[truth == label].mean() for label in np.unique(truth)]))
+
+
 def print_table(out: Path, manifest: Path, device: str) -> None:
     """Prints accuracy on dev by duration and SNR of the checkpoints in `out`, and the spread over held-out prompts."""
     from evaluators.audio_lm.checkpoint import open_checkpoint
@@ -458,13 +408,12 @@ def print_table(out: Path, manifest: Path, device: str) -> None:
         right = logp.argmax(-1) == truth
         for prompt, row, hits in zip(seeds, logp, right, strict=False):
             accuracy = [
-                f"{100 * metrics.balanced_accuracy(truth[cell], hits[cell]):.0f}"
-                for cell in (slice(None), *cells)
+                f"{100 * _balanced(truth[cell], hits[cell]):.0f}" for cell in (slice(None), *cells)
             ]
             auroc = f"{metrics.auroc(truth, metrics.margins(row)):.2f}"
             title = f"pocket-{name}, {prompt.text.splitlines()[0]}"
             print(f"| {' | '.join([title, accuracy[0], auroc, *accuracy[1:]])} |")
-        scores = [metrics.balanced_accuracy(truth, hits) for hits in right[len(seeds) :]]
+        scores = [_balanced(truth, hits) for hits in right[len(seeds) :]]
         low, q1, half, q3, high = 100 * np.quantile(scores, [0, 0.25, 0.5, 0.75, 1])
         spreads.append(
             f"pocket-{name}, {len(scores)} held-out phrasings: lowest {low:.0f},"
@@ -528,14 +477,14 @@ def _train(args: argparse.Namespace, registry: Registry) -> None:
     shutil.rmtree(base, ignore_errors=True)
     model.half().save_pretrained(base)
     processor.save_pretrained(base)
-    (base / "finetune.yaml").write_text(FINETUNE, encoding="utf-8")
+    write_text(base / "finetune.yaml", dump_yaml(POCKET["finetune"]))
     training = {
         "seed": args.seed,
         "sources": sounds.sources,
         "steps": earlier["steps"] + [n for n in steps if n],
         "seconds": earlier["seconds"] + [t for t in seconds if t],
     }
-    write_card(base, "pocket-base", STORY, training, sounds.rows)
+    write_card(base, "pocket-base", POCKET["story"], training, sounds.rows)
     trained_on = {**registry.trained_on, "pocket-base": tuple(sounds.sources)}
     write_registry(args.manifest / "registry.json", Registry(registry.splits, trained_on))
 
