@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from conftest import ROOT
 from small_recordings import make_recordings
+from transformers import AutoProcessor
 
 from data.makers import train_pocket
 from evaluators.audio import RATE
@@ -21,9 +23,9 @@ def trainer(tmp_path_factory):
         }
         torch.manual_seed(0)
         sounds = train_pocket.Recordings(root, splits, "cpu")
-        processor = train_pocket.make_processor(0)
+        processor = AutoProcessor.from_pretrained(ROOT / "data" / "pocket" / "base")
         model = train_pocket.make_model(processor)
-        made = train_pocket.Trainer(model, processor, sounds, seed=0, batch=4)
+        made = train_pocket.Trainer(model, processor, sounds, seed=0, batch=8)
         phases = [
             train_pocket.Phase(contrast, made.hinted, made._text_bank(0.0))
             for contrast in (False, True)
