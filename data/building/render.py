@@ -22,7 +22,7 @@ FULL_SCALE = 0.999
 
 @dataclass(frozen=True, slots=True)
 class _Mix:
-    """A clip before it is written: what is heard, its foreground at the same gain, and the T60 of its room."""
+    """A clip before it is written: the mixture, its foreground at the same gain, and the T60 of its room."""
 
     wave: Wave
     foreground: Wave

@@ -51,7 +51,7 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
 def synthetic_response(t60_s: float, rng: np.random.Generator) -> Wave:
     """Exponentially decaying Gaussian noise after a direct sound: a diffuse room (Polack 1988).
 
-    The decay is corrected until the measured T60 lies within 1 % of the one asked for.
+    The decay is corrected until the measured T60 lies within 1 % of `t60_s`.
     """
     samples = int(1.5 * t60_s * RATE)
     noise = rng.standard_normal(samples)

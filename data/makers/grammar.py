@@ -82,18 +82,18 @@ def four_options(rng: random.Random) -> Question:
         style.format(letter, rng.choice(WORDS["positive"][s][:4]))
         for letter, s in zip("ABCD", order, strict=True)
     )
-    asked = rng.choice(WORDS["leads"]) + rng.choice(
+    question = rng.choice(WORDS["leads"]) + rng.choice(
         ["What do you hear?", "Pick one:", "Classify the sound:"]
     )
-    text = f"{asked}\n{block}"
+    text = f"{question}\n{block}"
     return Question(text, dict(zip(order, "ABCD", strict=True)))
 
 
 def yes_or_no(rng: random.Random) -> Question:
     """A question that is answered with Yes or No."""
     target = "speech" if rng.random() < 0.6 else rng.choice(SOUNDS[1:])
-    asked = [q for q in WORDS["questions"] if "{x}" in q]
-    text = rng.choice(WORDS["leads"]) + _ask(asked, target, rng)
+    questions = [q for q in WORDS["questions"] if "{x}" in q]
+    text = rng.choice(WORDS["leads"]) + _ask(questions, target, rng)
     text += rng.choice([" Answer Yes or No.", "\nAnswer yes or no.", " Yes or No?"])
     return Question(text, {sound: "Yes" if sound == target else "No" for sound in SOUNDS})
 
@@ -105,7 +105,7 @@ def free(rng: random.Random) -> Question:
 
 
 def about_audio(rng: random.Random, hints: float = 0.1) -> Question:
-    """A question with options or yes/no about what is heard; a share of them says that the clip is short or noisy."""
+    """A question with options or yes/no about the clip; a share of them says that the clip is short or noisy."""
     kind = rng.random()
     if kind < 0.8:
         return two_options(rng, hinted=rng.random() < hints)

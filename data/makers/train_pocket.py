@@ -201,7 +201,7 @@ def answer_logits(
 class Phase:
     """Hear: clean clips (500 ms and 1 s, 10 and 20 dB), and in every fourth step hard ones (200 ms to 1 s, -5 to 5 dB)
     with questions that say so. Contrast: hard clips of all kinds with questions that say so, and hard clips without
-    speech with questions that do not, so that the model hears speech in noise where it is told to expect noise.
+    speech with questions that do not, so that the model hears speech in noise where the question says to expect noise.
     """
 
     contrast: bool
@@ -209,19 +209,19 @@ class Phase:
     reading: Bank  # questions about sounds that are named in words
 
     def step(self, done: float, number: int, rng: random.Random) -> tuple[float, str]:
-        """Learning rate and kind of the next step: clean, told or untold (hard clips whose question says so or not)."""
+        """Learning rate and kind of the next step: clean, or hard clips with a hinted or unhinted question."""
         if self.contrast:
             rate = 5e-4 * min(1.0, (number + 1) / 50) * max(0.02, 1 - done)
-            return rate, rng.choice(("clean", "clean", "told", "untold"))
+            return rate, rng.choice(("clean", "clean", "hinted", "unhinted"))
         decay = 1.0 if done < 0.5 else max(0.02, 2 * (1 - done))
-        told = done > 0.2 and rng.random() < 0.25
-        return 1.2e-3 * min(1.0, (number + 1) / 300) * decay, "told" if told else "clean"
+        hinted = done > 0.2 and rng.random() < 0.25
+        return 1.2e-3 * min(1.0, (number + 1) / 300) * decay, "hinted" if hinted else "clean"
 
     def snrs_db(self, kind: str) -> tuple[float, ...]:
         """SNRs of the clips of a step."""
         if kind == "clean":
             return (10.0, 20.0)
-        return SNRS_DB if self.contrast and kind == "told" else (-5.0, 0.0, 5.0)
+        return SNRS_DB if self.contrast and kind == "hinted" else (-5.0, 0.0, 5.0)
 
 
 class Trainer:
@@ -280,13 +280,13 @@ class Trainer:
         """Cross-entropies of a step on new clips: naming the sound, options about it, reading."""
         rng, hard = self.rng, kind != "clean"
         samples = rng.choice(DURATIONS_MS if hard else (500, 1000)) * RATE // 1000
-        speech = 0.0 if kind == "untold" else 0.5
+        speech = 0.0 if kind == "unhinted" else 0.5
         wave, sound = self.sounds.clips(self.batch, samples, phase.snrs_db(kind), speech)
         share = 0.4 if done < 0.35 and not phase.contrast else 0.12
         named = 0 if hard else int(self.batch * share)
         before = rng.choice(self.befores)
         read = TEXT_BATCH if _reads_much(phase, done) else self.batch // 8
-        options = self.hinted if kind == "told" else phase.plain
+        options = self.hinted if kind == "hinted" else phase.plain
         mel = _augment(self._log_mel(wave))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             audio = encode_audio(self.model, mel, samples // 160)

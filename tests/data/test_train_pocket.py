@@ -38,7 +38,7 @@ def test_only_train_sources_are_read(trainer):
 
 
 @pytest.mark.parametrize(
-    ("contrast", "kind"), [(False, "clean"), (False, "told"), (True, "untold")]
+    ("contrast", "kind"), [(False, "clean"), (False, "hinted"), (True, "unhinted")]
 )
 def test_every_kind_of_step_has_a_loss_and_gradients(trainer, contrast, kind):
     made, phases = trainer
@@ -51,9 +51,13 @@ def test_every_kind_of_step_has_a_loss_and_gradients(trainer, contrast, kind):
 def test_phases_choose_rate_kind_and_snrs(trainer):
     made, (hear, contrast) = trainer
     assert hear.step(0.1, 0, made.rng)[1] == "clean"
-    assert {contrast.step(0.5, n, made.rng)[1] for n in range(50)} == {"clean", "told", "untold"}
+    assert {contrast.step(0.5, n, made.rng)[1] for n in range(50)} == {
+        "clean",
+        "hinted",
+        "unhinted",
+    }
     assert hear.step(0.99, 10**6, made.rng)[0] == pytest.approx(1.2e-3 * 0.02)
-    assert contrast.snrs_db("told") == train_pocket.SNRS_DB
+    assert contrast.snrs_db("hinted") == train_pocket.SNRS_DB
     assert hear.snrs_db("clean") == (10.0, 20.0)
 
 
