@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluators.errors import UserError
-from evaluators.manifest import SPLITS, manifest_path
+from evaluators.manifest import manifest_path
 from opro.cli import Parser, run_verb
 
 from .auditing.checks import Audit, audit_clips
@@ -27,41 +27,32 @@ def table(audit: Audit) -> list[str]:
         f"{'split':6} {'label':10} {'clips':>7} {'sources':>8} {'minutes':>8}  categories;"
         " level, bandwidth and tilt alone"
     ]
-    for split in SPLITS:
-        part = [c for c in audit.clips if c.split == split]
-        for number, label in enumerate(sorted({c.label for c in part})):
-            clips = [c for c in part if c.label == label]
-            minutes = sum(seconds.get(c.clip_id, 0.0) for c in clips) / 60
-            shares = ", ".join(
-                f"{k} {n}" for k, n in sorted(Counter(c.category for c in clips).items())
-            )
-            cue = ""
-            if number == 0 and split in audit.shortcuts:
-                mean, low, high = audit.shortcuts[split]
-                cue = f";  {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(
-                f"{split:6} {label:10} {len(clips):7,} {len({c.source_id for c in clips}):8,}"
-                f" {minutes:8.1f}  {shares}{cue}"
-            )
+    shortcuts = dict(audit.shortcuts)
+    for split, label, clips in audit.groups():
+        minutes = sum(seconds.get(c.clip_id, 0.0) for c in clips) / 60
+        categories = sorted(Counter(c.category for c in clips).items())
+        line = (
+            f"{split:6} {label:10} {len(clips):7,} {len({c.source_id for c in clips}):8,}"
+            f" {minutes:8.1f}  {', '.join(f'{k} {n}' for k, n in categories)}"
+        )
+        if shortcut := shortcuts.pop(split, None):  # once a split, in the line of its first label
+            mean, low, high = (100 * share for share in shortcut)
+            line += f";  {mean:.1f} % [{low:.1f}, {high:.1f}]"
+        lines.append(line)
     return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path, help="manifest CSV, or the folder that holds it")
-    parser.add_argument(
-        "--labels",
-        default="SPEECH,NONSPEECH",
-        help="labels, separated by commas (default: %(default)s)",
-    )
-    parser.add_argument("--checkpoint", help="also check what this checkpoint was trained on")
-    parser.add_argument(
-        "--page",
-        type=Path,
-        help="where to write the page (default: runs/audit-NAME.html)",
-    )
-    parser.add_argument("--no-voice", action="store_true", help="skip voice activity")
+    add = parser.add_argument
+    add("manifest", type=Path, help="manifest CSV, or the folder that holds it")
+    text = "labels, separated by commas (default: %(default)s)"
+    add("--labels", default="SPEECH,NONSPEECH", help=text)
+    add("--checkpoint", help="also check what this checkpoint was trained on")
+    text = "where to write the page (default: runs/audit-NAME.html)"
+    add("--page", type=Path, help=text)
+    add("--no-voice", action="store_true", help="skip voice activity")
     args = parser.parse_args(argv)
 
     def run() -> int:

@@ -64,14 +64,15 @@ def main() -> int:
         return work(args)
     if args.old is None or not (args.old / "evaluators").is_dir():
         parser.error("--old must be a checkout, a folder that holds evaluators/")
-    args.passed_on = [a for k in ("shape", "device", "clips", "prompts") for a in (f"--{k}", str(vars(args)[k]))]  # fmt: skip
+    names = ("shape", "device", "clips", "prompts")
+    args.passed_on = [a for k in names for a in (f"--{k}", str(vars(args)[k]))]
     trees = {"old": Tree(args.old.resolve(), args), "new": Tree(HERE, args)}
     for name, tree in trees.items():
         print(f"{name}: {tree.ask('where')}", file=sys.stderr)
     print(
         f"{args.shape}, {args.clips} clips x {args.prompts} prompts, {trees['new'].ask('device')}"
     )
-    print("| precision | equal bits | row | old, ms an eval | new, ms an eval | new / old | old, GiB | new, GiB |")  # fmt: skip
+    print("| precision | equal bits | row | old, ms | new, ms | new / old | old, GiB | new, GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     equal = True
     for case in trees["new"].ask("cases"):

@@ -9,7 +9,7 @@ from conftest import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data.building.recordings import read_rttm
+from data.building.readers import read_rttm
 from evaluators.errors import UserError
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts

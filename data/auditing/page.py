@@ -1,5 +1,7 @@
-"""The audit as one self-contained page: counts, findings, plots, spectrograms with players."""
+"""One self-contained HTML page of an audit: counts, findings, plots, spectrograms with players."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from evaluators.audio import load
+from evaluators.clips import Clip
 from evaluators.files import shipped, write_text
-from evaluators.manifest import SPLITS
 from opro.results import figures
 
 from .checks import Audit, Measures
 
-GALLERY = 24  # clips with a player
+MAX_PLAYERS = 24  # clips that can be played
+FIGURE = (4.6, 2.6)  # inches
 COLOURS = {"SPEECH": "#2a78b8", "NONSPEECH": "#c8662b"}
 
 
@@ -29,21 +32,15 @@ def write_page(audit: Audit, path: Path) -> None:
         clips=len(audit.clips),
         faults=len(audit.faults),
         findings=sorted(audit.findings, key=lambda f: not f.fault),
-        rows=_rows(audit),
+        rows=[
+            (split, label, len(clips), len({c.source_id for c in clips}))
+            for split, label, clips in audit.groups()
+        ],
         plots=_plots(audit),
         shown=[_player(m) for m in shown],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
-
-
-def _rows(audit: Audit) -> list[tuple[str, str, int, int]]:
-    out = []
-    for split in SPLITS:
-        for label in sorted({c.label for c in audit.clips if c.split == split}):
-            part = [c for c in audit.clips if (c.split, c.label) == (split, label)]
-            out.append((split, label, len(part), len({c.source_id for c in part})))
-    return out
 
 
 def _gallery(audit: Audit) -> list[Measures]:
@@ -56,7 +53,7 @@ def _gallery(audit: Audit) -> list[Measures]:
         if i in by_id
     ]
     spread = [m.clip.clip_id for m in audit.measures[:: max(1, len(audit.measures) // 12)]]
-    return [by_id[i] for i in list(dict.fromkeys([*named, *spread]))[:GALLERY]]
+    return [by_id[i] for i in list(dict.fromkeys([*named, *spread]))[:MAX_PLAYERS]]
 
 
 def _player(m: Measures) -> dict[str, Any]:
@@ -73,51 +70,51 @@ def _player(m: Measures) -> dict[str, Any]:
 
 
 def _plots(audit: Audit) -> list[tuple[str, str]]:
-    plt = figures.pyplot()
-    labels = sorted({m.clip.label for m in audit.measures})
-    out = []
-    figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
-    for label in labels:
-        level = [20 * np.log10(m.rms + 1e-6) for m in audit.measures if m.clip.label == label]
-        axis.hist(level, 40, alpha=0.6, label=label, color=COLOURS.get(label))
-    axis.set_xlabel("RMS level, dBFS")
+    """(title, PNG in base64) of each plot."""
+    level = {m: 20 * np.log10(m.rms + 1e-6) for m in audit.measures}
+    voice = {m: m.voice for m in audit.measures if m.voice is not None}
+    text = "share of frames that Silero calls speech, noise included"
+    out = [
+        ("Level by label: the two should look alike", _histogram(level, "RMS level, dBFS", 40)),
+    ]
+    if voice:
+        out.append(("Voice activity by label", _histogram(voice, text, 20, (0, 1))))
+    if any(c.snr_db is not None for c in audit.clips):
+        out.append(("Clips by duration and SNR", _grid(audit.clips)))
+    return out
+
+
+def _histogram(
+    values: Mapping[Measures, float],
+    title: str,
+    bins: int,
+    limits: tuple[float, float] | None = None,
+) -> str:
+    figure, axis = figures.pyplot().subplots(figsize=FIGURE, layout="constrained")
+    for label in sorted({m.clip.label for m in values}):
+        part = [value for m, value in values.items() if m.clip.label == label]
+        axis.hist(part, bins, limits, alpha=0.6, label=label, color=COLOURS.get(label))
+    axis.set_xlabel(title)
     axis.set_ylabel("clips")
     axis.legend(fontsize=7)
-    out.append(("Level by label: the two should look alike", figures.png(figure)))
-    if any(m.voice is not None for m in audit.measures):
-        figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
-        for label in labels:
-            share = [
-                m.voice for m in audit.measures if m.clip.label == label and m.voice is not None
-            ]
-            axis.hist(share, 20, (0, 1), alpha=0.6, label=label, color=COLOURS.get(label))
-        axis.set_xlabel("share of frames that Silero calls speech, noise included")
-        axis.set_ylabel("clips")
-        axis.legend(fontsize=7)
-        out.append(("Voice activity by label", figures.png(figure)))
-    durations = sorted({round(c.duration_ms) for c in audit.clips})
-    snrs = sorted({round(c.snr_db / 5) * 5 for c in audit.clips if c.snr_db is not None})
-    if durations and snrs:
-        grid = np.zeros((len(durations), len(snrs)))
-        for c in audit.clips:
-            if c.snr_db is not None:
-                grid[
-                    durations.index(round(c.duration_ms)), snrs.index(round(c.snr_db / 5) * 5)
-                ] += 1
-        figure, axis = plt.subplots(figsize=(4.6, 2.6), layout="constrained")
-        axis.imshow(grid, cmap="viridis", aspect="auto", vmin=0)
-        axis.set_xticks(range(len(snrs)), [f"{s:+d}" for s in snrs])
-        axis.set_yticks(range(len(durations)), [str(d) for d in durations])
-        for (y, x), n in np.ndenumerate(grid):
-            axis.text(
-                x,
-                y,
-                f"{n:.0f}",
-                ha="center",
-                va="center",
-                color="white" if n < grid.max() / 2 else "black",
-            )
-        axis.set_xlabel("SNR, dB")
-        axis.set_ylabel("duration, ms")
-        out.append(("Clips by duration and SNR", figures.png(figure)))
-    return out
+    return figures.png(figure)
+
+
+def _grid(clips: Sequence[Clip]) -> str:
+    """Number of clips in each cell of duration and SNR."""
+    count = Counter(
+        (round(c.duration_ms), round(c.snr_db / 5) * 5) for c in clips if c.snr_db is not None
+    )
+    durations = sorted({round(c.duration_ms) for c in clips})
+    snrs = sorted({snr for _, snr in count})
+    grid = np.array([[count[d, s] for s in snrs] for d in durations])
+    figure, axis = figures.pyplot().subplots(figsize=FIGURE, layout="constrained")
+    axis.imshow(grid, cmap="viridis", aspect="auto", vmin=0)
+    axis.set_xticks(range(len(snrs)), [f"{s:+d}" for s in snrs])
+    axis.set_yticks(range(len(durations)), [str(d) for d in durations])
+    for (y, x), n in np.ndenumerate(grid):
+        colour = "white" if n < grid.max() / 2 else "black"
+        axis.text(x, y, str(n), ha="center", va="center", color=colour)
+    axis.set_xlabel("SNR, dB")
+    axis.set_ylabel("duration, ms")
+    return figures.png(figure)

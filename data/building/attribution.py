@@ -1,4 +1,4 @@
-"""ATTRIBUTION.md of a clip set: what the clips were cut from, under which licences, with the packages' notices."""
+"""ATTRIBUTION.md of a clip set: its recordings and their licences, with the packages' notices."""
 
 import shutil
 from collections import Counter, defaultdict
@@ -24,21 +24,15 @@ INTRO = (
 def write_attribution(
     rows: Sequence[Mapping[str, Any]], collections: Sequence[Path], out: Path
 ) -> None:
-    """Writes ATTRIBUTION.md, and copies the notices that lie in `licences/` beside the recordings.
+    """Writes ATTRIBUTION.md, and copies the notices in `licences/` beside the recordings.
 
     Args:
         rows: Rows of the manifest, with source_package and licence.
         collections: Folders, or tables, of recordings.
         out: Folder of the clip set.
     """
-    packages: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        packages[row["source_package"]][row["licence"]] += 1
-    lines = list(INTRO)
-    for name in sorted(packages):
-        shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(packages[name].items()))
-        cells = (" ".join(text.split()).replace("|", "\\|") for text in (name, shares))
-        lines.append(f"| {' | '.join(cells)} |")
+    lines = [*INTRO, *licence_rows(rows)]
+    for name in {row["source_package"] for row in rows}:
         for folder in collections:
             root = folder if folder.is_dir() else folder.parent
             notice = root / "licences" / f"{Path(name).name}.copyright"
@@ -46,3 +40,16 @@ def write_attribution(
                 (out / "licences").mkdir(exist_ok=True)
                 shutil.copyfile(notice, out / "licences" / notice.name)
     write_text(out / "ATTRIBUTION.md", "\n".join(lines) + "\n")
+
+
+def licence_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line of a Markdown table for each package: how many rows it gave under which licence."""
+    packages: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        packages[row["source_package"]][row["licence"]] += 1
+    out = []
+    for name, count in sorted(packages.items()):
+        shares = ", ".join(f"{licence}: {n}" for licence, n in sorted(count.items()))
+        cells = (" ".join(text.split()).replace("|", "\\|") for text in (name, shares))
+        out.append(f"| {' | '.join(cells)} |")
+    return out

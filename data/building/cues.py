@@ -1,4 +1,4 @@
-"""Shortcut cues: what level, bandwidth and spectral tilt alone say about the label."""
+"""Shortcut cues: level, bandwidth and spectral tilt, and how well they alone predict the label."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from evaluators.audio import RATE, Wave, load
 from evaluators.clips import Clip
 
-LIMIT = 0.60  # mean grouped accuracy of the shortcut model that a clip set may have at most
+from .mixing import rms
+
+MAX_ACCURACY = 0.60  # of the shortcut model, mean over folds, that a clip set may have
 FOLDS = 5
 CUES = ("rms_db", "peak_to_rms_db", "rolloff_95_khz", "bandwidth_khz", "tilt_db_per_octave")
 
@@ -19,15 +21,15 @@ def cues(wave: Wave) -> NDArray[np.float64]:
     khz = np.fft.rfftfreq(len(wave), 1 / RATE) / 1000
     share = power / power.sum()
     centre = (share * khz).sum()
-    rms = np.sqrt((wave.astype(np.float64) ** 2).mean()) + 1e-9
+    level = rms(wave) + 1e-9
     octaves = np.arange(np.log2(0.1), np.log2(7.5), 1 / 3)  # third octaves from 100 Hz to 7.5 kHz
     bands = [
         10 * np.log10(power[(khz >= 2**low) & (khz < 2 ** (low + 1 / 3))].mean()) for low in octaves
     ]
     return np.array(
         [
-            20 * np.log10(rms),
-            20 * np.log10(max(np.abs(wave).max(), 1e-9) / rms),
+            20 * np.log10(level),
+            20 * np.log10(max(np.abs(wave).max(), 1e-9) / level),
             khz[np.searchsorted(share.cumsum(), 0.95)],
             np.sqrt((share * (khz - centre) ** 2).sum()),
             np.polyfit(octaves, bands, 1)[0],
@@ -36,7 +38,7 @@ def cues(wave: Wave) -> NDArray[np.float64]:
 
 
 def shortcut_accuracy(clips: Sequence[Clip], seed: int = 0) -> tuple[float, float, float]:
-    """How far level, bandwidth and tilt alone tell the labels apart: (mean, low, high) of balanced accuracy.
+    """Balanced accuracy that level, bandwidth and tilt alone reach: (mean, low, high), shares of 1.
 
     A logistic regression over five folds grouped by source; the interval is the t interval over the folds.
     """
@@ -51,13 +53,10 @@ def shortcut_accuracy(clips: Sequence[Clip], seed: int = 0) -> tuple[float, floa
     groups = [clip.source_id for clip in clips]
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = []
-    for fit, judge in folds.split(x, y, groups):
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(
-            x[fit], y[fit]
-        )
-        scores.append(balanced_accuracy_score(y[judge], model.predict(x[judge])))
-    mean, half = (
-        float(np.mean(scores)),
-        2.776 * float(np.std(scores, ddof=1)) / np.sqrt(FOLDS),
-    )  # t(0.975, 4)
+    for fit, held in folds.split(x, y, groups):
+        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+        model.fit(x[fit], y[fit])
+        scores.append(balanced_accuracy_score(y[held], model.predict(x[held])))
+    mean = float(np.mean(scores))
+    half = 2.776 * float(np.std(scores, ddof=1)) / np.sqrt(FOLDS)  # t(0.975, 4)
     return mean, mean - half, mean + half

@@ -1,8 +1,8 @@
-"""Recordings under free licences from Debian packages: fetched, unpacked, cut and listed, without root.
+"""Recordings under free licences from Debian packages, fetched without root.
 
-The catalogue names every file: package, path inside it, label, category, source id, language, licence and the part to
-cut. `apt-get download` and `dpkg -x` do the rest; nothing is installed. Some packages hold archives of their own: zip
-(.pk3), Qt resources (.rcc), RIFF in a .cat.
+The catalogue lists each file: package, path inside it, label, category, source id, language, licence and the part to
+cut. `apt-get download` fetches a package and `dpkg -x` unpacks it; nothing is installed. Some packages hold archives:
+zip (.pk3), Qt resources (.rcc), RIFF files in a .cat.
 """
 
 import shutil
@@ -12,8 +12,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,80 +28,67 @@ from .recipe import Packages
 from .recordings import read_table, write_table
 from .render import encode
 
-COLUMNS = (
-    "package",
-    "file",
-    "label",
-    "category",
-    "source_id",
-    "language",
-    "licence",
-    "start_s",
-    "duration_s",
-    "est_snr_db",
+COLUMNS = tuple(  # of the catalogue
+    "package file label category source_id language licence start_s duration_s est_snr_db".split()
 )
-LISTED = (
-    "path",
-    "label",
-    "category",
-    "source_id",
-    "source_package",
-    "source_file",
-    "language",
-    "duration_s",
-    "licence",
-    "est_snr_db",
-    "start_s",
+LISTED = tuple(  # of the manifest that is written
+    "path label category source_id source_package source_file language duration_s licence est_snr_db start_s".split()
 )
 RAW = {".raw": 16_000}  # bare 16-bit samples and their rate
 
 
-def fetch(recipe: Packages, out: Path, packages: str | None, dry_run: bool = False) -> int:
-    """Writes manifest.csv, audio/ and licences/ into `out`. Packages that are there already are not fetched again.
+def choose(recipe: Packages, packages: str | None) -> dict[str, list[dict[str, str]]]:
+    """Package -> rows of the catalogue, of the packages to fetch.
 
     Args:
-        recipe: With the catalogue's path and the packages by default.
-        out: Folder to write.
+        recipe: Names the catalogue and the default packages.
         packages: Names separated by commas, "all", or None for the recipe's.
-        dry_run: Only print what would be fetched.
 
     Raises:
-        UserError: An unknown package, or no apt-get or dpkg on this machine.
-        PauseError: A package could not be fetched; the same command goes on.
+        UserError: The catalogue is wrong (file and line), or does not hold a package.
     """
-    rows = []
+    known: dict[str, list[dict[str, str]]] = defaultdict(list)
     for where, row in read_table(recipe.catalogue, COLUMNS):
         for name in ("start_s", "duration_s"):
             try:
                 float(row[name])
             except ValueError:
                 raise UserError(f"{where}: {name} is {row[name]!r}; expected seconds") from None
-        rows.append(row)
-    known = Counter(row["package"] for row in rows)
-    wanted = (
-        sorted(known)
-        if packages == "all" or not (packages or recipe.packages)
-        else packages.split(",")
-        if packages
-        else list(recipe.packages)
-    )
-    for name in wanted:
+        known[row["package"]].append(row)
+    names = packages.split(",") if packages else list(recipe.packages)
+    if packages == "all" or not names:
+        names = sorted(known)
+    for name in names:
         if name not in known:
             raise UserError(
                 f"--packages: {name!r} is not in the catalogue; known are {', '.join(sorted(known))}"
             )
-    wanted = list(dict.fromkeys(wanted))
-    chosen = [row for row in rows if row["package"] in wanted]
-    minutes = sum(float(row["duration_s"]) for row in chosen) / 60
-    if dry_run:
-        for name in wanted:
-            print(f"{name:34} {known[name]:5} recordings")
-        count = Counter(row["label"] for row in chosen)
-        print(
-            f"{len(chosen):,} recordings, {minutes:.0f} minutes: "
-            + ", ".join(f"{n} {label}" for label, n in sorted(count.items()))
-        )
-        return 0
+    return {name: known[name] for name in names}
+
+
+def _minutes(chosen: Mapping[str, Sequence[Mapping[str, str]]]) -> float:
+    return sum(float(row["duration_s"]) for rows in chosen.values() for row in rows) / 60
+
+
+def outline(chosen: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
+    """What would be fetched: recordings per package and label, as lines of text."""
+    count = Counter(row["label"] for rows in chosen.values() for row in rows)
+    return [
+        *(f"{name:34} {len(rows):5} recordings" for name, rows in chosen.items()),
+        f"{count.total():,} recordings, {_minutes(chosen):.0f} minutes: "
+        + ", ".join(f"{n} {label}" for label, n in sorted(count.items())),
+    ]
+
+
+def fetch(chosen: Mapping[str, Sequence[dict[str, str]]], out: Path) -> str:
+    """Writes manifest.csv, audio/ and licences/ into `out`; returns what was written, in words.
+
+    A package that an interrupted call finished is not fetched again.
+
+    Raises:
+        UserError: This machine has no apt-get or dpkg.
+        PauseError: A package could not be fetched; the same command goes on.
+    """
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise UserError(
@@ -111,12 +98,11 @@ def fetch(recipe: Packages, out: Path, packages: str | None, dry_run: bool = Fal
     out.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []
     missing: list[str] = []
-    for number, name in enumerate(wanted, 1):
-        part = [row for row in chosen if row["package"] == name]
+    for number, (name, rows) in enumerate(chosen.items(), 1):
         finished = out / ".done" / f"{name}.csv"
         if not finished.is_file():
-            print(f"{number}/{len(wanted)} {name}", file=sys.stderr, flush=True)
-            made, lost = _package(name, part, out)
+            print(f"{number}/{len(chosen)} {name}", file=sys.stderr, flush=True)
+            made, lost = _fetch_package(name, rows, out)
             missing += lost
             finished.parent.mkdir(exist_ok=True)
             write_table(finished, made, LISTED)
@@ -125,72 +111,73 @@ def fetch(recipe: Packages, out: Path, packages: str | None, dry_run: bool = Fal
     shutil.rmtree(out / ".done")
     for line in missing[:10]:
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"wrote {out}: {len(done):,} recordings, {minutes:.0f} minutes"
+    return (
+        f"wrote {out}: {len(done):,} recordings, {_minutes(chosen):.0f} minutes"
         + (f", {len(missing)} of the catalogue could not be had" if missing else "")
         + f"; build clips with: python -m data.build factorial --recordings {out} --out DIR"
     )
-    return 0
 
 
-def _package(
+def _fetch_package(
     name: str, rows: Sequence[dict[str, str]], out: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of the recordings written, and why others could not be."""
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
-        for command in (["apt-get", "download", "-qq", name], None):
-            command = command or ["dpkg", "-x", next(folder.glob("*.deb")).name, "tree"]
-            result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-            if result.returncode != 0:
-                reason = (result.stderr or result.stdout).strip().splitlines() or ["no reason"]
-                raise PauseError(
-                    f"{' '.join(command)} failed ({reason[-1]}); check the network and that"
-                    " 'apt-get update' has run, then give the same command again"
-                )
-        tree = folder / "tree"
+        _run(["apt-get", "download", "-qq", name], folder)
+        _run(["dpkg", "-x", next(folder.glob("*.deb")).name, "tree"], folder)
+        tree, inner = folder / "tree", folder / "inner"
         for archive in list(tree.rglob("*")):
-            _unpack(archive, folder / "inner")
+            _unpack(archive, inner)
         made, lost = [], []
         for row in rows:
-            source = next(
-                (p for root in (tree, folder / "inner") if (p := root / row["file"]).is_file()),
-                None,
-            )
-            if source is None:
+            found = [p for root in (tree, inner) if (p := root / row["file"]).is_file()]
+            if not found:
                 lost.append(f"{name}: {row['file']} is not in this version of the package")
                 continue
             try:
-                wave = _cut(decode(source), float(row["start_s"]), float(row["duration_s"]))
+                made.append(_write_recording(found[0], row, out))
+            except _PackageMissingError:
+                raise
             except (UserError, soundfile.SoundFileError) as error:
-                if isinstance(error, UserError) and "package av" in str(error):
-                    raise
                 lost.append(f"{name}: {row['file']}: {error}")
-                continue
-            stem = row["file"].replace("/", "_").rsplit(".", 1)[0]
-            start = f"{float(row['start_s']):g}".replace(".", "p")
-            target = Path(row["label"].lower()) / row["category"] / name / f"{stem}-{start}.ogg"
-            (out / target).parent.mkdir(parents=True, exist_ok=True)
-            (out / target).write_bytes(encode(wave, "opus"))
-            made.append(
-                {
-                    "path": target.as_posix(),
-                    "label": row["label"],
-                    "category": row["category"],
-                    "source_id": row["source_id"],
-                    "source_package": name,
-                    "source_file": row["file"],
-                    "language": row["language"],
-                    "duration_s": f"{len(wave) / RATE:.3f}",
-                    "licence": row["licence"],
-                    "est_snr_db": row["est_snr_db"],
-                    "start_s": row["start_s"],
-                }
-            )
-        notice = next(iter(tree.glob(f"usr/share/doc/{name}/copyright")), None)
-        if notice is not None:
+        notice = tree / "usr/share/doc" / name / "copyright"
+        if notice.exists():
             (out / "licences").mkdir(exist_ok=True)
             shutil.copyfile(notice, out / "licences" / f"{name}.copyright")
     return made, lost
+
+
+class _PackageMissingError(UserError):
+    """A Python package that decodes a format is not installed."""
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = (result.stderr or result.stdout).strip().splitlines() or ["no reason"]
+        raise PauseError(
+            f"{' '.join(command)} failed ({reason[-1]}); check the network and that"
+            " 'apt-get update' has run, then give the same command again"
+        )
+
+
+def _write_recording(source: Path, row: dict[str, str], out: Path) -> dict[str, Any]:
+    """Cuts a recording out of a file, writes it as Ogg/Opus and returns its row."""
+    start_s = float(row["start_s"])
+    wave = _cut(decode(source), start_s, float(row["duration_s"]))
+    stem = row["file"].replace("/", "_").rsplit(".", 1)[0]
+    name = f"{stem}-{f'{start_s:g}'.replace('.', 'p')}.ogg"
+    target = Path(row["label"].lower()) / row["category"] / row["package"] / name
+    (out / target).parent.mkdir(parents=True, exist_ok=True)
+    (out / target).write_bytes(encode(wave, "opus"))
+    changed = {
+        "path": target.as_posix(),
+        "source_package": row["package"],
+        "source_file": row["file"],
+        "duration_s": f"{len(wave) / RATE:.3f}",
+    }
+    return {name: changed.get(name, row.get(name)) for name in LISTED}
 
 
 def decode(path: Path) -> Wave:
@@ -211,7 +198,7 @@ def _decode_av(path: Path) -> tuple[np.ndarray, int]:
     try:
         import av
     except ImportError:
-        raise UserError(
+        raise _PackageMissingError(
             f"{path.name}: G.722 and GSM need the package av: pip install 'opro-audio[recordings]'"
         ) from None
     try:
@@ -235,7 +222,7 @@ def _cut(wave: Wave, start_s: float, duration_s: float) -> Wave:
 
 
 def _unpack(archive: Path, inner: Path) -> None:
-    """Files inside an archive, below `inner`; members that would leave it are not written."""
+    """Writes the files of an archive below `inner`; skips members that would leave it."""
     if archive.is_symlink() or not archive.is_file():
         return
     if archive.suffix in (".pk3", ".zip"):
@@ -295,7 +282,7 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
             try:
                 import zstandard
             except ImportError:
-                raise UserError(
+                raise _PackageMissingError(
                     "Qt resources need the package zstandard: pip install 'opro-audio[recordings]'"
                 ) from None
             blob = zstandard.ZstdDecompressor().decompressobj().decompress(blob)

@@ -1,9 +1,10 @@
-"""From recordings and their windows to the clips to make: pure, decided before any clip is written.
+"""Which clips to make of which windows: pure functions, decided before any clip is written.
 
-Sources get their split by a hash of their id, so adding sources moves none. Within a split the sources take turns, and
-each SPEECH clip has a NONSPEECH partner: same duration, same SNR, same noise, the nearest in bandwidth and tilt.
+Sources get their split by a hash of their id, so added sources move no other. Within a split the sources take turns,
+and each SPEECH clip has a NONSPEECH partner: same duration, SNR and noise, the nearest in bandwidth and tilt.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ import numpy as np
 from evaluators.errors import UserError
 from evaluators.manifest import SPLITS
 
-from .recipe import Design, Factorial, Variants
+from .recipe import Design, Factorial, Made, Variants
 from .recordings import Recording
-from .scan import Scan, Window, stable
+from .scan import Scan, Window, stable_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,15 @@ class Cut:
     recording: Recording
     window: Window
 
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """Recording, part and first sample: no two clips of a set share it."""
+        return self.recording.name, self.window.start_s, self.window.first
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is done to a cut. None and "" leave it as it is."""
+    """What is done to a cut. None and "" leave it unchanged."""
 
     name: str
     duration_ms: int
@@ -52,11 +58,11 @@ class Job:
 
 
 def split_of(source: str, shares: Mapping[str, float]) -> str:
-    """The split of a source by the hash of its id alone."""
-    place = stable("split", source) / 2**64 * sum(shares.values())
+    """The split of a source, from the hash of its id alone."""
+    position = stable_seed("split", source) / 2**64 * sum(shares.values())
     for name in SPLITS:
-        place -= shares.get(name, 0.0)
-        if place < 0:
+        position -= shares.get(name, 0.0)
+        if position < 0:
             return name
     return next(name for name in reversed(SPLITS) if shares.get(name))
 
@@ -64,17 +70,17 @@ def split_of(source: str, shares: Mapping[str, float]) -> str:
 def split_sources(
     recipe: Design, sources: Sequence[str], known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Source id -> split: as registered, else by hash; ids named together share the split of the first.
+    """Source id -> split: as registered, else by hash; ids of one `together` group share the split of the first.
 
     Raises:
-        UserError: Ids that belong together are registered in different splits, or are known to nobody.
+        UserError: Ids of one group are registered in different splits, or some of them do not exist.
     """
-    there = {*sources, *known}
+    existing = {*sources, *known}
     for group in recipe.together:
-        strange = [name for name in group if name not in there]
-        if strange and len(strange) < len(group):
+        absent = [name for name in group if name not in existing]
+        if absent and len(absent) < len(group):
             raise UserError(
-                f"together: {strange[0]!r} is no source here, {group[0]!r} is; spell it as the"
+                f"together: {absent[0]!r} is no source here, {group[0]!r} is; spell it as the"
                 " recordings do, or take the group out"
             )
     first = {name: group[0] for group in recipe.together for name in group}
@@ -93,8 +99,12 @@ def split_sources(
     return out
 
 
-def quotas(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """`total` divided by shares, by largest remainder; the sum is exact."""
+def allocate(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """`total` divided by shares, by largest remainder; the numbers add up to `total`.
+
+    >>> allocate(5, {"train": 0.6, "dev": 0.2, "test": 0.2})
+    {'train': 3, 'dev': 1, 'test': 1}
+    """
     whole = sum(shares.values())
     exact = {name: total * share / whole for name, share in shares.items()}
     out = {name: int(value) for name, value in exact.items()}
@@ -104,15 +114,14 @@ def quotas(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     return out
 
 
-def conditions(recipe: Design) -> list[Condition]:
-    """The conditions of a recipe, in order. In a factorial every clip has one, of variants every base clip has all."""
-    if isinstance(recipe, Factorial) or (isinstance(recipe, Variants) and recipe.vary == "crossed"):
+def conditions(recipe: Made) -> list[Condition]:
+    """The conditions of a recipe, in order: a clip of a factorial has one, a base clip of variants has all."""
+    if isinstance(recipe, Factorial) or recipe.vary == "crossed":
         return [
             Condition(f"dur{d}_snr{snr:+03g}", d, snr)
             for d in recipe.durations_ms
             for snr in recipe.snrs_db
         ]
-    assert isinstance(recipe, Variants)
     whole = recipe.base_ms
     out = [Condition(f"dur{d}", d) for d in recipe.durations_ms]
     out += [Condition(f"snr{snr:+03g}", whole, snr) for snr in recipe.snrs_db]
@@ -127,31 +136,28 @@ def conditions(recipe: Design) -> list[Condition]:
 
 @dataclass
 class _Pool:
-    """Windows of one split that are still free; sources take turns."""
+    """The windows of one split that are still free; its sources take turns."""
 
-    windows: dict[tuple[str, int], dict[str, list[Cut]]]  # (category, duration) -> source -> cuts
-    cap: Mapping[str, int]
-    seed: int
+    recipe: Made
     split: str
+    windows: dict[tuple[str, int], dict[str, list[Cut]]]  # (category, duration) -> source -> cuts
+    scale: np.ndarray  # spread of each match feature over all windows
     used: Counter[str] = field(default_factory=Counter)
     taken: set[tuple[str, float, int]] = field(default_factory=set)
 
     def next_cuts(self, category: str, duration: int, limit: int) -> list[Cut]:
-        """One free cut of each of the sources that were used least."""
-        cap = self.cap["SPEECH" if category == "speech" else "NONSPEECH"]
+        """One free cut of each of the sources that were used least, at most `limit`."""
+        cap = self.recipe.cap["SPEECH" if category == "speech" else "NONSPEECH"]
         by_source = self.windows.get((category, duration), {})
         order = sorted(
             (s for s in by_source if self.used[s] < cap),
-            key=lambda s: (self.used[s], stable(self.seed, s)),
+            key=lambda s: (self.used[s], stable_seed(self.recipe.seed, s)),
         )
-        out = []
-        for source in order:
-            for cut in by_source[source]:
-                if (cut.recording.name, cut.window.start_s, cut.window.first) not in self.taken:
-                    out.append(cut)
-                    break
-            if len(out) == limit:
-                break
+        free = (
+            next((cut for cut in by_source[source] if cut.key not in self.taken), None)
+            for source in order
+        )
+        out = list(itertools.islice(filter(None, free), limit))
         if not out:
             raise UserError(
                 f"recipe: no {category} window of {duration} ms is left in split {self.split!r}:"
@@ -161,114 +167,118 @@ class _Pool:
         return out
 
     def take(self, cut: Cut) -> Cut:
+        """The cut, marked as used."""
         self.used[cut.recording.source_id] += 1
-        self.taken.add((cut.recording.name, cut.window.start_s, cut.window.first))
+        self.taken.add(cut.key)
         return cut
 
+    def take_pair(self, category: str, duration: int) -> tuple[Cut, Cut]:
+        """A SPEECH cut and the free cut of another category that is nearest in bandwidth and tilt."""
+        speech = self.take(self.next_cuts("speech", duration, 1)[0])
+        others = self.next_cuts(category, duration, self.recipe.match)
+        target = np.array(speech.window.match_features)
+        distance = [
+            (((np.array(c.window.match_features) - target) / self.scale) ** 2).sum() for c in others
+        ]
+        return speech, self.take(others[int(np.argmin(distance))])
 
-def plan(
-    recipe: Factorial | Variants,
+    def draw_noise(
+        self, rng: np.random.Generator, duration: int, pair: tuple[Cut, Cut]
+    ) -> tuple[str, Cut | None]:
+        """Kind of the noise to add, and the cut if it is recorded: never of a source of the pair."""
+        weight_of = self.recipe.noise
+        names = sorted(n for n, weight in weight_of.items() if weight > 0)
+        weights = np.array([weight_of[n] for n in names])
+        kind = str(rng.choice(names, p=weights / weights.sum()))
+        if kind != "recorded":
+            return kind, None
+        avoid = {cut.recording.source_id for cut in pair}
+        found = [
+            cut
+            for source, cuts in sorted(self.windows.get(("noise", duration), {}).items())
+            for cut in cuts
+            if source not in avoid and cut.window.steady
+        ]
+        if not found:
+            raise UserError(
+                f"recipe: no recorded noise of {duration} ms in split {self.split!r}; add"
+                " recordings of category noise, or leave recorded out of noise"
+            )
+        return kind, found[int(rng.integers(len(found)))]
+
+
+Responses = Mapping[float, Sequence[tuple[Path, float]]]  # T60 level -> (file, measured T60)
+
+
+def plan_clips(
+    recipe: Made,
     recordings: Sequence[Recording],
     scans: Mapping[str, Scan],
     splits: Mapping[str, str],
-    responses: Mapping[float, Sequence[tuple[Path, float]]],
+    responses: Responses,
 ) -> list[Job]:
     """Every clip of the set, in the order of the manifest.
 
     Raises:
         UserError: A cell cannot be filled; names category, duration and split.
     """
-    jobs: list[Job] = []
     cuts: dict[str, dict[tuple[str, int], dict[str, list[Cut]]]] = {
         s: defaultdict(dict) for s in SPLITS
     }
-    looks = []
-    for recording in sorted(recordings, key=lambda r: stable(recipe.seed, r.name)):
+    features = []
+    for recording in sorted(recordings, key=lambda r: stable_seed(recipe.seed, r.name)):
         for window in scans[recording.name].windows:
             kind = (recording.category, window.duration_ms)
             cuts[splits[recording.source_id]][kind].setdefault(recording.source_id, []).append(
                 Cut(recording, window)
             )
-            looks.append(window.looks)
-    if not looks:
-        why = Counter(scans[r.name].reason for r in recordings).most_common(3)
+            features.append(window.match_features)
+    if not features:
+        reasons = Counter(scans[r.name].reason for r in recordings).most_common(3)
         raise UserError(
             "recordings: no window passed the recipe's checks ("
-            + "; ".join(f"{n} times: {reason}" for reason, n in why)
+            + "; ".join(f"{n} times: {reason}" for reason, n in reasons)
             + ")"
         )
-    scale = np.std(np.array(looks), axis=0) + 1e-6
+    scale = np.std(np.array(features), axis=0) + 1e-6
+    jobs: list[Job] = []
     for split in SPLITS:
-        if not recipe.splits.get(split):
-            continue
-        pool = _Pool(dict(cuts[split]), recipe.cap, recipe.seed, split)
-        if isinstance(recipe, Factorial):
-            jobs += _factorial(recipe, split, pool, scale)
-        else:
-            jobs += _variants(recipe, split, pool, scale, responses)
+        if recipe.splits.get(split):
+            pool = _Pool(recipe, split, dict(cuts[split]), scale)
+            if isinstance(recipe, Factorial):
+                jobs += _factorial(recipe, pool)
+            else:
+                jobs += _variants(recipe, pool, responses)
     return jobs
 
 
-def _category(recipe: Design, in_cell: Counter[str], in_all: Counter[str]) -> str:
-    """The category that is furthest behind its share of the cell, then of the split: every cell holds all of them."""
+def _next_category(recipe: Design, in_cell: Counter[str], in_split: Counter[str]) -> str:
+    """The category that is furthest behind its share of the cell, then of the split, so every cell holds all."""
     total = sum(recipe.categories.values())
 
     def behind(made: Counter[str], category: str) -> float:
         return round(recipe.categories[category] / total * (made.total() + 1) - made[category], 9)
 
-    found = max(recipe.categories, key=lambda c: (behind(in_cell, c), behind(in_all, c)))
+    found = max(recipe.categories, key=lambda c: (behind(in_cell, c), behind(in_split, c)))
     in_cell[found] += 1
-    in_all[found] += 1
+    in_split[found] += 1
     return found
 
 
-def _pair(
-    recipe: Design, pool: _Pool, category: str, duration: int, scale: np.ndarray
-) -> tuple[Cut, Cut]:
-    speech = pool.take(pool.next_cuts("speech", duration, 1)[0])
-    others = pool.next_cuts(category, duration, recipe.match)
-    target = np.array(speech.window.looks)
-    distance = [(((np.array(c.window.looks) - target) / scale) ** 2).sum() for c in others]
-    return speech, pool.take(others[int(np.argmin(distance))])
-
-
-def _noise(
-    recipe: Design, pool: _Pool, rng: np.random.Generator, duration: int, avoid: set[str]
-) -> tuple[str, Cut | None]:
-    names = sorted(n for n, weight in recipe.noise.items() if weight > 0)
-    weights = np.array([recipe.noise[n] for n in names])
-    kind = str(rng.choice(names, p=weights / weights.sum()))
-    if kind != "recorded":
-        return kind, None
-    found = [
-        cut
-        for source, cuts in sorted(pool.windows.get(("noise", duration), {}).items())
-        for cut in cuts
-        if source not in avoid and cut.window.steady
-    ]
-    if not found:
-        raise UserError(
-            f"recipe: no recorded noise of {duration} ms in split {pool.split!r}; add recordings of"
-            " category noise, or leave recorded out of noise"
-        )
-    return kind, found[int(rng.integers(len(found)))]
-
-
-def _factorial(recipe: Factorial, split: str, pool: _Pool, scale: np.ndarray) -> list[Job]:
+def _factorial(recipe: Factorial, pool: _Pool) -> list[Job]:
     jobs: list[Job] = []
+    split = pool.split
     made: Counter[str] = Counter()
     in_cell: dict[str, Counter[str]] = defaultdict(Counter)
-    count = quotas(recipe.clips_per_cell, recipe.splits)[split]
     # Long clips first: fewer sources have them, and short ones can be cut from any.
     cells = sorted(conditions(recipe), key=lambda c: -c.duration_ms)
-    for _ in range(count):
+    for _ in range(allocate(recipe.clips_per_cell, recipe.splits)[split]):
         for cell in cells:
-            category = _category(recipe, in_cell[cell.name], made)
+            category = _next_category(recipe, in_cell[cell.name], made)
             number = len(jobs) // 2
-            rng = np.random.default_rng(stable(recipe.seed, split, number, "noise"))
-            speech, other = _pair(recipe, pool, category, cell.duration_ms, scale)
-            avoid = {speech.recording.source_id, other.recording.source_id}
-            noise, noise_cut = _noise(recipe, pool, rng, cell.duration_ms, avoid)
+            rng = np.random.default_rng(stable_seed(recipe.seed, split, number, "noise"))
+            speech, other = pair = pool.take_pair(category, cell.duration_ms)
+            noise, noise_cut = pool.draw_noise(rng, cell.duration_ms, pair)
             jobs.append(Job(f"{split}-s{number:04d}", split, speech, cell, noise, noise_cut))
             if category in ("noise", "silence"):  # no foreground, no SNR: a cell of their own
                 cell = Condition(f"dur{cell.duration_ms}_{category}", cell.duration_ms, cell.snr_db)
@@ -278,24 +288,18 @@ def _factorial(recipe: Factorial, split: str, pool: _Pool, scale: np.ndarray) ->
     return jobs
 
 
-def _variants(
-    recipe: Variants,
-    split: str,
-    pool: _Pool,
-    scale: np.ndarray,
-    responses: Mapping[float, Sequence[tuple[Path, float]]],
-) -> list[Job]:
+def _variants(recipe: Variants, pool: _Pool, responses: Responses) -> list[Job]:
     jobs: list[Job] = []
+    split = pool.split
     made: Counter[str] = Counter()
-    for number in range(quotas(recipe.base_clips // 2, recipe.splits)[split]):
-        category = _category(recipe, made, Counter())
-        pair = _pair(recipe, pool, category, recipe.base_ms, scale)
+    for number in range(allocate(recipe.base_clips // 2, recipe.splits)[split]):
+        category = _next_category(recipe, made, Counter())
+        pair = pool.take_pair(category, recipe.base_ms)
         for cell in conditions(recipe):
-            rng = np.random.default_rng(stable(recipe.seed, split, number, cell.name))
+            rng = np.random.default_rng(stable_seed(recipe.seed, split, number, cell.name))
             noise, noise_cut = "", None
             if cell.snr_db is not None:
-                avoid = {cut.recording.source_id for cut in pair}
-                noise, noise_cut = _noise(recipe, pool, rng, recipe.base_ms, avoid)
+                noise, noise_cut = pool.draw_noise(rng, recipe.base_ms, pair)
             room = None
             if cell.t60_s is not None and recipe.responses:
                 rooms = responses[cell.t60_s]

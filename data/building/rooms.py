@@ -10,8 +10,8 @@ from scipy.signal import butter, fftconvolve, sosfiltfilt
 from evaluators.audio import RATE, Wave, load
 from evaluators.errors import UserError
 
-T60_TOLERANCE = 0.10  # a response counts as the level asked for within this share of it
-STRAIGHT = 0.95  # squared correlation of time and level that a decay must have
+T60_TOLERANCE = 0.10  # a response has a T60 level when its own lies within this share of it
+MIN_STRAIGHTNESS = 0.95  # squared correlation of time and level that a decay must have
 BANDS: dict[str, tuple[str, float | tuple[float, float]]] = {  # hertz, as in the published bank
     "bandpass": ("bandpass", (300.0, 3400.0)),
     "lowpass": ("lowpass", 3400.0),
@@ -29,7 +29,7 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
         UserError: The response does not decay by 25 dB, or not along a line.
     """
     power = np.asarray(response[np.abs(response).argmax() :], dtype=np.float64) ** 2
-    # The noise floor of a recorded response would bend the curve: stop where it is reached.
+    # The noise floor of a recorded response would bend the curve: stop where the response reaches it.
     block = RATE // 100
     levels = power[: len(power) // block * block].reshape(-1, block).mean(axis=1)
     if len(levels) > 10:
@@ -43,7 +43,7 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
     if last - first < 8:
         raise UserError("impulse response does not decay by 25 dB; expected a room's response")
     time = np.arange(first, last) / RATE
-    if np.corrcoef(time, decay[first:last])[0, 1] ** 2 < STRAIGHT:
+    if np.corrcoef(time, decay[first:last])[0, 1] ** 2 < MIN_STRAIGHTNESS:
         raise UserError("impulse response does not decay along a line; expected a room's response")
     return float(-60 / np.polyfit(time, decay[first:last], 1)[0])
 
@@ -51,27 +51,27 @@ def schroeder_t60(response: NDArray[np.floating]) -> float:
 def synthetic_response(t60_s: float, rng: np.random.Generator) -> Wave:
     """Exponentially decaying Gaussian noise after a direct sound: a diffuse room (Polack 1988).
 
-    The decay is corrected until the measured T60 lies within 1 % of the one asked for.
+    The decay is corrected until the measured T60 lies within 1 % of `t60_s`.
     """
     samples = int(1.5 * t60_s * RATE)
     noise = rng.standard_normal(samples)
     time = np.arange(samples) / RATE
-    asked = t60_s
+    decay_s = t60_s
     for _ in range(8):
         # Energy falls by 60 dB in t60: amplitude by exp(-3 ln 10 t / t60).
-        response = noise * np.exp(-3 * np.log(10) * time / asked)
+        response = noise * np.exp(-3 * np.log(10) * time / decay_s)
         response[0] = 1.2 * np.abs(response).max()  # the direct sound is the largest sample
         measured = schroeder_t60(response)
         if abs(measured / t60_s - 1) < 0.01:
             break
-        asked *= t60_s / measured
+        decay_s *= t60_s / measured
     return np.asarray(response / np.sqrt((response**2).sum()), dtype=np.float32)
 
 
 def find_responses(
     folders: Sequence[Path], levels_s: Sequence[float]
 ) -> dict[float, list[tuple[Path, float]]]:
-    """Recorded responses for each T60 asked for: (file, measured T60), within 10 % of the level.
+    """Recorded responses for each T60 level: (file, measured T60 within 10 % of the level).
 
     Raises:
         UserError: A level has no matching response; names the nearest that was measured.
@@ -85,7 +85,7 @@ def find_responses(
             try:
                 measured.append((path, schroeder_t60(load(path))))
             except UserError:
-                continue  # not a room's response: it matches no level
+                continue  # no response of a room
     out: dict[float, list[tuple[Path, float]]] = {}
     for level in levels_s:
         fits = [(p, t) for p, t in measured if abs(t / level - 1) <= T60_TOLERANCE]
@@ -101,14 +101,14 @@ def find_responses(
 
 
 def reverberate(wave: Wave, response: Wave) -> Wave:
-    """The wave heard in the room of `response`: same length, direct sound in place, not normalised."""
+    """The wave in the room of `response`: same length, direct sound in place, not normalised."""
     direct = int(np.abs(response).argmax())
     wet = fftconvolve(wave.astype(np.float64), response.astype(np.float64))
     return np.asarray(wet[direct : direct + len(wave)], dtype=np.float32)
 
 
 def band_limit(wave: Wave, name: str) -> Wave:
-    """The wave through a Butterworth filter of order 4, forwards and backwards: no phase, no delay.
+    """The wave after a Butterworth filter of order 4, run forwards and backwards: no phase shift, no delay.
 
     Args:
         wave: ``[samples]`` at 16 kHz.

@@ -9,17 +9,17 @@ from evaluators.audio import Wave
 from evaluators.detectors import detectors
 
 
-class Voice(Protocol):
-    """Which frames of a wave are speech; no state is left from one wave to the next."""
+class VoiceActivity(Protocol):
+    """Tells which frames of a wave are speech; keeps no state from one wave to the next."""
 
     frame: int  # samples
 
     def __call__(self, wave: Wave) -> NDArray[np.bool_]:
-        """One value per frame; a last part frame counts as one."""
+        """One value per frame; an incomplete last frame counts as one."""
         ...
 
 
-class Silero:
+class SileroActivity:
     """Silero VAD: probability 0.5 and above is speech."""
 
     frame = detectors.FRAME
@@ -28,11 +28,11 @@ class Silero:
         self._detector = detectors.Silero()
 
     def __call__(self, wave: Wave) -> NDArray[np.bool_]:
-        """See `Voice`."""
+        """See `VoiceActivity`."""
         return np.asarray(self._detector.frames(wave) >= 0.5)
 
 
-class WebRtc:
+class WebRtcActivity:
     """WebRTC VAD at mode 3. It calls white noise and most music speech: not for new work."""
 
     frame = 480  # samples, 30 ms
@@ -41,8 +41,8 @@ class WebRtc:
         self._detector = detectors.WebRtc()
 
     def __call__(self, wave: Wave) -> NDArray[np.bool_]:
-        """See `Voice`."""
+        """See `VoiceActivity`."""
         return self._detector.frames(wave, 30, 3)
 
 
-VOICES = {"silero": Silero, "webrtc": WebRtc}
+ACTIVITIES = {"silero": SileroActivity, "webrtc": WebRtcActivity}

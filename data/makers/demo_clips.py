@@ -1,85 +1,66 @@
-"""The design of the shipped clips: each SPEECH clip with the NONSPEECH mix closest to it in level, bandwidth, tilt.
+"""The shipped clips: each SPEECH clip beside the NONSPEECH mix that is closest to it in level, bandwidth and tilt.
 
-Kept as it was when the clips were made, so that `python -m data.build demo --check` gives the same PCM. New sets use
-data/design.py. Sources are split first, by shares within each category; then clips are cut, checked for voice activity,
-mixed with noise, normalised and written as Ogg/Opus.
+Frozen, so that `python -m data.build demo --check` gives the same samples; new sets use data/building/design.py.
+Sources are split first, by shares within each category; then clips are cut, checked for voice activity, mixed with
+noise, normalised and written as Ogg/Opus.
 """
 
-import csv
 import hashlib
+import shutil
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
-from evaluators.audio import RATE, Wave, add_noise, coloured_noise, frame_power, load, normalise
+from evaluators.audio import RATE, Wave, load
 from evaluators.detectors.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
 from evaluators.files import read_yaml
 from evaluators.splits import Registry, write_registry
 
 from ..building.attribution import write_attribution
+from ..building.clip_set import differing_clips
 from ..building.cues import cues
-from ..building.recordings import read_table, write_table
+from ..building.mixing import active_span, add_noise, coloured_noise, frame_power, normalise
+from ..building.recordings import Recording, read_table, write_table
 from ..building.render import encode, pcm_digest
-from ..building.scan import stable
-from ..building.voice import Silero
+from ..building.scan import OFFSETS, RANGE_DB, stable_seed
+from ..building.voice import SileroActivity
 
-KEYS = {
-    "design",
-    "seed",
-    "durations_ms",
-    "snrs_db",
-    "noise_slopes_db",
-    "clips",
-    "noise_share",
-    "cap",
-    "sources",
-    "min_est_snr_db",
-    "vad_speech",
-    "vad_nonspeech",
-    "min_active_dbfs",
-    "matches",
-    "together",
-}
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One file of the recordings folder; `group` is the source id that must not cross a split."""
-
-    path: str
-    label: str
-    category: str
-    group: str
-    source_package: str
-    language: str
-    licence: str
-    est_snr_db: float
+KEYS = set(
+    "design seed durations_ms snrs_db noise_slopes_db clips noise_share cap sources min_est_snr_db vad_speech"
+    " vad_nonspeech min_active_dbfs matches together".split()
+)
+Recipe = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A candidate cut: `start` and the recording, with the share of voice activity on the clean segment."""
+    """A cut that may become a clip: its first sample, and the share of voice activity before mixing."""
 
     recording: Recording
     start: int
     vad_fraction: float
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Recording and first sample: no two clips share it, whatever their durations."""
+        return self.recording.name, self.start
 
-def is_matched(path: Path) -> bool:
-    """Whether a recipe file asks for this design."""
-    raw = read_yaml(path)
-    return isinstance(raw, dict) and raw.get("design") == "matched"
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of the shipped clips.
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe file; unknown and missing keys are errors."""
+    Raises:
+        UserError: A key is unknown or missing.
+    """
     recipe = read_yaml(path)
     if not isinstance(recipe, dict) or set(recipe) != KEYS:
         raise UserError(
@@ -90,82 +71,62 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def read_recordings(folder: Path) -> list[Recording]:
-    """The recordings folder's manifest."""
+    """The recordings of the folder's manifest; column `group` is the source id."""
     path = folder / "manifest.csv"
     if not path.is_file():
         raise UserError(
             f"recordings {str(folder)!r} hold no manifest.csv; --recordings wants the folder of the"
             " recordings"
         )
-    needed = ("path", "label", "category", "group", "source_package", "language", "licence")
-    return [
-        Recording(
-            r["path"],
-            r["label"],
-            r["category"],
-            r["group"],
-            r["source_package"],
-            r["language"],
-            r["licence"],
-            float(r["est_snr_db"] or "inf"),
-        )
-        for _, r in read_table(path, (*needed, "est_snr_db"))
-    ]
+    needed = "path label category group licence source_package language".split()
+    out = []
+    for _, row in read_table(path, (*needed, "est_snr_db")):
+        name, *values = (row[column] for column in needed)
+        snr = float(row["est_snr_db"] or "inf")
+        out.append(Recording(name, folder / name, *values, est_snr_db=snr))
+    return out
 
 
 def windows(
-    recording: Recording,
-    wave: Wave,
-    speech: NDArray[np.bool_],
-    samples: int,
-    recipe: dict[str, Any],
+    recording: Recording, wave: Wave, speech: NDArray[np.bool_], samples: int, recipe: Recipe
 ) -> Iterator[Window]:
     """Cuts of `samples`: the centre of the active part first, then its neighbours, all inside the active part."""
-    power = frame_power(wave)
-    loud = np.flatnonzero(power >= power.max() * 10 ** (-4.5))  # within 45 dB of the loudest frame
-    first, last = loud[0] * 320, min(len(wave), (loud[-1] + 1) * 320)
+    first, last = active_span(wave, RANGE_DB)
     centre = (first + last - samples) // 2
-    starts = [centre + side * samples for side in (0, -1, 1, -2, 2, -3, 3)]
-    for start in starts:
+    for start in (centre + side * samples for side in OFFSETS):
         if start < first or start + samples > last:
             continue
-        cut = wave[start : start + samples]
-        frames = speech[start // VOICE_FRAME : -(-(start + samples) // VOICE_FRAME)]
-        fraction = float(frames.mean())
-        good = (
-            fraction >= recipe["vad_speech"]
-            if recording.label == "SPEECH"
-            else fraction <= recipe["vad_nonspeech"]
-        )
-        level = 10 * np.log10(
-            np.sort(frame_power(cut))[len(cut) // 640 :].mean() + 1e-12
-        )  # the louder half of the frames
-        quiet = (frame_power(cut) < 1e-9).mean()
-        if good and level >= recipe["min_active_dbfs"] and quiet < 0.1:
-            yield Window(recording, int(start), fraction)
+        power = frame_power(wave[start : start + samples])
+        fraction = float(speech[start // VOICE_FRAME : -(-(start + samples) // VOICE_FRAME)].mean())
+        low, high = recipe["vad_speech"], recipe["vad_nonspeech"]
+        good = fraction >= low if recording.label == "SPEECH" else fraction <= high
+        louder_half = np.sort(power)[samples // 640 :]
+        level = 10 * np.log10(louder_half.mean() + 1e-12)
+        if good and level >= recipe["min_active_dbfs"] and (power < 1e-9).mean() < 0.1:
+            yield Window(recording, start, fraction)
 
 
 def split_sources(
-    recordings: Sequence[Recording], usable: set[str], recipe: dict[str, Any]
+    recordings: Sequence[Recording], usable: set[str], recipe: Recipe
 ) -> dict[str, str]:
     """Source id -> split, before any clip is made: shares by recipe within each category, in hash order.
 
-    Sources without a usable window go to train: they can train a model but give no clip. Sources named together
-    share a split.
+    Sources without a usable window go to train: they can train a model but give no clip. Sources of one `together`
+    group share a split.
     """
-    twin = {name: group[0] for group in recipe["together"] for name in group}
+    first = {name: group[0] for group in recipe["together"] for name in group}
     members: dict[str, list[str]] = defaultdict(list)
     kind: dict[str, tuple[str, str]] = {}
     for recording in recordings:
-        unit = twin.get(recording.group, recording.group)
+        unit = first.get(recording.source_id, recording.source_id)
         kind.setdefault(unit, (recording.label, recording.category))
-        if recording.group not in members[unit]:
-            members[unit].append(recording.group)
+        if recording.source_id not in members[unit]:
+            members[unit].append(recording.source_id)
     out: dict[str, str] = {}
     for category in sorted(set(kind.values())):
         units = sorted(
             (u for u in members if kind[u] == category),
-            key=lambda u: stable(recipe["seed"], "split", u),
+            key=lambda u: stable_seed(recipe["seed"], "split", u),
         )
         shares = recipe["sources"][category[0]]
         able = [u for u in units if usable & set(members[u])]
@@ -173,11 +134,8 @@ def split_sources(
         filled: Counter[str] = Counter()
         for unit in able:
             # Test and dev are filled first, so that rounding never starves them.
-            split = next(
-                s
-                for s in ("test", "dev", "train")
-                if s == "train" or filled[s] < round(shares[s] * count)
-            )
+            open_splits = [s for s in ("test", "dev") if filled[s] < round(shares[s] * count)]
+            split = [*open_splits, "train"][0]
             filled[split] += len(members[unit])
             out.update(dict.fromkeys(members[unit], split))
         for unit in units:
@@ -186,7 +144,7 @@ def split_sources(
     return out
 
 
-def plan(recipe: dict[str, Any], split: str) -> list[tuple[int, float | None, str]]:
+def plan(recipe: Recipe, split: str) -> list[tuple[int, float | None, str]]:
     """The cells of a split: (duration, SNR, NONSPEECH category) of each pair of a SPEECH and a NONSPEECH clip."""
     pairs = recipe["clips"][split] // 2
     out: list[tuple[int, float | None, str]] = []
@@ -203,167 +161,155 @@ def plan(recipe: dict[str, Any], split: str) -> list[tuple[int, float | None, st
     return sorted(out, key=lambda cell: -cell[0])
 
 
-def build(recipe: dict[str, Any], folder: Path, out: Path) -> None:
+def build(path: Path, folder: Path, out: Path) -> None:
+    """Builds the recipe at `path` from a folder of recordings; writes into `out` when all clips are made."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "built"
+        _build(read_recipe(path), folder, built)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(built, out, dirs_exist_ok=True)
+
+
+def rebuild_and_compare(path: Path, folder: Path, out: Path) -> list[str]:
+    """Ids of the clips in `out` that differ from a rebuild elsewhere."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "built"
+        _build(read_recipe(path), folder, built)
+        return differing_clips(built, out)
+
+
+def _build(recipe: Recipe, folder: Path, out: Path) -> None:
     """Writes clips, manifest.csv, registry.json and ATTRIBUTION.md into `out` (a new folder)."""
     recordings = read_recordings(folder)
-    voice = Silero()
+    activity = SileroActivity()
     waves: dict[str, Wave] = {}
     pool: dict[tuple[str, int], list[Window]] = defaultdict(list)  # (source, duration) -> windows
-    for recording in track(recordings, "voice activity", console=_stderr()):
+    for recording in track(recordings, "voice activity", console=Console(stderr=True)):
         if recording.label == "SPEECH" and recording.est_snr_db < recipe["min_est_snr_db"]:
             continue
-        wave = load(folder / recording.path)
-        speech = voice(wave)
+        wave = load(folder / recording.name)
+        speech = activity(wave)
         for duration in recipe["durations_ms"]:
             found = list(windows(recording, wave, speech, duration * RATE // 1000, recipe))
             if found:
-                waves[recording.path] = wave
-                pool[recording.group, duration] += found
-    splits = split_sources(recordings, {group for group, _ in pool}, recipe)
+                waves[recording.name] = wave
+                pool[recording.source_id, duration] += found
+    splits = split_sources(recordings, {source for source, _ in pool}, recipe)
+    category = {r.source_id: r.category for r in recordings}
     rows: list[dict[str, Any]] = []
     (out / "clips").mkdir(parents=True)
     for split in ("train", "dev", "test"):
-        rows += _build_split(recipe, split, splits, recordings, pool, waves, out)
+        in_split: dict[tuple[str, int], list[Window]] = defaultdict(list)
+        for (source, duration), found in pool.items():
+            if splits[source] == split:
+                in_split[category[source], duration] += found
+        rows += _Split(recipe, split, in_split, waves).build(out)
     write_table(out / "manifest.csv", rows, list(rows[0]))
     write_registry(out / "registry.json", Registry(splits, {}))
     write_attribution(rows, [folder], out)
 
 
-def _build_split(
-    recipe: dict[str, Any],
-    split: str,
-    splits: dict[str, str],
-    recordings: Sequence[Recording],
-    pool: dict[tuple[str, int], list[Window]],
-    waves: dict[str, Wave],
-    out: Path,
-) -> list[dict[str, Any]]:
-    """The rows of one split: each SPEECH clip with the NONSPEECH clip closest to it in level, bandwidth, tilt."""
-    category_of = {r.group: r.category for r in recordings}
-    cap = recipe["cap"][split]
-    used: Counter[str] = Counter()
-    taken: set[tuple[str, int]] = set()  # (recording, start): no cut twice, whatever its duration
-    rows: list[dict[str, Any]] = []
-    scale: NDArray[np.float64] | None = None
+@dataclass(frozen=True)
+class _Mix:
+    """A window mixed with noise."""
 
-    def free(category: str, duration: int, limit: int) -> list[Window]:
+    window: Window
+    wave: Wave
+    duration_ms: int
+    snr_target_db: int
+    snr_db: float  # measured
+    slope_db: float
+
+
+@dataclass
+class _Split:
+    """The clips of one split, made pair by pair."""
+
+    recipe: Recipe
+    split: str
+    pool: Mapping[tuple[str, int], Sequence[Window]]  # (category, duration) -> windows
+    waves: Mapping[str, Wave]
+    used: Counter[str] = field(default_factory=Counter)
+    taken: set[tuple[str, int]] = field(default_factory=set)
+
+    def build(self, out: Path) -> list[dict[str, Any]]:
+        """Writes the clips; returns their manifest rows."""
+        rows: list[dict[str, Any]] = []
+        scale: NDArray[np.float64] | None = None
+        cells = plan(self.recipe, self.split)
+        for number, (duration, snr, category) in enumerate(
+            track(cells, f"{self.split} clips", console=Console(stderr=True))
+        ):
+            rng = np.random.default_rng(
+                stable_seed(self.recipe["seed"], self.split, number, "slope")
+            )
+            slope = float(rng.uniform(*self.recipe["noise_slopes_db"]))
+            speech = self._free("speech", duration)[0]
+            others = self._free(category, duration)[: self.recipe["matches"]]
+            mixes = [self._mix(w, duration, snr, slope) for w in (speech, *others)]
+            features = np.stack([cues(mix.wave) for mix in mixes])
+            spread = features.std(axis=0) + 1e-6
+            scale = spread if scale is None else 0.95 * scale + 0.05 * spread
+            distance = (((features[1:] - features[0]) / scale) ** 2).sum(axis=1)
+            for mix in (mixes[0], mixes[1 + int(np.argmin(distance))]):
+                self.used[mix.window.recording.source_id] += 1
+                self.taken.add(mix.window.key)
+                letter = "s" if mix.window.recording.label == "SPEECH" else "n"
+                rows.append(_write(mix, self.split, f"{self.split}-{letter}{number:03d}", out))
+        return rows
+
+    def _free(self, category: str, duration: int) -> list[Window]:
+        """Windows that are not taken, of sources below the cap; the least used sources first."""
+        cap = self.recipe["cap"][self.split]["SPEECH" if category == "speech" else "NONSPEECH"]
         found = [
             w
-            for (group, d), ws in pool.items()
-            if d == duration
-            and splits[group] == split
-            and category_of[group] == category
-            and used[group] < limit
-            for w in ws
-            if (w.recording.path, w.start) not in taken
+            for w in self.pool.get((category, duration), ())
+            if self.used[w.recording.source_id] < cap and w.key not in self.taken
         ]
-        return sorted(
-            found,
-            key=lambda w: (
-                used[w.recording.group],
-                stable(recipe["seed"], w.recording.path, w.start, duration),
-            ),
-        )
-
-    def mix(window: Window, duration: int, snr: float, slope: float) -> tuple[Wave, float]:
-        wave = waves[window.recording.path][window.start : window.start + duration * RATE // 1000]
-        rng = np.random.default_rng(
-            stable(recipe["seed"], window.recording.path, window.start, duration, snr)
-        )
-        mixed, measured = add_noise(wave, coloured_noise(len(wave), slope, rng), snr)
-        return normalise(mixed), measured
-
-    for number, (duration, snr, category) in enumerate(
-        track(plan(recipe, split), f"{split} clips", console=_stderr())
-    ):
-        low, high = recipe["noise_slopes_db"]
-        slope = float(
-            np.random.default_rng(stable(recipe["seed"], split, number, "slope")).uniform(low, high)
-        )
-        speech = free("speech", duration, cap["SPEECH"])
-        others = free(category, duration, cap["NONSPEECH"])[: recipe["matches"]]
-        if not speech or not others:
-            missing = "speech" if not speech else category
+        if not found:
             raise UserError(
-                f"recipe: no {missing} window of {duration} ms is left in split {split!r}; raise"
-                " its cap or ask for fewer clips"
+                f"recipe: no {category} window of {duration} ms is left in split {self.split!r};"
+                " raise its cap or ask for fewer clips"
             )
-        first = speech[0]
-        heard, measured = mix(first, duration, snr, slope)
-        mixes = [mix(w, duration, snr, slope) for w in others]
-        looks = np.stack([cues(heard), *(cues(w) for w, _ in mixes)])
-        scale = (
-            looks.std(axis=0) + 1e-6
-            if scale is None
-            else 0.95 * scale + 0.05 * (looks.std(axis=0) + 1e-6)
+        seed = self.recipe["seed"]
+        used = self.used
+        return sorted(
+            found, key=lambda w: (used[w.recording.source_id], stable_seed(seed, *w.key, duration))
         )
-        best = int(np.argmin((((looks[1:] - looks[0]) / scale) ** 2).sum(axis=1)))
-        for window, (wave, got) in ((first, (heard, measured)), (others[best], mixes[best])):
-            used[window.recording.group] += 1
-            taken.add((window.recording.path, window.start))
-            rows.append(_write(window, wave, split, number, duration, snr, slope, got, out))
-    return rows
+
+    def _mix(self, window: Window, duration: int, snr: int, slope: float) -> _Mix:
+        wave = self.waves[window.recording.name]
+        wave = wave[window.start : window.start + duration * RATE // 1000]
+        seed = stable_seed(self.recipe["seed"], *window.key, duration, snr)
+        noise = coloured_noise(len(wave), slope, np.random.default_rng(seed))
+        mixed, measured = add_noise(wave, noise, snr)
+        return _Mix(window, normalise(mixed), duration, snr, measured, slope)
 
 
-def _write(
-    window: Window,
-    wave: Wave,
-    split: str,
-    number: int,
-    duration: int,
-    snr: float,
-    slope: float,
-    measured: float,
-    out: Path,
-) -> dict[str, Any]:
-    recording = window.recording
-    noisy = recording.category != "noise"  # noise on noise has no SNR
-    clip_id = f"{split}-{'s' if recording.label == 'SPEECH' else 'n'}{number:03d}"
-    encoded = encode(wave, "opus")
+def _write(mix: _Mix, split: str, clip_id: str, out: Path) -> dict[str, Any]:
+    """Writes a clip; returns its manifest row."""
+    recording, duration, snr = mix.window.recording, mix.duration_ms, mix.snr_target_db
+    has_snr = recording.category != "noise"  # noise on noise has no SNR
+    encoded = encode(mix.wave, "opus")
     (out / "clips" / f"{clip_id}.ogg").write_bytes(encoded)
     return {
         "clip_id": clip_id,
         "path": f"clips/{clip_id}.ogg",
         "label": recording.label,
         "category": recording.category,
-        "duration_ms": round(1000 * len(wave) / RATE),
-        "snr_db": f"{measured:.2f}" if noisy else "",
-        "condition": f"dur{duration}_snr{snr:+03d}" if noisy else f"dur{duration}_noise",
-        "source_id": recording.group,
+        "duration_ms": round(1000 * len(mix.wave) / RATE),
+        "snr_db": f"{mix.snr_db:.2f}" if has_snr else "",
+        "condition": f"dur{duration}_snr{snr:+03d}" if has_snr else f"dur{duration}_noise",
+        "source_id": recording.source_id,
         "split": split,
         "licence": recording.licence,
         "sha256": hashlib.sha256(encoded).hexdigest(),
         "pcm_sha256": pcm_digest(encoded),
-        "snr_target_db": snr if noisy else "",
-        "noise_slope_db": f"{slope:.2f}",
-        "vad_fraction": f"{window.vad_fraction:.2f}",
-        "recording": recording.path,
-        "source_package": recording.source_package,
+        "snr_target_db": snr if has_snr else "",
+        "noise_slope_db": f"{mix.slope_db:.2f}",
+        "vad_fraction": f"{mix.window.vad_fraction:.2f}",
+        "recording": recording.name,
+        "source_package": recording.package,
         "language": recording.language,
-        "start_s": f"{window.start / RATE:.3f}",
+        "start_s": f"{mix.window.start / RATE:.3f}",
     }
-
-
-def compare(built: Path, shipped: Path) -> list[str]:
-    """Clips whose manifest row (the container's digest aside) or file differs from a rebuild."""
-
-    def read(path: Path) -> dict[str, dict[str, str]]:
-        with (path / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            return {row["clip_id"]: row for row in csv.DictReader(file)}
-
-    def whole(row: dict[str, str]) -> bool:
-        file = shipped / row["path"]
-        return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
-
-    new, old = read(built), read(shipped)
-    return sorted(set(new) ^ set(old)) + [
-        name
-        for name in sorted(set(new) & set(old))
-        if {**new[name], "sha256": ""} != {**old[name], "sha256": ""} or not whole(old[name])
-    ]
-
-
-def _stderr() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)

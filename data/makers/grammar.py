@@ -1,197 +1,19 @@
 """Questions that the pocket checkpoints are trained on, composed at random.
 
-Many ways to ask about four kinds of sound, with options in either order. Some questions say that the clip is short or
-noisy: data/train_pocket.py teaches the base that such clips hold speech when the question says so, so saying so
-helps it. The wordings of prompts/heldout.yaml and
-prompts/seeds are not in it; those files measure how far the model reads what it was never asked.
+They ask about four kinds of sound in many ways, with options in either order. Some say that the clip is short or noisy:
+train_pocket.py teaches the base that such clips hold speech when the question says so. The grammar never composes the
+wordings of prompts/heldout.yaml and prompts/seeds: those files measure how well the model reads new questions.
 """
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.files import read_yaml
 
 SOUNDS = ("speech", "music", "animal", "noise")
-
-POSITIVE = {
-    "speech": [
-        "speech",
-        "SPEECH",
-        "human speech",
-        "a human voice",
-        "human voice",
-        "a voice",
-        "VOICE",
-        "someone talking",
-        "a person speaking",
-        "spoken words",
-        "talking",
-        "speech is present",
-        "SPEECH PRESENT",
-        "a speaker",
-        "HUMAN SPEECH",
-    ],
-    "music": [
-        "music",
-        "MUSIC",
-        "a musical instrument",
-        "a melody",
-        "MUSIC PRESENT",
-        "instrumental music",
-    ],
-    "animal": ["an animal", "ANIMAL", "an animal sound", "an animal call", "ANIMAL PRESENT"],
-    "noise": [
-        "noise",
-        "NOISE",
-        "environmental noise",
-        "background noise",
-        "a machine",
-        "NOISE PRESENT",
-    ],
-}
-NEGATIVE = {
-    "speech": [
-        "no speech",
-        "NO SPEECH",
-        "non-speech",
-        "NON-SPEECH",
-        "NONSPEECH",
-        "not speech",
-        "no voice",
-        "NO VOICE",
-        "something else",
-        "other sounds",
-        "OTHER",
-        "music or noise",
-        "noise, music or animals",
-        "noise/music/animals",
-        "background sound",
-        "only noise",
-        "no human voice",
-        "nothing spoken",
-        "nonspeech",
-    ],
-    "music": ["no music", "NO MUSIC", "something else", "other sounds", "OTHER"],
-    "animal": ["no animal", "NO ANIMAL", "something else", "other sounds", "OTHER"],
-    "noise": ["no noise", "NO NOISE", "something else", "a voice, music or an animal", "OTHER"],
-}
-EXPLAIN = {
-    "speech": (
-        ["a person talks", "someone is speaking", "words are spoken", "a human is heard", "voice"],
-        [
-            "music, noise, silence or animals",
-            "no one is talking",
-            "music/noise/animals",
-            "anything else",
-            "noise, silence",
-        ],
-    ),
-    "music": (["a tune is played", "instruments"], ["anything else", "no instruments"]),
-    "animal": (["a creature calls", "animals"], ["anything else", "no creature"]),
-    "noise": (["machines, weather, objects"], ["anything else", "a voice or music"]),
-}
-NOUNS = {
-    "speech": [
-        "speech",
-        "human speech",
-        "a human voice",
-        "someone talking",
-        "a person speaking",
-        "spoken words",
-        "a voice",
-    ],
-    "music": ["music", "a musical instrument"],
-    "animal": ["an animal", "an animal sound"],
-    "noise": ["noise", "background noise"],
-}
-QUESTIONS = [
-    "Does this audio contain {x}?",
-    "Is there {x} in this clip?",
-    "Do you hear {x}?",
-    "Can you hear {x} in the recording?",
-    "Decide whether the clip has {x}.",
-    "Task: find {x}.",
-    "Is {x} present?",
-    "Listen to the clip. Does it have {x}?",
-    "Pick one:",
-    "Choose the right option.",
-    "What do you hear?",
-    "Classify the sound:",
-    "Which option fits the audio?",
-    "Select the option that matches.",
-    "Tell me if there is {x}.",
-    "Detect {x} in this clip.",
-    "Identify the sound.",
-    "Is it {x}?",
-    "The question is whether there is {x}.",
-]
-LEADS = [
-    "",
-    "",
-    "",
-    "",
-    "Listen carefully. ",
-    "You are an audio expert. ",
-    "Focus on the main sound. ",
-    "Pay attention to the sound. ",
-    "This is a test of hearing. ",
-]
-# What a question may say about the recording. Short and noisy clips come with one of these, clean ones seldom do.
-HINTS = [
-    "The clip is {0}. ",
-    "It is a {0} recording. ",
-    "The recording is {0}. ",
-    "This is a {0} clip. ",
-    "The sound is {0}. ",
-    "Expect a {0} sound. ",
-    "You will hear a {0} recording. ",
-    "Be careful, it is {0}. ",
-]
-STATES = [
-    "noisy",
-    "short and noisy",
-    "faint",
-    "brief and noisy",
-    "weak",
-    "hard to hear",
-    "short",
-    "masked",
-    "quiet and noisy",
-    "degraded",
-    "very noisy",
-    "brief",
-    "poor",
-]
-NOISES = [
-    "There is a lot of noise. ",
-    "There is strong noise. ",
-    "Loud noise covers the sound. ",
-    "The background is loud. ",
-    "Noise may hide the sound. ",
-    "Listen through the noise. ",
-    "Much of it is noise. ",
-]
-ENDS = [
-    "",
-    "",
-    "Answer:",
-    "Answer A or B.",
-    "Answer with A or B only.",
-    "Reply with one letter.",
-    "Your choice:",
-    "The answer is",
-    "Respond with the letter only.",
-]
-FORMATS = [
-    "A) {0}\nB) {1}",
-    "A) {0} B) {1}",
-    "A. {0}\nB. {1}",
-    "Options:\nA) {0}\nB) {1}",
-    "(A) {0} (B) {1}",
-    "A: {0}\nB: {1}",
-    "A = {0}, B = {1}",
-    "Options: A) {0}, B) {1}",
-    "A - {0}\nB - {1}",
-]
 SYSTEMS = ["You classify audio content.", "You are a helpful assistant."]
+WORDS = read_yaml(Path(__file__).with_name("grammar.yaml"))
 
 
 @dataclass(frozen=True)
@@ -203,26 +25,31 @@ class Question:
 
 
 def _option(target: str, positive: bool, rng: random.Random) -> str:
-    word = rng.choice((POSITIVE if positive else NEGATIVE)[target])
-    explanation = rng.choice(EXPLAIN[target][0 if positive else 1])
+    kind = "positive" if positive else "negative"
+    word = rng.choice(WORDS[kind][target])
+    explanation = rng.choice(WORDS[f"why_{kind}"][target])
     yes = "Yes" if positive else "No"
-    kind = rng.random()
-    if kind < 0.55:
+    form = rng.random()
+    if form < 0.55:
         return word
-    if kind < 0.70:
+    if form < 0.70:
         return f"{word} ({explanation})"
-    if kind < 0.78:
+    if form < 0.78:
         return yes
-    if kind < 0.88:
+    if form < 0.88:
         return f"{yes}{rng.choice([',', ' -'])} {rng.choice([word, explanation])}"
-    return f"{word}: {explanation}" if kind < 0.94 else explanation
+    return f"{word}: {explanation}" if form < 0.94 else explanation
 
 
 def hint(rng: random.Random) -> str:
     """A sentence that says that the clip is short, noisy or faint."""
-    return (
-        rng.choice(NOISES) if rng.random() < 0.35 else rng.choice(HINTS).format(rng.choice(STATES))
-    )
+    if rng.random() < 0.35:
+        return rng.choice(WORDS["noises"])
+    return rng.choice(WORDS["hints"]).format(rng.choice(WORDS["states"]))
+
+
+def _ask(questions: list[str], target: str, rng: random.Random) -> str:
+    return rng.choice(questions).format(x=rng.choice(WORDS["nouns"][target]))
 
 
 def two_options(rng: random.Random, target: str | None = None, hinted: bool = False) -> Question:
@@ -233,22 +60,15 @@ def two_options(rng: random.Random, target: str | None = None, hinted: bool = Fa
     options = [
         _option(target, positive, rng) for positive in ((False, True) if swap else (True, False))
     ]
-    block = rng.choice(FORMATS).format(*options)
-    question = (hint(rng) if hinted else rng.choice(LEADS)) + rng.choice(QUESTIONS).format(
-        x=rng.choice(NOUNS[target])
-    )
+    block = rng.choice(WORDS["formats"]).format(*options)
+    lead = f"{hint(rng)} " if hinted else rng.choice(WORDS["leads"])
+    question = lead + _ask(WORDS["questions"], target, rng)
     if hinted and rng.random() < 0.2:  # the hint may also follow the question
-        question = (
-            rng.choice(QUESTIONS).format(x=rng.choice(NOUNS[target])) + " " + hint(rng).strip()
-        )
-    end = rng.choice(ENDS)
-    parts = (
-        [question, block, end]
-        if hinted or rng.random() < 0.85
-        else [block, end]
-        if rng.random() < 0.5
-        else [block, question]
-    )
+        question = f"{_ask(WORDS['questions'], target, rng)} {hint(rng)}"
+    end = rng.choice(WORDS["ends"])
+    parts = [question, block, end]
+    if not hinted and rng.random() >= 0.85:
+        parts = [block, end] if rng.random() < 0.5 else [block, question]
     text = rng.choice(["\n", "\n\n", " "]).join(part for part in parts if part)
     yes, no = ("B", "A") if swap else ("A", "B")
     return Question(text, {sound: yes if sound == target else no for sound in SOUNDS})
@@ -259,63 +79,42 @@ def four_options(rng: random.Random) -> Question:
     order = rng.sample(SOUNDS, 4)
     style = rng.choice(["{0}) {1}", "{0}. {1}", "{0}: {1}"])
     block = rng.choice(["\n", " "]).join(
-        style.format(letter, rng.choice(POSITIVE[s][:4]))
+        style.format(letter, rng.choice(WORDS["positive"][s][:4]))
         for letter, s in zip("ABCD", order, strict=True)
     )
-    text = (
-        rng.choice(LEADS)
-        + rng.choice(["What do you hear?", "Pick one:", "Classify the sound:"])
-        + "\n"
-        + block
+    question = rng.choice(WORDS["leads"]) + rng.choice(
+        ["What do you hear?", "Pick one:", "Classify the sound:"]
     )
+    text = f"{question}\n{block}"
     return Question(text, dict(zip(order, "ABCD", strict=True)))
 
 
 def yes_or_no(rng: random.Random) -> Question:
     """A question that is answered with Yes or No."""
     target = "speech" if rng.random() < 0.6 else rng.choice(SOUNDS[1:])
-    asked = [q for q in QUESTIONS if "{x}" in q]
-    text = (
-        rng.choice(LEADS)
-        + rng.choice(asked).format(x=rng.choice(NOUNS[target]))
-        + rng.choice([" Answer Yes or No.", "\nAnswer yes or no.", " Yes or No?"])
-    )
+    questions = [q for q in WORDS["questions"] if "{x}" in q]
+    text = rng.choice(WORDS["leads"]) + _ask(questions, target, rng)
+    text += rng.choice([" Answer Yes or No.", "\nAnswer yes or no.", " Yes or No?"])
     return Question(text, {sound: "Yes" if sound == target else "No" for sound in SOUNDS})
 
 
 def free(rng: random.Random) -> Question:
     """A question for the name of the sound."""
-    text = rng.choice(LEADS) + rng.choice(
-        [
-            "What do you hear?",
-            "Name the sound.",
-            "Which kind of sound is it?",
-            "Describe the clip in one word.",
-            "What is in this audio?",
-        ]
-    )
-    return Question(
-        text
-        + rng.choice(["", " Answer with one word: speech, music, animal or noise.", " One word."]),
-        {sound: sound for sound in SOUNDS},
-    )
+    text = "".join(rng.choice(WORDS[kind]) for kind in ("leads", "naming", "naming_ends"))
+    return Question(text, {sound: sound for sound in SOUNDS})
 
 
 def about_audio(rng: random.Random, hints: float = 0.1) -> Question:
-    """A question with options or yes/no about what is heard; a share of them says that the clip is short or noisy."""
+    """A question with options or yes/no about the clip; a share of them says that the clip is short or noisy."""
     kind = rng.random()
-    return (
-        two_options(rng, hinted=rng.random() < hints)
-        if kind < 0.8
-        else four_options(rng)
-        if kind < 0.9
-        else yes_or_no(rng)
-    )
+    if kind < 0.8:
+        return two_options(rng, hinted=rng.random() < hints)
+    return four_options(rng) if kind < 0.9 else yes_or_no(rng)
 
 
 def about_text(rng: random.Random, hints: float = 0.1) -> tuple[str, str]:
     """(text, answer): a question about a sound that is named in words, to learn to read options without hearing."""
     sound = rng.choice(SOUNDS)
     question = about_audio(rng, hints)
-    named = rng.choice(POSITIVE[sound][:6])
+    named = rng.choice(WORDS["positive"][sound][:6])
     return f"The clip is {named}.\n{question.text}", question.answers[sound]

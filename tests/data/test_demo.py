@@ -1,20 +1,16 @@
-"""What ships: the clips and the checkpoints are what README says."""
+"""What ships: the clips and the checkpoints are what data/README.md says."""
 
 import csv
-import io
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
-import soundfile
 from conftest import DEMO, LABELS, ROOT
 
-from data.building.cues import LIMIT, cues, shortcut_accuracy
-from data.building.recipe import recipe_path
-from data.building.render import encode, pcm_digest
-from data.makers.demo_clips import plan, read_recipe
-from evaluators.audio import PEAK, add_noise, coloured_noise, load, normalise
+from data.building.cues import MAX_ACCURACY, shortcut_accuracy
+from data.building.render import pcm_digest
+from evaluators.audio import load
 from evaluators.audio_lm.checkpoint import SHIPPED, open_checkpoint
 from evaluators.manifest import COLUMNS, read_manifest, verify
 from evaluators.splits import check_registry, read_registry
@@ -104,62 +100,7 @@ def test_clips_do_not_clip_and_have_the_length_they_claim(clips, rows):
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_no_shortcut_gives_the_label_away(clips, split):
     mean, low, high = shortcut_accuracy([c for c in clips if c.split == split])
-    assert low <= mean <= min(high, LIMIT)
-
-
-def test_the_shortcut_check_can_fail(make_manifest):
-    def louder(rows):
-        for row in rows:
-            path = folder_of(row)
-            wave, rate = soundfile.read(path)
-            soundfile.write(path, wave * (3 if row["label"] == "SPEECH" else 0.3), rate)
-
-    holder = {}
-
-    def folder_of(row):
-        return holder["folder"] / row["path"]
-
-    folder = make_manifest(sources=40, per_source=2)
-    holder["folder"] = folder
-    clips = read_manifest(folder, LABELS)
-    louder([{"path": c.path.name, "label": c.label} for c in clips])
-    assert shortcut_accuracy(clips)[0] > 0.9
-
-
-def test_plan_spreads_noise_clips_over_all_cells():
-    cells = Counter(
-        (duration, snr, category == "noise")
-        for duration, snr, category in plan(read_recipe(recipe_path("demo")), "dev")
-    )
-    noise = [n for (_, _, is_noise), n in cells.items() if is_noise]
-    assert sum(noise) == 50 and max(noise) <= 3
-
-
-def test_mixing_gives_the_snr_on_the_active_segment():
-    rng = np.random.default_rng(0)
-    tone = np.sin(np.arange(16000) * 0.3).astype(np.float32)
-    tone[8000:] = 0  # half of the container is empty: the SNR must not change
-    for snr in (-5, 0, 20):
-        mixed, measured = add_noise(tone, coloured_noise(16000, -3, rng), snr)
-        added = mixed - tone
-        assert measured == pytest.approx(snr, abs=1e-4)
-        assert 10 * np.log10(
-            (tone[:8000] ** 2).mean() / (added[:8000] ** 2).mean()
-        ) == pytest.approx(snr, abs=0.3)
-    assert np.abs(normalise(mixed)).max() == pytest.approx(PEAK, rel=1e-5)
-
-
-def test_coloured_noise_has_its_slope():
-    slopes = [
-        cues(coloured_noise(16000, slope, np.random.default_rng(3)))[4] for slope in (0, -4.5)
-    ]
-    assert slopes[0] == pytest.approx(0, abs=0.5) and slopes[1] == pytest.approx(-4.5, abs=0.5)
-
-
-def test_opus_gives_equal_samples_for_equal_input(clips):
-    wave = load(clips[0].path)
-    assert pcm_digest(encode(wave, "opus")) == pcm_digest(encode(wave, "opus"))
-    assert len(soundfile.read(io.BytesIO(encode(wave, "opus")))[0]) == len(wave)
+    assert low <= mean <= min(high, MAX_ACCURACY)
 
 
 def test_pocket_checkpoints_are_small_and_name_what_they_heard():

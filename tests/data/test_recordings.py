@@ -1,178 +1,74 @@
-"""Every published layout, on small trees that these tests make."""
+"""Tables of recordings: good ones are read, bad ones are one sentence with its line."""
 
-import csv
-import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from small_recordings import RECIPE, make, make_recordings, recipe_file
 
-from data.building.recordings import Collection, one_speaker, read_collection, read_rttm
+from data import build
 from evaluators.audio import RATE
-from evaluators.errors import UserError
 
 
-def sound(path, seconds=1.0, rate=RATE, channels=1, **more):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wave = np.random.default_rng(len(str(path))).normal(0, 0.1, (int(seconds * rate), channels))
-    soundfile.write(path, wave, rate, **more)
-    return path
+@pytest.fixture
+def recipe(tmp_path):
+    return recipe_file(tmp_path)
 
 
-def table(path, header, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
+GOOD = "speech/0.flac,SPEECH,speech,s0,CC0"
 
 
-def test_voxconverse_takes_what_one_person_says_alone(tmp_path):
-    sound(tmp_path / "audio" / "abjxc.wav", 10)
-    sound(tmp_path / "audio" / "unused.wav")
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "abjxc.rttm").write_text(
-        "SPEAKER abjxc 1 1.00 3.00 <NA> <NA> spk00 <NA> <NA>\n"
-        "SPEAKER abjxc 1 3.50 2.00 <NA> <NA> spk01 <NA> <NA>\n"
-        "SPEAKER abjxc 1 6.00 0.02 <NA> <NA> spk00 <NA> <NA>\n"
-        "SPEAKER abjxc 1 7.00 0.00 <NA> <NA> spk00 <NA> <NA>\n"
+TABLE = {
+    "label typo": ("speech/0.flac,SPEACH,speech,s0,CC0", ":2: label 'SPEACH' is not one of"),
+    "wrong category": ("speech/0.flac,SPEECH,music,s0,CC0", ":2: category 'music' does not go"),
+    "outside": ("../x.wav,SPEECH,speech,s0,CC0", ":2: path '../x.wav' leaves the folder"),
+    "no source": ("speech/0.flac,SPEECH,speech,,CC0", ":2: source_id is empty"),
+    "short row": ("speech/0.flac,SPEECH", ":2: the row has fewer fields"),
+    "long row": ("speech/0.flac,SPEECH,speech,s0,CC0,a,b", ":2: the row has more fields"),
+    "twice": (f"{GOOD}\n{GOOD}", ":3: path .* stands in .*:2 too"),
+    "two labels": (f"{GOOD}\nmusic/0.flac,NONSPEECH,music,s0,CC0", ":2: source 's0' has label NONSPEECH elsewhere"),
+    "latin-1": (b"speech/0.flac,SPEECH,speech,caf\xe9,CC0", "is not UTF-8"),
+    "empty": ("", "nothing found; layout 'csv' expects"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_bad_table_is_one_sentence_with_its_line(tmp_path, recipe, name, capsys):
+
+    root = make_recordings(tmp_path, speech=1, other=1, seconds=0.3)
+    text, message = TABLE[name]
+    header = b"path,label,category,source_id,licence\n"
+    (root / "manifest.csv").write_bytes(
+        header + (text if isinstance(text, bytes) else text.encode())
     )
-    (found,) = read_collection(Collection("voxconverse", tmp_path))
-    assert found.source_id == "voxconverse:abjxc" and found.label == "SPEECH"
-    assert np.array(found.parts) == pytest.approx(np.array([(1.0, 3.5), (4.0, 5.5), (6.0, 6.02)]))
+    assert make(recipe, root, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
-def test_overlap_of_one_speaker_with_himself_is_one_turn(tmp_path):
-    path = tmp_path / "x.rttm"
-    path.write_text(
-        "SPEAKER x 1 0 2 <NA> <NA> a <NA> <NA>\nSPEAKER x 1 1 2 <NA> <NA> a <NA> <NA>\n"
-        ";; comment\nSPKR-INFO x 1 <NA> <NA> <NA> unknown a <NA>\n"
+def test_a_missing_column_and_a_missing_table(tmp_path, recipe, capsys):
+    root = make_recordings(tmp_path, speech=1, other=1, seconds=0.3)
+    (root / "manifest.csv").write_text("path,label\nspeech/0.flac,SPEECH\n")
+    assert make(recipe, root, tmp_path / "out") == 2
+    assert "manifest.csv:1: column 'category' is missing" in capsys.readouterr().err
+    (root / "manifest.csv").unlink()
+    assert make(recipe, root, tmp_path / "out") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, recipe, capsys):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    soundfile.write(folder / "x.wav", np.zeros(100), RATE)
+    try:
+        (folder / "x.wav").rename(Path(str(folder) + "/\udcff.wav"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    recipe.write_text(
+        RECIPE + "recordings:\n  - {layout: folder, path: odd, label: NONSPEECH, category: noise}\n"
     )
-    assert one_speaker(read_rttm(path)) == ((0.0, 3.0),)
-
-
-def test_esc50_groups_by_upload_and_names_its_policy(tmp_path):
-    names = [
-        ("1-100-A-14.wav", "chirping_birds"),
-        ("1-100-B-14.wav", "chirping_birds"),
-        ("2-200-A-10.wav", "rain"),
-        ("3-300-A-26.wav", "laughing"),
-        ("4-400-A-0.wav", "dog"),
-    ]
-    for name, _ in names:
-        sound(tmp_path / "audio" / name)
-    table(
-        tmp_path / "meta" / "esc50.csv",
-        ["filename", "fold", "target", "category"],
-        *[(name, 1, 1, kind) for name, kind in names],
-    )
-
-    def read(policy):
-        return read_collection(Collection("esc50", tmp_path, policy=policy))
-
-    everything = read("keep-all")
-    assert [r.category for r in everything] == [
-        "animal",
-        "animal",
-        "noise",
-        "environment",
-        "animal",
-    ]
-    assert len({r.source_id for r in everything}) == 4  # two files of upload 100 are one source
-    assert {r.policy for r in everything} == {"keep-all"}
-    assert [r.name for r in read("drop-human")] == [
-        f"esc50/{n}" for n, kind in names if kind != "laughing"
-    ]
-    assert len(read("drop-voiced")) == 3
-
-
-def test_musan_drops_vocals_and_groups_by_artist(tmp_path):
-    for name in ("music/fma/music-fma-0000", "music/fma/music-fma-0001", "music/fma/music-fma-0002",
-                 "noise/free-sound/noise-free-sound-0000", "speech/librivox/speech-librivox-0000"):  # fmt: skip
-        sound(tmp_path / f"{name}.wav")
-    (tmp_path / "music" / "fma" / "ANNOTATIONS").write_text(
-        "music-fma-0000 baroque N Quatuor_X Bach\nmusic-fma-0001 pop Y Someone Someone\n"
-        "music-fma-0002 baroque N Quatuor_X Haydn\n"
-    )
-    found = {r.name.split("/")[-1]: r for r in read_collection(Collection("musan", tmp_path))}
-    assert len(found) == 5
-    assert found["music-fma-0000.wav"].source_id == found["music-fma-0002.wav"].source_id
-    assert found["speech-librivox-0000.wav"].label == "SPEECH"
-    assert found["noise-free-sound-0000.wav"].category == "environment"
-    kept = read_collection(Collection("musan", tmp_path, policy="drop-human"))
-    assert "music-fma-0001.wav" not in {r.name.split("/")[-1] for r in kept} and len(kept) == 4
-
-
-def test_gtzan_and_fma(tmp_path):
-    sound(tmp_path / "gtzan" / "genres_original" / "jazz" / "jazz.00054.wav")
-    sound(tmp_path / "gtzan" / "genres_original" / "jazz" / "readme.wav")
-    (found,) = read_collection(Collection("gtzan", tmp_path / "gtzan"))
-    assert (found.source_id, found.category) == ("gtzan:jazz.00054", "music")
-    for number in (2, 5, 10):
-        sound(tmp_path / "fma" / "fma_small" / "000" / f"{number:06d}.mp3", format="MP3")
-    (tmp_path / "fma" / "fma_metadata").mkdir()
-    (tmp_path / "fma" / "fma_metadata" / "tracks.csv").write_text(
-        ",artist,track,track\n,id,genre_top,license\ntrack_id,,,\n"
-        "2,7,Rock,CC-BY\n5,7,Rock,CC-BY\n10,9,Spoken,CC0\n"
-    )
-    found = read_collection(Collection("fma", tmp_path / "fma"))
-    assert [r.source_id for r in found] == ["fma:7", "fma:7"] and found[0].licence == "CC-BY"
-
-
-def test_a_folder_and_a_table_of_recordings(tmp_path):
-    sound(tmp_path / "rain" / "roof" / "a.flac", rate=44_100, channels=2)
-    sound(tmp_path / "rain" / "roof" / "b.ogg")
-    c = Collection("folder", tmp_path / "rain", label="NONSPEECH", category="noise", licence="CC0")
-    assert [r.source_id for r in read_collection(c)] == ["rain:roof/a", "rain:roof/b"]
-    grouped = Collection(
-        "folder", tmp_path / "rain", label="NONSPEECH", category="noise", group="folder"
-    )
-    assert {r.source_id for r in read_collection(grouped)} == {"rain:roof"}
-    sound(tmp_path / "own" / "x.wav")
-    table(
-        tmp_path / "own" / "manifest.csv",
-        ["path", "label", "category", "source_id", "licence"],
-        ("x.wav", "SPEECH", "speech", "ann", "CC0"),
-    )
-    (found,) = read_collection(Collection("csv", tmp_path / "own"))
-    assert (found.source_id, found.licence) == ("ann", "CC0")
-    synthetic = read_collection(Collection("synthetic", count=2))
-    assert {r.category for r in synthetic} == {"noise", "silence"} and len(synthetic) == 6
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("SPEAKER x 1 -1.0 2.0 <NA> <NA> a <NA> <NA>", "x.rttm:2: turn starts at -1.0"),
-        ("SPEAKER x 1 1.0 -2.0 <NA> <NA> a <NA> <NA>", "x.rttm:2: .* lasts -2.0"),
-        ("SPEAKER x 1 one 2.0 <NA> <NA> a <NA> <NA>", "x.rttm:2: turn starts at one"),
-        ("SPEAKER x 1 nan 2.0 <NA> <NA> a <NA> <NA>", "x.rttm:2: turn starts at nan"),
-        ("SPEAKER x 1 1.0", "x.rttm:2: 4 fields"),
-    ],
-)
-def test_a_bad_rttm_line_is_named(tmp_path, line, message):
-    path = tmp_path / "x.rttm"
-    path.write_text(f"SPEAKER x 1 0.0 1.0 <NA> <NA> a <NA> <NA>\n{line}\n")
-    with pytest.raises(UserError, match=message):
-        read_rttm(path)
-
-
-def test_rttm_lines_of_any_kind_never_crash(tmp_path):
-    from hypothesis import given, settings
-    from hypothesis import strategies as st
-
-    path = tmp_path / "x.rttm"
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=5))
-    def check(lines):
-        path.write_text("\n".join(f"SPEAKER {line}" for line in lines), encoding="utf-8")
-        try:
-            turns = read_rttm(path)
-        except UserError as error:
-            assert str(path) in str(error)
-        else:
-            parts = one_speaker(turns)
-            assert all(a < b for a, b in parts)
-            assert all(b <= c for (_, b), (c, _) in itertools.pairwise(parts))
-
-    check()
+    assert build.main([str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "is not UTF-8; rename the file" in capsys.readouterr().err
