@@ -126,7 +126,7 @@ def multiply_adds(work: Callable[[], Any]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 @dataclass(frozen=True)
