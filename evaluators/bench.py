@@ -15,6 +15,7 @@ clips' keys and values are there, as in a search.
 """
 
 import argparse
+import functools
 import gc
 import sys
 import time
@@ -125,7 +126,7 @@ def multiply_adds(work: Callable[[], Any]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ def scaling(bench: Bench, evaluator: AudioScorer) -> None:
         tokenizer = bench.stock.processor.tokenizer
         ps, cs = prompts_of_length(tokenizer, prompts, SUFFIX), many_clips(clips)
         evaluator.forget()
-        seconds = timed(bench.device, lambda p=ps, c=cs: evaluator.score(p, c))
+        seconds = timed(bench.device, functools.partial(evaluator.score, ps, cs))
         each = seconds / (len(cs) * len(ps))
         shares = bench.floor.shares(each)
         print(

@@ -107,7 +107,7 @@ class CachedEvaluator:
             tuple[int, ...], list[int]
         ] = {}  # clip positions -> prompts that lack exactly those
         for p, prompt in enumerate(prompts):
-            row = self._row(self._row_key(prompt), labels)
+            row = self._row(self._row_key(prompt), labels, keys)
             lacking = tuple(c for c, key in enumerate(keys) if key not in row)
             for c, key in enumerate(keys):
                 if key in row:
@@ -137,19 +137,22 @@ class CachedEvaluator:
         if not self.folder.is_dir():
             return len(prompts) * len(clips)
         keys = [_clip_key(clip) for clip in clips]
-        rows = [self._row(self._row_key(prompt), len(prompt.answers)) for prompt in prompts]
+        rows = [self._row(self._row_key(p), len(p.answers), keys) for p in prompts]
         return sum(key not in row for row in rows for key in keys)
 
     def _row_key(self, prompt: Prompt) -> str:
         return hashlib.sha256(f"{self.inner.fingerprint}|{prompt.digest}".encode()).hexdigest()
 
-    def _row(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
-        if key not in self._rows:
+    def _row(
+        self, key: str, labels: int, clips: Sequence[bytes]
+    ) -> dict[bytes, NDArray[np.float32]]:
+        """A prompt's scores. Read again where some of the clips lack: another process may have added them."""
+        row = self._rows.get(key)
+        if row is None or not all(clip in row for clip in clips):
             with self._faults():
                 row = _unpack(self._cache.get(key, b"", retry=True), labels)
             self._keep(key, row)
-            return row
-        return self._rows[key]
+        return row
 
     def _keep(self, key: str, row: dict[bytes, NDArray[np.float32]]) -> None:
         """Keeps a row in memory, and evicts the oldest rows above the limit."""

@@ -1,5 +1,6 @@
 """A classifier: what is searched, journalled, handed over, rescored and shared. A prompt is only a part of it."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,9 @@ def classifier_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -
 
 
 def _number(value: Any, where: str, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise UserError(f"{where} is {value!r}; expected {expected}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where} is {value!r:.40}; expected {expected}")
     return float(value)
 
 

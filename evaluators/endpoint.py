@@ -28,6 +28,7 @@ SCORER = "endpoint 1"  # raise it whenever a change can change a score
 LISTED = 20  # likeliest tokens asked for: the most that the protocol allows
 TRIES = 5  # of the client, with growing waits; Retry-After is honoured
 TIMEOUT_S = 60.0
+ROUNDING = 1e-6  # nats by which a log-probability may lie above zero
 
 
 class Endpoint(Uncached):
@@ -158,15 +159,20 @@ class Endpoint(Uncached):
             ) from None
         try:
             entries = reply.choices[0].logprobs.content[0].top_logprobs
-            listed = [(str(e.token), float(e.logprob)) for e in entries]
+            listed = [(str(e.token), e.logprob) for e in entries]
         except (AttributeError, IndexError, TypeError):
             listed = []
-        if not listed or not np.isfinite([value for _, value in listed]).all():
+        if not listed or not all(_is_logp(value) for _, value in listed):
             raise UserError(
                 f"{self._url}: the reply of model {self.model!r} holds no log-probabilities; start the"
                 " server with them, or choose a model that has them"
             )
         return listed
+
+
+def _is_logp(value: Any) -> bool:
+    """A finite number that is not above zero, but for rounding."""
+    return isinstance(value, int | float) and -np.inf < value <= ROUNDING
 
 
 def _first_line(error: Exception) -> str:

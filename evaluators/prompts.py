@@ -82,18 +82,6 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
         raise UserError(
             f"{where}: answers are {given!r}; expected one entry for each of {', '.join(labels)}"
         )
-    try:
-        f"{text}{system}{given}".encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: the prompt holds a lone surrogate, which is no character; remove it"
-        ) from None
-    for ch in f"{text}{system}{given}":
-        if (unicodedata.category(ch) == "Cc" and ch not in "\n\t") or ch in BIDI:
-            raise UserError(
-                f"{where}: the prompt holds the control character U+{ord(ch):04X}, which could steer a terminal;"
-                " remove it"
-            )
     answers = []
     for label in labels:
         words = given[label] if isinstance(given[label], list) else [given[label]]
@@ -103,6 +91,16 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
                 "(YAML reads a bare YES or NO as true or false)"
             )
         answers.append((label, tuple(words)))
+    for ch in "".join([text, system, *(word for _, words in answers for word in words)]):
+        if unicodedata.category(ch) == "Cs":
+            raise UserError(
+                f"{where}: the prompt holds a lone surrogate, which is no character; remove it"
+            )
+        if (unicodedata.category(ch) == "Cc" and ch not in "\n\t") or ch in BIDI:
+            raise UserError(
+                f"{where}: the prompt holds the control character U+{ord(ch):04X}, which could steer a terminal;"
+                " remove it"
+            )
     return Prompt(text, tuple(answers), system, both_orders)
 
 

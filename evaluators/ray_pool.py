@@ -120,7 +120,7 @@ class RayPool(Uncached):
         import ray
 
         connect(self._address)
-        room = ray.cluster_resources()
+        room: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = int(room.get("GPU", 0))
         count = gpus or int(room.get("CPU", 0) // self._cpus)
         if self._workers is not None:
@@ -130,7 +130,9 @@ class RayPool(Uncached):
                 f"--ray {self._address}: the cluster has {int(room.get('CPU', 0))} CPUs and no GPU, a worker takes"
                 f" {self._cpus}; add nodes, or give fewer --ray-cpus"
             )
-        options = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": self._cpus}
+        options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0}
+        if not gpus:
+            options = {"num_cpus": self._cpus}
         kind = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **options)(Worker)
         seats = [Seat(kind.remote(self._make)) for _ in range(count)]
         log.info("ray: %d workers, of %d GPUs and %d CPUs", count, gpus, int(room.get("CPU", 0)))

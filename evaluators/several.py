@@ -62,7 +62,14 @@ class PerCheckpoint:
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _parts(self, clips: Sequence[Clip]) -> list[tuple[str, list[int], list[Clip]]]:
-        """(checkpoint, places of its clips, the clips by themselves)."""
+        """(checkpoint, places of its clips, the clips by themselves).
+
+        Raises:
+            ValueError: A clip names none of the checkpoints.
+        """
+        strange = {clip.checkpoint for clip in clips} - set(self.evaluators)
+        if strange:
+            raise ValueError(f"clips of {sorted(strange)}, none of {sorted(self.evaluators)}")
         parts = []
         for name in self.evaluators:
             index = [i for i, c in enumerate(clips) if c.checkpoint == name]

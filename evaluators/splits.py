@@ -114,6 +114,8 @@ def load_registry(path: Path) -> Registry:
         wrong = {s for s in raw["splits"].values() if s not in SPLITS}
         if wrong:
             raise ValueError(f"split {sorted(map(str, wrong))[0]!r} is not one of {SPLITS}")
+        if not all(isinstance(ids, list) for ids in raw["trained_on"].values()):
+            raise ValueError("'trained_on' holds no list of source ids")
         return Registry(
             dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
         )

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from evaluators.statistics import metrics
-from evaluators.statistics.compare import holm
+from evaluators.statistics.compare import difference, holm
 from evaluators.statistics.metrics import auroc_statistic
 from evaluators.statistics.resampling import clusters
 
@@ -37,18 +37,17 @@ def main() -> None:
     rates = metrics.rates(c, decided)
     found = [c.estimate(rates[name][i]) for name in rates for i in range(5)]  # with the intervals
     balanced = rates["balanced_accuracy"]
-    found += [c.estimate(balanced[a] - balanced[b]) for a, b in pairs]
-    right = decided == truth
-    gains = np.stack([right[a].astype(float) - right[b] for a, b in pairs])
-    holm(list(metrics.sign_flip(c, gains, two_sided=True)))
+    gains = [difference(c, balanced[a], balanced[b], two_sided=True) for a, b in pairs]
+    holm([gain.p for gain in gains])
+    found += gains
     family = time.perf_counter() - begin
     begin = time.perf_counter()
     areas = [auroc_statistic(c, m) for m in margin]
     found += [c.estimate(a) for a in areas]
-    found += [c.estimate(areas[a] - areas[b]) for a, b in pairs]
+    found += [difference(c, areas[a], areas[b], two_sided=True) for a, b in pairs]
     auc = time.perf_counter() - begin
     begin = time.perf_counter()
-    sure = np.maximum(probability, 1 - probability)
+    sure, right = np.maximum(probability, 1 - probability), decided == truth
     found += [
         c.estimate(metrics.calibration_error(c, s, r)) for s, r in zip(sure, right, strict=True)
     ]
@@ -64,7 +63,7 @@ def main() -> None:
     plain = (time.perf_counter() - begin) / loops * args.resamples
     print(f"{args.rows:,} rows, {args.sources} sources, 5 configurations, {len(pairs)} pairs,")
     print(f"{args.resamples:,} resamples: {len(found)} intervals")
-    print(f"accuracy family with differences, sign flips and Holm  {family:7.2f} s")
+    print(f"accuracy family with differences, p and Holm      {family:7.2f} s")
     print(f"AUC with differences                                   {auc:7.2f} s")
     print(f"ECE                                                    {ece:7.2f} s")
     print(f"plain loop, balanced accuracy and AUC, from {loops} resamples {plain:9.0f} s")

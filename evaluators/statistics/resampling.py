@@ -16,6 +16,7 @@ from evaluators.files import finite_or_none
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
+Numbers = NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]
 
 RESAMPLES = 4000
 MIN_SOURCES = (
@@ -90,15 +91,15 @@ class Clusters:
     @property
     def sources(self) -> int:
         """Number of sources."""
-        return self.weights.shape[1]
+        return int(self.weights.shape[1])
 
-    def totals(self, value: Floats) -> Floats:
+    def totals(self, value: Numbers) -> Floats:
         """``[..., source]`` sums of ``[..., clip]``."""
         flat = np.reshape(value, (-1, len(self.truth)))
         sums = [np.bincount(self.index, row, self.sources) for row in flat]
         return np.reshape(sums, (*np.shape(value)[:-1], self.sources))
 
-    def ratio(self, over: Floats, under: Floats) -> Statistic:
+    def ratio(self, over: Numbers, under: Numbers) -> Statistic:
         """Sum of ``[..., clip]`` over the sum of the same shape (or ``[clip]``)."""
         a, b = self.totals(over), self.totals(under)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -106,11 +107,11 @@ class Clusters:
                 np.asarray(a.sum(-1) / b.sum(-1)), (a @ self.weights.T) / (b @ self.weights.T)
             )
 
-    def mean(self, value: Floats) -> Statistic:
+    def mean(self, value: Numbers) -> Statistic:
         """Mean over clips of ``[..., clip]``."""
         return self.ratio(value, np.ones(len(self.truth)))
 
-    def balanced(self, value: Floats) -> Statistic:
+    def balanced(self, value: Numbers) -> Statistic:
         """Mean over the labels that occur of the mean over their clips of ``[..., clip]``."""
         parts = [self.ratio(value * (self.truth == k), self.truth == k) for k in self._kinds]
         return Statistic(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evaluators import cache
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import ScoreTable, Usage
+from evaluators.evaluator import About, ScoreTable, Usage
 from evaluators.fakes import FakeEvaluator
 from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order
@@ -170,17 +170,16 @@ def test_any_calls_give_what_the_model_says_and_no_pair_is_scored_twice(
         for numbers, places, second in asked:
             one = both[second]
             prompts, some = [seeds[i] for i in numbers], [dev_clips[i] for i in places]
-            before = one.requested, one.cached, one.inner.forwards
+            before, forwards = one.usage, one.inner.forwards
             missing = one.count_missing(prompts, some)
-            assert before == (one.requested, one.cached, one.inner.forwards)
+            assert (one.usage, one.inner.forwards) == (before, forwards)
             table, plain = one.score(prompts, some), Spied().score(prompts, some)
             assert table.prompts == tuple(prompts) and table.clips == tuple(some)
             assert np.array_equal(table.logp, plain.logp)
             assert np.array_equal(table.logp_top, plain.logp_top)
-            assert one.requested - before[0] == len(prompts) * len(some)
-            asked_of_model = len(prompts) * len(some) - (one.cached - before[1])
-            # What the other instance wrote meanwhile is found when a row is read again.
-            assert asked_of_model == missing or (asked_of_model < missing and seen[not second])
+            pairs = len(prompts) * len(some)
+            assert one.usage == before + Usage(pairs, pairs - missing, missing)
+            assert one.inner.forwards == forwards + missing
             assert one.count_missing(prompts, some) == 0
             seen[second] |= {(p.digest, c.sha256, c.audio) for p in prompts for c in some}
             assert seen[second] >= set(one.inner.pairs)
@@ -220,17 +219,45 @@ def test_exactly_the_limit_is_held_in_memory(tmp_path, seeds, clips, monkeypatch
 
 def test_a_row_that_another_process_made_longer_keeps_its_scores(tmp_path, seeds, clips):
     """Both have read the row before either writes; neither's clips may be lost."""
-    a, b = (CachedEvaluator(Spied(), tmp_path) for _ in range(2))
-    for one in (a, b):
-        one.score(seeds[:1], clips[:2])
-    assert b.inner.pairs == []
-    a.score(seeds[:1], clips[:6])
+
+    class Overtaken(Spied):
+        """While it scores, the other one writes."""
+
+        def score(self, prompts, some):
+            a.score(seeds[:1], clips[:6])
+            return super().score(prompts, some)
+
+    a, b = CachedEvaluator(Spied(), tmp_path), CachedEvaluator(Overtaken(), tmp_path)
     b.score(seeds[:1], clips[4:9])
+    assert len(a.inner.pairs) == 6 and len(b.inner.pairs) == 5
     again = CachedEvaluator(Spied(), tmp_path)
     assert again.count_missing(seeds[:1], clips) == len(clips) - 9
     table = again.score(seeds[:1], clips[:9])
     assert again.inner.pairs == []
     assert np.array_equal(table.logp_top, Spied().score(seeds[:1], clips[:9]).logp_top)
+
+
+def test_what_another_process_wrote_since_a_row_was_read_is_neither_counted_nor_scored_again(
+    tmp_path, seeds, clips
+):
+    a, b = (CachedEvaluator(Spied(), tmp_path) for _ in range(2))
+    a.score(seeds, clips[:2])
+    assert b.count_missing(seeds, clips) == 3 * len(clips) - 6  # b has read the rows
+    a.score(seeds[1:], clips[:9])
+    assert b.count_missing(seeds, clips[:9]) == 7
+    assert b.count_missing(seeds[1:], clips[1:9]) == 0
+    a.score(seeds[:1], clips[:5])
+    table = b.score(seeds, clips[:9])
+    assert b.usage == Usage(27, 23, 4) and len(b.inner.pairs) == 4
+    assert np.array_equal(table.logp, Spied().score(seeds, clips[:9]).logp)
+
+
+def test_a_row_that_has_what_is_asked_for_is_not_read_again(tmp_path, seeds, clips, monkeypatch):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    table = cached.score(seeds, clips[:4])
+    monkeypatch.setattr(cached._cache, "get", None)
+    assert cached.count_missing(seeds, clips[:4]) == 0
+    assert np.array_equal(cached.score(seeds, clips[:4]).logp, table.logp)
 
 
 def test_the_model_is_asked_for_exactly_what_lacks(tmp_path, seeds, clips):
@@ -247,7 +274,7 @@ def test_the_model_is_asked_for_exactly_what_lacks(tmp_path, seeds, clips):
         if (p, c) not in had
     ]
     assert sorted(cached.inner.pairs) == sorted(lacking)
-    assert (cached.requested, cached.cached) == (3 + 2 + 18, 5)
+    assert cached.usage == Usage(3 + 2 + 18, 5, 3 + 2 + 13)
 
 
 @pytest.mark.parametrize("part", ["fingerprint", "text", "system", "answers", "sha256", "audio"])
@@ -313,7 +340,7 @@ def test_scores_of_a_batch_that_changed_its_shape_are_made_again(tmp_path, seeds
     again = CachedEvaluator(Spied(), tmp_path)
     again.inner.fingerprint = "small"
     assert np.array_equal(again.score(seeds[:1], clips[:3]).logp, plain.logp)
-    assert again.cached == 3
+    assert again.usage.cached == 3
     again.inner.fingerprint = "large"
     assert again.count_missing(seeds[:1], clips[:3]) == 3
 
@@ -375,3 +402,25 @@ def test_only_bytes_are_stored(tmp_path, seeds, clips):
     cached.score(seeds[:1], clips[:1])
     with pytest.raises(TypeError, match="stores bytes"):
         cached._cache.set("key", {"a": 1})
+
+
+def test_what_it_runs_on_is_the_inner_evaluators_which_is_released_while_the_cache_stays_open(
+    tmp_path, seeds, clips
+):
+    class Held(Spied):
+        released = 0
+
+        def about(self):
+            return About(device="card", batch_tokens=7)
+
+        def release(self):
+            self.released += 1
+
+    cached = CachedEvaluator(Held(), tmp_path)
+    assert cached.about() == About(device="card", batch_tokens=7)
+    assert cached.innermost is cached.inner
+    cached.score(seeds[:1], clips[:2])
+    cached.release()
+    assert cached.inner.released == 1
+    assert cached.count_missing(seeds[:1], clips[:2]) == 0
+    cached.score(seeds[:1], clips[:3])

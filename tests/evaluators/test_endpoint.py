@@ -199,14 +199,12 @@ def test_an_unlisted_answer_is_counted_once_and_bounded_by_the_least_listed_one(
         [("A", -1.0), ("B", math.nan)],
         [("A", math.inf), ("B", -1.0)],
         [("A", None), ("B", -1.0)],
-        pytest.param(
-            [("A", "likely"), ("B", -1.0)],
-            marks=pytest.mark.xfail(strict=True, reason="ends in a traceback"),
-        ),
-        pytest.param(
-            [("A", 0.5), ("B", -1.0)],
-            marks=pytest.mark.xfail(strict=True, reason="a positive log-probability is accepted"),
-        ),
+        [("A", -1.0), ("B", -math.inf)],
+        [("A", "likely"), ("B", -1.0)],
+        [("A", "nan"), ("B", -1.0)],
+        [("A", [-0.5]), ("B", -1.0)],
+        [("A", 0.5), ("B", -1.0)],
+        [("A", -1.0), ("B", 1e-5)],
     ],
 )
 def test_what_is_no_log_probability_is_refused(clips, entries):
@@ -215,6 +213,13 @@ def test_what_is_no_log_probability_is_refused(clips, entries):
         pytest.raises(UserError, match="no log-probabilities"),
     ):
         score_one(server, clips[0])
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 9e-7, -9999.0, -3])
+def test_a_log_probability_is_at_most_zero_but_for_rounding(clips, value):
+    with serve(lambda request: listing(("A", value), ("B", -9999))) as server:
+        table = score_one(server, clips[0])
+    assert table.logp[0, 0] == pytest.approx([value, -9999], abs=1e-6)
 
 
 @pytest.mark.parametrize("missing", [None, {}, {"content": None}, {"content": []}])

@@ -5,15 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.cache import CachedEvaluator
+from evaluators.evaluator import Usage
 from evaluators.fakes import FakeEvaluator
 from evaluators.orders import BothOrders, find_options, swapped
-from evaluators.prompts import Prompt
+from evaluators.prompts import Prompt, read_prompts
 from opro.optimize import main as optimize
 from opro.rescore import main as rescore
+
+
+def both(prompt):
+    """The prompt, scored in both orders."""
+    return replace(prompt, both_orders=True)
 
 
 def test_the_published_prompts_are_exchanged_and_nothing_else_changes(seeds):
@@ -50,17 +57,30 @@ def test_exchanging_twice_changes_nothing(one, two):
 def test_an_average_is_that_of_both_orders_in_one_pass(seeds, dev_clips, tmp_path):
     inner = CachedEvaluator(FakeEvaluator(), tmp_path)
     clips, averaged = dev_clips[:30], BothOrders(inner)
-    plain = Prompt("Is there speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",))))
-    table = averaged.score([*seeds, plain], clips)
+    plain = both(Prompt("Is there speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",)))))
+    table = averaged.score([*map(both, seeds), plain], clips)
     assert averaged.usage.requested == inner.usage.requested == (2 * len(seeds) + 1) * len(clips)
     single = FakeEvaluator()
     for p, prompt in enumerate(seeds):
-        both = single.score([prompt, swapped(prompt)], clips).logp
-        assert np.allclose(np.exp(table.logp[p]), np.exp(both).mean(0), atol=1e-6)
-    assert np.allclose(table.logp[-1], single.score([plain], clips).logp[0], atol=1e-6)
-    other = averaged.score([swapped(p) for p in seeds], clips)
+        pair = single.score([prompt, swapped(prompt)], clips).logp
+        assert np.allclose(np.exp(table.logp[p]), np.exp(pair).mean(0), atol=1e-6)
+    one = single.score([replace(plain, both_orders=False)], clips).logp[0]
+    assert np.array_equal(table.logp[-1], one)
+    other = averaged.score([both(swapped(p)) for p in seeds], clips)
     assert np.allclose(other.logp, table.logp[:-1], atol=1e-6)
-    assert averaged.count_missing(seeds, clips) == 0
+    assert averaged.count_missing([*map(both, seeds), *seeds], clips) == 0
+
+
+def test_a_prompt_of_one_order_is_scored_as_it_stands(seeds, dev_clips, tmp_path):
+    """Beside one of both orders, whose first order it is; to the bit."""
+    averaged, clips = BothOrders(CachedEvaluator(FakeEvaluator(), tmp_path)), dev_clips[:9]
+    assert averaged.count_missing(seeds, clips) == len(seeds) * len(clips)
+    table = averaged.score([seeds[0], both(seeds[0]), *seeds[1:]], clips)
+    plain = FakeEvaluator().score(seeds, clips)
+    assert np.array_equal(table.logp[[0, 2, 3]], plain.logp)
+    assert np.array_equal(table.logp_top[[0, 2, 3]], plain.logp_top)
+    assert not np.allclose(table.logp[1], table.logp[0])
+    assert averaged.usage == Usage(4 * 9, 0, 4 * 9)
 
 
 def test_a_model_that_always_says_a_is_at_chance_in_both_orders(seeds, dev_clips, tmp_path):
@@ -72,7 +92,8 @@ def test_a_model_that_always_says_a_is_at_chance_in_both_orders(seeds, dev_clips
                     table.logp[p, :, k] = -0.1 if words == ("A",) else -3.0
             return table
 
-    table = BothOrders(CachedEvaluator(SaysA(), tmp_path)).score(seeds, dev_clips[:5])
+    averaged = BothOrders(CachedEvaluator(SaysA(), tmp_path))
+    table = averaged.score([*map(both, seeds)], dev_clips[:5])
     assert np.allclose(table.logp[..., 0], table.logp[..., 1])
 
 
@@ -87,7 +108,11 @@ def test_a_search_and_its_test_score_in_both_orders(make_manifest, tmp_path, cap
     assert optimize([*flags, "--proposer", "rewriter"]) == 0
     about = json.loads((runs / "both" / "summary.json").read_text())
     assert "swap: true" in (runs / "both" / "config.yaml").read_text()
-    assert about["fingerprint"].endswith("-swap")
+    (best,) = read_prompts(runs / "both" / "best.yaml", LABELS)
+    assert best.both_orders
+    lines = (runs / "both" / "trials.jsonl").read_text().splitlines()
+    asked = [c["prompt"] for x in lines for c in json.loads(x).get("candidates", ())]
+    assert len(asked) == 6 and all(prompt["both_orders"] is True for prompt in asked)
     assert rescore([str(runs / "both"), "--runs-dir", str(runs)]) == 0
     result = json.loads((runs / "both" / "test.json").read_text())
     assert result["fingerprint"] == about["fingerprint"] and not result["warnings"]
@@ -172,12 +197,12 @@ def test_both_members_are_the_mean_probability_of_the_two_orders(seeds, dev_clip
             )
             return replace(table, logp_top=(table.logp + share[..., None]).astype(np.float32))
 
-    clips = dev_clips[:7]
-    table = BothOrders(CachedEvaluator(TopIsLess(), tmp_path)).score(seeds[::-1], clips)
-    assert table.prompts == tuple(seeds[::-1]) and table.clips == tuple(clips)
+    clips, asked = dev_clips[:7], [both(p) for p in seeds[::-1]]
+    table = BothOrders(CachedEvaluator(TopIsLess(), tmp_path)).score(asked, clips)
+    assert table.prompts == tuple(asked) and table.clips == tuple(clips)
     for row, prompt in enumerate(seeds[::-1]):
-        both = TopIsLess().score([prompt, swapped(prompt)], clips)
-        for averaged, single in ((table.logp, both.logp), (table.logp_top, both.logp_top)):
+        pair = TopIsLess().score([prompt, swapped(prompt)], clips)
+        for averaged, single in ((table.logp, pair.logp), (table.logp_top, pair.logp_top)):
             assert np.allclose(np.exp(averaged[row]), np.exp(single).mean(0), atol=1e-6)
     assert table.logp.dtype == table.logp_top.dtype == np.float32
     assert (table.logp_top < table.logp).all()
@@ -188,15 +213,14 @@ def test_the_evals_of_both_orders_are_counted_and_kept_scores_are_of_single_orde
 ):
     clips, plain = dev_clips[:3], Prompt("Speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",))))
     inner = CachedEvaluator(FakeEvaluator(), tmp_path)
-    averaged = BothOrders(inner)
-    assert averaged.fingerprint == f"{inner.fingerprint}-swap" != inner.fingerprint
-    assert averaged.count_missing([seeds[0], plain], clips) == 9
+    averaged, asked = BothOrders(inner), [both(seeds[0]), both(plain)]
+    assert averaged.fingerprint == inner.fingerprint  # the order is a part of the prompt
+    assert averaged.innermost is inner.inner and averaged.about() == inner.about()
+    assert averaged.count_missing(asked, clips) == 9
     inner.score([swapped(seeds[0])], clips[:2])
-    assert averaged.count_missing([seeds[0], plain], clips) == 7
-    averaged.score(
-        [seeds[0], plain, swapped(seeds[0])], clips
-    )  # a prompt and its other order: once
-    assert averaged.requested == inner.requested == 2 + 9
-    assert averaged.cached == inner.cached == 2 and inner.inner.forwards == 9
-    assert averaged.count_missing([seeds[0], plain], clips) == 0
+    assert averaged.count_missing(asked, clips) == 7
+    averaged.score([*asked, both(swapped(seeds[0]))], clips)  # a prompt and its other order: once
+    assert averaged.usage == inner.usage == Usage(2 + 9, 2, 9) and inner.inner.forwards == 9
+    assert averaged.count_missing(asked, clips) == 0
+    assert inner.count_missing([seeds[0], plain], clips) == 0
     assert inner.count_missing([swapped(seeds[0])], clips) == 0

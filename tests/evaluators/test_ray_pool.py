@@ -98,6 +98,10 @@ class Small(FakeEvaluator):
 def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, tmp_path):
     pool = RayPool(functools.partial(Slow, tmp_path, 0.001))
     clips = dev_clips[:101]
+    while pool.usable < 3:  # a busy machine starts workers slowly
+        pool.score(seeds[:1], clips[:9])
+    for path in tmp_path.iterdir():
+        path.unlink()
     expected = FakeEvaluator().score(seeds, clips)
     for order in (slice(None), slice(None, None, -1)):
         table = pool.score(seeds, clips[order])

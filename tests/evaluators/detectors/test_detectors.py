@@ -1,37 +1,43 @@
+import dataclasses
 import json
 import sys
 
 import numpy as np
 import pytest
 
-from evaluators import clips as clipset
-from evaluators.detectors import tuned
+from evaluators.classifier import Classifier, decide
+from evaluators.clips import ClipSet, clip_wave
 from evaluators.detectors.detectors import Energy, Silero, WebRtc, Whisper, open_detector
+from evaluators.detectors.tuned import TunedDetector, tune_detector
 from evaluators.errors import UserError
+from evaluators.evaluator import Usage
 from evaluators.files import ROOT as PROJECT
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from evaluators.splits import balanced_order
 from evaluators.statistics import metrics
-from evaluators.tasks import SPEECH_TASK
+from evaluators.tasks import SPEECH_TASK, Task
 
 LABELS = SPEECH_TASK.labels
 PROMPT = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[:1]
-DEV = balanced_order(read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))
+DEV = ClipSet(
+    SPEECH_TASK,
+    tuple(balanced_order(read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))),
+)
 TUNE, JUDGE = DEV[:120], DEV[120:200]
-TRUTH = np.array([LABELS.index(c.label) for c in JUDGE])
+TRUTH = JUDGE.targets.truth
 
 
 @pytest.fixture(scope="module", params=["energy", "webrtc", "silero"])
 def fitted(request):
-    return tuned.fit(request.param, TUNE, LABELS)
+    return tune_detector(request.param, TUNE)
 
 
 def test_scores_do_not_depend_on_order_company_or_prompt(fitted):
     whole = fitted.score(PROMPT, JUDGE).logp[0]
     order = np.random.default_rng(0).permutation(len(JUDGE))
-    other = fitted.score(PROMPT, [JUDGE[i] for i in order]).logp[0]
+    other = fitted.score(PROMPT, JUDGE.take(order.tolist())).logp[0]
     assert (other == whole[order]).all()
     alone = np.concatenate([fitted.score(PROMPT, [c]).logp[0] for c in JUDGE[:10]])
     assert (alone == whole[:10]).all()
@@ -39,27 +45,25 @@ def test_scores_do_not_depend_on_order_company_or_prompt(fitted):
 
 
 def test_the_rule_is_the_best_on_dev_and_the_same_again(fitted):
-    truth = np.array([LABELS.index(c.label) for c in TUNE])
-    decided = metrics.decide(fitted.score(PROMPT, TUNE).logp[0])
+    truth = TUNE.targets.truth
+    decided = decide(fitted.score(PROMPT, TUNE).logp[0])
     own = metrics.balanced_accuracy(truth, decided == truth)
-    raw = np.array([fitted.detector(clipset.clip_wave(c)) for c in TUNE])
+    raw = np.array([fitted.detector(clip_wave(c)) for c in TUNE])
     for v in range(raw.shape[1]):
         for cut in np.unique(raw[:, v]):
             right = np.where(raw[:, v] > cut, 0, 1) == truth
             assert metrics.balanced_accuracy(truth, right) <= own + 1e-9
-    again = tuned.fit(fitted.name, TUNE, LABELS)
+    again = tune_detector(fitted.name, TUNE)
     assert again.fingerprint == fitted.fingerprint and again.rule == fitted.rule
-    assert tuned.fit(fitted.name, TUNE[:60], LABELS).fingerprint != fitted.fingerprint
+    assert tune_detector(fitted.name, TUNE[:60]).fingerprint != fitted.fingerprint
 
 
 def test_silero_hears_speech_and_silence_is_none():
-    fitted = tuned.fit("silero", TUNE, LABELS)
-    decided = metrics.decide(fitted.score(PROMPT, JUDGE).logp[0])
+    fitted = tune_detector("silero", TUNE)
+    decided = decide(fitted.score(PROMPT, JUDGE).logp[0])
     assert metrics.balanced_accuracy(TRUTH, decided == TRUTH) > 0.75
-    import dataclasses
-
-    silent = [dataclasses.replace(c, audio="silence") for c in JUDGE[:20]]
-    assert (metrics.decide(fitted.score(PROMPT, silent).logp[0]) == 1).all()
+    silent = JUDGE[:20].as_control("silence")
+    assert (decide(fitted.score(PROMPT, silent).logp[0]) == 1).all()
 
 
 @pytest.mark.parametrize("detector", [Energy, WebRtc, Silero])
@@ -94,7 +98,29 @@ def test_a_missing_package_or_weights_say_what_to_fetch(monkeypatch, tmp_path):
 
 def test_more_than_two_labels_are_refused():
     with pytest.raises(UserError, match="two labels"):
-        tuned.fit("energy", TUNE, ("A", "B", "C"))
+        tune_detector("energy", ClipSet(Task("three", (*LABELS, "C"), ""), TUNE.clips))
+
+
+def test_every_clip_is_told_once_while_tuning():
+    ticks = []
+    fitted = tune_detector("energy", TUNE[:30], lambda: ticks.append(1))
+    assert len(ticks) == 30 and isinstance(fitted, TunedDetector)
+    assert fitted.rule == f"{Energy.variants[fitted.variant]} above {fitted.threshold:.3g}"
+    assert fitted.usage == Usage() and fitted.innermost is fitted
+    fitted.score(PROMPT * 2, JUDGE[:5])
+    assert fitted.usage == Usage(10, 0, 10)
+
+
+def test_a_rule_that_is_perfect_on_dev_has_a_temperature_all_the_same():
+    """Loud clips are of one label and quiet ones of the other: no fit of a temperature exists."""
+    loud = sorted(TUNE, key=lambda c: Energy()(clip_wave(c))[0])
+    ends = [*loud[:8], *loud[-8:]]
+    marked = [dataclasses.replace(c, label=LABELS[i < 8]) for i, c in enumerate(ends)]
+    clips = ClipSet(SPEECH_TASK, tuple(marked))
+    fitted = tune_detector("energy", clips)
+    said = fitted.score(PROMPT, clips).predict(Classifier(PROMPT[0]))
+    assert said.right.all() and fitted.temperature > 0
+    assert fitted.fingerprint != dataclasses.replace(fitted, temperature=1.0).fingerprint
 
 
 @pytest.mark.tiny
@@ -136,8 +162,8 @@ def test_a_tiny_whisper(tmp_path):
     )
     model.save_pretrained(tmp_path)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(tmp_path)
-    fitted = tuned.fit(f"whisper:{tmp_path}", TUNE[:8], LABELS)
+    fitted = tune_detector(f"whisper:{tmp_path}", TUNE[:8])
     assert isinstance(fitted.detector, Whisper)
     one, two = (fitted.score(PROMPT, JUDGE[:4]).logp for _ in range(2))
     assert (one == two).all() and np.isfinite(one).all()
-    assert 0 <= fitted.detector(clipset.clip_wave(JUDGE[0]))[0] <= 1
+    assert 0 <= fitted.detector(clip_wave(JUDGE[0]))[0] <= 1

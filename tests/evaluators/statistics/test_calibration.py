@@ -1,15 +1,17 @@
-"""Log-odds that mean what they say. Only the helper `fitted` calls the fit."""
+"""Thresholds, and log-odds that mean what they say. Only the helper `fitted` calls the fit."""
+
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from evaluators.classifier import Calibration, sigmoid
+from evaluators.classifier import Calibration, decide, sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics import calibration, metrics
+from evaluators.statistics.calibration import fit_bias
 from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(3)
@@ -31,7 +33,8 @@ def loss(truth, margin, temperature, bias):
 @pytest.mark.parametrize(("stretch", "shift"), [(4.0, -3.0), (0.5, 2.0), (30.0, 60.0), (1.0, 0.0)])
 def test_what_distorted_the_true_log_odds_is_found_again(stretch, shift):
     """Scores ``stretch x + shift`` of ``x`` whose true log-odds are ``2 x``."""
-    temperature, bias, _ = fitted(TRUTH, stretch * MARGIN + shift)
+    temperature, bias, found = fitted(TRUTH, stretch * MARGIN + shift)
+    assert isinstance(found, Calibration)
     assert temperature == pytest.approx(stretch / 2, rel=0.1)
     assert bias == pytest.approx(-2 * shift / stretch, abs=0.2)
 
@@ -59,22 +62,6 @@ def test_no_other_temperature_or_bias_has_a_lower_loss(seed, shift, stretch):
     assert loss(truth, margin, temperature * 1.1, bias) > best
 
 
-def test_calibrated_odds_are_divided_by_the_temperature_then_shifted():
-    c = Calibration(temperature=4.0, bias=1.5)
-    odds = np.array([-10.0, -6.0, 0.0, 8.0])
-    assert c.margin(odds).tolist() == [-1.0, 0.0, 1.5, 3.5]
-    assert c.probability(odds) == pytest.approx(special.expit([-1.0, 0.0, 1.5, 3.5]))
-    same = Calibration()
-    assert same.margin(odds).tolist() == odds.tolist()
-
-
-def test_probability_is_the_logistic_function_to_the_ends():
-    odds = np.array([-800.0, -2.0, 0.0, 2.0, 800.0])
-    found = sigmoid(odds)
-    assert found == pytest.approx(special.expit(odds)) and found.dtype == np.float64
-    assert sigmoid(odds.astype(np.float32)).dtype == np.float64
-
-
 def test_overconfident_and_shifted_scores_lose_their_error_on_other_clips():
     distorted = 6 * MARGIN - 5
     _, bias, c = fitted(TRUTH[:1000], distorted[:1000])
@@ -82,7 +69,9 @@ def test_overconfident_and_shifted_scores_lose_their_error_on_other_clips():
     clips = clusters(TRUTH[1000:], [str(i) for i in range(1000)], resamples=10)
 
     def error(probability):
-        return metrics.describe(clips, np.where(probability > 0.5, 0, 1), probability)["ece"].value
+        right = np.where(probability > 0.5, 0, 1) == TRUTH[1000:]
+        sure = np.maximum(probability, 1 - probability)
+        return metrics.calibration_error(clips, sure, right).value
 
     before, after = (
         error(p) for p in (sigmoid(distorted[1000:]), c.probability(distorted[1000:]))
@@ -145,3 +134,52 @@ def test_reliability_bins_are_of_equal_width_closed_above_and_hold_every_clip_on
 def test_a_reliability_diagram_has_ten_bins_unless_told_otherwise():
     confidence = (np.arange(1000) + 0.5) / 1000
     assert [r.clips for r in calibration.reliability(confidence, confidence > 0.5)] == [100] * 10
+
+
+# ---- thresholds
+
+
+def test_a_fitted_bias_is_the_best_of_all():
+    truth, margin = TRUTH[:300], MARGIN[:300] + 0.7
+    logp = np.stack([-np.logaddexp(0, -margin), -np.logaddexp(0, margin)], -1)
+    bias = fit_bias(truth, margin)
+    best = max(
+        metrics.balanced_accuracy(truth, (margin + b > 0) == (truth == 0))
+        for b in np.linspace(-5, 5, 4001)
+    )
+    assert metrics.balanced_accuracy(truth, decide(logp, bias) == truth) >= best - 1e-9
+    assert best > metrics.balanced_accuracy(truth, decide(logp) == truth)
+
+
+def fitted_by_trying(truth, margin):
+    """Cuts half-way between neighbours, one beyond each end; the middle of the longest run of equally good ones."""
+    values = sorted(set(margin))
+    inner = [(a + b) / 2 for a, b in itertools.pairwise(values)]
+    cuts = [values[0] - 1, *inner, values[-1] + 1]
+    right = [
+        metrics.balanced_accuracy(truth, np.where(margin > cut, 0, 1) == truth) for cut in cuts
+    ]
+    runs, run = [], []
+    for cut, share in zip(cuts, right, strict=True):
+        if share > max(right) - 1e-9:
+            run.append(cut)
+        elif run:
+            runs, run = [*runs, run], []
+    runs += [run] if run else []
+    widest = max(r[-1] - r[0] for r in runs)
+    found = [r for r in runs if r[-1] - r[0] > widest - 1e-9]
+    return min(found, key=lambda r: abs(np.mean(r))), found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-6, 6)), min_size=1, max_size=14))
+def test_fitted_bias_is_the_middle_of_the_widest_best_stretch(rows):
+    truth = np.array([t for t, _ in rows])
+    margin = np.array([float(m) for _, m in rows])
+    nearest, equal = fitted_by_trying(truth, margin)
+    bias = fit_bias(truth, margin)
+    middles = [-(r[0] + r[-1]) / 2 for r in equal]
+    assert min(abs(bias - m) for m in middles) < 1e-9
+    distance = [abs(np.mean(r)) for r in equal]
+    if len(equal) == 1 or min(distance) < sorted(distance)[1] - 1e-9:
+        assert bias == pytest.approx(-(nearest[0] + nearest[-1]) / 2)

@@ -6,6 +6,7 @@ from scipy import optimize, special, stats
 
 from evaluators.statistics import psychometrics
 from evaluators.statistics.resampling import clusters
+from evaluators.targets import Predictions, Targets
 
 LEVELS = np.array([100.0, 200.0, 300.0, 500.0, 1000.0])
 NOISE = np.array([-10.0, -5.0, 0.0, 5.0, 10.0])
@@ -13,7 +14,9 @@ NOISE = np.array([-10.0, -5.0, 0.0, 5.0, 10.0])
 
 def measured(unit, level, truth, decided, ids, **more):
     """The whole fit: curve, resamples and thresholds, or None."""
-    return psychometrics.psychometric(unit, level, truth, decided, ids, **more)
+    names = tuple(str(i) for i in range(len(truth)))
+    t = Targets(("x", "y"), names, np.asarray(truth), np.asarray(ids))
+    return psychometrics.psychometric(unit, level, Predictions("m", t, decided), **more)
 
 
 def fit(x, hits, trials, guess):

@@ -1,0 +1,82 @@
+"""Scores, and the one way from scores to decisions."""
+
+import numpy as np
+import pytest
+from conftest import LABELS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluators.classifier import Calibration, Classifier, log_odds
+from evaluators.evaluator import About, ScoreTable, Uncached, Usage
+from evaluators.fakes import FakeEvaluator
+from evaluators.prompts import Prompt
+
+
+@pytest.fixture
+def table(seeds, dev_clips):
+    return FakeEvaluator().score(seeds, dev_clips[:20])
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("bias", [0.0, -0.7, 40.0])
+@pytest.mark.parametrize("calibration", [None, Calibration(3.0, 0.4)])
+def test_predictions_are_the_classifiers_on_the_row_of_its_prompt(table, row, bias, calibration):
+    one = Classifier(table.prompts[row], bias, calibration)
+    said = table.predict(one)
+    assert np.array_equal(said.decided, one.decide(table.logp[row]))
+    assert np.array_equal(said.probability, one.probability(table.logp[row]))
+    assert np.array_equal(said.score, log_odds(table.logp[row]))
+    assert said.name == one.prompt_id and table.predict(one, "mine").name == "mine"
+
+
+def test_a_prompt_that_was_not_scored_is_a_key_error(table):
+    other = Prompt("Another question? A) yes B) no")
+    with pytest.raises(KeyError, match=f"prompt {other.prompt_id} was not scored"):
+        table.predict(Classifier(other))
+
+
+def test_a_prompt_is_found_by_its_content_and_its_order_is_a_part_of_it(table):
+    first = table.prompts[0]
+    again = Prompt(first.text, first.answers, first.system)
+    assert np.array_equal(
+        table.predict(Classifier(again)).decided, table.predict(Classifier(first)).decided
+    )
+    with pytest.raises(KeyError):
+        table.predict(Classifier(Prompt(first.text, first.answers, first.system, True)))
+
+
+def test_targets_are_those_of_the_clips_in_their_order(table, dev_clips):
+    t = table.targets
+    assert t.labels == LABELS and t.clip_ids == tuple(c.clip_id for c in dev_clips[:20])
+    assert [LABELS[k] for k in t.truth] == [c.label for c in dev_clips[:20]]
+    assert t.sources.tolist() == [c.source_id for c in dev_clips[:20]]
+    assert table.predict(Classifier(table.prompts[1])).targets is t
+
+
+def test_the_rest_of_the_probability_is_outside(seeds, dev_clips):
+    logp = np.log(np.array([[[0.5, 0.3], [0.1, 0.1]]], np.float32))
+    table = ScoreTable(tuple(seeds[:1]), tuple(dev_clips[:2]), logp, logp)
+    assert table.outside == pytest.approx(np.array([[0.2, 0.8]]), abs=1e-6)
+    assert table.outside.dtype == np.float32
+
+
+usages = st.builds(Usage, *[st.integers(0, 1000)] * 3)
+
+
+@given(usages, usages)
+def test_usages_are_added_member_by_member(a, b):
+    total = a + b
+    assert total.requested == a.requested + b.requested
+    assert (total.cached, total.forward) == (a.cached + b.cached, a.forward + b.forward)
+    assert sum([a, b], Usage()) == total
+
+
+def test_what_computes_its_scores_itself_counts_all_of_them_and_holds_nothing(seeds, dev_clips):
+    one = FakeEvaluator()
+    assert isinstance(one, Uncached) and one.innermost is one and one.usage == Usage()
+    assert one.count_missing(seeds, dev_clips[:4]) == 12
+    one.score(seeds, dev_clips[:4])
+    assert one.usage == Usage(12, 0, 12) and one.count_missing(seeds, dev_clips[:4]) == 12
+    one.release()
+    assert one.about() == About() and one.about().checkpoint is None
+    assert (About().device, About().dtype, About().seconds_per_eval) == ("none", "none", None)
