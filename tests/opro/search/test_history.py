@@ -19,6 +19,7 @@ from opro.search.history import Candidate, History, Outcome, Trial
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
 
+
 def opened(path, repair=False):
     return History(path, LABELS, repair=repair)
 
@@ -61,9 +62,7 @@ def fill(path, seeds):
 def run_of_all_events(path, seeds):
     """A journal with every kind of event and every state."""
     history = fill(path, seeds)
-    history.tell(
-        replace(history.trials[2], state="failed", error="no such answer", failed_after=7)
-    )
+    history.tell(replace(history.trials[2], state="failed", error="no such answer", failed_after=7))
     propose(history, 1, [Prompt("Ünïcode A or B"), Prompt("x A B")], "rewriter:cut", ("a", "b"))
     tell(history, history.trials[3], state="dropped", reward=0.9, sd=0.05, score=0.9, n_scored=5)
     propose(history, 2, [])
