@@ -14,6 +14,7 @@ from evaluators.fakes import FakeEvaluator
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
+from opro.proposers.language_model import Reply
 from opro.search.history import Candidate, History, Outcome, Trial
 from opro.search.loop import Clock, Search
 from opro.search.proposer import SearchView
@@ -248,3 +249,45 @@ class Searched:
     def proposed(self):
         found = [e for e in self.events if e["event"] == "propose"]
         return {e["iteration"]: len(e["candidates"]) for e in found}
+
+
+# What proposers see and are answered.
+
+NINE = clip_set(
+    clip(f"c{i}", i % 2, 200.0 + 100 * i, 5.0, ("speech", "music")[i % 2], f"s{i}")
+    for i in range(9)
+)
+GOOD = "Is it speech?\nA) Yes\nB) No"
+
+
+def right_about(*places):
+    """Log-probabilities on `NINE` of a trial that is right about these clips, 89 % sure of every answer."""
+    first = (np.arange(9) % 2 == 0) == np.isin(np.arange(9), places)
+    return np.log(np.where(first[:, None], [0.8, 0.1], [0.1, 0.8])).astype(np.float32)
+
+
+def three_seeds(seeds, more=(), logp=None, iteration=None):
+    """A view after three seed prompts were scored, and `more` trials; the third is dominated by the first."""
+    slices = {"200 ms": (0.4, 5), "music": (0.9, 4)}
+    trials = [
+        scored_trial(i, reward, 0, prompt=p, slices=slices)
+        for i, (p, reward) in enumerate(zip(seeds, (0.7, 0.6, 0.65), strict=True))
+    ]
+    known = {0: right_about(*range(7)), 2: right_about(3, 4, 5, 6), 1: right_about(8)}
+    return view_of([*trials, *more], iteration, NINE, known if logp is None else logp)
+
+
+class ScriptedLM:
+    """Answers with the next reply of a list, and remembers what it was asked."""
+
+    name = "scripted"
+    prices = None
+    on_loss = staticmethod(lambda tokens_in, tokens_out, why: "")
+
+    def __init__(self, *replies):
+        self.replies, self.asked, self.options = list(replies), [], []
+
+    def __call__(self, messages, *, temperature, max_tokens):
+        self.asked.append(messages[-1].content)
+        self.options.append((len(messages), temperature, max_tokens))
+        return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from evaluators.errors import PauseError
@@ -135,7 +135,7 @@ class OpenAIModel:
                 for m in messages
             ],
         ) as response:
-            for part in response.iter_bytes():
+            for part in _received(response.iter_bytes()):
                 body += part
                 if len(body) > LARGEST_BODY:
                     raise _BadReplyError(f"the reply is larger than {LARGEST_BODY >> 20} MiB")
@@ -193,6 +193,14 @@ class OpenAIModel:
 
 class _BadReplyError(Exception):
     """A reply that is no chat completion."""
+
+
+def _received(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts of a body. What its transport raises within it, the client does not translate."""
+    try:
+        yield from parts
+    except Exception as error:
+        raise _BadReplyError(f"the reply broke off ({type(error).__name__})") from None
 
 
 def _count(value: Any) -> int:

@@ -258,7 +258,7 @@ def test_every_number_is_that_of_the_right_prompt():
 def test_prompts_are_asked_about_the_holdout_clips_as_they_are_and_in_order():
     scored, margin, clips, *_ = planted([0.3, 0.0, 0.0])
     d = decided(scored, margin, clips)
-    audio, texts, asked = d.evaluator.asked[0]
+    audio, texts, _ = d.evaluator.asked[0]
     assert audio == "recorded"
     recorded = [
         (texts, c) for audio, texts, part in d.evaluator.asked if audio == "recorded" for c in part
