@@ -82,8 +82,12 @@ def test_a_parent_is_shown_with_its_errors(seeds):
 def test_the_four_worst_slices_are_named_the_worst_first(seeds):
     slices = {f"{i} ms": (share, 7) for i, share in enumerate((0.9, 0.3, 0.5, 0.1, 0.8))}
     trial = scored_trial(0, 0.5, 0, slices=slices)
-    text = about_parent(view_of([trial], clips=NINE, logp={0: right_about()}), trial, random.Random(0))
-    named = "3 ms (10 % of 7 clips), 1 ms (30 % of 7 clips), 2 ms (50 % of 7 clips), 4 ms (80 % of 7"
+    text = about_parent(
+        view_of([trial], clips=NINE, logp={0: right_about()}), trial, random.Random(0)
+    )
+    named = (
+        "3 ms (10 % of 7 clips), 1 ms (30 % of 7 clips), 2 ms (50 % of 7 clips), 4 ms (80 % of 7"
+    )
     assert f"It does worst on: {named} clips)." in text
 
 
@@ -119,12 +123,8 @@ def test_a_misjudged_clip_is_told_in_words_with_the_answer_given():
     odds[[1, 4]] = [1.0, -2.0]
     trial = scored_trial(0, 0.5, 0, bias=-0.5)
     view = view_of([trial], clips=NINE, logp={0: logp_of(odds)})
-    first = (
-        "a clip of 300 ms, 5 dB above its noise, kind: music; it is NONSPEECH, the answer was SPEECH"
-    )
-    second = (
-        "a clip of 600 ms, 5 dB above its noise, kind: speech; it is SPEECH, the answer was"
-    )
+    first = "a clip of 300 ms, 5 dB above its noise, kind: music; it is NONSPEECH, the answer was SPEECH"
+    second = "a clip of 600 ms, 5 dB above its noise, kind: speech; it is SPEECH, the answer was"
     assert misjudged(view, trial, 9, random.Random(0)) == [
         f"{first} (62 % sure)",  # sigmoid of 0.5
         f"{second} NONSPEECH (92 % sure)",  # sigmoid of 2.5

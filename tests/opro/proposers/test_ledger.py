@@ -93,6 +93,8 @@ def test_without_prices_a_call_is_taken_to_cost_twice_the_mean_so_far():
     assert ledger.why_stop(10**9, 10**9) == "" and ledger.charge_unanswered(10, 10) == 0
     for cost in (0.1, 0.3):
         ledger.add(Reply("", 1, 1, cost, "m", "stop"))
-    assert ledger.charge_unanswered(5, 7) == pytest.approx(0.4) and ledger.cost == pytest.approx(0.8)
+    assert ledger.charge_unanswered(5, 7) == pytest.approx(0.4) and ledger.cost == pytest.approx(
+        0.8
+    )
     assert "(0.8000 spent)" in ledger.why_stop(1, 1)
     assert Ledger().cost == 0 == Ledger().calls == Ledger().lost == Ledger().refused

@@ -36,8 +36,7 @@ def tiny_chat_model(tmp_path):
 def test_a_local_model_answers_the_same_question_the_same_way(tiny_chat_model):
     ask = [Message("user", "Write a prompt.")]
     first, second = (
-        LocalModel(tiny_chat_model, seed)(ask, temperature=1.0, max_tokens=12)
-        for seed in (0, 0)
+        LocalModel(tiny_chat_model, seed)(ask, temperature=1.0, max_tokens=12) for seed in (0, 0)
     )
     other = LocalModel(tiny_chat_model, 1)(ask, temperature=1.0, max_tokens=12)
     assert first == second and first.text != other.text
@@ -52,8 +51,7 @@ def test_a_local_model_counts_its_tokens_and_without_temperature_draws_nothing(t
     chat = [Message("system", "Be brief."), Message("user", "Write.")]
     shown = tokenizer.encode("system: Be brief.\nuser: Write.\nassistant: ")
     replies = [
-        LocalModel(tiny_chat_model, seed)(chat, temperature=0.0, max_tokens=5)
-        for seed in (0, 1)
+        LocalModel(tiny_chat_model, seed)(chat, temperature=0.0, max_tokens=5) for seed in (0, 1)
     ]
     assert replies[0] == replies[1]
     assert replies[0].tokens_in == len(shown) and 0 < replies[0].tokens_out <= 5

@@ -174,7 +174,12 @@ def test_calls_without_a_reply_are_journalled_and_charged_again_on_resume(tmp_pa
     assert "--max-cost 8.0" in lm.on_loss(100, 20, "again")
     assert (plan.ledger.lost, plan.ledger.cost) == (2, pytest.approx(6.0))
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert lines[0] == {"lost": "the line went dead", "tokens_in": 100, "tokens_out": 20, "cost": 3.0}
+    assert lines[0] == {
+        "lost": "the line went dead",
+        "tokens_in": 100,
+        "tokens_out": 20,
+        "cost": 3.0,
+    }
     resumed = plan_with(lm, proposer="lm", max_cost=8.0)
     resumed.resume(journal)
     assert resumed.ledger == plan.ledger
@@ -205,8 +210,17 @@ def test_a_reply_that_is_no_text_of_any_file_survives_the_journal(tmp_path, seed
 
 def test_an_unknown_cost_is_none_and_counts_nothing(tmp_path):
     journal = tmp_path / "p.jsonl"
-    keys = {"iteration": 1, "call": 0, "meta_prompt": "x", "refused": [], "finish": "stop", "model": "m"}
-    journal.write_text(json.dumps({**keys, "reply": "", "tokens_in": 3, "tokens_out": 4, "cost": None}) + "\n")
+    keys = {
+        "iteration": 1,
+        "call": 0,
+        "meta_prompt": "x",
+        "refused": [],
+        "finish": "stop",
+        "model": "m",
+    }
+    journal.write_text(
+        json.dumps({**keys, "reply": "", "tokens_in": 3, "tokens_out": 4, "cost": None}) + "\n"
+    )
     plan = plan_with(ScriptedLM(), proposer="lm")
     plan.resume(journal)
     assert (plan.ledger.calls, plan.ledger.cost, plan.ledger.tokens_in) == (1, 0.0, 3)

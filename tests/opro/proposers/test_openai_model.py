@@ -226,7 +226,9 @@ def test_only_faults_that_may_pass_are_tried_again_and_none_of_them_is_charged(s
     assert len(server.requests) == tries and lost == []
 
 
-@pytest.mark.parametrize("fault", ["half", "schema", "list", "html", "empty", "null", "reset", "cut"])
+@pytest.mark.parametrize(
+    "fault", ["half", "schema", "list", "html", "empty", "null", "reset", "cut"]
+)
 def test_a_call_that_may_have_been_charged_is_told_at_its_worst_case(fault):
     lost = []
     with serve(lambda request: "fine", [fault]) as server:
