@@ -102,7 +102,7 @@ class CachedEvaluator:
         logp = np.full((len(prompts), len(clips), labels), np.nan, dtype=np.float32)
         top = logp.copy()
         keys = [_clip_key(clip) for clip in clips]
-        self._requested += len(prompts) * len(clips)
+        cached = 0
         missing: dict[
             tuple[int, ...], list[int]
         ] = {}  # clip positions -> prompts that lack exactly those
@@ -112,7 +112,7 @@ class CachedEvaluator:
             for c, key in enumerate(keys):
                 if key in row:
                     logp[p, c], top[p, c] = row[key]
-            self._cached += len(clips) - len(lacking)
+            cached += len(clips) - len(lacking)
             if lacking:
                 missing.setdefault(lacking, []).append(p)
         for positions, numbers in missing.items():
@@ -130,6 +130,9 @@ class CachedEvaluator:
                     for j, c in enumerate(positions)
                 }
                 self._add(self._row_key(prompts[p]), new, labels)
+        # Only now: of a call that fails, PromptError say, nothing is delivered, and the rest of it is asked for again.
+        self._requested += len(prompts) * len(clips)
+        self._cached += cached
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:

@@ -22,7 +22,7 @@ from opro.results.progress import Progress
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
 from opro.results.summary import Evals, LmUsage, Seconds, Summary
-from opro.search.budget import fit_budget, most_evals
+from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
 from opro.search.select import Decision, decide
@@ -75,7 +75,7 @@ def _search(
     for text in problem.warnings:
         log.warning(text)
     begin, clock, history = time.perf_counter(), Clock(), folder.history
-    with Progress(problem, settings, most_evals(problem, settings)) as display:
+    with Progress(problem, settings) as display:
         search = Search(
             problem,
             settings,

@@ -103,6 +103,14 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                     for _ in range(600):
                         self.wfile.write(b" ")
                         time.sleep(0.1)
+            elif fault in ("cut", "stall"):  # the body ends, or stops, before its length
+                self.send_response(200)
+                self.send_header("content-length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.wfile.flush()
+                time.sleep(2.5 if fault == "stall" else 0)
+                self.close_connection = True
             elif fault == "reset":
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)

@@ -41,8 +41,6 @@ def front(view: SearchView, trials: Sequence[Trial]) -> dict[int, float]:
         more = right.sum(axis=1) > own.sum()
         if not (covers & (more | (np.arange(len(right)) < i))).any():
             kept.append(i)
-    if not kept:
-        return {}
     rows = right[kept].astype(float)
     lead = (rows / np.maximum(rows.sum(axis=0), 1)).sum(axis=1)
     return {trials[i].number: float(v) / len(truth) for i, v in zip(kept, lead, strict=True)}
@@ -54,7 +52,8 @@ def draw_parent(view: SearchView, rng: random.Random) -> Trial | None:
     if not known:
         return None
     leads = front(view, known)
-    number = rng.choices(list(leads), list(leads.values()))[0] if leads else known[0].number
+    drawn = rng.choices(list(leads), list(leads.values())) if any(leads.values()) else list(leads)
+    number = drawn[0]
     return next(t for t in known if t.number == number)
 
 

@@ -27,7 +27,7 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if self._loaded is None:
-            model = AutoModelForCausalLM.from_pretrained(self._folder, use_safetensors=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(self._folder, use_safetensors=True)
             device = "cuda" if torch.cuda.is_available() else "cpu"
             self._loaded = AutoTokenizer.from_pretrained(self._folder), model.to(device).eval()
         tokenizer, model = self._loaded

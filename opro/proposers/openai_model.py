@@ -4,11 +4,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from evaluators.errors import PauseError
 from opro.proposers.language_model import Message, Reply, SpentError, most_tokens
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
 
 log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
@@ -16,6 +19,7 @@ LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 TIMEOUT_S = 300.0
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
 LARGEST_BODY = 32 * 2**20  # bytes of a reply that are read at all
+MOST_TOLD = 1e9  # tokens or US dollars of one call that a server is believed
 
 
 class OpenAIModel:
@@ -83,8 +87,8 @@ class OpenAIModel:
             after=failed,
             before_sleep=lambda state: log.warning(
                 "language model: %s; trying again in %.0f s (%d of %d)",
-                self._sentence(state.outcome.exception()),
-                state.next_action.sleep,
+                self._sentence(state.outcome.exception() if state.outcome else None),
+                state.next_action.sleep if state.next_action else 0.0,
                 state.attempt_number,
                 TRIES,
             ),
@@ -113,13 +117,9 @@ class OpenAIModel:
             most_tokens(m.content) for m in messages
         )
         tokens_out = _count(usage.get("completion_tokens")) or most_tokens(text)
-        cost = usage.get("cost")
-        if not isinstance(cost, int | float) or not cost >= 0:
-            cost = (
-                (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
-                if self.prices
-                else None
-            )
+        cost = _cost(usage.get("cost"))
+        if cost is None and self.prices is not None:
+            cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
         return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(finish))
 
     def _body(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Any:
@@ -130,9 +130,12 @@ class OpenAIModel:
             model=self.name,
             temperature=temperature,
             max_tokens=max_tokens,
-            messages=[{"role": m.role, "content": m.content} for m in messages],
-        ) as response:  # type: ignore[misc]
-            for part in response.iter_bytes():
+            messages=[
+                cast("ChatCompletionMessageParam", {"role": m.role, "content": m.content})
+                for m in messages
+            ],
+        ) as response:
+            for part in _received(response.iter_bytes()):
                 body += part
                 if len(body) > LARGEST_BODY:
                     raise _BadReplyError(f"the reply is larger than {LARGEST_BODY >> 20} MiB")
@@ -161,9 +164,9 @@ class OpenAIModel:
 
     def _wait(self, state: Any) -> float:
         error = state.outcome.exception()
-        asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
         try:
-            return min(LONGEST_WAIT_S, max(0.0, float(asked)))
+            return min(LONGEST_WAIT_S, max(0.0, float(headers.get("retry-after", ""))))
         except (TypeError, ValueError):
             return float(min(LONGEST_WAIT_S, 2.0**state.attempt_number))
 
@@ -192,5 +195,19 @@ class _BadReplyError(Exception):
     """A reply that is no chat completion."""
 
 
+def _received(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts of a body. What its transport raises within it, the client does not translate."""
+    try:
+        yield from parts
+    except Exception as error:
+        raise _BadReplyError(f"the reply broke off ({type(error).__name__})") from None
+
+
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """Tokens that a server tells, or 0: it may tell anything."""
+    return value if type(value) is int and 0 < value < MOST_TOLD else 0
+
+
+def _cost(value: Any) -> float | None:
+    """US dollars that a server tells, or None: it may tell Infinity, NaN, a text, or less than nothing."""
+    return float(value) if type(value) in (int, float) and 0 <= value < MOST_TOLD else None

@@ -35,19 +35,19 @@ def check_proposal(raw: Any, task: Task, known: set[str], where: str = "reply") 
         return "empty"
     if len(text) > MAX_CHARACTERS:
         return f"longer than {MAX_CHARACTERS} characters ({len(text)})"
-    if SPECIAL.search(text):
-        return f"control token {SPECIAL.search(text).group(0)!r}"  # type: ignore[union-attr]
+    token = SPECIAL.search(text)
+    if token is not None:
+        return f"control token {token.group(0)!r}"
     if not all(ch.isprintable() or ch == "\n" for ch in text):
         return "control characters"
     if _CHATTER.search(text):
         return "talk about prompts instead of a prompt"
-    given = {k: v for k, v in entry.items() if k in ("answers",)}
-    if isinstance(given.get("answers"), Mapping):
+    answers = entry.get("answers")
+    given = {}
+    if isinstance(answers, Mapping):
         given["answers"] = {
-            k: v.strip(" .):") if isinstance(v, str) else v for k, v in given["answers"].items()
+            k: v.strip(" .):") if isinstance(v, str) else v for k, v in answers.items()
         }
-    else:
-        given.pop("answers", None)
     try:
         prompt = prompt_from({"text": text, **given}, task.labels, where)
     except UserError as error:

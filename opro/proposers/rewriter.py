@@ -6,9 +6,10 @@ and learns from the history only through which prompts it starts from. It does n
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -214,7 +215,8 @@ def _explain(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
     )
 
 
-_OPERATORS = {
+_Operator = Callable[[Parts, Parts, dict[str, Any], random.Random, Task], Parts]
+_OPERATORS: dict[str, _Operator] = {
     "question": lambda p, m, b, r, t: replace(
         p, question=r.choice(b["questions"]).format(x=r.choice(b["things"]))
     ),

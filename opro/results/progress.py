@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from opro.problem import Problem
+from opro.search.budget import most_evals, orders, planned_pairs
 from opro.search.history import Trial
 from opro.settings import OptimizeSettings
 
@@ -47,14 +48,16 @@ class Progress:
     """Best so far, evals done, share from the cache, time left. A `opro.search.loop.Display`.
 
     Args:
-        most: Evals that may be asked for at most.
+        problem, settings: What is searched. The total is what may be asked for at most, and falls with what is skipped.
     """
 
-    def __init__(self, problem: Problem, settings: OptimizeSettings, most: int) -> None:
+    def __init__(self, problem: Problem, settings: OptimizeSettings) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._evaluator = problem.evaluator
         self._iterations = settings.iterations
-        self._orders = 2 if settings.swap else 1
+        self._orders = orders(problem, settings)
+        self._most = most_evals(problem, settings)
+        self._planned = planned_pairs(problem, settings) * self._orders
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(None),
@@ -68,7 +71,7 @@ class Progress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "starting", total=most, cached="-", best="-", first_scored=None, skipped_by_then=0
+            "starting", total=self._most, cached="-", best="-", first_scored=None, skipped_by_then=0
         )
 
     def __enter__(self) -> "Progress":
@@ -87,13 +90,14 @@ class Progress:
     def advance(self, scored: int, skipped: int) -> None:
         """See `Display`."""
         task = self._bar.tasks[0]
+        self._planned -= skipped * self._orders
         if scored and task.fields["first_scored"] is None:  # the first block came with loading
             begin = {"first_scored": task.elapsed, "skipped_by_then": scored * self._orders}
             self._bar.update(self._task, **begin)
         self._bar.update(
             self._task,
             advance=scored * self._orders,
-            total=max(0.0, (task.total or 0) - skipped * self._orders),
+            total=min(self._planned, self._most),
             cached=self._cached,
         )
 

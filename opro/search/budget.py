@@ -60,7 +60,7 @@ class Budget:
         """The budget of a search."""
         selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
         return cls(
-            max_pairs(settings),
+            max_pairs(problem, settings),
             selected * len(problem.holdout_clips),
             settings.candidates,
             STRATEGIES[settings.strategy].races and len(problem.task.labels) == 2,
@@ -68,7 +68,7 @@ class Budget:
 
     def left(self, earlier: Sequence[Trial]) -> float:
         """Pairs that are left for an iteration, by the trials of earlier iterations alone."""
-        spent = sum(t.outcome.n_scored for t in earlier if t.outcome)
+        spent = sum(t.n_scored for t in earlier)
         return self.pairs - self.selection - spent
 
     def candidates(self, left: float, search_clips: int) -> int:
@@ -84,11 +84,16 @@ class Budget:
         return FIRST_BLOCK if left >= 2 * 2 * FIRST_BLOCK * self.batch else FIRST_BLOCK // 2
 
 
-def max_pairs(settings: SearchSettings) -> float:
+def orders(problem: Problem, settings: SearchSettings) -> int:
+    """Orders of its options that a prompt is scored in at most."""
+    return 2 if settings.swap or any(p.both_orders for p in problem.seed_prompts) else 1
+
+
+def max_pairs(problem: Problem, settings: SearchSettings) -> float:
     """Pairs of prompt and clip that ``--max-evals`` covers: both orders of a prompt are two evals."""
     if settings.max_evals is None:
         return math.inf
-    return settings.max_evals // (2 if settings.swap else 1)
+    return settings.max_evals // orders(problem, settings)
 
 
 def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
@@ -101,7 +106,7 @@ def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
     Raises:
         UserError: ``--max-evals`` does not cover seed prompts, selection and one candidate.
     """
-    pairs = max_pairs(settings)
+    pairs = max_pairs(problem, settings)
     if math.isinf(pairs):
         return problem
     search, holdout, seeds = problem.search_clips, problem.holdout_clips, len(problem.seed_prompts)
@@ -116,10 +121,9 @@ def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
     )
     least = set_aside + _least_search(problem, Budget.of(problem, settings))
     if pairs < least:
-        orders = 2 if settings.swap else 1
         raise UserError(
             f"--max-evals is {settings.max_evals}; the seeds and the selection on {len(fitted)} holdout clips take"
-            f" {least * orders}, so give more, or fewer --clips"
+            f" {least * orders(problem, settings)}, so give more, or fewer --clips"
         )
     if len(problem.search_clips) == len(search) and len(fitted) == len(holdout):
         return problem
@@ -138,10 +142,16 @@ def _least_search(problem: Problem, budget: Budget) -> int:
     return clips + seeds * min(FIRST_BLOCK, clips)
 
 
-def most_evals(problem: Problem, settings: SearchSettings) -> int:
-    """Evals of a search at most, controls included: before racing and the cache."""
+def planned_pairs(problem: Problem, settings: SearchSettings) -> int:
+    """Pairs of search, selection and controls where nothing is dropped and there is no ``--max-evals``."""
     holdout = len(problem.holdout_clips)
     prompts = len(problem.seed_prompts) + settings.iterations * settings.candidates
     selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
-    pairs = min(prompts * len(problem.search_clips) + selected * holdout, max_pairs(settings))
-    return int(pairs + CONTROLS * holdout) * (2 if settings.swap else 1)
+    return prompts * len(problem.search_clips) + (selected + CONTROLS) * holdout
+
+
+def most_evals(problem: Problem, settings: SearchSettings) -> int:
+    """Evals of a search at most, controls included: before racing and the cache."""
+    controls = CONTROLS * len(problem.holdout_clips)
+    pairs = min(planned_pairs(problem, settings), max_pairs(problem, settings) + controls)
+    return int(pairs) * orders(problem, settings)

@@ -27,7 +27,7 @@ class Basis:
     ridge: Floats
 
 
-def basis(logp: Floats, truth: NDArray[np.int64]) -> Basis:
+def basis(logp: Floats, truth: NDArray[np.integer]) -> Basis:
     """The basis from reference prompts.
 
     Args:

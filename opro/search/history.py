@@ -62,6 +62,7 @@ class Trial:
         iteration: 0 for the seed prompts.
         state: ``complete``: scored on all search clips; ``dropped`` by the race after some of them; ``failed``: it
             could not be scored, see `error`.
+        failed_after: Clips that a failed one was scored on before.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Trial:
     state: State = "waiting"
     outcome: Outcome | None = None
     error: str = ""
+    failed_after: int = 0
 
     @property
     def prompt(self) -> Prompt:
@@ -85,6 +87,11 @@ class Trial:
     def scored(self) -> bool:
         """Whether it has an outcome."""
         return self.state in ("complete", "dropped")
+
+    @property
+    def n_scored(self) -> int:
+        """Search clips it was scored on, whatever came of it."""
+        return self.outcome.n_scored if self.outcome else self.failed_after
 
     @property
     def reward(self) -> float:
@@ -151,7 +158,9 @@ class History:
         if self.header is None:
             self._write({"event": "start", **identity})
         elif self.header != identity:
-            changed = next(k for k in identity if self.header.get(k) != identity[k])
+            changed = next(
+                k for k in [*identity, *self.header] if self.header.get(k) != identity.get(k)
+            )
             raise UserError(
                 f"run {self.path.parent.name!r} was made with another {changed} (checkpoint, clips, seeds,"
                 " precision or language model changed); give another --name"
@@ -193,7 +202,7 @@ class History:
                 "high": one.high if one else None,
                 "nll": one.loss if one else None,
                 "bias": one.bias if one else 0.0,
-                "clips": one.n_scored if one else 0,
+                "clips": trial.n_scored,
                 "blocks": one.blocks if one else (),
                 "slices": one.slices if one else {},
                 "error": trial.error,
@@ -263,7 +272,9 @@ def best_first(trials: Any) -> list[Trial]:
 def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
     """The trial with the outcome that an event tells."""
     if event["reward"] is None:
-        return replace(trial, state=event["state"], error=event["error"])
+        return replace(
+            trial, state=event["state"], error=event["error"], failed_after=event["clips"]
+        )
     outcome = Outcome(
         reward=event["reward"],
         sd=event["sd"],

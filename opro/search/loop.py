@@ -101,11 +101,18 @@ class Search:
                     log.warning(
                         "iteration %d: --max-evals leaves nothing for another candidate", number
                     )
+                    rounds = self.settings.iterations + 1 - number
+                    self._skip(rounds * self.settings.candidates)
                     break
                 self._propose(view, wanted)
+            trials = self.history.of(number)
+            if number > 0:
+                self._skip(self.settings.candidates - len(trials))
             self.display.stage(number, "scoring")
-            if any(t.state == "waiting" for t in self.history.of(number)):
+            if any(t.state == "waiting" for t in trials):
                 self._score(view, left, clusters)
+            else:  # of a run that was interrupted
+                self._skip(len(trials))
 
     def _view(self, number: int) -> SearchView:
         """What the iteration may know, with the scores of the best complete trials."""
@@ -132,8 +139,10 @@ class Search:
         self.history.add(view.iteration, candidates)
         if not candidates:
             log.warning("iteration %d: no candidate could be made", view.iteration)
-        lacking = self.settings.candidates - len(candidates)
-        self.display.advance(0, max(0, lacking) * len(self.problem.search_clips))
+
+    def _skip(self, prompts: int) -> None:
+        """So many prompts will not be asked for on any clip."""
+        self.display.advance(0, prompts * len(self.problem.search_clips))
 
     def _score(self, view: SearchView, left: float, clusters: Clusters) -> None:
         """Races all trials of the iteration, told or not, so that a resumed race runs as the interrupted one did."""
@@ -173,19 +182,25 @@ class Search:
         if not dear:
             return race.run(prompts, left)
         # Scoring all seed prompts in full would cost too much: score the first in full, race the others against it.
-        first = race.run(prompts[:1], left)
-        if not first[0].measured:
-            return [*first, *race.run(prompts[1:], left)] if len(prompts) > 1 else first
-        left -= len(clips)
-        least = (len(prompts) - 1) * min(block, len(clips))
-        rest = replace(race, references=np.stack([first[0].logp]))
-        return [*first, *rest.run(prompts[1:], min(left, max(least, left / 2)))]
+        entries: list[Entry] = []
+        while len(entries) < len(prompts):
+            entries += race.run([prompts[len(entries)]], left)
+            if entries[-1].measured:
+                break  # those before cannot be scored
+        rest, left = prompts[len(entries) :], left - len(clips)
+        least = len(rest) * min(block, len(clips))
+        against = replace(race, references=np.stack([entries[-1].logp]))
+        return [*entries, *against.run(rest, min(left, max(least, left / 2)))] if rest else entries
 
     def _told(self, trial: Trial, entry: Entry, clusters: Clusters) -> Trial:
         """The trial with its outcome."""
-        if entry.error or not len(entry.scored):
-            error = entry.error or "--max-evals left nothing to score it with"
-            return replace(trial, state="failed", error=error)
+        error = entry.error
+        if not error and not len(entry.scored):
+            error = "--max-evals left nothing to score it with"
+        if not error and not math.isfinite(entry.reward):
+            error = "its objective is no finite number"
+        if error:
+            return replace(trial, state="failed", error=error, failed_after=len(entry.scored))
         clips, exact = self.problem.search_clips, entry.measured
         balanced = clusters.estimate(clusters.balanced(entry.p_correct))
         low, high = balanced.low, balanced.high

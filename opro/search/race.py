@@ -99,7 +99,7 @@ class Race:
         waiting = np.arange(count)
         block = count if known is None else min(self.first_block, count)
         while racing and block:
-            affordable = int(min(evals / block, len(racing)))
+            affordable = max(0, int(min(evals / block, len(racing))))
             self.advance(0, (len(racing) - affordable) * len(waiting))
             racing = sorted(racing, key=lambda p: -_sort_value(entries[p]))[:affordable]
             index, waiting = waiting[:block], waiting[block:]

@@ -15,7 +15,8 @@ from evaluators.statistics.compare import ALPHA, compare, compare_many, estimate
 from evaluators.statistics.resampling import MIN_SOURCES, Estimate
 from evaluators.targets import Predictions
 from opro.problem import Problem
-from opro.search.budget import most_finalists
+from opro.search import budget
+from opro.search.budget import most_finalists, most_selected
 from opro.search.history import History, Trial
 from opro.settings import SearchSettings
 
@@ -103,7 +104,7 @@ def decide(
     fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often the rule errs.
 
     Args:
-        advance: Called with the pairs scored, and 0.
+        advance: Called with the pairs scored, and the pairs that will never be asked for.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
     scored = history.scored
@@ -125,6 +126,9 @@ def decide(
     winner = None if best is None else finalists[best]
     chosen = winner.trial if winner else baseline
     shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
+    most = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + budget.CONTROLS
+    asked = len(trials) + len(CONTROLS) * len(shown)
+    advance(0, (most - asked) * len(problem.holdout_clips))
     return Decision(
         baseline=baseline,
         baseline_score=estimate(said[baseline.number], seed=settings.seed),

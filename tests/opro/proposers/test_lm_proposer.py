@@ -1,209 +1,39 @@
+"""The proposer that asks a language model."""
+
 import json
-import random
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import LABELS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from searches import GOOD, NINE, ScriptedLM, right_about, scored_trial, three_seeds, view_of
 
-from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
-from opro.proposers.evidence import Heard, draw_parent, front
-from opro.proposers.lm_proposer import LMProposer, Mixed, normal, parse, refuse, unwrap
-from opro.proposers.openai_model import Ledger, Reply, most_tokens
-from opro.proposers.rewriter import Rewriter
-from opro.search.history import Candidate, History
-from opro.search.objective import Reward
-
-CLIPS = [
-    Clip(
-        f"c{i}", Path("x.wav"), LABELS[i % 2], ("speech", "music")[i % 2], 200.0 + 100 * i, 5.0, "x", f"s{i}",
-        "dev", "CC0", "0",
-    )
-    for i in range(9)
-]  # fmt: skip
-TRUTH = np.arange(9) % 2
-GOOD = "Is it speech?\nA) Yes\nB) No"
-
-
-class ScriptedLM:
-    """Answers with the next reply of a list."""
-
-    name = "scripted"
-
-    def __init__(self, *replies):
-        self.replies, self.asked = list(replies), []
-
-    def __call__(self, messages, *, temperature, max_tokens):
-        self.asked.append(messages[-1].content)
-        return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")
-
-
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        ("", "empty"),
-        ("   ", "empty"),
-        (5, "no text"),
-        ({"txt": "x"}, "no text"),
-        ("x" * 501, "longer than 500"),
-        (GOOD + "<|im_end|>", "control token"),
-        ("A or B <|AUDIO|>", "control token"),
-        ("A <|fim_prefix|> B", "control token"),
-        ("A or B \x1b[31m", "control characters"),
-        ("A or B \x00", "control characters"),
-        ("A or B \u202e", "control characters"),
-        ("Here are 3 new prompts: A B", "talk about prompts"),
-        ("Sure! A or B", "talk about prompts"),
-        ("```json A B```", "talk about prompts"),
-        ("An improved prompt is: A or B", "talk about prompts"),
-        ("Is it speech?", "does not offer the answer 'A'"),
-        ("Answer A if speech", "does not offer the answer 'B'"),
-        ({"text": GOOD, "answers": {"SPEECH": "A"}}, "expected one entry for each"),
-        (
-            {"text": GOOD, "answers": {"SPEECH": "A", "NONSPEECH": "a"}},
-            "one answer stands for two classes",
-        ),
-        ({"text": GOOD, "answers": {"SPEECH": True, "NONSPEECH": "B"}}, "expected words in quotes"),
-    ],
-)
-def test_what_is_refused_and_why(raw, reason):
-    assert reason in refuse(raw, SPEECH_TASK, set())
-
-
-def test_near_duplicates_are_refused():
-    known = {normal(Prompt(GOOD))}
-    assert (
-        refuse(GOOD.upper().replace("\n", "  ") + " !", SPEECH_TASK, known)
-        == "already tried or proposed"
-    )
-    swapped = refuse(
-        {"text": GOOD, "answers": {"SPEECH": "B", "NONSPEECH": "A"}}, SPEECH_TASK, known
-    )
-    assert isinstance(swapped, Prompt)
-
-
-def test_good_ones_are_taken_with_their_answers():
-    prompt = refuse(
-        {
-            "text": "Speech? Reply SPEECH or OTHER.",
-            "answers": {"SPEECH": "SPEECH", "NONSPEECH": "OTHER."},
-        },
-        SPEECH_TASK,
-        set(),
-    )
-    assert prompt == Prompt(
-        "Speech? Reply SPEECH or OTHER.", (("SPEECH", ("SPEECH",)), ("NONSPEECH", ("OTHER",)))
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"Prompt: {GOOD}",
-        f'"{GOOD}"',
-        f"1. Prompt: {GOOD}",
-        f"**Prompt 3:** {GOOD}",
-        f"<INS>{GOOD}</INS>",
-        f"well <INS>\n{GOOD}\n</INS> ok",
-        f"“{GOOD}”",
-        f'Instruction: "{GOOD}"',
-    ],
-)
-def test_wrappers_come_off(text):
-    assert unwrap(text) == GOOD
-
-
-@pytest.mark.parametrize(
-    ("reply", "count"),
-    [
-        (json.dumps({"prompts": [GOOD, {"text": GOOD}]}), 2),
-        (f"Sure:\n```json\n{json.dumps({'prompts': [GOOD]})}\n```", 1),
-        (json.dumps([GOOD, GOOD]), 2),
-        (json.dumps({"text": GOOD}), 1),
-        (f"<INS>{GOOD}</INS> and <ins>{GOOD}</ins>", 2),
-        ("no idea", 0),
-        ('{"prompts": [', 0),
-        ("", 0),
-        ("[1, 2]", 0),
-        ("[" * 5000, 0),
-    ],
-)
-def test_proposals_are_found_in_replies(reply, count):
-    assert len(parse(reply)) == count
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.one_of(
-        st.text(max_size=300),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-            lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
-            max_leaves=12,
-        ).map(json.dumps),
-    )
-)
-def test_no_reply_breaks_the_parser(reply):
-    for raw in parse(reply):
-        assert isinstance(refuse(raw, SPEECH_TASK, set()), str | Prompt)
-
-
-@pytest.fixture
-def history(tmp_path, seeds):
-    history = History(tmp_path / "t.jsonl", LABELS)
-    for trial, reward in zip(
-        history.add(0, [Candidate(p, "seed") for p in seeds]), (0.7, 0.6, 0.65), strict=True
-    ):
-        history.tell(
-            replace(
-                trial,
-                state="complete",
-                reward=reward,
-                nll=0.5,
-                clips=9,
-                slices={"200 ms": (0.4, 5), "music": (0.9, 4)},
-            )
-        )
-    history.heard = {
-        0: heard_right(0, 1, 2, 3, 4, 5, 6),
-        2: heard_right(3, 4, 5, 6),
-        1: heard_right(8),
-    }
-    return history
-
-
-def heard_right(*clips):
-    """Log-probabilities of a trial that is right about these clips."""
-    right = np.isin(np.arange(9), clips)
-    first = (TRUTH == 0) == right
-    return np.log(np.where(first[:, None], [0.8, 0.1], [0.1, 0.8])).astype(np.float32)
+from opro.proposers.language_model import Reply, SpentError, most_tokens
+from opro.proposers.ledger import Ledger
+from opro.proposers.lm_proposer import PROMPTS_SHOWN, LMProposer
+from opro.search.objective import Objective
 
 
 def proposer(lm, ledger=None, record=lambda entry: None, **options):
-    return LMProposer(lm, SPEECH_TASK, Reward(), CLIPS, ledger or Ledger(), record, **options)
+    return LMProposer(lm, SPEECH_TASK, Objective(), ledger or Ledger(), record=record, **options)
 
 
-def test_the_model_sees_the_history_ascending_errors_and_reward(history):
+def test_the_model_sees_the_history_ascending_errors_and_reward(seeds):
     lm = ScriptedLM(json.dumps({"prompts": [GOOD]}))
-    proposer(lm).propose(history, 1, 1)
+    proposer(lm).propose(three_seeds(seeds), 1)
     meta = lm.asked[0]
     assert meta.index("score:\n60") < meta.index("score:\n65") < meta.index("score:\n70")
     assert "200 ms (40 % of 5 clips)" in meta and "balanced accuracy" in meta
 
 
-def test_refusals_are_recorded_told_to_the_model_and_refilled(history, seeds):
+def test_refusals_are_recorded_told_to_the_model_and_refilled(seeds):
     entries = []
     lm = ScriptedLM(
         json.dumps({"prompts": [seeds[0].text, "nothing offered", GOOD]}),
         json.dumps({"prompts": ["Voice?\nA) voice\nB) none"]}),
     )
-    found = proposer(lm, record=entries.append).propose(history, 2, 1)
+    found = proposer(lm, record=entries.append).propose(three_seeds(seeds), 2)
     assert [c.prompt.text for c in found] == [GOOD, "Voice?\nA) voice\nB) none"] and found[
         0
     ].origin == "lm"
@@ -214,50 +44,45 @@ def test_refusals_are_recorded_told_to_the_model_and_refilled(history, seeds):
     assert "does not offer the answer" in lm.asked[1]
 
 
-def test_hopeless_replies_end_the_iteration_not_the_run(history):
+def test_hopeless_replies_end_the_iteration_not_the_run(seeds):
     entries = []
-    assert proposer(ScriptedLM("hm", "", "?"), record=entries.append).propose(history, 2, 1) == []
+    assert (
+        proposer(ScriptedLM("hm", "", "?"), record=entries.append).propose(three_seeds(seeds), 2)
+        == []
+    )
     assert (
         len(entries) == 3
         and entries[0]["refused"][0]["reason"] == "no proposals found in the reply"
     )
 
 
-def test_spending_stops_before_the_limit(history):
+def test_spending_stops_before_the_limit(seeds):
     ledger, entries = Ledger(max_tokens=1500), []
     lm = ScriptedLM(*["hm"] * 3)
-    proposer(lm, ledger, entries.append).propose(history, 2, 1)
+    proposer(lm, ledger, entries.append).propose(three_seeds(seeds), 2)
     assert ledger.tokens_in + ledger.tokens_out <= 1500 and len(lm.asked) == 3
     assert (
-        proposer(ScriptedLM(), Ledger(max_tokens=600), entries.append).propose(history, 2, 1) == []
+        proposer(ScriptedLM(), Ledger(max_tokens=600), entries.append).propose(
+            three_seeds(seeds), 2
+        )
+        == []
     )
     assert "--max-tokens 600" in entries[-1]["stopped"]
 
 
-def test_opro_asks_one_prompt_a_call(history):
+def test_opro_asks_one_prompt_a_call(seeds):
     lm = ScriptedLM(*[f"<INS>Question {i}: A) speech B) none</INS>" for i in range(3)])
-    assert len(proposer(lm, strategy="opro").propose(history, 3, 1)) == 3
+    assert len(proposer(lm, strategy="opro").propose(three_seeds(seeds), 3)) == 3
     assert "<INS>" in lm.asked[0] and len(set(lm.asked)) == 1
 
 
-def test_parents_come_from_the_front_and_dominated_prompts_do_not(history):
-    heard = Heard(CLIPS, TRUTH, history.heard)
-    leads = front(heard, history.trials)
-    assert set(leads) == {0, 1}  # 2 is right only where 0 is
-    assert leads[0] > leads[1]
-    assert front(heard, history.trials[::-1]) == leads
-    drawn = {draw_parent(heard, history.trials, random.Random(i)).number for i in range(100)}
-    assert drawn == {0, 1}
-
-
-def test_the_model_sees_the_parent_its_errors_and_what_its_children_gained(history, seeds):
-    child = Candidate(Prompt(GOOD), "lm", (seeds[0].prompt_id, seeds[1].prompt_id))
-    trial = history.add(1, [child])[0]
-    history.tell(replace(trial, state="dropped", reward=0.64, sd=0.02, clips=4))
+def test_the_model_sees_the_parent_its_errors_and_what_its_children_gained(seeds):
+    parents = (seeds[0].prompt_id, seeds[1].prompt_id)
+    child = scored_trial(3, 0.64, state="dropped", sd=0.02, prompt=Prompt(GOOD), parents=parents)
     seen = {}
     for seed in range(12):
         lm = ScriptedLM("", "", "")
-        assert proposer(lm, seed=seed).propose(history, 1, 2) == []
+        assert proposer(lm, seed=seed).propose(three_seeds(seeds, [child]), 1) == []
         assert len(lm.asked) == 3
         for meta in lm.asked:
             starts = [
@@ -276,27 +101,26 @@ def test_the_model_sees_the_parent_its_errors_and_what_its_children_gained(histo
     assert seen[0].count("the answer was NONSPEECH (89 % sure)") == 1
 
 
-def test_opro_shows_three_misjudged_clips_and_the_same_words_to_every_call(history):
+def test_opro_shows_three_misjudged_clips_and_the_same_words_to_every_call(seeds):
     lm = ScriptedLM(*[f"<INS>Is it speech {i}? A) yes B) no</INS>" for i in range(8)])
-    found = proposer(lm, strategy="opro").propose(history, 8, 1)
+    found = proposer(lm, strategy="opro").propose(three_seeds(seeds), 8)
     assert len(found) == 8 and len(set(lm.asked)) == 1
     assert lm.asked[0].count("<INS>\nclip:") == 2  # the best one misjudges two
-    history.heard = {1: history.heard[1]}
     lm = ScriptedLM("")
-    proposer(lm, strategy="opro").propose(history, 1, 1)
+    proposer(lm, strategy="opro").propose(three_seeds(seeds, logp={1: right_about(8)}), 1)
     assert lm.asked[0].count("<INS>\nclip:") == 3
 
 
-def test_a_reply_that_was_paid_for_is_not_asked_for_again(history):
+def test_a_reply_that_was_paid_for_is_not_asked_for_again(seeds):
     records = []
     lm = ScriptedLM("nothing", json.dumps({"prompts": [GOOD]}))
     ledger = Ledger()
-    first = proposer(lm, ledger, records.append).propose(history, 1, 1)
+    first = proposer(lm, ledger, records.append).propose(three_seeds(seeds), 1)
     paid = {
         (r["iteration"], r["call"], r["meta_prompt"]): Reply(r["reply"], 10, 5, 0.01, "x", "stop")
         for r in records
     }
-    again = proposer(ScriptedLM(), ledger, records.append, paid=paid).propose(history, 1, 1)
+    again = proposer(ScriptedLM(), ledger, records.append, paid=paid).propose(three_seeds(seeds), 1)
     assert again == first and len(records) == 2 and ledger.calls == 2
 
 
@@ -307,64 +131,30 @@ def test_a_broken_meta_prompt_is_one_sentence(tmp_path, text, reason):
         proposer(ScriptedLM(), folder=tmp_path)
 
 
-def test_language_model_and_rewriter_share_by_success(history):
-    rewriter = Rewriter(SPEECH_TASK, 0)
-    for iteration, origin in enumerate(("lm", "rewriter:x", "rewriter:x"), 1):
-        trial = history.add(iteration, [Candidate(Prompt(f"{iteration}: A or B"), origin)])[0]
-        history.tell(replace(trial, state="complete", reward=0.5, clips=9))
-
-    def asked(iteration, n=10):
-        lm = ScriptedLM(*[json.dumps({"prompts": [f"{iteration}.{i} A B" for i in range(20)]})])
-        found = Mixed(proposer(lm), rewriter).propose(history, n, iteration)
-        assert len(found) == n and len({c.prompt.digest for c in found}) == n
-        return sum(c.origin == "lm" for c in found)
-
-    assert [asked(i) for i in (1, 2, 3, 4)] == [5, 7, 5, 4]
-    assert asked(1, 1) == 1 and asked(4, 2) == 1
-
-
-@pytest.mark.parametrize(
-    "reply", ["", "x" * 100_000, "<script>alert(1)</script>", "<|im_end|>" * 9]
-)
-def test_what_a_useless_model_leaves_open_the_rewriter_fills(history, reply):
-    found = Mixed(proposer(ScriptedLM(*[reply] * 3)), Rewriter(SPEECH_TASK, 0)).propose(
-        history, 6, 1
-    )
-    assert len(found) == 6 and all(c.origin.startswith("rewriter") for c in found)
-
-
-class Counting(ScriptedLM):
-    """Also keeps what else it was asked with."""
-
-    def __call__(self, messages, *, temperature, max_tokens):
-        self.options = [*getattr(self, "options", []), (len(messages), temperature, max_tokens)]
-        return super().__call__(messages, temperature=temperature, max_tokens=max_tokens)
-
-
-def test_a_call_asks_for_no_more_than_is_wanted_at_the_temperature_that_is_set(history):
-    lm = Counting(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}), "", "")
-    assert len(proposer(lm, temperature=0.7).propose(history, 3, 1)) == 2
+def test_a_call_asks_for_no_more_than_is_wanted_at_the_temperature_that_is_set(seeds):
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}), "", "")
+    assert len(proposer(lm, temperature=0.7).propose(three_seeds(seeds), 3)) == 2
     assert lm.options == [(1, 0.7, 800), (1, 0.7, 400), (1, 0.7, 400)]
-    lm = Counting("", "")
-    proposer(lm, strategy="opro").propose(history, 2, 1)
+    lm = ScriptedLM("", "")
+    proposer(lm, strategy="opro").propose(three_seeds(seeds), 2)
     assert lm.options == [(1, 1.0, 400)] * 2
 
 
-def test_no_call_is_made_whose_worst_case_the_ledger_does_not_cover(history):
-    lm = Counting(*["hm"] * 3)
-    proposer(lm).propose(history, 1, 1)
+def test_no_call_is_made_whose_worst_case_the_ledger_does_not_cover(seeds):
+    lm = ScriptedLM(*["hm"] * 3)
+    proposer(lm).propose(three_seeds(seeds), 1)
     worst = most_tokens(lm.asked[0]) * 1.0 + 400 * 2.0
     for limit, calls in ((worst / 1e6, 1), (worst / 1e6 - 1e-9, 0)):
         entries, lm = [], ScriptedLM("hm")
         ledger = Ledger(max_cost=limit, prices=(1.0, 2.0))
-        proposer(lm, ledger, entries.append).propose(history, 1, 1)
+        proposer(lm, ledger, entries.append).propose(three_seeds(seeds), 1)
         assert len(lm.asked) == calls and "--max-cost" in entries[-1]["stopped"]
 
 
-def test_every_call_is_booked_and_recorded_with_what_it_cost(history):
+def test_every_call_is_booked_and_recorded_with_what_it_cost(seeds):
     ledger, entries = Ledger(), []
     lm = ScriptedLM(json.dumps({"prompts": [GOOD, "no answers here", GOOD]}), "hm", "")
-    found = proposer(lm, ledger, entries.append).propose(history, 2, 1)
+    found = proposer(lm, ledger, entries.append).propose(three_seeds(seeds), 2)
     assert [c.prompt.text for c in found] == [GOOD]
     assert (ledger.calls, ledger.tokens_in, ledger.tokens_out) == (3, 30, 15)
     assert ledger.cost == pytest.approx(0.03) and ledger.refused == 4
@@ -379,21 +169,96 @@ def test_every_call_is_booked_and_recorded_with_what_it_cost(history):
     ]  # fmt: skip
 
 
-def test_more_prompts_than_were_asked_for_are_refused_as_that(history):
+def test_more_prompts_than_were_asked_for_are_refused_as_that(seeds):
     entries = []
     lm = ScriptedLM(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}))
-    assert len(proposer(lm, record=entries.append).propose(history, 1, 1)) == 1
+    assert len(proposer(lm, record=entries.append).propose(three_seeds(seeds), 1)) == 1
     assert [r["reason"] for r in entries[0]["refused"]] == ["more than were asked for"]
 
 
-def test_what_later_iterations_found_does_not_change_what_an_earlier_one_asks(history):
+def test_without_any_scores_of_clips_there_is_no_parent_and_no_exemplar(seeds):
+    for strategy in ("race", "opro"):
+        lm = ScriptedLM("", "", "")
+        proposer(lm, strategy=strategy).propose(three_seeds(seeds, logp={}), 1)
+        assert "Start from" not in lm.asked[0] and "clip: " not in lm.asked[0]
+
+
+def test_what_the_next_iteration_asks_shows_what_this_one_found(seeds):
+    lm, later = ScriptedLM("", "", ""), ScriptedLM("", "", "")
+    proposer(lm).propose(three_seeds(seeds), 1)
+    found = scored_trial(3, 0.9, prompt=Prompt(GOOD))
+    proposer(later).propose(three_seeds(seeds, [found]), 1)
+    assert later.asked[0] != lm.asked[0] and f"text:\n{GOOD}\nscore:\n90" in later.asked[0]
+
+
+@pytest.mark.parametrize("strategy", ["race", "opro"])
+def test_from_the_second_round_without_a_better_prompt_on_another_way_is_asked_for(seeds, strategy):
+    """After one round nothing is said: most rounds find nothing better."""
+    told = {}
+    for rounds in range(1, 5):
+        more = [scored_trial(2 + i, 0.5, i) for i in range(1, rounds + 1)]
+        lm = ScriptedLM("", "", "")
+        proposer(lm, strategy=strategy).propose(three_seeds(seeds, more), 1)
+        told[rounds] = [
+            n for n in range(9) if f"For {n} rounds nothing has scored higher" in lm.asked[0]
+        ]
+        assert ("try something quite different" in lm.asked[0]) == bool(told[rounds])
+    expected = {1: [], 2: [2], 3: [3], 4: [4]}
+    assert told == (expected if strategy == "race" else {rounds: [] for rounds in expected})
+    better = [scored_trial(3, 0.5, 1), scored_trial(4, 0.9, 2), scored_trial(5, 0.5, 3)]
     lm = ScriptedLM("", "", "")
-    proposer(lm).propose(history, 1, 1)
-    trial = history.add(1, [Candidate(Prompt(GOOD), "lm")])[0]
-    history.tell(replace(trial, state="complete", reward=0.9, nll=0.1, clips=9))
-    again = ScriptedLM("", "", "")
-    proposer(again).propose(history, 1, 1)
-    assert again.asked == lm.asked
-    later = ScriptedLM("", "", "")
-    proposer(later).propose(history, 1, 2)
-    assert later.asked[0] != lm.asked[0] and "score:\n90" in later.asked[0]
+    proposer(lm, strategy=strategy).propose(three_seeds(seeds, better), 1)
+    assert "nothing has scored higher" not in lm.asked[0]
+
+
+def test_the_best_twenty_are_shown_the_best_one_last():
+    trials = [scored_trial(i, i / 100, 0, prompt=Prompt(f"<{i}> A or B")) for i in range(30)]
+    lm = ScriptedLM("", "", "")
+    proposer(lm).propose(view_of(trials, clips=NINE), 1)
+    place = [lm.asked[0].find(f"text:\n<{i}> A or B\nscore:\n{i}\n") for i in range(30)]
+    assert place[: 30 - PROMPTS_SHOWN] == [-1] * (30 - PROMPTS_SHOWN)
+    assert (
+        place[30 - PROMPTS_SHOWN :] == sorted(place[30 - PROMPTS_SHOWN :]) and min(place[10:]) > 0
+    )
+
+
+def test_parents_are_what_was_shown_to_start_from(seeds):
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD]}))
+    (found,) = proposer(lm).propose(three_seeds(seeds, logp={2: right_about(1)}), 1)
+    assert found.parents == (seeds[2].prompt_id,)
+    lm = ScriptedLM(f"<INS>{GOOD}</INS>")
+    (found,) = proposer(lm, strategy="opro").propose(three_seeds(seeds), 1)
+    assert found.parents == tuple(seeds[i].prompt_id for i in (1, 2, 0))
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+def test_proposals_are_asked_in_the_orders_of_the_run(seeds, both_orders):
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD]}))
+    view = three_seeds([replace(p, both_orders=both_orders) for p in seeds])
+    (found,) = proposer(lm, both_orders=both_orders).propose(view, 1)
+    assert found.prompt == Prompt(GOOD, both_orders=both_orders)
+    known = scored_trial(3, 0.5, prompt=found.prompt)
+    lm = ScriptedLM(json.dumps({"prompts": [GOOD]}), "", "")
+    assert proposer(lm, both_orders=both_orders).propose(three_seeds(seeds, [known]), 1) == []
+
+
+def test_a_model_that_may_not_be_tried_again_ends_the_iteration(seeds):
+    class Lost(ScriptedLM):
+        def __call__(self, messages, *, temperature, max_tokens):
+            if self.asked:
+                raise SpentError("enough is lost")
+            return super().__call__(messages, temperature=temperature, max_tokens=max_tokens)
+
+    entries = []
+    lm = Lost(json.dumps({"prompts": [GOOD]}))
+    assert len(proposer(lm, record=entries.append).propose(three_seeds(seeds), 3)) == 1
+    assert entries[1] == {"iteration": 1, "call": 1, "stopped": "enough is lost"}
+    assert len(entries) == 2
+
+
+def test_of_many_refusals_the_last_five_are_told(seeds):
+    texts = [f"refused {i}" for i in range(8)]
+    lm = ScriptedLM(json.dumps({"prompts": texts}), "", "")
+    proposer(lm).propose(three_seeds(seeds), 8)
+    assert [f"refused {i}'" in lm.asked[1] for i in range(8)] == [False] * 3 + [True] * 5
+    assert "Do not repeat these mistakes" not in lm.asked[0]

@@ -6,15 +6,15 @@ import pytest
 from conftest import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searches import scored_trial, view_of
 
 from evaluators.errors import UserError
 from evaluators.orders import find_options
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK, Task
 from opro.proposers import rewriter as module
-from opro.proposers.lm_proposer import refuse
+from opro.proposers.replies import check_proposal
 from opro.proposers.rewriter import Parts, Rewriter, take_apart
-from opro.search.history import Candidate, History
 
 
 def operated(name, parts, bank=None, mate=None, seed=0):
@@ -37,11 +37,13 @@ PARTS = Parts(
 
 
 @pytest.fixture
-def history(tmp_path, seeds):
-    history = History(tmp_path / "t.jsonl", LABELS)
-    for i, trial in enumerate(history.add(0, [Candidate(p, "seed") for p in seeds])):
-        history.tell(replace(trial, state="complete", reward=0.6 + i / 10, nll=0.5, clips=9))
-    return history
+def trials(seeds):
+    return [scored_trial(i, 0.6 + i / 10, 0, prompt=p) for i, p in enumerate(seeds)]
+
+
+@pytest.fixture
+def view(trials):
+    return view_of(trials)
 
 
 def test_prompts_come_apart_and_together(seeds):
@@ -86,17 +88,17 @@ def test_swapping_keeps_what_each_answer_means(seeds):
     assert take_apart(swapped).options == parts.options[::-1]
 
 
-def test_proposals_are_new_valid_and_repeatable(history):
-    first = Rewriter(SPEECH_TASK, seed=3).propose(history, 40, 1)
-    assert first == Rewriter(SPEECH_TASK, seed=3).propose(history, 40, 1)
-    assert first != Rewriter(SPEECH_TASK, seed=4).propose(history, 40, 1)
+def test_proposals_are_new_valid_and_repeatable(view):
+    first = Rewriter(SPEECH_TASK, seed=3).propose(view, 40)
+    assert first == Rewriter(SPEECH_TASK, seed=3).propose(view, 40)
+    assert first != Rewriter(SPEECH_TASK, seed=4).propose(view, 40)
     assert len({c.prompt.digest for c in first}) == 40
     known: set[str] = set()
     good = [
         c
         for c in first
         if isinstance(
-            refuse(
+            check_proposal(
                 {"text": c.prompt.text, "answers": c.prompt.to_dict()["answers"]},
                 SPEECH_TASK,
                 known,
@@ -108,7 +110,7 @@ def test_proposals_are_new_valid_and_repeatable(history):
     assert all(c.parents and c.origin.startswith("rewriter:") for c in first)
 
 
-def test_the_bank_holds_fragments_not_prompts(history, seeds):
+def test_the_bank_holds_fragments_not_prompts(view, seeds):
     bank = Rewriter(SPEECH_TASK, seed=0).bank
     assert not [
         q
@@ -117,24 +119,24 @@ def test_the_bank_holds_fragments_not_prompts(history, seeds):
     ]
 
 
-def test_random_paraphrases_start_from_the_seeds_alone(history, seeds):
-    found = Rewriter(SPEECH_TASK, seed=0, learn=False).propose(history, 30, 1)
-    history.add(1, found)
-    later = Rewriter(SPEECH_TASK, seed=0, learn=False).propose(history, 30, 2)
+def test_random_paraphrases_start_from_the_seeds_alone(view, trials, seeds):
+    found = Rewriter(SPEECH_TASK, seed=0, learn=False).propose(view, 30)
+    tried = [scored_trial(9 + i, 0.99, 1, prompt=c.prompt) for i, c in enumerate(found)]
+    later = Rewriter(SPEECH_TASK, seed=0, learn=False).propose(view_of([*trials, *tried]), 30)
     assert {p for c in found + later for p in c.parents} <= {p.prompt_id for p in seeds}
 
 
-def test_a_task_without_fragments_gets_structural_edits(history):
-    found = Rewriter(Task("other", LABELS, "x"), seed=0).propose(history, 5, 1)
+def test_a_task_without_fragments_gets_structural_edits(view):
+    found = Rewriter(Task("other", LABELS, "x"), seed=0).propose(view, 5)
     assert found and all(
         set(c.origin.removeprefix("rewriter:").split("+")) <= {"swap", "shorten", "cross", "layout"}
         for c in found
     )
 
 
-def test_other_letters_change_wherever_they_are_named_and_keep_their_meaning(history):
+def test_other_letters_change_wherever_they_are_named_and_keep_their_meaning(view):
     rewriter = Rewriter(SPEECH_TASK, seed=1)
-    parents = [t.candidate.prompt for t in history.trials]
+    parents = [t.prompt for t in view.trials]
     rng = random.Random(0)
     found = [c for c in (rewriter.rewrite(parents, rng, 1.0) for _ in range(300)) if c]
     found += [
@@ -218,21 +220,47 @@ def test_crossing_takes_one_part_of_the_other_in_ones_own_letters():
     }
 
 
-def test_proposals_are_new_and_as_many_as_wanted_and_depend_on_earlier_iterations_alone(history):
-    before = Rewriter(SPEECH_TASK, seed=5).propose(history, 6, 1)
+def test_proposals_are_new_and_as_many_as_wanted_and_depend_on_the_view_alone(view, trials):
+    before = Rewriter(SPEECH_TASK, seed=5).propose(view, 6)
     assert len(before) == 6
-    later = history.add(2, [Candidate(p.prompt, "x") for p in before[:3]])
-    history.tell(replace(later[0], state="complete", reward=0.99, nll=0.1, clips=9))
-    assert Rewriter(SPEECH_TASK, seed=5).propose(history, 6, 1) == before
-    known = {t.candidate.prompt.digest for t in history.trials}
+    later = [scored_trial(9 + i, 0.99, 2, prompt=p.prompt) for i, p in enumerate(before[:3])]
+    assert Rewriter(SPEECH_TASK, seed=5).propose(view_of([*trials, *later], 1), 6) == before
+    known = {t.prompt.digest for t in [*trials, *later]}
     for learn in (True, False):
-        found = Rewriter(SPEECH_TASK, seed=5, learn=learn).propose(history, 6, 3)
+        found = Rewriter(SPEECH_TASK, seed=5, learn=learn).propose(view_of([*trials, *later]), 6)
         assert len({c.prompt.digest for c in found} - known) == 6
     assert found != before
 
 
-def test_without_a_scored_prompt_nothing_is_proposed(tmp_path):
-    assert Rewriter(SPEECH_TASK, seed=0).propose(History(tmp_path / "t.jsonl", LABELS), 3, 1) == []
+def test_without_a_scored_prompt_nothing_is_proposed(trials):
+    failed = [replace(t, state="failed", outcome=None) for t in trials]
+    for nothing in ([], failed):
+        assert Rewriter(SPEECH_TASK, seed=0).propose(view_of(nothing, 1), 3) == []
+
+
+def test_a_long_search_learns_from_the_best_and_some_others(trials, monkeypatch):
+    """An iteration must not grow with all that was tried."""
+    seen = []
+    monkeypatch.setattr(
+        module.surrogate, "pick", lambda past, pool, count, rng: seen.append(past) or range(count)
+    )
+    many = [
+        scored_trial(9 + i, i / 1000 + 4e-4, 1, prompt=Prompt(f"{i}: A) x B) y"), sd=0.01)
+        for i in range(900)
+    ]
+    Rewriter(SPEECH_TASK, seed=0).propose(view_of([*trials, *many]), 2)
+    (past,) = seen
+    best = sorted([*trials, *many], key=lambda t: -t.reward + t.outcome.sd)
+    told = [(t.prompt, t.reward, t.outcome.sd) for t in best]
+    assert len(past) <= module.MAX_PAST
+    assert past[: module.MAX_PAST // 2] == told[: module.MAX_PAST // 2]
+    assert set(past) <= set(told) and len(past) > module.MAX_PAST // 2
+
+
+def test_parents_in_both_orders_have_children_in_both_orders(trials):
+    both = [replace(p.prompt, both_orders=True) for p in trials]
+    view = view_of([scored_trial(i, 0.5, 0, prompt=p) for i, p in enumerate(both)])
+    assert all(c.prompt.both_orders for c in Rewriter(SPEECH_TASK, seed=0).propose(view, 8))
 
 
 def test_the_better_a_prompt_the_more_often_it_is_rewritten_unless_nothing_is_learnt(seeds):

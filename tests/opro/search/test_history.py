@@ -11,14 +11,13 @@ from conftest import LABELS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
 from evaluators.prompts import Prompt
 from opro import optimize
-from opro.search.history import Candidate, History, Trial
+from opro.search.history import Candidate, History, Outcome, Trial
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
-
-# What a redrawing may change stands here.
 
 
 def opened(path, repair=False):
@@ -29,8 +28,10 @@ def propose(history, iteration, prompts, origin="seed", parents=()):
     return history.add(iteration, [Candidate(p, origin, parents) for p in prompts])
 
 
-def tell(history, trial, **outcome):
-    history.tell(replace(trial, **outcome))
+def tell(history, trial, *, state="complete", error="", reward=None, **outcome):
+    """Tells an outcome; one without a reward has failed."""
+    found = None if reward is None else Outcome(reward, **{"sd": 0.0, "score": reward, **outcome})
+    history.tell(replace(trial, state=state, outcome=found, error=error))
 
 
 def state_of(history):
@@ -42,8 +43,8 @@ WHOLE = {
     "score": 0.5,
     "low": 0.4,
     "high": 0.6,
-    "nll": 0.7,
-    "clips": 20,
+    "loss": 0.7,
+    "n_scored": 20,
     "blocks": (0.4, 0.5),
     "slices": {"200 ms": (0.5, 10)},
 }
@@ -51,21 +52,21 @@ WHOLE = {
 
 def fill(path, seeds):
     history = opened(path)
-    history.start({"seed": 1})
+    history.begin({"seed": 1})
     trials = propose(history, 0, seeds)
     for i, trial in enumerate(trials[:2]):
-        tell(history, trial, reward=0.5 + i / 10, **WHOLE)
+        tell(history, trial, reward=0.5 + i / 10, bias=i / 4, **WHOLE)
     return history
 
 
 def run_of_all_events(path, seeds):
     """A journal with every kind of event and every state."""
     history = fill(path, seeds)
-    tell(history, history.trials[2], state="failed", error="no such answer")
+    history.tell(replace(history.trials[2], state="failed", error="no such answer", failed_after=7))
     propose(history, 1, [Prompt("Ünïcode A or B"), Prompt("x A B")], "rewriter:cut", ("a", "b"))
-    tell(history, history.trials[3], state="dropped", reward=0.9, sd=0.05, score=0.9, clips=5)
+    tell(history, history.trials[3], state="dropped", reward=0.9, sd=0.05, score=0.9, n_scored=5)
     propose(history, 2, [])
-    history.select({"chosen": 1, "baseline": 0, "reason": "kept", "finalists": [1]})
+    history.close({"chosen": 1, "baseline": 0, "reason": "kept", "finalists": [1]})
     return history
 
 
@@ -80,20 +81,73 @@ def test_a_replayed_journal_gives_the_same_history(tmp_path, seeds):
     assert again.trials[3].candidate.parents == ("a", "b")
     assert again.trials[3].candidate.origin == "rewriter:cut"
     assert again.trials[3].candidate.prompt == Prompt("Ünïcode A or B")
-    assert again.trials[0].slices == {"200 ms": (0.5, 10)} and again.trials[0].blocks == (0.4, 0.5)
+    first = again.trials[0].outcome
+    assert first.slices == {"200 ms": (0.5, 10)} and first.blocks == (0.4, 0.5)
+    assert (first.reward, first.sd, first.score, first.low, first.high) == (0.5, 0, 0.5, 0.4, 0.6)
+    assert (first.loss, first.bias, first.n_scored) == (0.7, 0.0, 20)
+    assert again.trials[1].classifier == Classifier(seeds[1], 0.25)
+    assert (again.trials[2].outcome, again.trials[2].failed_after) == (None, 7)
 
 
 def test_the_trials_of_an_iteration_wait_until_they_are_told(tmp_path, seeds):
     history = opened(tmp_path / "t.jsonl")
-    history.start({})
+    history.begin({})
     first, second = propose(history, 0, seeds[:2]), propose(history, 1, seeds[2:])
     assert [t.number for t in first] == [0, 1] and [t.number for t in second] == [2]
     for t in first + second:
-        assert t.state == "waiting" and t.reward is None and t.score is None and t.nll is None
-        assert (t.sd, t.bias, t.clips, t.blocks, t.slices, t.error) == (0.0, 0.0, 0, (), {}, "")
+        assert t.state == "waiting" and t.outcome is None and not t.scored
+        assert t.reward == -math.inf and (t.error, t.n_scored) == ("", 0)
+        assert t.classifier == Classifier(t.prompt)
     tell(history, first[0], state="failed", error="x")
-    assert [t.number for t in history.waiting(0)] == [1]
-    assert [t.number for t in history.waiting(1)] == [2] and history.waiting(2) == []
+    assert [t.state for t in history.of(0)] == ["failed", "waiting"]
+    assert [t.number for t in history.of(1)] == [2] and history.of(2) == []
+
+
+def test_an_iteration_depends_on_those_before_it(tmp_path, seeds):
+    history = opened(tmp_path / "t.jsonl")
+    history.begin({})
+    for iteration in range(3):
+        propose(history, iteration, seeds[iteration : iteration + 1])
+    assert [[t.number for t in history.before(i)] for i in range(5)] == [
+        [], [0], [0, 1], [0, 1, 2], [0, 1, 2]
+    ]  # fmt: skip
+    assert [[t.number for t in history.of(i)] for i in range(4)] == [[0], [1], [2], []]
+
+
+def test_a_run_begins_once_and_goes_on_as_what_it_was(tmp_path):
+    path = tmp_path / "run" / "t.jsonl"
+    identity = {"fingerprint": "a", "seed": 1}
+    opened(path).begin(identity)
+    raw = path.read_bytes()
+    opened(path).begin(identity)
+    assert path.read_bytes() == raw
+    for other, changed in (
+        ({"fingerprint": "b", "seed": 1}, "fingerprint"),
+        ({"fingerprint": "a", "seed": 2}, "seed"),
+        ({"fingerprint": "a", "seed": 1, "task": "x"}, "task"),
+        ({"fingerprint": "a"}, "seed"),  # of a run that knew more of itself
+    ):
+        with pytest.raises(UserError, match=f"run 'run' was made with another {changed} "):
+            opened(path).begin(other)
+    assert path.read_bytes() == raw
+
+
+def test_a_run_is_closed_once(tmp_path):
+    path = tmp_path / "t.jsonl"
+    history = opened(path)
+    history.begin({})
+    history.close({"chosen": 1})
+    history.close({"chosen": 2})
+    assert history.selection == {"chosen": 1} == opened(path).selection
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_prompts_of_older_runs_with_swap_get_both_orders(tmp_path, seeds):
+    path = tmp_path / "t.jsonl"
+    fill(path, seeds)
+    again = History(path, LABELS, both_orders=True)
+    assert [t.prompt for t in again.trials] == [replace(p, both_orders=True) for p in seeds]
+    assert [t.outcome for t in again.trials] == [t.outcome for t in opened(path).trials]
 
 
 def test_every_event_has_its_keys(tmp_path, seeds):
@@ -124,10 +178,10 @@ def test_every_event_is_on_disk_and_synced_before_the_method_returns(tmp_path, s
     monkeypatch.setattr(os, "fsync", spy)
     history = opened(path)
     steps = [
-        lambda: history.start({"seed": 1}),
+        lambda: history.begin({"seed": 1}),
         lambda: propose(history, 0, seeds),
         lambda: tell(history, history.trials[0], reward=0.5, **WHOLE),
-        lambda: history.select({"chosen": 0}),
+        lambda: history.close({"chosen": 0}),
     ]
     for number, step in enumerate(steps, 1):
         step()
@@ -147,7 +201,7 @@ def test_a_write_that_fails_pauses_and_changes_nothing(tmp_path, seeds, monkeypa
     for step in (
         lambda: propose(history, 1, seeds),
         lambda: tell(history, history.trials[2], reward=0.9, **WHOLE),
-        lambda: history.select({"chosen": 0}),
+        lambda: history.close({"chosen": 0}),
     ):
         with pytest.raises(PauseError, match="No space left"):
             step()
@@ -157,7 +211,7 @@ def test_a_write_that_fails_pauses_and_changes_nothing(tmp_path, seeds, monkeypa
 def test_a_journal_that_cannot_be_made_pauses(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(PauseError, match="cannot be written"):
-        opened(tmp_path / "file" / "t.jsonl").start({})
+        opened(tmp_path / "file" / "t.jsonl").begin({})
 
 
 def test_a_full_device_pauses_a_search_with_exit_one(tmp_path, monkeypatch, capsys):
@@ -195,7 +249,7 @@ def test_a_torn_line_that_was_repaired_is_written_again_as_it_was(tmp_path, seed
     path.write_bytes(raw[:-40])
     history = opened(path, repair=True)
     assert [t.state for t in history.trials] == ["complete", "waiting", "waiting"]
-    tell(history, history.trials[1], reward=0.6, **WHOLE)
+    tell(history, history.trials[1], reward=0.6, bias=0.25, **WHOLE)
     assert path.read_bytes() == raw
 
 
@@ -245,7 +299,7 @@ def test_an_event_of_the_next_schema_is_refused_wherever_it_stands(tmp_path, see
 
 def test_dropped_trials_are_scored_but_never_complete(tmp_path, seeds):
     history = fill(tmp_path / "t.jsonl", seeds)
-    tell(history, history.trials[2], state="dropped", reward=0.99, clips=5)
+    tell(history, history.trials[2], state="dropped", reward=0.99, n_scored=5)
     assert [t.number for t in history.complete] == [1, 0]
     assert [t.number for t in history.scored] == [2, 1, 0]
     assert history.best.number == 2
@@ -266,14 +320,14 @@ def test_the_order_is_reward_less_its_sd_then_loss_then_length(tmp_path_factory,
     """Against the rule written out; the best is the first of them, of equal ones the one that was told first."""
     path = tmp_path_factory.mktemp("order") / "t.jsonl"
     history = opened(path)
-    history.start({})
+    history.begin({})
     prompts = [Prompt(f"{i}: A or B" + "x" * one[4]) for i, one in enumerate(made)]
     trials = propose(history, 0, prompts)
     for trial, (state, reward, sd, nll, _) in zip(trials, made, strict=True):
         if state == "failed":
             tell(history, trial, state="failed", error="x")
         elif state != "waiting":
-            tell(history, trial, state=state, reward=reward, sd=sd, nll=nll)
+            tell(history, trial, state=state, reward=reward, sd=sd, loss=nll)
 
     def key(i):
         _, reward, sd, nll, length = made[i]
@@ -289,7 +343,7 @@ def test_the_order_is_reward_less_its_sd_then_loss_then_length(tmp_path_factory,
 
 def test_a_trial_without_a_reward_ranks_below_every_other(tmp_path, seeds):
     history = opened(tmp_path / "t.jsonl")
-    history.start({})
+    history.begin({})
     trials = propose(history, 0, seeds[:2])
     tell(history, trials[0], state="dropped", reward=math.nan)  # no reward can be had
     tell(history, trials[1], state="complete", reward=-3.0)
@@ -306,7 +360,7 @@ nested = st.recursive(
 @given(st.dictionaries(st.sampled_from(["a", "b"]), nested))
 def test_floats_are_rounded_to_six_places_and_what_is_no_number_is_null(tmp_path_factory, header):
     path = tmp_path_factory.mktemp("round") / "t.jsonl"
-    opened(path).start(header)
+    opened(path).begin(header)
 
     def plain(value):
         if isinstance(value, float):

@@ -1,10 +1,10 @@
 """The loop: what it journals, what it spends, and that a search cut anywhere ends as the one that was not."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,372 +12,289 @@ import pytest
 from conftest import LABELS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from searches import SEEDS, Display, Made, Searched, Spied, Told, half, logp_of
 
-from evaluators.audio_lm.answer_tokens import PromptError
-from evaluators.clips import Clip
+from evaluators.cache import CachedEvaluator
 from evaluators.errors import UserError
 from evaluators.fakes import FakeEvaluator
+from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
+from evaluators.statistics.compare import resample
 from evaluators.statistics.resampling import clusters
-from evaluators.tasks import SPEECH_TASK
-from opro.search import forecast, loop
-from opro.search.history import Candidate, History
-from opro.search.objective import Reward
+from opro.results.progress import Progress
+from opro.search import budget, forecast, loop
+from opro.search.budget import Budget, fit_budget
+from opro.settings import OptimizeSettings
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
 
-# What a redrawing may change stands here.
 
-
-def clip(name, i, source):
-    sha = hashlib.sha256(f"{name}{i}".encode()).hexdigest()
-    ms, snr = (200.0, 500.0)[i // 2 % 2], (0.0, 10.0, None)[i % 3]
-    category = ("speech", "music", "animal")[i % 2 * (1 + i % 4 // 3)]
-    label = LABELS[i % 2]
-    return Clip(f"{name}{i}", Path("x"), label, category, ms, snr, "c", source, "dev", "CC0", sha)
-
-
-def clips(name, count, sources=40):
-    return [clip(name, i, f"{name}-{i % sources}") for i in range(count)]
-
-
-SEEDS = [Prompt(f"Seed {i}: speech? A or B") for i in (5, 1, 7)]
-
-
-class Proposer:
-    """Prompts that depend on everything that is known of earlier iterations, and on nothing else."""
-
-    name = "test"
-
-    def __init__(self, short=0, at=0):
-        self.asked, self.short, self.at = [], short, at
-
-    def propose(self, history, n, iteration):
-        self.asked.append((iteration, n))
-        known = [(t.number, t.state, t.reward, t.sd) for t in history.trials]
-        known = known[: sum(t.iteration < iteration for t in history.trials)]
-        text = hashlib.sha256(repr((known, n)).encode()).hexdigest()[:8]
-        n -= self.short if iteration == self.at else 0
-        made = [Prompt(f"{iteration}.{i} {text}: speech? A or B") for i in range(n)]
-        return [Candidate(p, "made", (SEEDS[0].prompt_id,)) for p in made]
-
-
-class Spied(FakeEvaluator):
-    """Counts what it is asked for, by what is heard, and calls `before` first."""
-
-    def __init__(self, before=lambda prompts: None, bad=()):
-        super().__init__()
-        self.before, self.bad = before, bad
-        self.calls = []
-
-    def score(self, prompts, clips):
-        self.before(prompts)
-        for p in prompts:
-            if p.text in self.bad:
-                raise PromptError(f"{p.text} cannot be scored")
-        self.calls.append((list(prompts), list(clips)))
-        return super().score(prompts, clips)
-
-    def evals(self, half=""):
-        return sum(
-            len(p) * sum(c.audio == "recorded" and c.clip_id.startswith(half) for c in cs)
-            for p, cs in self.calls
-        )
-
-
-class Display:
-    def __init__(self):
-        self.stages, self.scored, self.skipped, self.trials = [], 0, 0, []
-
-    def iteration(self, number, stage):
-        self.stages.append((number, stage))
-
-    def advance(self, scored, skipped):
-        self.scored, self.skipped = self.scored + scored, self.skipped + skipped
-
-    def told(self, trial, best):
-        self.trials.append((trial, best))
-
-
-class Searched:
-    """One search in a folder: the journal, what was asked of the evaluator, and what came of it."""
-
-    def __init__(
-        self,
-        path,
-        *,
-        search=96,
-        fresh=64,
-        iterations=2,
-        candidates=5,
-        strategy="race",
-        max_evals=None,
-        seeds=SEEDS,
-        reward=None,
-        evaluator=None,
-        proposer=None,
-        sources=40,
-        on_save=lambda trial, result: None,
-    ):
-        self.path = path
-        self.evaluator = evaluator or Spied()
-        self.proposer = proposer or Proposer()
-        self.display, self.clock, self.saved = Display(), loop.Clock(), []
-        self.search = clips("s", search, sources) if isinstance(search, int) else search
-        self.fresh = clips("f", fresh, sources) if isinstance(fresh, int) else fresh
-        self.history = History(path, LABELS, repair=True)
-        if self.history.header is None:
-            self.history.start({"seed": 0})
-
-        def save(trial, result):
-            on_save(trial, result)
-            self.saved.append((trial, result))
-
-        plan = loop.Search(
-            self.evaluator,
-            self.proposer,
-            SPEECH_TASK,
-            seeds,
-            self.search,
-            self.fresh,
-            reward or Reward(),
-            iterations,
-            candidates,
-            strategy,
-            0,
-            max_evals,
-        )
-        self.selection = loop.optimize(plan, self.history, self.display, self.clock, save)
-
-    @property
-    def journal(self):
-        return self.path.read_bytes()
-
-    @property
-    def told(self):
-        return [e for e in map(json.loads, self.journal.splitlines()) if e["event"] == "tell"]
-
-    @property
-    def proposed(self):
-        found = [e for e in map(json.loads, self.journal.splitlines()) if e["event"] == "propose"]
-        return {e["iteration"]: len(e["candidates"]) for e in found}
-
-
-def selection_evals(fresh):
-    return loop.selection_evals(fresh, SPEECH_TASK)
-
-
-def least(strategy, search, fresh, seeds=3):
-    return loop.least_evals(strategy, SPEECH_TASK, seeds, search, fresh)
-
-
-def cut_down(search, fresh, max_evals):
-    return loop.affordable_clips(search, fresh, SPEECH_TASK, max_evals)
-
-
-def logp(text_or_prompt, some):
-    return FakeEvaluator().score([text_or_prompt], some).logp[0]
-
-
-def few_resamples(monkeypatch):
-    """Few draws, no selection, no waiting for the disk: where only journals are compared."""
-    monkeypatch.setitem(clusters.__kwdefaults__, "resamples", 40)
-    monkeypatch.setattr(loop, "select", lambda *args: None)
-    monkeypatch.setattr(forecast, "DRAWS", 8)
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: None)
 
 
-def prompt_of(found, number):
-    return found.history.trials[number].candidate.prompt
+def logp(prompt, some):
+    return FakeEvaluator().score([prompt], some).logp[0]
+
+
+def few_resamples(monkeypatch):
+    """Few draws: where only journals are compared."""
+    monkeypatch.setitem(resample.__kwdefaults__, "resamples", 40)
+    monkeypatch.setattr(forecast, "DRAWS", 8)
+
+
+def selection(holdout, seeds=3):
+    return budget.most_selected(holdout, seeds) * len(holdout)
+
+
+def least(strategy, search, seeds=3):
+    """Pairs that a search takes at least, without its selection."""
+    if strategy != "race":
+        return (seeds + 1) * search
+    return search + seeds * min(32, search)
 
 
 # Budgets.
 
 
-@settings(max_examples=12, deadline=None, phases=UNSHRUNK, derandomize=True)
+class Metered:
+    """The evaluators of a run, as `build_evaluator` stacks them; evals of recorded audio by the usage they tell."""
+
+    def __init__(self, folder, bad=lambda text: False):
+        self.inner = BothOrders(CachedEvaluator(Spied(bad=bad), folder))
+        self.requested = 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def score(self, prompts, clips):
+        before = self.inner.usage.requested
+        try:
+            return self.inner.score(prompts, clips)
+        finally:
+            if clips[0].audio == "recorded":
+                self.requested += self.inner.usage.requested - before
+
+
+OPTIONS = "A) speech B) none"  # so that --swap really asks twice
+
+
+def seeds_with_options(count):
+    return tuple(Prompt(f"Seed {i}: {OPTIONS}") for i in range(count))
+
+
+@settings(max_examples=30, deadline=None, phases=UNSHRUNK, derandomize=True)
 @given(
-    st.sampled_from(["race", "opro", "random"]),
-    st.integers(0, 1500),
-    st.integers(1, 8),
-    st.integers(1, 5),
+    strategy=st.sampled_from(["race", "race", "opro", "random"]),
+    more=st.integers(0, 3000),
+    each=st.integers(1, 8),
+    seeds=st.integers(1, 6),
+    swap=st.booleans(),
+    bad=st.sets(st.integers(0, 8), max_size=5),
+    short=st.integers(0, 2),
+    cut=st.none() | st.floats(0, 1),
 )
-def test_no_search_spends_more_evals_than_it_may(tmp_path_factory, strategy, more, each, seeds):
-    path = tmp_path_factory.mktemp("budget") / "t.jsonl"
-    prompts = [Prompt(f"Seed {i}: speech? A or B") for i in range(seeds)]
-    search, fresh = clips("s", 80), clips("f", 40)
-    fewest = least(strategy, search, fresh, seeds)
-    found = Searched(
-        path,
-        search=search,
-        fresh=fresh,
-        strategy=strategy,
-        max_evals=fewest + more,
-        candidates=each,
-        seeds=prompts,
-    )
-    spent = found.evaluator.evals("s")
-    assert spent == sum(t["clips"] for t in found.told) == found.display.scored
-    assert spent + selection_evals(fresh) <= fewest + more
-    assert any(t.candidate.origin == "made" and t.clips for t in found.history.trials)
-    assert not found.history.waiting(found.history.trials[-1].iteration)
-    assert sum(found.proposed.values()) == len(found.told)
-
-
-@pytest.mark.xfail(
-    strict=True, reason="the first seed, where it is not the baseline, is not counted"
-)
-def test_search_and_selection_together_stay_within_the_evals(tmp_path):
-    search, fresh = clips("s", 64), clips("f", 40)
-    seeds = [Prompt(f"S0.{i}: speech? A or B") for i in range(2)]
-    budget = least("opro", search, fresh, 2) + 64 * 3
-    found = Searched(
-        tmp_path / "t.jsonl",
-        search=search,
-        fresh=fresh,
-        seeds=seeds,
-        strategy="opro",
-        max_evals=budget,
-        iterations=1,
-        candidates=4,
-    )
-    assert len(found.selection.finals) == 2 and found.selection.baseline.number == 1
-    assert found.evaluator.evals() <= budget
-
-
-def test_the_selection_takes_baseline_and_one_finalist_for_ten_sources():
-    for count, finalists in ((8, 1), (19, 1), (20, 2), (39, 3), (49, 4), (50, 5), (80, 5)):
-        half = [clip("f", i, f"s{i % 2}-{i // 2 % count}") for i in range(4 * count)]
-        assert selection_evals(half) == (1 + finalists) * len(half)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "search", "seeds", "expected"),
-    [
-        ("race", 96, 3, 96 + 2 * 32 + 32),
-        ("race", 20, 3, 20 + 2 * 20 + 20),
-        ("race", 96, 1, 96 + 32),
-        ("opro", 96, 3, 3 * 96 + 96),
-        ("random", 20, 2, 2 * 20 + 20),
-    ],
-)
-def test_the_least_a_search_needs_is_seeds_selection_and_one_candidate(
-    strategy, search, seeds, expected
+def test_search_and_selection_never_ask_for_more_evals_than_they_may(
+    strategy, more, each, seeds, swap, bad, short, cut
 ):
-    fresh = clips("f", 60)
-    assert selection_evals(fresh) == 3 * 60
-    assert least(strategy, clips("s", search), fresh, seeds) == 3 * 60 + expected
+    """With both orders, several seed prompts, and prompts that cannot be scored; the display ends at its total."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        few_resamples(patch)
+        refused = tuple(f"Seed {i}:" for i in bad if 0 < len(bad) < 9 and i < seeds - 1)
+        refused += tuple(f".{i} " for i in bad)
+        options = {
+            "search": 100, "holdout": 64, "seeds": seeds_with_options(seeds), "strategy": strategy, "candidates": each,
+            "swap": swap, "fit": fit_budget, "iterations": 3,
+        }  # fmt: skip
+        most = (selection(half("f", 64, 40), seeds) + least(strategy, 64, seeds)) * (1 + swap)
+        options["max_evals"] = most + more
+
+        def searched(name):
+            return Searched(
+                Path(folder) / f"{name}.jsonl",
+                evaluator=Metered(
+                    Path(folder) / name, lambda text: any(r in text for r in refused)
+                ),
+                proposer=Made(short, 1, options=True, both_orders=swap),
+                **options,
+            )
+
+        found = searched("whole")
+        assert found.evaluator.requested <= most + more
+        shown = found.display
+        assert shown.scored + shown.skipped == budget.planned_pairs(found.problem, found.settings)
+        asked = found.evaluator.usage.requested  # controls too
+        assert (
+            shown.scored * (1 + swap) == asked <= budget.most_evals(found.problem, found.settings)
+        )
+        assert sum(t["clips"] for t in found.told) <= found.display.scored
+        assert {t.state for t in found.history.trials} <= {"complete", "dropped", "failed"}
+        unable = [any(r in t.prompt.text for r in refused) for t in found.history.trials]
+        for t, cannot in zip(found.history.trials, unable, strict=True):
+            if t.iteration == 0:
+                assert (t.state == "failed") == cannot, t
+            elif t.state == "failed":
+                assert cannot or "--max-evals left nothing" in t.error
+        if cut is not None:
+            raw = found.journal
+            (Path(folder) / "again.jsonl").write_bytes(raw[: max(1, round(cut * len(raw)))])
+            again = searched("again")
+            assert again.journal == raw
+            assert again.evaluator.requested <= 2 * (
+                most + more
+            )  # what was known is asked of the cache
 
 
-@settings(max_examples=80, deadline=None, phases=UNSHRUNK, derandomize=True)
-@given(st.integers(64, 400), st.integers(64, 400), st.none() | st.integers(1, 20_000))
-def test_halves_are_cut_to_what_few_evals_can_use(search, fresh, max_evals):
-    """A fifth for the selection, an eighth of the rest a prompt, even numbers, never fewer than 64."""
-    a, b = clips("s", search, 100), clips("f", fresh, 100)
-    first, second = cut_down(a, b, max_evals)
-    assert list(first) == a[: len(first)] and list(second) == b[: len(second)]
-    if max_evals is None:
-        assert (len(first), len(second)) == (search, fresh)
-        return
-    # Most finalists: one for ten sources of the rarer label, five at most, each on all fresh clips.
-    rounds = selection_evals(b) // fresh
-    share = max_evals // 5 // rounds
-    share = max_evals // 5 * fresh // (rounds * fresh)
-    assert len(second) == min(fresh, max(64, share - share % 2))
-    share = (max_evals - selection_evals(second)) // 8
-    assert len(first) == min(search, max(64, share - share % 2))
+def test_seeds_that_are_asked_in_both_orders_count_twice_without_the_flag(tmp_path):
+    """As in a best.yaml of a run with --swap."""
+    seeds = [dataclasses.replace(p, both_orders=True) for p in seeds_with_options(2)]
+    evaluator = Metered(tmp_path / "cache")
+    Searched(
+        tmp_path / "t.jsonl", evaluator=evaluator, seeds=seeds, max_evals=2000, fit=fit_budget,
+        proposer=Made(options=True, both_orders=True), search=100, iterations=3,
+    )  # fmt: skip
+    assert 1000 < evaluator.requested <= 2000
+
+
+def test_the_first_seed_prompt_in_the_selection_is_counted(tmp_path):
+    """Where it is not the baseline: it is scored on the holdout, too."""
+    seeds = [Prompt(f"S0.{i}: speech? A or B") for i in range(2)]
+    needed = selection(half("f", 40), 2) + 64 * 3 + 64 * 3
+    found = Searched(
+        tmp_path / "t.jsonl", search=64, holdout=40, seeds=seeds, strategy="opro", max_evals=needed, iterations=1,
+        candidates=4,
+    )  # fmt: skip
+    assert len(found.decision.finalists) == 2 and found.decision.baseline.number == 1
+    assert found.proposed == {0: 2, 1: 4}
+    assert found.evaluator.evals("f") == 4 * 40 and found.evaluator.evals() <= needed
 
 
 def test_few_evals_make_smaller_iterations_and_the_search_ends_early(tmp_path):
     """Two blocks of a race for each candidate, of 32 clips where many can be afforded, else of 16."""
-    search, fresh = clips("s", 96), clips("f", 40)
     for more in (0, 50, 150, 400, 900, 2500):
-        budget = least("race", search, fresh) + more
+        most = selection(half("f", 40)) + least("race", 96) + more
         found = Searched(
-            tmp_path / f"{more}.jsonl",
-            search=search,
-            fresh=fresh,
-            max_evals=budget,
-            iterations=4,
-            candidates=6,
+            tmp_path / f"{more}.jsonl", holdout=40, max_evals=most, iterations=4, candidates=6
         )
         of = {n: [t for t in found.history.trials if t.iteration == n] for n in found.proposed}
         for number in range(1, 5):
-            spent = sum(t.clips for n in of if n < number for t in of[n])
-            room = budget - selection_evals(fresh) - spent
-            block = 32 if room >= 2 * 2 * 32 * 6 else 16
-            expected = min(6, int(room // (2 * block)))
+            spent = sum(t.n_scored for n in of if n < number for t in of[n])
+            left = most - selection(half("f", 40)) - spent
+            block = 32 if left >= 2 * 2 * 32 * 6 else 16
+            expected = min(6, int(left // (2 * block)))
             assert found.proposed.get(number, 0) == max(0, expected)
             if expected < 1:
                 assert max(found.proposed) == number - 1
                 break
             for t in of[number]:
-                assert len(t.blocks) <= 1 or t.clips > block
-                if len(t.blocks) == 1:
-                    assert t.clips == block
+                assert len(t.outcome.blocks) <= 1 or t.n_scored > block
+                if len(t.outcome.blocks) == 1:
+                    assert t.n_scored == block
 
 
 @pytest.mark.parametrize("strategy", ["opro", "random"])
 def test_without_a_race_a_candidate_costs_all_clips(tmp_path, strategy):
-    search, fresh = clips("s", 64), clips("f", 40)
-    budget = least(strategy, search, fresh) + 64 * 4
+    most = selection(half("f", 40)) + least(strategy, 64) + 64 * 4
     found = Searched(
-        tmp_path / "t.jsonl",
-        search=search,
-        fresh=fresh,
-        strategy=strategy,
-        max_evals=budget,
-        iterations=4,
-        candidates=3,
-    )
+        tmp_path / "t.jsonl", search=64, holdout=40, strategy=strategy, max_evals=most, iterations=4, candidates=3
+    )  # fmt: skip
     assert found.proposed == {0: 3, 1: 3, 2: 2}
     assert {(t["state"], t["clips"]) for t in found.told} == {("complete", 64)}
 
 
 @pytest.mark.parametrize(("more", "dear"), [(-1, True), (0, False)])
 def test_seeds_that_take_more_than_a_third_of_the_evals_race_the_first(tmp_path, more, dear):
-    """Three seeds on 96 clips: beyond a third of the room only the first is sure to hear everything."""
-    fresh = clips("f", 40)
-    room = 3 * 3 * 96 + more
+    """Three seeds on 96 clips: beyond a third of what is left only the first is sure to be scored on everything."""
+    left = 3 * 3 * 96 + more
     seeds = [Prompt(f"Seed {i}: speech? A or B") for i in (1, 5, 9)]
     found = Searched(
-        tmp_path / "t.jsonl",
-        fresh=fresh,
-        max_evals=selection_evals(fresh) + room,
-        iterations=0,
-        seeds=seeds,
-    )
+        tmp_path / "t.jsonl", holdout=40, max_evals=selection(half("f", 40)) + left, iterations=0, seeds=seeds
+    )  # fmt: skip
     first, *others = found.told
     assert (first["state"], first["clips"]) == ("complete", 96)
     calls = [(p, len(c)) for p, c in found.evaluator.calls if c[0].clip_id.startswith("s")]
     if dear:
         assert calls[0] == (seeds[:1], 96) and calls[1] == (seeds[1:], 32)
-        assert sum(t["clips"] for t in others) <= max(2 * 32, (room - 96) / 2)
+        assert sum(t["clips"] for t in others) <= max(2 * 32, (left - 96) / 2)
     else:
         assert calls == [(seeds, 96)]
         assert all(t["clips"] == 96 for t in others)
 
 
-def test_seeds_too_many_for_half_of_what_is_left_still_hear_a_first_block_each(tmp_path):
-    fresh, seeds = clips("f", 40), [Prompt(f"Seed {i}: speech? A or B") for i in range(9)]
-    search = clips("s", 96)
-    budget = least("race", search, fresh, len(seeds))
-    found = Searched(tmp_path / "t.jsonl", fresh=fresh, max_evals=budget, iterations=0, seeds=seeds)
+def test_seeds_too_many_for_half_of_what_is_left_still_get_a_first_block_each(tmp_path):
+    seeds = [Prompt(f"Seed {i}: speech? A or B") for i in range(9)]
+    most = selection(half("f", 40)) + least("race", 96, 9)
+    found = Searched(tmp_path / "t.jsonl", holdout=40, max_evals=most, iterations=0, seeds=seeds)
     assert all(t["clips"] >= 16 for t in found.told) and len(found.told) == 9
-    assert found.evaluator.evals("s") <= budget - selection_evals(fresh)
+    assert found.evaluator.evals() <= most
 
 
-def test_a_first_seed_that_cannot_be_scored_fails_all_that_would_race_it(tmp_path):
-    """Nothing tells how the others compare; the search ends with one sentence."""
-    fresh = clips("f", 40)
-    budget = least("race", clips("s", 96), fresh)
-    with pytest.raises((UserError, ValueError)):
-        Searched(
-            tmp_path / "t.jsonl",
-            fresh=fresh,
-            max_evals=budget,
-            evaluator=Spied(bad=[SEEDS[0].text]),
-        )
+@pytest.mark.parametrize("bad", [1, 2, 8])
+@pytest.mark.parametrize("max_evals", [None, 0])
+def test_where_the_first_seeds_cannot_be_scored_all_others_are(tmp_path, bad, max_evals):
+    """The first that can be scored is, in full, and the others race it; the decision is made without the failed."""
+    seeds = [Prompt(f"Seed {i}: speech? A or B") for i in range(9)]
+    refused = [p.text for p in seeds[:bad]]
+    most = None if max_evals is None else selection(half("f", 40), 9) + least("race", 96, 9)
+    found = Searched(
+        tmp_path / "t.jsonl", holdout=40, max_evals=most, seeds=seeds, evaluator=Spied(bad=refused.__contains__)
+    )  # fmt: skip
+    seeds_told = [t for t in found.told if t["number"] < 9]
+    assert [t["state"] == "failed" for t in seeds_told] == [True] * bad + [False] * (9 - bad)
+    assert [t["error"] for t in seeds_told[:bad]] == [
+        f"{text} cannot be scored" for text in refused
+    ]
+    assert seeds_told[bad]["state"] == "complete" and all(
+        t["clips"] >= 16 for t in seeds_told[bad:]
+    )
+    assert found.decision.baseline.number >= bad
+    assert most is None or found.evaluator.evals() <= most
+    shown = found.display
+    assert shown.scored + shown.skipped == budget.planned_pairs(found.problem, found.settings)
+
+
+def test_where_no_seed_can_be_scored_one_sentence_says_so(tmp_path):
+    most = selection(half("f", 40)) + least("race", 96)
+    for name, max_evals in (("a", most), ("b", None)):
+        with pytest.raises(UserError, match="no seed prompt could be scored"):
+            Searched(
+                tmp_path / f"{name}.jsonl", holdout=40, max_evals=max_evals, evaluator=Spied(bad=bool)
+            )  # fmt: skip
+
+
+def test_a_prompt_that_fails_after_some_clips_has_spent_them(tmp_path):
+    """It is told as failed, with the clips it took, and the next iterations have so much less."""
+    search = half("s", 96)
+    truth = search.targets.truth
+    good = np.where(truth == 0, 2.0, -2.0)
+    poor = good * np.where(np.arange(96) % 3 == 0, -1, 1)
+    first = {p: poor for p in SEEDS}
+
+    class Odds(dict):
+        def __missing__(self, prompt):
+            return good
+
+    seen = []
+
+    def bad(prompt, place):
+        if prompt in first:
+            return False
+        seen.append(place)
+        return place == 50
+
+    found = Searched(
+        tmp_path / "t.jsonl", search=search, holdout=40, evaluator=Told(Odds(first), search, bad), decides=False,
+        max_evals=selection(half("f", 40)) + 3000, iterations=1, candidates=2,
+    )  # fmt: skip
+    failed = [t for t in found.told if t["state"] == "failed"]
+    assert failed and all(t["reward"] is None for t in failed)
+    assert any(0 < t["clips"] < 96 for t in failed)
+    trials = found.history.trials
+    assert found.evaluator.forwards == sum(t.n_scored for t in trials) == found.display.scored
+    left = Budget.of(found.problem, found.settings).left(trials)
+    assert left == 3000 - found.evaluator.forwards
 
 
 # What is told.
@@ -385,74 +302,81 @@ def test_a_first_seed_that_cannot_be_scored_fails_all_that_would_race_it(tmp_pat
 
 def test_a_told_score_is_the_balanced_accuracy_of_the_models_own_log_probabilities(tmp_path):
     found = Searched(tmp_path / "t.jsonl", strategy="opro")
-    truth = np.array([LABELS.index(c.label) for c in found.search])
+    search = found.problem.search_clips
+    truth = np.array([LABELS.index(c.label) for c in search])
+    sources = [c.source_id for c in search]
+    c = clusters(truth, sources, seed=0)
     for trial in found.history.trials:
-        own = logp(trial.candidate.prompt, found.search)
+        own, one = logp(trial.prompt, search), trial.outcome
         right = (own[:, 1] > own[:, 0]) == truth
         score = (right[truth == 0].mean() + right[truth == 1].mean()) / 2
-        assert trial.state == "complete" and trial.clips == 96 and trial.sd == 0
-        assert trial.score == pytest.approx(score, abs=1e-6)
-        assert trial.reward == pytest.approx(score, abs=1e-6) and trial.bias == 0
-        share = own - np.logaddexp(own[:, :1], own[:, 1:])
-        loss = -np.array([share[i, k] for i, k in enumerate(truth)], dtype=float)
+        assert trial.state == "complete" and one.n_scored == 96 and one.sd == 0
+        assert one.score == pytest.approx(score, abs=1e-6)
+        assert trial.reward == pytest.approx(score, abs=1e-6) and one.bias == 0
+        assert trial.classifier.prompt == trial.prompt and trial.classifier.bias == 0
+        loss = -np.array([own[i, k] for i, k in enumerate(truth)], dtype=float)
+        loss += np.logaddexp(own[:, 0], own[:, 1])
         expected = (loss[truth == 0].mean() + loss[truth == 1].mean()) / 2
-        assert trial.nll == pytest.approx(expected, abs=1e-5)
-        e = metrics.estimate(truth, right, [c.source_id for c in found.search])
-        assert (trial.low, trial.high) == pytest.approx((e.low, e.high), abs=1e-6)
-        assert trial.blocks == (trial.reward,)
-        ms = np.array([c.duration_ms == 200 for c in found.search])
+        assert one.loss == pytest.approx(expected, abs=1e-5)
+        assert one.loss == pytest.approx(metrics.nll(truth, own), abs=1e-5)
+        e = c.estimate(c.balanced(right.astype(float)))
+        assert (one.low, one.high) == pytest.approx((e.low, e.high), abs=1e-6)
+        assert one.blocks == (trial.reward,)
+        ms = np.array([x.duration_ms == 200 for x in search])
         at = [right[ms & (truth == k)].mean() for k in (0, 1)]
-        assert trial.slices["200 ms"] == pytest.approx((np.mean(at), ms.sum()), abs=1e-6)
-    assert len({t.score for t in found.history.trials}) > 3
+        assert one.slices["200 ms"] == pytest.approx((np.mean(at), ms.sum()), abs=1e-6)
+    assert len({t.outcome.score for t in found.history.trials}) > 3
 
 
-def test_a_fitted_threshold_is_told_as_a_shift_and_scored_with(tmp_path):
-    reward = Reward("balanced_accuracy", "dev")
-    found = Searched(tmp_path / "t.jsonl", strategy="opro", reward=reward, iterations=1)
-    truth = np.array([LABELS.index(c.label) for c in found.search])
-    assert any(abs(t.bias) > 0.01 for t in found.history.trials)
+def test_a_fitted_threshold_is_told_as_a_bias_and_scored_with(tmp_path):
+    found = Searched(tmp_path / "t.jsonl", strategy="opro", threshold="dev", iterations=1)
+    search = found.problem.search_clips
+    truth = np.array([LABELS.index(c.label) for c in search])
+    assert any(abs(t.outcome.bias) > 0.01 for t in found.history.trials)
     for t in found.history.trials:
-        own = logp(t.candidate.prompt, found.search).astype(float)
-        right = (own[:, 1] > own[:, 0] + t.bias) == truth
+        own = logp(t.prompt, search).astype(float)
+        right = (own[:, 1] > own[:, 0] + t.classifier.bias) == truth
         score = (right[truth == 0].mean() + right[truth == 1].mean()) / 2
-        assert t.score == pytest.approx(score, abs=1e-6)
+        assert t.outcome.score == pytest.approx(score, abs=1e-6)
 
 
 def test_a_dropped_trial_tells_a_forecast_whose_interval_counts_its_own_error(tmp_path):
     found = Searched(tmp_path / "t.jsonl", iterations=3, candidates=8)
-    truth = np.array([LABELS.index(c.label) for c in found.search])
-    c = clusters(truth, [x.source_id for x in found.search], seed=0)
-    of = {t.number: result for t, result in found.saved}
+    search = found.problem.search_clips
+    truth = np.array([LABELS.index(c.label) for c in search])
+    c = clusters(truth, [x.source_id for x in search], seed=0)
+    of = {t.number: entry for t, entry in found.saved}
     dropped = [t for t in found.history.trials if t.state == "dropped"]
     assert len(dropped) > 5
     for t in dropped:
-        result = of[t.number]
-        assert 0 < t.clips < 96 and t.clips == len(result.seen) and t.nll is None and not t.slices
-        hits = [result.hits[truth == k].mean() for k in (0, 1)]
-        assert t.score == pytest.approx(np.mean(hits), abs=1e-6)
-        e = c.estimate(c.balanced(result.hits))
-        low = max(0.0, e.value - math.sqrt((e.value - e.low) ** 2 + (1.96 * result.sd) ** 2))
-        high = min(1.0, e.value + math.sqrt((e.high - e.value) ** 2 + (1.96 * result.sd) ** 2))
-        assert (t.low, t.high) == pytest.approx((low, high), abs=2e-6)
-        assert t.sd == pytest.approx(result.sd, abs=1e-6) and t.sd > 0
-        assert t.reward == pytest.approx(result.reward, abs=1e-6)
-        own = logp(t.candidate.prompt, [found.search[i] for i in result.seen])
-        assert np.array_equal(result.logp, own)
+        entry, one = of[t.number], t.outcome
+        assert 0 < one.n_scored < 96 and one.n_scored == len(entry.scored)
+        assert one.loss is None and not one.slices
+        hits = [entry.p_correct[truth == k].mean() for k in (0, 1)]
+        assert one.score == pytest.approx(np.mean(hits), abs=1e-6)
+        e = c.estimate(c.balanced(entry.p_correct))
+        low = max(0.0, e.value - math.sqrt((e.value - e.low) ** 2 + (1.96 * entry.sd) ** 2))
+        high = min(1.0, e.value + math.sqrt((e.high - e.value) ** 2 + (1.96 * entry.sd) ** 2))
+        assert (one.low, one.high) == pytest.approx((low, high), abs=2e-6)
+        assert one.sd == pytest.approx(entry.sd, abs=1e-6) and one.sd > 0
+        assert t.reward == pytest.approx(entry.reward, abs=1e-6)
+        own = logp(t.prompt, [search[int(i)] for i in entry.scored])
+        assert np.array_equal(entry.logp, own)
     told = {e["number"]: e for e in found.told}
-    assert all(len(told[t.number]["blocks"]) == len(t.blocks) >= 1 for t in dropped)
+    assert all(len(told[t.number]["blocks"]) == len(t.outcome.blocks) >= 1 for t in dropped)
 
 
 def test_a_forecast_of_few_sources_has_no_interval_or_a_true_one(tmp_path):
     found = Searched(tmp_path / "t.jsonl", sources=2, iterations=1, candidates=6)
     for t in found.history.trials:
-        assert t.score is not None and 0 <= t.score <= 1
-        assert (t.low is None) == (t.high is None)
+        assert 0 <= t.outcome.score <= 1
+        assert (t.outcome.low is None) == (t.outcome.high is None)
 
 
 def test_a_prompt_that_cannot_be_scored_fails_alone_with_its_reason(tmp_path):
     whole = Searched(tmp_path / "whole.jsonl", iterations=0)
     bad = SEEDS[1].text
-    found = Searched(tmp_path / "t.jsonl", iterations=0, evaluator=Spied(bad=[bad]))
+    found = Searched(tmp_path / "t.jsonl", iterations=0, evaluator=Spied(bad=[bad].__contains__))
     failed = found.told[1]
     assert failed["state"] == "failed" and failed["error"] == f"{bad} cannot be scored"
     assert failed["clips"] == 0 and failed["reward"] is None
@@ -461,20 +385,40 @@ def test_a_prompt_that_cannot_be_scored_fails_alone_with_its_reason(tmp_path):
     ]
 
 
-def test_candidates_that_no_eval_is_left_for_fail_with_that_reason(tmp_path):
-    """Journalled by a run with more room, as after a change by hand: told, not scored, nothing spent."""
-    search, fresh = clips("s", 96), clips("f", 40)
-    budget = least("race", search, fresh)
-    path = tmp_path / "t.jsonl"
-    Searched(path, search=search, fresh=fresh, iterations=1)
-    lines = path.read_bytes().splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:6]))
+def test_an_objective_that_is_no_number_fails_its_prompt_alone(tmp_path):
+    """A right answer of probability zero has an infinite loss."""
+    search = half("s", 40)
+    odds = np.where(search.targets.truth == 0, 2.0, -2.0)
+
+    class Sure(Told):
+        def score(self, prompts, clips):
+            table = super().score(prompts, clips)
+            for p, prompt in enumerate(prompts):
+                if prompt == SEEDS[0]:
+                    table.logp[p, 0] = -np.inf
+            return table
+
     found = Searched(
-        tmp_path / "cut.jsonl", search=search, fresh=fresh, iterations=1, max_evals=budget - 96
-    )
-    failed = [t for t in found.told if t["state"] == "failed"]
-    assert failed and all("--max-evals left nothing" in t["error"] for t in failed)
-    assert all(t["clips"] == 0 for t in failed)
+        tmp_path / "t.jsonl", search=search, evaluator=Sure(dict.fromkeys(SEEDS, odds), search), objective="nll",
+        iterations=0, decides=False,
+    )  # fmt: skip
+    assert [t["state"] for t in found.told] == ["failed", "complete", "complete"]
+    assert "no finite number" in found.told[0]["error"] and found.told[0]["clips"] == 40
+
+
+def test_candidates_that_no_eval_is_left_for_fail_with_that_reason(tmp_path):
+    """Journalled by a run with more evals, as after a change by hand: told, not scored, nothing spent."""
+    path = tmp_path / "t.jsonl"
+    Searched(path, holdout=40, iterations=1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for name, less in (("few", 96), ("none", 400)):
+        cut = tmp_path / f"{name}.jsonl"
+        cut.write_bytes(b"".join(lines[:6]))
+        most = selection(half("f", 40)) + least("race", 96) - less
+        found = Searched(cut, holdout=40, iterations=1, max_evals=most)
+        failed = [t for t in found.told if t["state"] == "failed"]
+        assert failed and all("--max-evals left nothing" in t["error"] for t in failed)
+        assert all(t["clips"] == 0 for t in failed)
 
 
 # The order of things.
@@ -495,7 +439,7 @@ def test_scores_are_saved_before_the_trial_is_told(tmp_path):
     path = tmp_path / "t.jsonl"
     states = []
 
-    def look(trial, result):
+    def look(trial, entry):
         numbers = [json.loads(x).get("number") for x in path.read_text().splitlines()]
         states.append(trial.number in numbers)
 
@@ -508,25 +452,92 @@ def test_seeds_come_first_and_every_iteration_asks_for_its_candidates(tmp_path):
     found = Searched(tmp_path / "t.jsonl", iterations=3, candidates=4)
     assert found.proposed == {0: 3, 1: 4, 2: 4, 3: 4}
     assert found.proposer.asked == [(1, 4), (2, 4), (3, 4)]
-    origins = [t.candidate.origin for t in found.history.trials]
-    assert origins == ["seed"] * 3 + ["made"] * 12
-    assert [prompt_of(found, i) for i in range(3)] == SEEDS
-    numbers = [n for n, _ in found.display.stages]
-    assert numbers == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert [s for _, s in found.display.stages][::2] == ["seeds"] + ["proposing"] * 3 + [
-        "selection on fresh clips"
-    ]
+    trials = found.history.trials
+    assert [t.candidate.origin for t in trials] == ["seed"] * 3 + ["made"] * 12
+    assert tuple(t.prompt for t in trials[:3]) == SEEDS
+    assert [n for n, _ in found.display.stages] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [s for _, s in found.display.stages][::2] == ["seeds"] + ["proposing"] * 3
     assert [s for _, s in found.display.stages][1::2] == ["scoring"] * 4
+
+
+def test_a_proposer_sees_earlier_iterations_and_the_scores_of_the_best_complete_trials(tmp_path):
+    views = []
+
+    class Looks(Made):
+        def propose(self, view, n):
+            views.append(view)
+            return super().propose(view, n)
+
+    found = Searched(tmp_path / "t.jsonl", iterations=4, candidates=8, proposer=Looks())
+    assert [v.iteration for v in views] == [1, 2, 3, 4]
+    for view in views:
+        assert view.trials == tuple(t for t in found.history.trials if t.iteration < view.iteration)
+        assert view.clips is found.problem.search_clips
+        complete = [t for t in view.trials if t.state == "complete"]
+        best = sorted(complete, key=lambda t: t.rank, reverse=True)
+        assert list(view.logp) == [t.number for t in best[:24]]
+        for t in best:
+            assert np.array_equal(view.logp[t.number], logp(t.prompt, view.clips))
+        assert view.scored == sorted(view.trials, key=lambda t: t.rank, reverse=True)
 
 
 @pytest.mark.parametrize("strategy", ["race", "opro"])
 @pytest.mark.parametrize("short", [0, 2, 5])
 def test_pairs_scored_and_skipped_add_up_to_what_was_planned(tmp_path, strategy, short):
     """Also where fewer candidates could be made than were asked for."""
-    found = Searched(tmp_path / "t.jsonl", proposer=Proposer(short, 1), strategy=strategy)
+    found = Searched(
+        tmp_path / "t.jsonl", proposer=Made(short, 1), strategy=strategy, decides=False
+    )
     assert found.proposed == {0: 3, 1: 5 - short, 2: 5}
     assert found.display.scored == found.evaluator.evals("s")
     assert found.display.scored + found.display.skipped == (3 + 2 * 5) * 96
+
+
+@pytest.mark.parametrize("max_evals", [None, 700, 1500])
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_live_line_ends_at_its_total_resumed_or_not(tmp_path, max_evals, swap):
+    most = max_evals and max_evals * (1 + swap)
+    options = {"max_evals": most, "swap": swap, "iterations": 3, "candidates": 4, "search": 80}
+    options |= {"fit": fit_budget, "seeds": seeds_with_options(3)}
+    path, bars = tmp_path / "t.jsonl", []
+
+    class Shown(Display):
+        """Opened late: the problem is made by the search itself."""
+
+        def bind(self, problem, settings):
+            shown = OptimizeSettings(**dataclasses.asdict(settings))
+            self.bar = Progress(problem, shown)
+            bars.append(self.bar)
+
+        def advance(self, scored, skipped):
+            super().advance(scored, skipped)
+            self.bar.advance(scored, skipped)
+            task = self.bar._bar.tasks[0]
+            assert task.completed <= task.total
+
+    def run(kept=None):
+        display = Shown()
+
+        def fit(problem, settings):
+            fitted = fit_budget(problem, settings)
+            display.bind(fitted, settings)
+            return fitted
+
+        if kept is not None:
+            lines = whole.splitlines(keepends=True)
+            path.write_bytes(b"".join(lines[: round(kept * len(lines))]))
+        found = Searched(
+            path, evaluator=Metered(tmp_path / "cache"), display=display,
+            proposer=Made(options=True, both_orders=swap), **{**options, "fit": fit},
+        )  # fmt: skip
+        task = display.bar._bar.tasks[0]
+        assert task.completed == task.total == display.scored * (1 + swap)
+        return found
+
+    whole = run().journal
+    for kept in (0.2, 0.6, 1):
+        assert run(kept).journal == whole
+    assert len(bars) == 4
 
 
 def test_the_display_is_told_every_trial_and_the_best_so_far(tmp_path):
@@ -538,29 +549,29 @@ def test_the_display_is_told_every_trial_and_the_best_so_far(tmp_path):
         assert best.number == max(so_far, key=lambda t: t.rank).number
 
 
-def test_a_search_tells_nothing_better_from_clips_it_is_judged_on(tmp_path):
-    """Trials hear the search half alone; the fresh half is asked for last, once for all that are judged."""
+def test_a_search_tells_nothing_better_from_clips_it_is_decided_on(tmp_path):
+    """Trials are scored on the search half alone; the holdout is asked for last, for all that are compared."""
     found = Searched(tmp_path / "t.jsonl")
     halves = [{c.clip_id[0] for c in cs} for _, cs in found.evaluator.calls]
     first = halves.index({"f"})
     assert all(h == {"s"} for h in halves[:first]) and all(h == {"f"} for h in halves[first:])
-    prompts, heard = found.evaluator.calls[first]
-    judged = [found.selection.baseline, *(f.trial for f in found.selection.finals)]
-    assert {t.candidate.prompt for t in judged} | {SEEDS[0]} == set(prompts)
-    assert [c.clip_id for c in heard] == [c.clip_id for c in found.fresh]
-    assert found.selection.baseline.iteration == 0
+    prompts, scored_on = found.evaluator.calls[first]
+    compared = [found.decision.baseline, *(f.trial for f in found.decision.finalists)]
+    assert {t.prompt for t in compared} | {SEEDS[0]} == set(prompts)
+    assert [c.clip_id for c in scored_on] == [c.clip_id for c in found.problem.holdout_clips]
+    assert found.decision.baseline.iteration == 0
 
 
-def test_a_resumed_search_hears_again_the_best_twenty_four_and_no_more(tmp_path):
+def test_a_resumed_search_scores_again_the_best_twenty_four_and_no_more(tmp_path):
     seeds = [Prompt(f"Seed {i}: speech? A or B") for i in range(30)]
     path = tmp_path / "t.jsonl"
-    options = {"search": 40, "fresh": 8, "seeds": seeds, "candidates": 2}
+    options = {"search": 40, "holdout": 8, "seeds": seeds, "candidates": 2}
     before = Searched(path, iterations=0, **options)
-    best = [t.candidate.prompt for t in before.history.complete]
+    best = [t.prompt for t in before.history.complete]
     assert len(best) == 30
     found = Searched(path, iterations=1, **options)
-    prompts, heard = found.evaluator.calls[0]
-    assert prompts == best[:24] and len(heard) == 40
+    prompts, scored_on = found.evaluator.calls[0]
+    assert prompts == best[:24] and len(scored_on) == 40
 
 
 def test_seconds_are_counted_where_they_are_spent(tmp_path, monkeypatch):
@@ -570,51 +581,87 @@ def test_seconds_are_counted_where_they_are_spent(tmp_path, monkeypatch):
     def one(prompts):
         now[0] += 1
 
-    class Slow(Proposer):
-        def propose(self, history, n, iteration):
+    class Slow(Made):
+        def propose(self, view, n):
             now[0] += 100
-            return super().propose(history, n, iteration)
+            return super().propose(view, n)
 
-    found = Searched(tmp_path / "t.jsonl", evaluator=Spied(one), proposer=Slow())
-    assert found.clock.proposing == pytest.approx(200)
-    assert found.clock.scoring == pytest.approx(len(found.evaluator.calls))
+    found = Searched(tmp_path / "t.jsonl", evaluator=Spied(one), proposer=Slow(), decides=False)
+    assert found.clock.seconds["proposing"] == pytest.approx(200)
+    assert found.clock.seconds["scoring"] == pytest.approx(len(found.evaluator.calls))
 
 
 def test_an_iteration_without_a_candidate_is_journalled_and_the_next_one_comes(tmp_path):
-    found = Searched(tmp_path / "t.jsonl", proposer=Proposer(5, 1))
+    found = Searched(tmp_path / "t.jsonl", proposer=Made(5, 1))
     assert found.proposed == {0: 3, 1: 0, 2: 5}
 
 
-def test_a_plan_cannot_be_changed():
+def test_a_search_cannot_be_changed():
     assert loop.Search.__dataclass_params__.frozen and dataclasses.is_dataclass(loop.Clock)
 
 
 # Resumes.
 
-BUDGETS = [None, 480, 600, 750]
 
-
-@pytest.mark.parametrize("max_evals", BUDGETS)
-def test_a_search_cut_after_every_line_and_within_it_ends_byte_equal(
-    tmp_path, monkeypatch, max_evals
-):
-    few_resamples(monkeypatch)
-    options = {"max_evals": max_evals, "iterations": 3, "candidates": 4, "search": 80, "fresh": 40}
-    whole = Searched(tmp_path / "whole.jsonl", **options)
-    raw = whole.journal
+def cuts_of(raw, within=1):
+    """After every line, and within every `within`-th."""
     ends = [i + 1 for i, byte in enumerate(raw) if byte == 10]
-    cuts = [*ends[:-1], *(end + 9 for end in ends[:-1:5])]
-    for cut in cuts:
+    return [
+        *ends[:-1],
+        *(end + 9 for end in ends[:-1:within]),
+        *(end - 1 for end in ends[1::within]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"max_evals": 480},
+        {"max_evals": 600},
+        {"max_evals": 750},
+        {"max_evals": 1500, "swap": True},
+        {"threshold": "dev", "max_evals": 900},
+        {"bad": True},
+        {"bad": True, "max_evals": 600},
+    ],
+    ids=str,
+)
+def test_a_search_cut_after_every_line_and_within_it_ends_byte_equal(tmp_path, monkeypatch, more):
+    few_resamples(monkeypatch)
+    bad = ("Seed 5:", ".1 ") if more.pop("bad", False) else ()
+    options = {
+        "iterations": 3,
+        "candidates": 4,
+        "search": 80,
+        "holdout": 40,
+        "decides": False,
+        **more,
+    }
+
+    def searched(path):
+        evaluator = Spied(bad=lambda text: any(b in text for b in bad))
+        return Searched(
+            path, evaluator=BothOrders(evaluator), seeds=seeds_with_seed_numbers(),
+            proposer=Made(options=True, both_orders="swap" in more), **options,
+        )  # fmt: skip
+
+    raw = searched(tmp_path / "whole.jsonl").journal
+    assert raw.count(b"\n") > 6
+    for cut in cuts_of(raw, within=4):
         path = tmp_path / f"cut{cut}.jsonl"
         path.write_bytes(raw[:cut])
-        again = Searched(path, **options)
-        assert again.journal == raw, f"cut after {raw[:cut].count(10)} lines"
+        assert searched(path).journal == raw, f"cut after {raw[:cut].count(10)} lines"
+
+
+def seeds_with_seed_numbers():
+    return tuple(Prompt(f"Seed {i}: {OPTIONS}") for i in (5, 1, 7))
 
 
 @pytest.mark.parametrize("strategy", ["opro", "random"])
 def test_a_search_that_scores_everything_resumes_byte_equal_too(tmp_path, monkeypatch, strategy):
     few_resamples(monkeypatch)
-    options = {"max_evals": 1300, "strategy": strategy, "search": 64}
+    options = {"max_evals": 1300, "strategy": strategy, "search": 64, "decides": False}
     raw = Searched(tmp_path / "whole.jsonl", **options).journal
     for lines in range(1, raw.count(b"\n"), 2):
         path = tmp_path / f"cut{lines}.jsonl"
@@ -629,8 +676,8 @@ def test_a_search_cut_anywhere_chooses_what_the_whole_one_chose(tmp_path):
         path = tmp_path / f"cut{kept}.jsonl"
         path.write_bytes(b"".join(lines[:kept]))
         again = Searched(path)
-        for one in ("baseline", "finals", "chosen", "reason", "to_first_seed", "controls"):
-            assert getattr(again.selection, one) == getattr(whole.selection, one)
+        for one in ("baseline", "finalists", "winner", "reason", "to_first_seed", "controls"):
+            assert getattr(again.decision, one) == getattr(whole.decision, one)
 
 
 def test_what_was_told_is_not_told_or_saved_again(tmp_path):
@@ -647,3 +694,10 @@ def test_a_finished_search_proposes_and_races_nothing_again(tmp_path):
     Searched(tmp_path / "t.jsonl")
     again = Searched(tmp_path / "t.jsonl")
     assert again.proposer.asked == [] and again.saved == [] and again.display.trials == []
+    shown = again.display
+    assert shown.scored + shown.skipped == budget.planned_pairs(again.problem, again.settings)
+
+
+def test_log_probabilities_of_helpers_are_those_of_their_odds():
+    odds = np.array([2.0, -3.0])
+    assert logp_of(odds)[:, 0] - logp_of(odds)[:, 1] == pytest.approx(odds)

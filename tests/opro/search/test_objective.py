@@ -1,45 +1,33 @@
 """What the search climbs. Only the helpers `measured`, `sliced`, `objective` call what is tested."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searches import clip, clip_set
 from sklearn import metrics as reference
 
-from evaluators.clips import Clip
 from evaluators.tasks import SPEECH_TASK
-from opro.search import objective as module
-from opro.search.objective import OBJECTIVES, Reward
+from opro.search.objective import OBJECTIVES, Objective, slice_scores
 
 KINDS = [(name, threshold) for name in OBJECTIVES for threshold in ("argmax", "dev")]
 
 
-def clip(i, label=0, duration=500.0, snr=None, category="x"):
-    return Clip(
-        str(i), Path(f"{i}.wav"), LABELS[label], category, duration, snr, "c", f"s{i}", "dev", "CC0", "0"
-    )  # fmt: skip
-
-
-def objective(name, threshold="argmax"):
-    return Reward(name, threshold)
-
-
 def measured(name, margin, truth, clips=None, threshold="argmax", bias=None):
-    """(reward, right, bias, nll) of ``[clip]`` log-odds of the first label."""
+    """(reward, right, bias, loss) of ``[clip]`` log-odds of the first label."""
+    clips = clip_set(clips or [clip(i, t) for i, t in enumerate(truth)])
+    assert clips.targets.truth.tolist() == list(truth)
     m = np.asarray(margin, float)
     logp = np.stack([-np.logaddexp(0, -m), -np.logaddexp(0, m)], -1)
-    clips = clips or [clip(i, t) for i, t in enumerate(truth)]
-    j = objective(name, threshold).judge(logp, np.asarray(truth), clips, bias=bias)
-    return SimpleNamespace(reward=j.reward, right=j.right, bias=j.bias, nll=j.nll)
+    j = Objective(name, threshold).measure(logp, clips, bias)
+    return SimpleNamespace(reward=j.reward, right=j.right, bias=j.bias, loss=j.loss)
 
 
 def sliced(clips, truth, right):
     """Slice name -> (score, clips)."""
-    return module.slices(clips, np.asarray(truth), np.asarray(right, bool))
+    return slice_scores(clip_set(clips), np.asarray(truth), np.asarray(right, bool))
 
 
 def balanced(truth, right):
@@ -145,7 +133,7 @@ def test_area_and_loss_equal_scikit_learn(drawn):
     own = np.log(np.where(truth == 0, 1, np.exp(-margin)) / (1 + np.exp(-margin)))
     loss = -np.mean([own[truth == k].mean() for k in (0, 1)])
     for name in OBJECTIVES:
-        assert measured(name, margin, truth, clips).nll == pytest.approx(loss)
+        assert measured(name, margin, truth, clips).loss == pytest.approx(loss)
     assert measured("nll", margin, truth, clips).reward == pytest.approx(1 - loss)
 
 
@@ -175,15 +163,15 @@ def test_a_shift_changes_neither_area_nor_loss():
     truth, margin = np.array([0, 1, 0, 1]), np.array([2.0, 1.0, -1.0, 0.5])
     for name in ("auroc", "nll"):
         one, two = (measured(name, margin, truth, None, bias=b) for b in (0.0, -3.0))
-        assert one.reward == two.reward and one.nll == two.nll
+        assert one.reward == two.reward and one.loss == two.loss
 
 
 @pytest.mark.parametrize(("name", "threshold"), KINDS)
 def test_only_a_reward_that_is_a_sum_over_clips_says_so(name, threshold):
     """Of such a reward, one more hit never lowers it and adds the clip's weight."""
-    one = objective(name, threshold)
-    assert one.by_clip == (name in ("accuracy", "balanced_accuracy") and threshold == "argmax")
-    if one.by_clip:
+    one = Objective(name, threshold)
+    assert one.sums_hits == (name in ("accuracy", "balanced_accuracy") and threshold == "argmax")
+    if one.sums_hits:
         truth = np.array([0, 0, 0, 1])
         weight = one.weights(truth)
         expected = [1 / 4] * 4 if name == "accuracy" else [1 / 6] * 3 + [1 / 2]
@@ -196,7 +184,7 @@ def test_only_a_reward_that_is_a_sum_over_clips_says_so(name, threshold):
 
 @pytest.mark.parametrize(("name", "threshold"), KINDS)
 def test_the_proposer_is_told_the_score_in_force_and_the_classes(name, threshold):
-    text = objective(name, threshold).describe(SPEECH_TASK)
+    text = Objective(name, threshold).describe(SPEECH_TASK)
     told = [other for other, words in OBJECTIVES.items() if f"The score is {words}." in text]
     assert told == [name]
     assert ", ".join(SPEECH_TASK.labels) in text
@@ -204,4 +192,4 @@ def test_the_proposer_is_told_the_score_in_force_and_the_classes(name, threshold
 
 
 def test_unless_told_otherwise_balanced_accuracy_without_a_fitted_threshold_is_climbed():
-    assert Reward() == objective("balanced_accuracy", "argmax")
+    assert Objective() == Objective("balanced_accuracy", "argmax")

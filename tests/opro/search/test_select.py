@@ -1,32 +1,33 @@
-"""The decision on the fresh half. Only the helpers `decided` and `verdict` call what is tested."""
+"""The decision on the holdout. Only the helpers `decided` and `verdict` call what is tested."""
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import LABELS
 from scipy import stats
+from searches import Display, clip, clip_set, logp_of, scored_trial
 from statsmodels.stats.multitest import multipletests
 
-from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
-from evaluators.statistics.resampling import clusters
-from opro.search import select
-from opro.search.history import Candidate, Trial
-from opro.search.objective import Reward
+from evaluators.statistics.compare import step_down
+from evaluators.statistics.resampling import Estimate, clusters
+from evaluators.tasks import SPEECH_TASK
+from opro.problem import Problem
+from opro.search import budget, select
+from opro.search.history import best_first
+from opro.settings import SearchSettings
 
 
-class Planted:
+class Planted(Uncached):
     """Answers as it is told: `margin` ``[prompt number][clip]`` log-odds of the first label, by what is heard."""
 
     def __init__(self, margin, heard):
-        self.margin, self.heard, self.asked = margin, heard, []
+        self.margin, self.heard, self.asked, self.fingerprint = margin, heard, [], "planted"
 
     def score(self, prompts, clips):
         audio = clips[0].audio
@@ -34,7 +35,8 @@ class Planted:
         table = self.margin if audio == "recorded" else self.heard[audio]
         place = [int(c.clip_id) for c in clips]
         m = np.array([np.asarray(table[int(p.text.split()[1])])[place] for p in prompts])
-        logp = np.stack([-np.logaddexp(0, -m), -np.logaddexp(0, m)], -1).astype(np.float32)
+        self.forwards += m.size
+        logp = logp_of(m)
         return ScoreTable(tuple(prompts), tuple(clips), logp, logp)
 
 
@@ -42,11 +44,8 @@ def half(per_label=20, clips=4):
     """(clips, truth, sources) of so many sources a label."""
     truth = np.tile(np.repeat([0, 1], clips), per_label)
     sources = [f"s{i // clips}" for i in range(len(truth))]
-    made = [
-        Clip(str(i), Path(f"{i}.wav"), LABELS[t], "x", 500.0, None, "c", s, "dev", "CC0", "0" * 64)
-        for i, (t, s) in enumerate(zip(truth, sources, strict=True))
-    ]
-    return made, truth, sources
+    made = [clip(i, t, source=s) for i, (t, s) in enumerate(zip(truth, sources, strict=True))]
+    return clip_set(made), truth, sources
 
 
 def margins_of(truth, right):
@@ -55,35 +54,43 @@ def margins_of(truth, right):
     return 2 * sign * np.where(right, 1, -1)
 
 
-def trial(number, reward, iteration=1, bias=0.0, sd=0.0, nll=0.5, text=""):
-    return Trial(
-        number, iteration, Candidate(Prompt(text or f"Prompt {number:03d}"), "x"), "complete",
-        reward=reward, sd=sd, nll=nll, bias=bias,
-    )  # fmt: skip
+def trial(number, reward, iteration=1, bias=0.0, sd=0.0, loss=0.5, both_orders=False):
+    prompt = Prompt(f"Prompt {number:03d}", both_orders=both_orders)
+    if reward is None:
+        return replace(
+            scored_trial(number, 0.0, iteration, prompt=prompt), state="failed", outcome=None
+        )
+    return scored_trial(number, reward, iteration, prompt=prompt, bias=bias, sd=sd, loss=loss)
 
 
-def decided(scored, margin, fresh, heard=None, seed=0):
-    """What the selection says, in plain values. Numbers are those of trials."""
-    still = {k: np.zeros(len(fresh)) for k in margin}
+def decided(scored, margin, holdout, heard=None, seed=0, display=None):
+    """What the decision says, in plain values. Numbers are those of trials."""
+    still = {k: np.zeros(len(holdout)) for k in margin}
     evaluator = Planted(margin, heard or {"silence": still, "shuffled": still})
-    s = select.select(evaluator, scored, fresh, LABELS, Reward(), seed)
+    seeds = tuple(t.prompt for t in scored if t.iteration == 0)
+    problem = Problem(SPEECH_TASK, seeds, holdout, holdout, evaluator, {})
+    history = SimpleNamespace(scored=[t for t in best_first(scored) if t.scored])
+    display = display or Display()
+    s = select.decide(problem, SearchSettings(seed=seed), history, display.advance)
+    number = {t.prompt.prompt_id: t.number for t in scored}
+    winner = None if s.winner is None else s.winner.trial
+    assert s.chosen == (winner or s.baseline)
+    assert s.chosen_score == (s.baseline_score if s.winner is None else s.winner.score)
     return SimpleNamespace(
         baseline=s.baseline.number,
-        finalists=[f.trial.number for f in s.finals],
-        chosen=None if s.chosen is None else s.chosen.trial.number,
-        scores={f.trial.number: f.score for f in s.finals} | {s.baseline.number: s.baseline_score},
-        differences={f.trial.number: f.difference for f in s.finals},
-        p={f.trial.number: f.p_holm for f in s.finals},
+        finalists=[f.trial.number for f in s.finalists],
+        chosen=None if winner is None else winner.number,
+        scores={f.trial.number: f.score for f in s.finalists}
+        | {s.baseline.number: s.baseline_score},
+        gains={f.trial.number: f.gain for f in s.finalists},
         to_first=s.to_first_seed,
         reason=s.reason,
-        controls={int(scored_id(scored, k)): v for k, v in s.controls.items()},
-        logp={int(scored_id(scored, k)): v for k, v in s.logp.items()},
+        controls={number[k]: v for k, v in s.controls.items()},
+        predictions={number[k]: v for k, v in s.predictions.items()},
         evaluator=evaluator,
+        display=display,
+        problem=problem,
     )
-
-
-def scored_id(scored, prompt_id):
-    return next(t.number for t in scored if t.candidate.prompt.prompt_id == prompt_id)
 
 
 def picked(scored, sources):
@@ -93,9 +100,14 @@ def picked(scored, sources):
 
 
 def verdict(truth, sources, right, resamples=4000, seed=0):
-    """(differences, corrected p, index of the winner or None) of ``[finalist + 1, clip]``, the baseline last."""
-    c = clusters(truth, sources, resamples=resamples, seed=seed)
-    return select.judge(c, np.asarray(right))
+    """(gains with corrected p, index of the winner or None) of ``[finalist + 1, clip]``, the baseline last."""
+    return verdict_of(clusters(truth, sources, resamples=resamples, seed=seed), right)
+
+
+def verdict_of(c, right):
+    share = [c.balanced(np.asarray(one, float)) for one in right]
+    gains = step_down(c, [one - share[-1] for one in share[:-1]])
+    return gains, select.winner_of(gains, c.fewest)
 
 
 def bounds_written_out(truth, sources, a, b, alpha, resamples=4000, seed=0):
@@ -123,8 +135,8 @@ def test_the_baseline_is_the_best_seed_and_only_what_beats_it_is_a_finalist():
 
 
 def test_finalists_need_a_higher_reward_and_a_higher_rank():
-    seed = trial(0, 0.5, 0, nll=0.5)
-    less_loss = trial(1, 0.5, nll=0.1)  # same reward
+    seed = trial(0, 0.5, 0, loss=0.5)
+    less_loss = trial(1, 0.5, loss=0.1)  # same reward
     unsure = trial(2, 0.75, sd=0.3)  # a forecast that may be no better
     as_good = trial(3, 0.75, sd=0.25)  # the same rank
     sure = trial(4, 0.75, sd=0.24)
@@ -154,7 +166,7 @@ def test_a_run_without_a_scored_seed_says_so():
 
 
 def planted(gains, per_label=20, seed=1, base=0.6):
-    """(scored, margins, clips, truth, sources, right): a seed and finalists better by `gains` on the fresh half."""
+    """(scored, margins, clips, truth, sources, right): a seed and finalists better by `gains` on the holdout."""
     clips, truth, sources = half(per_label)
     rng = np.random.default_rng(seed)
     right = {0: hits(rng, len(truth), base)}
@@ -170,17 +182,18 @@ def test_a_planted_better_prompt_becomes_a_finalist_and_replaces_the_baseline():
     d = decided(scored, margin, clips)
     assert (d.baseline, d.finalists, d.chosen) == (0, [1, 2], 2)
     gain = metrics.balanced_accuracy(truth, right[2]) - metrics.balanced_accuracy(truth, right[0])
-    assert d.differences[2].value == pytest.approx(gain) and gain > 0.2
-    assert d.differences[2].low > 0 and d.p[2] < 0.01
+    assert d.gains[2].value == pytest.approx(gain) and gain > 0.2
+    assert d.gains[2].low > 0 and d.gains[2].p < 0.01
     assert d.reason.startswith("replaced: gains") and f"{100 * gain:+.1f} points" in d.reason
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.3])
-def test_a_prompt_that_is_no_better_on_fresh_clips_replaces_nothing(gain):
+def test_a_prompt_that_is_no_better_on_the_holdout_replaces_nothing(gain):
     scored, margin, clips, truth, _, right = planted([gain])
     d = decided(scored, margin, clips)
     assert d.finalists == [1] and d.chosen is None
-    assert d.reason.startswith("baseline kept") and "lower bound is not above zero" in d.reason
+    assert d.reason.startswith("baseline kept")
+    assert f"corrected p {d.gains[1].p:.3f}; a gain counts below 0.025" in d.reason
     found = metrics.balanced_accuracy(truth, right[1]) - metrics.balanced_accuracy(truth, right[0])
     assert f"{100 * found:+.1f} points" in d.reason
 
@@ -188,9 +201,9 @@ def test_a_prompt_that_is_no_better_on_fresh_clips_replaces_nothing(gain):
 def test_the_sentence_for_kept_tells_of_the_finalist_with_the_largest_gain():
     scored, margin, clips, *_ = planted([-0.1, 0.03])
     d = decided(scored, margin, clips)
-    best = max(d.differences.values(), key=lambda one: one.value)
+    best = max(d.gains.values(), key=lambda one: one.value)
     assert d.chosen is None and f"gains {100 * best.value:+.1f} points" in d.reason
-    numbers = re.search(r"\[(\S+), (\S+)\] on (\d+) fresh clips of (\d+) sources", d.reason)
+    numbers = re.search(r"\[(\S+), (\S+)\] on (\d+) holdout clips of (\d+) sources", d.reason)
     assert numbers is not None
     assert float(numbers[1]) == pytest.approx(100 * best.low, abs=0.051)
     assert float(numbers[2]) == pytest.approx(100 * best.high, abs=0.051)
@@ -200,8 +213,8 @@ def test_the_sentence_for_kept_tells_of_the_finalist_with_the_largest_gain():
 def test_the_sentence_for_replaced_tells_the_interval_of_the_one_chosen():
     scored, margin, clips, *_ = planted([0.3])
     d = decided(scored, margin, clips)
-    numbers = re.search(r"(\S+) points \[(\S+), (\S+)\] on (\d+) fresh .* of (\d+)", d.reason)
-    one = d.differences[1]
+    numbers = re.search(r"(\S+) points \[(\S+), (\S+)\] on (\d+) holdout .* of (\d+)", d.reason)
+    one = d.gains[1]
     assert numbers is not None and (int(numbers[4]), int(numbers[5])) == (160, 40)
     for text, number in zip(numbers.groups()[:3], (one.value, one.low, one.high), strict=True):
         assert float(text) == pytest.approx(100 * number, abs=0.051)
@@ -209,7 +222,7 @@ def test_the_sentence_for_replaced_tells_the_interval_of_the_one_chosen():
 
 def test_without_finalists_the_baseline_is_kept_and_still_measured():
     scored, margin, clips, truth, _, right = planted([0.3])
-    scored = [replace(t, reward=0.6 if t.iteration == 0 else 0.5) for t in scored][::-1]
+    scored = [trial(t.number, 0.6 if t.iteration == 0 else 0.5, t.iteration) for t in scored]
     d = decided(scored, margin, clips)
     assert d.finalists == [] and d.chosen is None and "no candidate scored above" in d.reason
     assert d.scores[0].value == pytest.approx(metrics.balanced_accuracy(truth, right[0]))
@@ -221,9 +234,9 @@ def test_with_fewer_than_ten_sources_of_a_label_no_claim_is_made(per_label, clai
     n = len(truth)
     margin = {0: margins_of(truth, np.arange(n) % 4 > 1), 1: margins_of(truth, np.ones(n, bool))}
     d = decided([trial(1, 0.9), trial(0, 0.6, 0)], margin, clips)
-    assert d.differences[1].low > 0
+    assert d.gains[1].low > 0
     assert d.chosen == (1 if claimed else None)
-    assert d.reason.startswith("replaced" if claimed else "baseline kept: the fresh half has only")
+    assert d.reason.startswith("replaced" if claimed else "baseline kept: the holdout has only")
     assert claimed or "only 9 sources" in d.reason
 
 
@@ -231,22 +244,49 @@ def test_every_number_is_that_of_the_right_prompt():
     scored, margin, clips, truth, sources, right = planted([0.1, 0.2])
     d = decided(scored, margin, clips)
     for number, found in d.scores.items():
-        ours = metrics.estimate(truth, right[number], sources)
+        c = clusters(truth, sources)
+        ours = c.estimate(c.balanced(right[number].astype(float)))
         assert (found.value, found.low, found.high) == (ours.value, ours.low, ours.high)
         assert (found.clips, found.sources) == (160, 40)
-    for number, logp in d.logp.items():
-        assert ((logp[:, 0] > logp[:, 1]) == (margin[number] > 0)).all()
-    assert set(d.logp) == {0, 1, 2}
+    for number, said in d.predictions.items():
+        assert ((said.decided == 0) == (margin[number] > 0)).all()
+        assert said.targets.clip_ids == tuple(c.clip_id for c in clips)
+        assert said.score == pytest.approx(margin[number], abs=1e-5)
+    assert set(d.predictions) == {0, 1, 2}
 
 
-def test_prompts_are_asked_about_the_fresh_clips_as_they_are_and_in_order():
+def test_prompts_are_asked_about_the_holdout_clips_as_they_are_and_in_order():
     scored, margin, clips, *_ = planted([0.3, 0.0, 0.0])
     d = decided(scored, margin, clips)
-    audio, texts, asked = d.evaluator.asked[0]
-    assert audio == "recorded" and asked == tuple(clips)
+    audio, texts, _ = d.evaluator.asked[0]
+    assert audio == "recorded"
+    recorded = [
+        (texts, c) for audio, texts, part in d.evaluator.asked if audio == "recorded" for c in part
+    ]
+    assert [c for _, c in recorded] == list(clips)
+    assert {asked for asked, _ in recorded} == {texts}
     assert sorted(texts) == ["Prompt 000", "Prompt 001", "Prompt 002"]  # 20 sources: two finalists
-    assert [a for a, *_ in d.evaluator.asked] == ["recorded", "silence", "shuffled"]
-    assert [len(c) for _, _, c in d.evaluator.asked] == 3 * [len(clips)]
+    for audio in ("silence", "shuffled"):
+        parts = [(n, part) for a, n, part in d.evaluator.asked if a == audio]
+        assert {n for n, _ in parts} == {("Prompt 000", "Prompt 001")}
+        assert [replace(c, audio="recorded") for _, part in parts for c in part] == list(clips)
+
+
+@pytest.mark.parametrize("gains", [[0.3, 0.0, 0.0], [0.3], [-0.3], []])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_progress_is_told_in_parts_and_ends_at_what_was_planned(gains, seeds):
+    scored, margin, clips, *_ = planted(gains)
+    if seeds == 2:
+        scored, margin = [*scored, trial(9, 0.55, 0)], {**margin, 9: margin[0]}
+    display, steps = Display(), []
+    whole, advance = display.advance, lambda *pairs: (steps.append(pairs), whole(*pairs))
+    display.advance = advance
+    d = decided(scored, margin, clips, display=display)
+    planned = budget.planned_pairs(d.problem, SearchSettings(iterations=0)) - seeds * len(clips)
+    assert display.scored + display.skipped == planned
+    assert display.scored == d.evaluator.forwards
+    assert max(done for done, _ in steps) <= select.PART * (2 + len(gains) + seeds)
+    assert sum(done > 0 for done, _ in steps) == 3 * 2  # 160 clips, in parts of 100
 
 
 def test_the_first_seed_is_compared_with_the_one_chosen_or_else_the_baseline():
@@ -311,7 +351,7 @@ def test_bounds_are_at_holms_levels_the_strongest_finalist_at_the_strictest():
     _, truth, sources = half(15)
     shares = (0.7, 0.85, 0.6, 0.8)
     right = [hits(rng, len(truth), s) for s in (*shares, 0.6)]
-    found, _, _ = verdict(truth, sources, right)
+    found, _ = verdict(truth, sources, right)
     plain = [bounds_written_out(truth, sources, r, right[-1], 0.025)[0] for r in right[:-1]]
     for rank, i in enumerate(np.argsort(plain)[::-1]):
         low, high = bounds_written_out(truth, sources, right[i], right[-1], 0.025 / (4 - rank))
@@ -322,9 +362,10 @@ def test_p_is_corrected_by_holm_in_the_order_of_the_finalists():
     rng = np.random.default_rng(0)
     _, truth, sources = half(15)
     right = [hits(rng, len(truth), s) for s in (0.64, 0.72, 0.6, 0.7, 0.6)]
-    found, p, _ = verdict(truth, sources, right)
-    assert p == pytest.approx(multipletests([d.p for d in found], method="holm")[1])
-    assert p[1] > found[1].p  # corrected indeed
+    found, _ = verdict(truth, sources, right)
+    alone = [verdict(truth, sources, [one, right[-1]])[0][0].p for one in right[:-1]]
+    assert [d.p for d in found] == pytest.approx(multipletests(alone, method="holm")[1])
+    assert found[1].p > alone[1]  # corrected indeed
 
 
 def test_two_equal_finalists_need_more_than_one_alone():
@@ -344,8 +385,8 @@ def test_two_equal_finalists_need_more_than_one_alone():
             break
     else:
         pytest.fail("no such gain was found")
-    assert verdict(truth, sources, [better, start])[2] == 0
-    assert verdict(truth, sources, [better, better, start])[2] is None
+    assert verdict(truth, sources, [better, start])[1] == 0
+    assert verdict(truth, sources, [better, better, start])[1] is None
 
 
 def test_of_those_that_clear_the_largest_difference_replaces():
@@ -354,18 +395,43 @@ def test_of_those_that_clear_the_largest_difference_replaces():
     base = np.zeros(len(truth), bool)
     even = place % 4 == 0  # one clip of each source: sure
     lumpy = place % 160 < 64  # all clips of some sources: larger, less sure
-    found, _, best = verdict(truth, sources, [even, lumpy, base])
+    found, best = verdict(truth, sources, [even, lumpy, base])
     assert found[0].low > found[1].low > 0 and found[1].value > found[0].value
     assert best == 1
-    assert verdict(truth, sources, [lumpy, even, base])[2] == 0
+    assert verdict(truth, sources, [lumpy, even, base])[1] == 0
 
 
 def test_a_gain_whose_bound_is_exactly_zero_replaces_nothing():
     _, truth, sources = half(15)
     base = np.arange(len(truth)) % 2 == 0
-    found, p, best = verdict(truth, sources, [base, base])
-    assert (found[0].low, found[0].high, p, best) == (0, 0, [1.0], None)
-    assert verdict(truth, sources, [base])[1:] == ([], None)
+    found, best = verdict(truth, sources, [base, base])
+    assert (found[0].low, found[0].high, found[0].p, best) == (0, 0, 1.0, None)
+    assert verdict(truth, sources, [base]) == ([], None)
+
+
+def gain(value, p):
+    return Estimate(value, value - 0.1, value + 0.1, 160, 40, p)
+
+
+def test_the_decision_is_by_p_alone_and_of_those_that_pass_the_largest_gain_replaces():
+    assert select.winner_of([gain(0.1, 0.0249), gain(0.3, 0.024), gain(0.5, 0.025)], 10) == 1
+    assert select.winner_of([gain(0.3, 0.01), gain(0.1, 0.001)], 10) == 0
+    assert select.winner_of([gain(0.1, 0.025), gain(0.1, None)], 10) is None
+    assert select.winner_of([gain(0.1, 0.001)], 9) is None and select.winner_of([], 10) is None
+
+
+def test_what_p_says_the_bound_that_is_shown_says_too():
+    rng = np.random.default_rng(4)
+    _, truth, sources = half(12)
+    c = clusters(truth, sources, resamples=1000)
+    seen = set()
+    for _ in range(60):
+        found, best = verdict_of(c, [hits(rng, len(truth), s) for s in rng.uniform(0.6, 0.78, 4)])
+        for one in found:
+            assert one.p >= 0.025 or one.low > 0
+        assert (best is not None) == any(one.p < 0.025 for one in found)
+        seen.add(best is None)
+    assert seen == {True, False}
 
 
 def test_under_no_difference_the_family_errs_in_at_most_two_and_a_half_percent():
@@ -378,7 +444,7 @@ def test_under_no_difference_the_family_errs_in_at_most_two_and_a_half_percent()
     for _ in range(searches):
         skill = np.clip(0.7 + rng.normal(0, 0.1, (5, 30)), 0, 1)
         right = rng.random((5, len(truth))) < skill[:, place]
-        replaced += select.judge(c, right)[2] is not None
+        replaced += verdict_of(c, right)[1] is not None
     assert replaced <= stats.binom.ppf(0.95, searches, 0.025)
 
 
@@ -387,7 +453,7 @@ def test_a_clear_gain_is_found_nearly_always():
     c = clusters(truth, sources, resamples=1000)
     rng = np.random.default_rng(12)
     found = [
-        select.judge(c, rng.random((3, len(truth))) < np.array([[0.6], [0.9], [0.6]]))[2]
+        verdict_of(c, rng.random((3, len(truth))) < np.array([[0.6], [0.9], [0.6]]))[1]
         for _ in range(30)
     ]
     assert found.count(1) >= 27

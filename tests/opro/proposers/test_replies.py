@@ -1,0 +1,181 @@
+"""Replies of a language model: what is found in them, and what is refused."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluators.prompts import Prompt
+from evaluators.tasks import SPEECH_TASK, Task
+from opro.proposers import replies
+from opro.proposers.replies import check_proposal, dedup_key, parse, unwrap
+
+GOOD = "Is it speech?\nA) Yes\nB) No"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        (5, "no text"),
+        ({"txt": "x"}, "no text"),
+        ("x" * 501, "longer than 500"),
+        (GOOD + "<|im_end|>", "control token"),
+        ("A or B <|AUDIO|>", "control token"),
+        ("A <|fim_prefix|> B", "control token"),
+        ("A or B \x1b[31m", "control characters"),
+        ("A or B \x00", "control characters"),
+        ("A or B \u202e", "control characters"),
+        ("Here are 3 new prompts: A B", "talk about prompts"),
+        ("Sure! A or B", "talk about prompts"),
+        ("```json A B```", "talk about prompts"),
+        ("An improved prompt is: A or B", "talk about prompts"),
+        ("Is it speech?", "does not offer the answer 'A'"),
+        ("Answer A if speech", "does not offer the answer 'B'"),
+        ({"text": GOOD, "answers": {"SPEECH": "A"}}, "expected one entry for each"),
+        (
+            {"text": GOOD, "answers": {"SPEECH": "A", "NONSPEECH": "a"}},
+            "one answer stands for two classes",
+        ),
+        ({"text": GOOD, "answers": {"SPEECH": True, "NONSPEECH": "B"}}, "expected words in quotes"),
+    ],
+)
+def test_what_is_refused_and_why(raw, reason):
+    assert reason in check_proposal(raw, SPEECH_TASK, set())
+
+
+def test_near_duplicates_are_refused():
+    known = {dedup_key(Prompt(GOOD))}
+    assert (
+        check_proposal(GOOD.upper().replace("\n", "  ") + " !", SPEECH_TASK, known)
+        == "already tried or proposed"
+    )
+    swapped = check_proposal(
+        {"text": GOOD, "answers": {"SPEECH": "B", "NONSPEECH": "A"}}, SPEECH_TASK, known
+    )
+    assert isinstance(swapped, Prompt)
+
+
+def test_good_ones_are_taken_with_their_answers():
+    prompt = check_proposal(
+        {
+            "text": "Speech? Reply SPEECH or OTHER.",
+            "answers": {"SPEECH": "SPEECH", "NONSPEECH": "OTHER."},
+        },
+        SPEECH_TASK,
+        set(),
+    )
+    assert prompt == Prompt(
+        "Speech? Reply SPEECH or OTHER.", (("SPEECH", ("SPEECH",)), ("NONSPEECH", ("OTHER",)))
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Prompt: {GOOD}",
+        f'"{GOOD}"',
+        f"1. Prompt: {GOOD}",
+        f"**Prompt 3:** {GOOD}",
+        f"<INS>{GOOD}</INS>",
+        f"well <INS>\n{GOOD}\n</INS> ok",
+        f"“{GOOD}”",
+        f'Instruction: "{GOOD}"',
+    ],
+)
+def test_wrappers_come_off(text):
+    assert unwrap(text) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [
+        (json.dumps({"prompts": [GOOD, {"text": GOOD}]}), 2),
+        (f"Sure:\n```json\n{json.dumps({'prompts': [GOOD]})}\n```", 1),
+        (json.dumps([GOOD, GOOD]), 2),
+        (json.dumps({"text": GOOD}), 1),
+        (f"<INS>{GOOD}</INS> and <ins>{GOOD}</ins>", 2),
+        ("no idea", 0),
+        ('{"prompts": [', 0),
+        ("", 0),
+        ("[1, 2]", 0),
+        ("[" * 5000, 0),
+    ],
+)
+def test_proposals_are_found_in_replies(reply, count):
+    assert len(parse(reply)) == count
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=300),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+            lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
+            max_leaves=12,
+        ).map(json.dumps),
+    )
+)
+def test_no_reply_breaks_the_parser(reply):
+    for raw in parse(reply):
+        assert isinstance(check_proposal(raw, SPEECH_TASK, set()), str | Prompt)
+
+
+def test_a_proposal_that_was_taken_is_known_and_a_refused_one_is_not():
+    known = set()
+    assert check_proposal("Is it speech?", SPEECH_TASK, known) != Prompt(GOOD) and known == set()
+    assert check_proposal(GOOD, SPEECH_TASK, known) == Prompt(GOOD)
+    assert known == {dedup_key(Prompt(GOOD))}
+    assert check_proposal(GOOD, SPEECH_TASK, known) == "already tried or proposed"
+
+
+def test_a_proposal_may_be_as_long_as_the_limit_and_no_longer():
+    text = GOOD + "x" * (replies.MAX_CHARACTERS - len(GOOD))
+    assert check_proposal(text, SPEECH_TASK, set()) == Prompt(text)
+    found = check_proposal(text + "x", SPEECH_TASK, set())
+    assert found == f"longer than {replies.MAX_CHARACTERS} characters ({len(text) + 1})"
+
+
+def test_the_reason_names_the_control_token():
+    assert check_proposal("A or B <|im_end|> <|AUDIO|>", SPEECH_TASK, set()) == (
+        "control token '<|im_end|>'"
+    )
+
+
+def test_answers_that_are_no_mapping_are_left_out_and_unknown_keys_too():
+    for answers in ("AB", ["A", "B"], None, 5):
+        raw = {"text": GOOD, "answers": answers, "system": "obey", "both_orders": True}
+        assert check_proposal(raw, SPEECH_TASK, set()) == Prompt(GOOD)
+
+
+def test_an_answer_must_stand_in_the_text_as_a_word_of_its_own():
+    assert "does not offer the answer 'B'" in check_proposal("A or Bee", SPEECH_TASK, set())
+    assert isinstance(check_proposal("A/B?", SPEECH_TASK, set()), Prompt)
+    task = Task("yes", ("YES", "NO"), "x")
+    raw = {"text": "yes (or no)?", "answers": {"YES": "yes", "NO": "no"}}
+    assert isinstance(check_proposal(raw, task, set()), Prompt)
+
+
+def test_prompts_of_the_same_words_are_one_whatever_stands_between_them():
+    assert dedup_key(Prompt("Is it A, or B?")) == dedup_key(Prompt(" is_IT a -- or b"))
+    assert dedup_key(Prompt("A or B")) != dedup_key(Prompt("A or C"))
+    other = Prompt("A or B", (("SPEECH", ("B",)), ("NONSPEECH", ("A",))))
+    assert dedup_key(Prompt("A or B")) != dedup_key(other)
+
+
+def test_the_first_json_that_holds_proposals_is_taken_and_tags_where_there_is_none():
+    assert parse('[1] {"note": 1} {"prompts": ["a"]} {"prompts": ["b"]}') == ["a"]
+    assert parse('{"prompts": "a"} <INS>b</INS>') == ["<INS>b</INS>"]
+    assert parse('{"prompts": []} ["c", {"text": "d"}]') == ["c", {"text": "d"}]
+    within = "[" * (replies.MAX_BRACKETS - 1) + '["a"]'
+    assert parse(within) == ["a"] and parse("[" + within) == []
+
+
+def test_quotes_that_belong_to_the_text_stay():
+    for text in ('"A" or "B', "it is 'A", "A or B", '"', ""):
+        assert unwrap(text) == text
+    assert unwrap("```json A B```") == "```json A B```"
+    assert unwrap("''A or B''") == "A or B"

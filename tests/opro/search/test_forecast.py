@@ -1,0 +1,95 @@
+"""Forecasts: what a prompt would score on all clips, from those it was scored on."""
+
+import numpy as np
+import pytest
+from known_truth import KnownTruth
+from searches import clip_set, logp_of
+
+from evaluators.classifier import log_odds
+from evaluators.prompts import Prompt
+from evaluators.splits import halves
+from opro.search import forecast
+from opro.search.forecast import basis, draw_log_odds
+from opro.search.objective import Objective
+
+PROMPTS = [Prompt(f"Prompt {i}: A) speech B) not") for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def half(dev_clips):
+    return clip_set(halves(dev_clips)[0])
+
+
+def worlds(half, count=8):
+    """(basis of three references, log-odds of other prompts) of worlds of known truth."""
+    truth = half.targets.truth
+    for world in range(count):
+        logp = KnownTruth(world).score(PROMPTS, half).logp
+        yield basis(logp[:3], truth), log_odds(logp[3:].astype(float))
+
+
+def test_forecasts_hold_what_they_say(half):
+    """Intervals of 90 % hold nine times in ten, and the error is smaller than that of the mean of 16 clips."""
+    truth = half.targets.truth
+    weights, sign = Objective().weights(truth), np.where(truth == 0, 1, -1)
+    inside, error, plain = [], [], []
+    for known, others in worlds(half):
+        for odds in others:
+            drawn = draw_log_odds(known, np.arange(16), odds[:16])
+            assert np.array_equal(drawn[:, :16], np.tile(odds[:16], (len(drawn), 1)))
+            rewards = (weights * (drawn * sign > 0)).sum(axis=1)
+            exact = float((weights * (odds * sign > 0)).sum())
+            low, high = np.quantile(rewards, [0.05, 0.95])
+            inside.append(low - 0.005 <= exact <= high + 0.005)
+            error.append(rewards.mean() - exact)
+            plain.append((odds[:16] * sign[:16] > 0).mean() - exact)
+    assert 0.85 < np.mean(inside) < 0.97
+    assert np.std(error) < 0.6 * np.std(plain)
+
+
+def test_more_clips_leave_less_to_be_drawn(half):
+    known, others = next(worlds(half, 1))
+    spread = []
+    for count in (8, 32, 100):
+        drawn = draw_log_odds(known, np.arange(count), others[0][:count])
+        spread.append(drawn[:, 100:].std(axis=0).mean())
+    assert spread[0] > spread[1] > 0 and spread[2] > 0
+
+
+def test_scores_stay_whichever_clips_they_are_of_and_draws_do_not_depend_on_anything_else(half):
+    known, others = next(worlds(half, 1))
+    seen = np.array([7, 3, 150, 20, 99, 4])
+    drawn = draw_log_odds(known, seen, others[0][seen])
+    assert drawn.shape == (forecast.DRAWS, len(half))
+    assert np.array_equal(drawn[:, seen], np.tile(others[0][seen], (len(drawn), 1)))
+    assert np.array_equal(drawn, draw_log_odds(known, seen, others[0][seen]))
+    assert len(np.unique(drawn[:, 0])) == forecast.DRAWS
+
+
+def test_a_prompt_that_answers_as_the_references_do_is_forecast_nearly_exactly(half):
+    truth = half.targets.truth
+    odds = log_odds(KnownTruth().score(PROMPTS[:1], half).logp[0].astype(float))
+    known = basis(logp_of([odds]), truth)
+    drawn = draw_log_odds(known, np.arange(24), 2 * odds[:24] + 1)
+    assert np.abs(drawn.mean(axis=0) - (2 * odds + 1)).max() < 0.2
+    blind = draw_log_odds(
+        basis(np.zeros((0, len(half), 2)), truth), np.arange(24), 2 * odds[:24] + 1
+    )
+    assert blind.std(axis=0)[24:].mean() > 10 * drawn.std(axis=0)[24:].mean()
+
+
+@pytest.mark.parametrize(
+    ("references", "columns"), [(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (9, 6)]
+)
+def test_a_basis_has_a_mean_and_at_most_three_directions(half, references, columns):
+    truth = half.targets.truth
+    logp = KnownTruth().score(PROMPTS, half).logp[:references]
+    found = basis(logp, truth)
+    assert found.features.shape == (len(half), columns) and found.ridge.shape == (columns,)
+    assert (found.features[:, 0] == 1).all() and (found.ridge > 0).all()
+    assert np.array_equal(found.features[:, 1], np.where(truth == 0, 1, -1))
+    if references:
+        mean = log_odds(logp.astype(float)).mean(axis=0)
+        assert np.corrcoef(found.features[:, 2], mean)[0, 1] == pytest.approx(1)
+        assert found.features[:, 2:].mean(axis=0) == pytest.approx(0, abs=1e-6)
+        assert found.features[:, 2:].std(axis=0) == pytest.approx(1, abs=1e-6)
