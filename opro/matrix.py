@@ -87,11 +87,17 @@ class MatrixSettings(MachineSettings, DataSettings):
 
 @dataclass(frozen=True)
 class Entry:
-    """A classifier of the matrix. `searched_on`: the checkpoints whose search chose it."""
+    """A classifier of the matrix.
+
+    Attributes:
+        searched_on: The checkpoints whose search chose it.
+        from_file: It stands in a prompt file, so it may be the baseline.
+    """
 
     classifier: Classifier
     name: str
     searched_on: tuple[str, ...] = ()
+    from_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
             name = f"{path.stem} {i + 1}" if len(classifiers) > 1 else path.stem
             both = one.prompt.both_orders or settings.swap
             one = dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, both_orders=both))
-            found.setdefault(one, Entry(one, name))
+            found[one] = dataclasses.replace(found.get(one, Entry(one, name)), from_file=True)
     return list(found.values())
 
 
@@ -322,9 +328,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
     for e in entries:
         said = fitted.predict(e.classifier)
         dev.append(metrics.balanced_accuracy(said.targets.truth, said.right))
-    seeds = [
-        i for i, e in enumerate(entries) if not e.searched_on or not e.name.startswith("searched")
-    ]
+    seeds = [i for i, e in enumerate(entries) if e.from_file]
     baseline = max(seeds, key=lambda i: dev[i]) if seeds else None
     took = latency.measure(model.evaluator, prompts[0], clips.tuned_on)
     about = _training(model.checkpoint)

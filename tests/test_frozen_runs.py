@@ -26,7 +26,8 @@ def test_a_finished_run_is_shown_and_not_changed(runs, capsys):
     assert optimize.main([*flags, "--name", "finished", "--runs-dir", str(runs)]) == 0
     out = capsys.readouterr().out
     summary = json.loads(before["summary.json"])
-    assert summary["reason"] in out
+    verdict, _, why = summary["reason"].partition(":")
+    assert f"{verdict.upper()}:{why}" in out
     after = bytes_of(runs / "finished")
     assert {name: after[name] for name in before} == before
 

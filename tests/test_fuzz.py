@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import LABELS
@@ -14,7 +15,7 @@ from evaluators.errors import UserError
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.tasks import SPEECH_TASK
-from opro.proposers.lm_proposer import parse, refuse
+from opro.proposers.replies import check_proposal, parse
 from opro.search.history import Candidate, History
 
 quietly = settings(
@@ -117,7 +118,7 @@ def test_any_bytes_as_a_prompt_file(tmp_path, raw):
 )
 def test_any_reply_gives_plain_prompts_or_reasons(reply):
     for raw in parse(reply):
-        found = refuse(raw, SPEECH_TASK, set())
+        found = check_proposal(raw, SPEECH_TASK, set())
         if isinstance(found, Prompt):
             assert all(ch.isprintable() or ch == "\n" for ch in found.text)
             assert "<|" not in found.text and [label for label, _ in found.answers] == list(LABELS)
@@ -128,9 +129,9 @@ def test_any_reply_gives_plain_prompts_or_reasons(reply):
 @pytest.fixture
 def journal(tmp_path, seeds):
     history = History(tmp_path / "made.jsonl", LABELS)
-    history.start({"task": "speech"})
+    history.begin({"task": "speech"})
     for trial in history.add(0, [Candidate(p, "seed") for p in seeds]):
-        history.tell(trial)
+        history.tell(replace(trial, state="failed", error="no answer"))
     return (tmp_path / "made.jsonl").read_bytes()
 
 

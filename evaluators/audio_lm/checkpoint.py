@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from evaluators.errors import UserError
 from evaluators.files import shipped
 from evaluators.prompts import Prompt, prompt_from
@@ -156,21 +158,15 @@ def _has_training(folder: Path) -> bool:
 def _check_adapter(adapter: Path, record: dict[str, Any], quantization: str) -> None:
     """Raises UserError for weights that were changed since training, or trained with another quantization."""
     weights = adapter / "adapter_model.safetensors"
-    size = weights.stat().st_size
-    with weights.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        ends = 0
-        if header < size:
-            try:
-                raw = json.loads(file.read(header))
-                ends = max(v["data_offsets"][1] for k, v in raw.items() if k != "__metadata__")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                header = size  # no header at all
-    if 8 + header + ends != size:
+    try:
+        with safe_open(weights, framework="numpy") as file:  # reads the header alone
+            if not file.keys():
+                raise SafetensorError("no tensor in it")
+    except (SafetensorError, OSError) as error:
         raise UserError(
-            f"adapter file {str(weights)!r} is truncated or no safetensors file ({size:,} bytes);"
-            " restore it or train again"
-        )
+            f"adapter file {str(weights)!r} is truncated or no safetensors file"
+            f" ({weights.stat().st_size:,} bytes: {error}); restore it or train again"
+        ) from None
     written = record.get("adapter_sha256")
     if written and hashlib.sha256(weights.read_bytes()).hexdigest() != written:
         raise UserError(

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import Classifier, dump_classifiers, read_classifiers
+from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import csv_text, dump_yaml, read_yaml, write_json, write_text
@@ -140,12 +140,20 @@ class RunFolder:
 
     @property
     def summary(self) -> Summary | None:
-        """What a finished run came to, else None.
+        """What a finished run came to, else None. Prompts go by today's ids, whatever version wrote it.
 
         Raises:
             UserError: The file is damaged.
         """
-        return read_summary(self.path / SUMMARY)
+        return read_summary(self.path / SUMMARY, self._older_ids)
+
+    @property
+    def _older_ids(self) -> dict[str, str]:
+        """Ids of a run with ``--swap`` from before prompts carried their order -> today's."""
+        if not self.config.get("swap"):
+            return {}
+        prompts = [t.prompt for t in self.history.trials]
+        return {_single_order(p).prompt_id: p.prompt_id for p in prompts}
 
     def finished(self) -> Summary:
         """The summary.
@@ -163,9 +171,12 @@ class RunFolder:
 
     @property
     def best(self) -> Classifier:
-        """What a finished run hands over: its choice, or the baseline where that was kept."""
+        """What a finished run hands over: its choice, or the baseline where that was kept; as in best.yaml.
+
+        From the journal: before thresholds and orders were a part of the file, best.yaml held the words alone.
+        """
         self.finished()
-        return read_classifiers(self.path / BEST, self.task.labels)[0]
+        return self.history.trials[(self.history.selection or {})["chosen"]].classifier
 
     def ranking(self) -> list[Trial]:
         """Of a finished run: baseline, chosen trial, finalists, then the other complete ones; each once."""
@@ -177,19 +188,17 @@ class RunFolder:
 
     def scores(self, prompt: Prompt) -> Path:
         """Per-clip scores of a prompt on the search half."""
-        return self._named(Path(SCORES), prompt)
+        return self._named(Path(SCORES), prompt.prompt_id)
 
     def holdout(self, prompt_id: str) -> Path:
         """Per-clip predictions of a prompt on the holdout."""
-        return self.path / HOLDOUT / f"{prompt_id}.csv"
+        return self._named(HOLDOUT, prompt_id)
 
-    def _named(self, folder: Path, prompt: Prompt) -> Path:
-        path = self.path / folder / f"{prompt.prompt_id}.csv"
-        if prompt.both_orders and not path.exists():  # before prompts carried their order
-            single = Prompt(prompt.text, prompt.answers, prompt.system)
-            older = self.path / folder / f"{single.prompt_id}.csv"
-            return older if older.exists() else path
-        return path
+    def _named(self, folder: Path, prompt_id: str) -> Path:
+        """The file of a prompt, under the id that it had when the file was written."""
+        names = [prompt_id, *(old for old, new in self._older_ids.items() if new == prompt_id)]
+        paths = [self.path / folder / f"{name}.csv" for name in names]
+        return next((p for p in paths if p.exists()), paths[0])
 
     def searched_sources(self, trials: Sequence[Trial]) -> frozenset[str]:
         """Sources of the clips that trials were scored on.
@@ -252,6 +261,10 @@ class RunFolder:
         )
         write_text(self.path / LEADERBOARD, leaderboard)
         write_json(self.path / SUMMARY, summary.model_dump())
+
+
+def _single_order(prompt: Prompt) -> Prompt:
+    return replace(prompt, both_orders=False)
 
 
 def find_runs(runs_dir: Path) -> list[Path]:

@@ -181,9 +181,11 @@ class Summary(Part):
         )
 
 
-def read_summary(path: Path) -> Summary | None:
+def read_summary(path: Path, renamed: Mapping[str, str] | None = None) -> Summary | None:
     """summary.json of a run that has ended, else None.
 
+    Args:
+        renamed: Prompt ids of an earlier version -> today's.
     Raises:
         UserError: The file is damaged.
     """
@@ -191,7 +193,7 @@ def read_summary(path: Path) -> Summary | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Summary.model_validate(raw)
+        return _renamed(Summary.model_validate(raw), renamed or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -199,3 +201,17 @@ def read_summary(path: Path) -> Summary | None:
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error)
     raise UserError(f"{path}: damaged ({reason}); delete it and give the run's command again")
+
+
+def _renamed(summary: Summary, ids: Mapping[str, str]) -> Summary:
+    def one(scored: Scored) -> Scored:
+        return scored.model_copy(update={"prompt_id": ids.get(scored.prompt_id, scored.prompt_id)})
+
+    return summary.model_copy(
+        update={
+            "baseline": one(summary.baseline),
+            "chosen": one(summary.chosen),
+            "finalists": tuple(map(one, summary.finalists)),
+            "controls": {ids.get(k, k): v for k, v in summary.controls.items()},
+        }
+    )

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluators import build
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.fakes import FakeEvaluator
 from evaluators.tasks import SPEECH_TASK
+from opro import doctor
 from opro.doctor import main, symptoms
 
 
@@ -47,7 +47,7 @@ def test_broken_models_are_named(monkeypatch, capsys, change, message):
         monkeypatch.setattr(
             Broken, "score", lambda s, p, c: _constant(FakeEvaluator.score(s, p, c))
         )
-    monkeypatch.setattr(build, "build_evaluator", lambda *a, **k: (Broken(), frozenset()))
+    monkeypatch.setattr(doctor, "build_evaluator", lambda *a, **k: (Broken(), frozenset()))
     assert main(["--checkpoint", "fake"]) == 1
     out = capsys.readouterr().out
     assert message in out and "BROKEN" in out and "->" in out

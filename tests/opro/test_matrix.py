@@ -8,16 +8,29 @@ import numpy as np
 import pytest
 from conftest import LABELS
 
+from evaluators import latency
+from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.cache import CachedEvaluator
+from evaluators.classifier import Classifier, decide
+from evaluators.clips import ClipSet
+from evaluators.detectors.tuned import tune_detector
+from evaluators.evaluator import About
 from evaluators.fakes import FakeEvaluator
 from evaluators.manifest import manifest_digest, read_manifest
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.splits import Registry, balanced_order, halves, write_registry
-from evaluators.statistics import calibration, describe, metrics
+from evaluators.statistics import calibration
 from evaluators.statistics.calibration import fit_bias
-from evaluators.statistics.resampling import clusters
-from opro import matrix, optimize, stats
+from evaluators.statistics.metrics import calibration_error
+from evaluators.statistics.resampling import clusters, percentile_bounds
+from evaluators.tasks import SPEECH_TASK
+from opro import matrix, optimize, problem, stats
 from opro.cli import run_verb
-from opro.results.run_folder import count_openings
+from opro.problem import Problem
+from opro.results.looks import count_uses
+from opro.results.run_folder import RunFolder
+from opro.search.budget import most_evals
+from opro.settings import OptimizeSettings
 
 
 def split_of(rows):
@@ -136,7 +149,7 @@ def test_every_row_follows_from_the_models_own_log_probabilities(made, split):
         assert found["nll"]["value"] == pytest.approx(-np.log(own).mean(), rel=1e-3)
         sure = np.maximum(probability, 1 - probability)
         said = probability > 0.5
-        ece = metrics.calibration_error(c, sure, said == (truth == 0)).value
+        ece = calibration_error(c, sure, said == (truth == 0)).value
         assert found["ece"]["value"] == pytest.approx(ece, abs=1e-3)
         for bins, confidence, hit in (
             (found["reliability"], sure, said == (truth == 0)),
@@ -161,8 +174,14 @@ def test_every_row_follows_from_the_models_own_log_probabilities(made, split):
         d = row["difference"]
         gap = balanced(right, truth) - balanced(rights[reference], truth)
         assert d["value"] == pytest.approx(gap)
-        one = metrics.sign_flip(c, right * 1.0 - rights[reference], two_sided=True)
-        assert d["p"] == pytest.approx(float(one))
+        draws = (c.balanced(right * 1.0) - c.balanced(rights[reference] * 1.0)).draws
+        low, high = percentile_bounds(draws, c.fewest, 0.025)
+        assert (d["low"], d["high"]) == pytest.approx((low, high), abs=1e-9)
+        # p is the interval's: at its level the nearer bound is zero.
+        at = percentile_bounds(draws, c.fewest, d["p"] / 2)
+        one_sided = (draws > 0).all() or (draws < 0).all()  # p is the resamples' smallest
+        assert d["p"] == 1.0 or min(map(abs, at)) < 1e-6 or one_sided
+        assert (d["p"] < 0.05) == (low > 0 or high < 0)
         p.append((d["p"], d["p_holm"]))
     order, most, adjusted = sorted(range(len(p)), key=lambda i: p[i][0]), 0.0, {}
     for rank, i in enumerate(order):
@@ -286,7 +305,10 @@ def test_the_plan_counts_what_will_be_scored_and_what_is_cached(small, capsys):
     assert f"fake: at most {total:,} evals, 0 cached" in capsys.readouterr().err
     assert verb(*flags(small, "--prompts", path, "--dry-run", "--search")) == 0
     total = 4 * (3 * len(clips) + len(tune))
-    search = optimize.count_evals(3, optimize.Settings(), len(tune), len(tune))
+    searches = OptimizeSettings(checkpoint="fake", manifest=small).checked()
+    three = tuple(Prompt(str(i)) for i in range(3))
+    both = [ClipSet(SPEECH_TASK, tuple(tune))] * 2
+    search = most_evals(Problem(SPEECH_TASK, three, *both, FakeEvaluator(), {}), searches)
     out = capsys.readouterr().out
     assert f"fake: at most {total + search:,} evals, {3 * len(clips):,} cached" in out
     assert "prompts     3 and up to 1 that searches choose" in out
@@ -317,10 +339,6 @@ def test_every_look_at_test_is_counted_and_shown(small, capsys):
 @pytest.fixture
 def tuned(tmp_path, monkeypatch):
     """Stand-ins that carry the folders of fine-tuned checkpoints."""
-    from evaluators import build
-    from evaluators.audio_lm import memory
-    from opro.results import summary
-
     made = {}
 
     def folder(name, kind=None, **training):
@@ -335,11 +353,14 @@ def tuned(tmp_path, monkeypatch):
         def __init__(self, name, base, adapter):
             super().__init__()
             self.fingerprint = f"print of {name}"
-            self.checkpoint = type("C", (), {"base": base, "adapter": adapter})()
-            self.unloaded = 0
+            self.checkpoint = Checkpoint(name, base, adapter, "none", None, None)
+            self.released = 0
 
-        def unload(self):
-            self.unloaded += 1
+        def about(self):
+            return About(checkpoint=self.checkpoint)
+
+        def release(self):
+            self.released += 1
 
     base, omni = folder("base"), folder("omni", "qwen3_omni_moe")
     about = {
@@ -353,16 +374,11 @@ def tuned(tmp_path, monkeypatch):
 
     def build_evaluator(name, **options):
         made[name] = Tuned(name, *about[name])
-        return memory_cached(made[name], options["cache"]), frozenset()
+        return CachedEvaluator(made[name], options["cache"]), frozenset()
 
-    def memory_cached(inner, cache):
-        from evaluators.cache import CachedEvaluator
-
-        return CachedEvaluator(inner, cache)
-
-    monkeypatch.setattr(build, "build_evaluator", build_evaluator)
-    monkeypatch.setattr(memory, "memory_lines", lambda engine: [])
-    monkeypatch.setattr(summary, "estimate_seconds", lambda evaluator, pairs: "no time")
+    monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
+    real = latency.measure
+    monkeypatch.setattr(latency, "measure", lambda evaluator, *rest: real(FakeEvaluator(), *rest))
     return made
 
 
@@ -389,26 +405,43 @@ def test_rows_are_named_as_in_the_published_matrix(small, tuned):
     }
     assert [r for r in result["rows"] if r["reference"]] == [baseline["base"]]
     assert all(r["row"] == "" for rows in of.values() for r in rows if not r["baseline"])
-    assert all(one.unloaded == 1 for one in tuned.values())
+    assert all(one.released == 1 for one in tuned.values())
     assert {r["fingerprint"] for r in of["full"]} == {"print of full"}
     # The reference is a prompt of the first checkpoint; every other row is compared with it.
     assert sum(r["difference"] is None for r in result["rows"]) == 1
 
 
-def test_searched_rows_have_their_own_names(small, tuned, monkeypatch):
-    from opro.results import run_folder
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What the matrix asks of a finished run."""
 
+    best: Classifier
+    checkpoint: str
+
+    @property
+    def config(self):
+        return {"checkpoint": self.checkpoint}
+
+
+def ended(monkeypatch, of):
+    """Folders that `of` names a (prompt or classifier, checkpoint) for are finished runs."""
+
+    def read(path, flag=""):
+        best, checkpoint = of(path)
+        return Ended(Classifier(best) if isinstance(best, Prompt) else best, checkpoint)
+
+    monkeypatch.setattr(RunFolder, "read", read)
+
+
+def test_searched_rows_have_their_own_names(small, tuned, monkeypatch):
     path, _ = prompt_file(small.parent, 2)
     searched = Prompt("searched: is it speech? A or B")
     runs_made = []
     for name in ("base", "omni", "many", "full"):
         run = small.parent / f"run-{name}"
         run.mkdir()
-        (run / "trials.jsonl").write_text("")
         runs_made.append(run)
-    monkeypatch.setattr(
-        run_folder, "chosen_prompt", lambda f: (searched, f.name.removeprefix("run-"))
-    )
+    ended(monkeypatch, lambda f: (searched, f.name.removeprefix("run-")))
     argv = ["--manifest", small, "--runs-dir", small.parent / "runs", "--prompts", path, *runs_made]
     assert verb(*argv, "--checkpoint", "base", "omni", "many", "full", "few") == 0
     rows = [r for r in result_of(small)["rows"] if r["text"] == searched.text]
@@ -419,17 +452,50 @@ def test_searched_rows_have_their_own_names(small, tuned, monkeypatch):
 
 
 def test_a_seed_that_a_search_kept_carries_both_names(small, monkeypatch):
-    from opro.results import run_folder
-
     path, prompts = prompt_file(small.parent, 1)
     run = small.parent / "run"
     run.mkdir()
-    (run / "trials.jsonl").write_text("")
-    monkeypatch.setattr(run_folder, "chosen_prompt", lambda f: (prompts[0], "fake"))
+    ended(monkeypatch, lambda f: (prompts[0], "fake"))
     assert verb(*flags(small, "--prompts", path, run)) == 0
     (row,) = result_of(small)["rows"]
     assert row["row"] == "A1 = A2" and row["baseline"] and row["prompt"] == "p"
     assert row["searched_on"] == ["fake"]
+
+
+def test_a_seed_that_a_search_kept_is_the_baseline_whatever_its_file_is_called(small, monkeypatch):
+    path, prompts = prompt_file(small.parent, 1, "searched.yaml")
+    run = small.parent / "run"
+    run.mkdir()
+    ended(monkeypatch, lambda f: (prompts[0], "fake"))
+    for order in ((path, run), (run, path)):
+        assert verb(*flags(small, "--prompts", *order)) == 0
+        (row,) = result_of(small)["rows"]
+        assert row["row"] == "A1 = A2" and row["baseline"], order
+
+
+def test_one_prompt_with_two_thresholds_is_two_rows(small, monkeypatch):
+    """What a run hands over is scored with its threshold, beside the same words without it."""
+    path, prompts = prompt_file(small.parent, 1)
+    run = small.parent / "run"
+    run.mkdir()
+    ended(monkeypatch, lambda f: (Classifier(prompts[0], bias=-0.7), "fake"))
+    assert verb(*flags(small, "--prompts", path, run)) == 0
+    plain, shifted = result_of(small)["rows"]
+    assert (plain["bias"], shifted["bias"]) == (0.0, -0.7)
+    clips, _ = sets_of(small, "test")
+    truth, logp = truth_of(clips), FakeEvaluator().score(prompts, clips).logp[0].astype(float)
+    for row in (plain, shifted):
+        says = logp[:, 0] + row["bias"] > logp[:, 1]
+        assert row["balanced_accuracy"]["value"] == pytest.approx(
+            balanced(says == (truth == 0), truth)
+        )
+        # The reliability is of the decisions that were made.
+        assert sum(b["right"] * b["clips"] for b in row["reliability"]) == pytest.approx(
+            (says == (truth == 0)).sum()
+        )
+        assert row["threshold_on_dev"] == plain["threshold_on_dev"]
+    assert plain["balanced_accuracy"] != shifted["balanced_accuracy"]
+    assert plain["auroc"]["value"] == shifted["auroc"]["value"]
 
 
 def test_files_and_printed_formats_hold_the_same_numbers(small, capsys):
@@ -460,7 +526,10 @@ def test_files_and_printed_formats_hold_the_same_numbers(small, capsys):
         for name, t in r["thresholds"].items():
             assert row[name] == t["text"]
     assert shown["markdown"].count("\n") == 4 and shown["latex"].count(r"\\") == 3
-    assert "written to" in shown["table"] and "AUROC" not in shown["table"]
+    assert "written to" in shown["table"]
+    (left,) = [x for x in shown["table"].splitlines() if x.startswith("(left out at ")]
+    hidden = left.partition(": ")[2].strip(")").split(", ")
+    assert "ms single" in hidden and not set(hidden) & set(shown["table"].splitlines()[1].split())
     assert all(x in shown["table"] for x in ("balanced accuracy", "p (Holm)", "false alarms"))
     names = [p.name for p in sorted((out / "predictions").iterdir())]
     assert names == ["01-fake--p-1.csv", "02-fake--p-2.csv"]
@@ -481,24 +550,23 @@ def test_predictions_are_those_of_their_row(small):
 
 
 def test_a_baseline_is_tuned_on_dev_and_judged_on_the_split(small):
-    from evaluators.detectors import tuned
-
     path, _ = prompt_file(small.parent, 1)
     assert verb(*flags(small, "--prompts", path, "--baselines", "energy")) == 0
     row = result_of(small)["rows"][-1]
     clips, tune = sets_of(small, "test")
-    fitted = tuned.fit("energy", tune, LABELS)
+    fitted = tune_detector("energy", ClipSet(SPEECH_TASK, tuple(tune)))
     nothing = Prompt("", tuple((label, ("",)) for label in LABELS), "")
     truth = truth_of(clips)
     for audio in ("recorded", "silence", "shuffled"):
         some = [dataclasses.replace(c, audio=audio) for c in clips]
-        logp = fitted.score([nothing], some).logp[0]
-        right = metrics.decide(logp) == truth
+        table = fitted.score([nothing], some)
+        logp = table.logp[0]
+        right = decide(logp) == truth
         found = row["balanced_accuracy"]["value"] if audio == "recorded" else row["controls"][audio]
         assert found == pytest.approx(balanced(right, truth))
         if audio == "recorded":
-            j = describe.from_scores(logp, some, LABELS)
-            sure = np.maximum(j.probability, 1 - j.probability)
+            probability = table.predict(Classifier(nothing)).probability
+            sure = np.maximum(probability, 1 - probability)
             bins = row["reliability"]
             assert sum(b["clips"] for b in bins) == len(clips) == row["evals"]
             mean = sum(b["confidence"] * b["clips"] for b in bins) / len(clips)
@@ -514,61 +582,60 @@ def test_a_search_of_the_matrix_is_the_search_of_its_own_settings(small, monkeyp
 
     def run(settings):
         made.append(settings)
-        folder = small.parent / f"run{len(made)}"
-        return folder
-
-    from opro.results import run_folder
+        return small.parent / f"run{len(made)}"
 
     monkeypatch.setattr(optimize, "run", run)
     chosen = iter([Prompt("first? A or B"), Prompt("second? A or B")])
-    monkeypatch.setattr(run_folder, "chosen_prompt", lambda f: (next(chosen), made[-1].checkpoint))
+    ended(monkeypatch, lambda f: (next(chosen), made[-1].checkpoint))
     path, _ = prompt_file(small.parent, 1)
-    settings = matrix.Settings(manifest=small, seed=3, swap=True, runs_dir=small.parent / "r")
-    from evaluators.tasks import SPEECH_TASK
-
-    asked = matrix._asked([path], SPEECH_TASK, settings)
+    settings = matrix.MatrixSettings(
+        manifest=small, seed=3, swap=True, runs_dir=small.parent / "r", device="cpu"
+    )
+    asked = matrix._entries([path], problem.open_data(settings), settings)
     found = matrix._searched(asked, ["a", "b"], settings)
     assert [m.checkpoint for m in made] == ["a", "b"]
     assert [m.share for m in made] == [None, str(small.parent / "run1")]
     for m in made:
         assert (m.manifest, m.seed, m.swap, m.runs_dir) == (small, 3, True, small.parent / "r")
-        assert (m.quantization, m.dtype, m.device, m.heard) == ("none", "auto", "auto", "refuse")
+        assert (m.quantization, m.dtype, m.device, m.heard) == ("none", "auto", "cpu", "refuse")
+        assert m.name and m.candidates == 10  # as `opro.optimize` itself would fill them in
     assert [a.name for a in found] == ["p", "searched on a", "searched on b"]
     assert [a.searched_on for a in found] == [(), ("a",), ("b",)]
+    # A file's prompts get the order that was asked for; a run's are taken as they were handed over.
+    assert [a.classifier.prompt.both_orders for a in found] == [True, False, False]
 
 
 def test_what_the_flags_say_reaches_the_model(small, monkeypatch):
-    from evaluators import build
-
-    found, real = {}, build.build_evaluator
+    found, real = {}, problem.build_evaluator
 
     def build_evaluator(checkpoint, **options):
         found.update(options, checkpoint=checkpoint)
         return real("fake", cache=options["cache"])
 
-    monkeypatch.setattr(build, "build_evaluator", build_evaluator)
+    monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
     path, _ = prompt_file(small.parent, 1)
     argv = ["--prompts", path, "--dry-run"]
     assert verb(*flags(small, *argv)) == 0
-    plain = {"checkpoint": "fake", "quantisation": "none", "device": "auto", "dtype": "auto"}
-    plain |= {"swap": False, "cache": small.parent / "runs" / ".cache"}
+    plain = {"checkpoint": "fake", "quantization": "none", "device": "auto", "dtype": "auto"}
+    plain |= {"adapter": None, "ray": None, "ray_cpus": 1}
+    plain |= {"cache": small.parent / "runs" / ".cache"}
     assert found == plain
-    argv += ["--quantization", "nf4", "--device", "cpu", "--dtype", "bfloat16", "--swap"]
-    assert verb(*flags(small, *argv)) == 0
-    more = {"quantisation": "nf4", "device": "cpu", "dtype": "bfloat16", "swap": True}
-    assert found == plain | more
+    more = {"quantization": "nf4", "device": "cpu", "dtype": "bfloat16", "ray": "auto"}
+    argv += [x for name, value in more.items() for x in (f"--{name}", value)]
+    assert verb(*flags(small, *argv, "--ray-cpus", 3)) == 0
+    assert found == plain | more | {"ray_cpus": 3}
 
 
 def test_the_seed_is_none_below_zero_and_there_is_no_config(small, capsys):
     for argv, words in (["--seed", "-1"], "at least 0"), (["--config", "x"], "--config"):
         assert verb(*flags(small, *argv)) == 2
         assert words in capsys.readouterr().err
-    assert matrix.Settings().seed == 0 and not matrix.Settings().search
+    assert matrix.MatrixSettings().seed == 0 and not matrix.MatrixSettings().search
     assert verb(*flags(small, "--seed", "0", "--dry-run")) == 0
 
 
 def test_settings_and_rows_cannot_be_changed():
-    for kind in (matrix.Settings, matrix.Asked, matrix.Model, matrix.Row):
+    for kind in (matrix.MatrixSettings, matrix.Entry, matrix.Clips, problem.Model, matrix.Row):
         assert kind.__dataclass_params__.frozen
 
 
@@ -590,7 +657,7 @@ def test_rows_tables_and_predictions(made, capsys):
             assert r["difference"]["value"] == pytest.approx(gap)
     out = made.parent / "runs" / "matrix-test"
     files = sorted((out / "predictions").glob("*.csv"))
-    again = stats.statistics(files, stats.Settings(resamples=500), {})
+    again = stats.statistics(files, stats.StatsSettings(resamples=500), {})
     for entry, r in zip(again["files"], result["rows"], strict=True):
         for name in ("accuracy", "balanced_accuracy", "auroc"):
             assert entry[name]["value"] == pytest.approx(r[name]["value"], abs=1e-4)
@@ -649,7 +716,7 @@ def test_a_dry_run_opens_nothing(made, capsys):
     out = capsys.readouterr().out
     assert "evals" in out and "energy" in out
     assert not (made.parent / "runs" / "matrix-test").exists()
-    assert count_openings(made.parent / "runs", manifest_digest(made)) == 0
+    assert count_uses(made.parent / "runs", manifest_digest(made)) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from opro import power
 from opro.cli import run_verb
 
-SETTINGS = power.Settings(searches=40, candidates=10)
+SETTINGS = power.PowerSettings(searches=40, candidates=10)
 
 
 def half(sources, clips):
@@ -17,7 +17,7 @@ def half(sources, clips):
 
 def test_large_gains_are_found_and_small_sets_find_less():
     found = [
-        power.simulate("x", half(n, 8), half(n, 8), gain, SETTINGS)
+        power.simulate("x", (half(n, 8), half(n, 8)), gain, SETTINGS)
         for n, gain in ((40, 0.15), (12, 0.06), (40, 0.0))
     ]
     assert found[0].replaced > 0.9 > found[1].replaced
@@ -26,7 +26,7 @@ def test_large_gains_are_found_and_small_sets_find_less():
 
 
 def test_too_few_sources_claim_nothing():
-    cell = power.simulate("x", half(6, 30), half(6, 30), 0.15, SETTINGS)
+    cell = power.simulate("x", (half(6, 30), half(6, 30)), 0.15, SETTINGS)
     assert cell.replaced == cell.wrong == 0
 
 
@@ -41,7 +41,7 @@ def test_a_set_grows_as_told():
 def test_same_seed_same_table_and_another_seed_another():
     def cell(seed):
         settings = dataclasses.replace(SETTINGS, seed=seed)
-        return power.simulate("x", half(12, 4), half(12, 4), 0.1, settings)
+        return power.simulate("x", (half(12, 4), half(12, 4)), 0.1, settings)
 
     assert cell(0) == cell(0)
     assert len({cell(seed).replaced for seed in range(4)}) > 1
@@ -50,7 +50,7 @@ def test_same_seed_same_table_and_another_seed_another():
 def test_the_more_sources_differ_the_less_is_found():
     found = [
         power.simulate(
-            "x", half(12, 4), half(12, 4), 0.15, dataclasses.replace(SETTINGS, spread=spread)
+            "x", (half(12, 4), half(12, 4)), 0.15, dataclasses.replace(SETTINGS, spread=spread)
         ).replaced
         for spread in (0.0, 0.08, 0.3)
     ]

@@ -7,6 +7,7 @@ import pytest
 from evaluators.prompts import Prompt, dump_prompts
 from opro import matrix, optimize, report
 from opro.cli import run_verb
+from opro.results import page
 
 NASTY = 'Is <script>alert(1)</script> & "it" $speech$ {{ 7*7 }}?\nA) </pre><b>yes\nB) _no'
 
@@ -68,25 +69,25 @@ def check(path):
 
 def test_a_run_becomes_one_page(run, capsys):
     assert verb(run) == 0
-    text, page = check(run / "report.html")
-    assert page.tags.count("svg") >= 3 and page.tags.count("audio") >= 1
-    assert page.tags.count("audio") == page.tags.count("img")
-    assert "<script>alert(1)</script>" in page.text and "&lt;script&gt;" in text
+    text, shown = check(run / "report.html")
+    assert shown.tags.count("svg") >= 3 and shown.tags.count("audio") >= 1
+    assert shown.tags.count("audio") == shown.tags.count("img")
+    assert "<script>alert(1)</script>" in shown.text and "&lt;script&gt;" in text
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["reason"] in page.text
-    assert "DT75" in page.text and "music" in page.text
+    assert summary["reason"] in shown.text
+    assert "DT75" in shown.text and "music" in shown.text
     assert verb(run, "--out", run.parent / "other.html") == 0
     assert (run.parent / "other.html").read_text() == text
 
 
-def test_per_clip_results_of_the_fresh_half_are_kept(run):
+def test_per_clip_results_of_the_holdout_are_kept(run):
     from opro.results.predictions import read_predictions
 
     summary = json.loads((run / "summary.json").read_text())
     for one in (summary["baseline"], *summary["finalists"]):
         j = read_predictions(run / "scores" / "fresh" / f"{one['prompt_id']}.csv", "SPEECH", {})
-        right = j.decided == j.truth
-        score = (right[j.truth == 0].mean() + right[j.truth == 1].mean()) / 2
+        truth, right = j.targets.truth, j.right
+        score = (right[truth == 0].mean() + right[truth == 1].mean()) / 2
         assert score == pytest.approx(one["score"])
         assert len(right) == summary["gain"]["clips"]
 
@@ -102,8 +103,8 @@ def test_a_matrix_becomes_one_page(run, make_manifest, tmp_path):
     argv += ["--prompts", str(tmp_path / "seeds.yaml"), str(run), "--baselines", "energy"]
     assert matrix.main([*argv, "--out", str(out)]) == 0
     assert verb(out) == 0
-    _, page = check(out / "report.html")
-    assert "energy" in page.text and "<script>alert(1)</script>" in page.text
+    _, shown = check(out / "report.html")
+    assert "energy" in shown.text and "<script>alert(1)</script>" in shown.text
 
 
 def test_missing_per_clip_results_are_told(run):
@@ -136,6 +137,6 @@ def test_wrong_folders(run, tmp_path, capsys):
     ],
 )
 def test_changes_are_marked_where_much_is_shared(old, new, marked):
-    diff = report._diff(old, new)
+    diff = page._diff(old, new)
     assert "".join(t for op, t in diff if op != "gone") == new
     assert any(op == "new" for op, _ in diff) == marked

@@ -15,8 +15,8 @@ from evaluators.files import read_yaml
 from evaluators.manifest import manifest_digest, read_manifest
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.splits import Registry, write_registry
-from evaluators.statistics import metrics
-from opro import leaderboard, optimize, rescore
+from evaluators.statistics.resampling import clusters, level_at_zero, percentile_bounds
+from opro import leaderboard, optimize, problem, rescore
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,17 @@ def written_out_holm(p):
     return out
 
 
+def level_of_zero(draws, sources):
+    """The level at which the interval's own lower bound is zero, by halving; never below one resample."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        at = percentile_bounds(draws, sources, middle)[0]
+        low, high = (low, middle) if at > 0 else (middle, high)
+    least = (np.sort(draws) <= 0).sum() == 0
+    return level_at_zero(draws, sources) if least else high
+
+
 def area(positive, negative):
     wins = [(a > b) + (a == b) / 2 for a in positive for b in negative]
     return sum(wins) / len(wins)
@@ -111,6 +122,7 @@ def check_rows(rows, prompts, clips, biases=None):
     truth = np.array([LABELS.index(c.label) for c in clips])
     speech = truth == 0
     sources = [c.source_id for c in clips]
+    c = clusters(truth, sources)
     own = FakeEvaluator().score(prompts, clips).logp
     rights = []
     for logp, bias in zip(own.astype(float), biases, strict=True):
@@ -130,7 +142,7 @@ def check_rows(rows, prompts, clips, biases=None):
         assert row["auroc"] == pytest.approx(area(margin[speech], margin[~speech]), abs=1e-6)
         assert row["outside"] == pytest.approx(np.mean(1 - np.exp(logp).sum(-1)), abs=1e-6)
         assert (row["clips"], row["sources"]) == (len(clips), len(set(sources)))
-        e = metrics.estimate(truth, right, sources)
+        e = c.estimate(c.balanced(right.astype(float)))
         assert (row["low"], row["high"]) == pytest.approx((e.low, e.high))
         assert row["low"] < row["score"] < row["high"]
         expected = {}
@@ -144,11 +156,14 @@ def check_rows(rows, prompts, clips, biases=None):
         assert set(row["slices"]) == set(expected)
         for name, value in expected.items():
             assert row["slices"][name] == pytest.approx(value), name
-        d = metrics.paired_difference(truth, right, rights[0], sources)
+        gain = c.balanced(right.astype(float)) - c.balanced(rights[0].astype(float))
+        low, high = percentile_bounds(gain.draws, c.fewest, 0.025)
         found = row["difference"]
         assert found["value"] == pytest.approx(balanced[i] - balanced[0])
-        assert (found["low"], found["high"]) == pytest.approx((d.low, d.high))
-        assert found["p"] == pytest.approx(d.p)
+        assert (found["low"], found["high"]) == pytest.approx((low, high))
+        if i:
+            assert found["p"] == pytest.approx(level_of_zero(gain.draws, c.fewest), abs=1e-6)
+            assert (found["p"] < 0.025) == (found["low"] > 0)
     p = [row["difference"]["p"] for row in rows[1:]]
     assert [r["difference"]["p_holm"] for r in rows[1:]] == pytest.approx(written_out_holm(p))
     assert rows[0]["difference"]["p_holm"] == 1.0 and rows[0]["difference"]["value"] == 0
@@ -258,7 +273,7 @@ def test_a_run_is_scored_baseline_first_then_what_was_chosen_and_the_next_best(f
         assert result["test_openings"] == look and len(openings(folder.parent)) == look
         said = capsys.readouterr().out
         assert f"opened {look} times" in said
-        assert ("every look makes the next number less honest" in said) == (look > 1)
+        assert ("each use makes the next result less trustworthy" in said) == (look > 1)
         trials, selection = read_trials(folder)
         complete = [n for n, t in trials.items() if t["state"] == "complete"]
         complete.sort(key=lambda n: (-trials[n]["reward"], trials[n]["nll"]))
@@ -302,7 +317,9 @@ def test_a_run_brings_its_own_manifest_checkpoint_and_order_of_options(tmp_path,
     assert result["manifest"] == manifest_digest(small) and result["warnings"] == []
     assert result["prompts"][0]["clips"] == len(read_manifest(small, LABELS, "test"))
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
-    assert result["fingerprint"] == summary["fingerprint"] != FakeEvaluator().fingerprint
+    assert result["fingerprint"] == summary["fingerprint"] == FakeEvaluator().fingerprint
+    assert all(row["both_orders"] for row in result["prompts"])  # the order is the prompt's
+    assert result["prompts"][0]["prompt_id"] == summary["baseline"]["prompt_id"]
 
 
 def test_another_model_than_the_runs_is_warned_of(folder):
@@ -366,26 +383,26 @@ def test_counts_are_at_least_one_and_there_is_no_config(tmp_path, capsys, flag):
 
 
 def test_what_the_flags_say_reaches_the_model(small, tmp_path, monkeypatch):
-    from evaluators import build
-
-    found, real = {}, build.build_evaluator
+    found, real = {}, problem.build_evaluator
 
     def build_evaluator(checkpoint, **options):
         found.update(options, checkpoint=checkpoint)
         return real("fake", cache=options["cache"])
 
-    monkeypatch.setattr(build, "build_evaluator", build_evaluator)
-    scored(tmp_path, small)
-    plain = {"checkpoint": "fake", "adapter": None, "quantisation": "none", "device": "auto"}
-    plain |= {"dtype": "auto", "swap": False, "ray": None, "ray_cpus": 1}
+    monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
+    rows = scored(tmp_path, small)["prompts"]
+    plain = {"checkpoint": "fake", "adapter": None, "quantization": "none", "device": "auto"}
+    plain |= {"dtype": "auto", "ray": None, "ray_cpus": 1}
     assert found == plain | {"cache": tmp_path / "r" / ".cache"}
-    more = {"adapter": tmp_path / "a", "quantisation": "nf4", "device": "cpu", "dtype": "float32"}
+    assert not any(row["both_orders"] for row in rows)
+    more = {"adapter": tmp_path / "a", "quantization": "nf4", "device": "cpu", "dtype": "float32"}
     more |= {"ray": "auto", "ray_cpus": 3}
     argv = []
     for name, value in more.items():
-        argv += [f"--{name.replace('_', '-').replace('quantisation', 'quantization')}", value]
-    scored(tmp_path, small, *argv, "--swap")
-    assert found == plain | more | {"cache": tmp_path / "r" / ".cache", "swap": True}
+        argv += [f"--{name.replace('_', '-')}", value]
+    rows = scored(tmp_path, small, *argv, "--swap")["prompts"]
+    assert found == plain | more | {"cache": tmp_path / "r" / ".cache"}
+    assert all(row["both_orders"] for row in rows)
 
 
 def test_what_is_printed_is_printed_as_it_is(small, tmp_path, capsys):
@@ -404,7 +421,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 def test_settings_cannot_be_changed():
-    assert rescore.Settings.__dataclass_params__.frozen
+    for kind in (rescore.RescoreSettings, rescore.Asked, rescore.Job):
+        assert kind.__dataclass_params__.frozen
 
 
 def test_a_prompt_file_is_scored_beside_itself_or_to_out(small, tmp_path, seeds):

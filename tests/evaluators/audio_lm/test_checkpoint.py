@@ -273,7 +273,10 @@ def test_an_adapter_cut_anywhere_or_with_a_byte_too_many_is_refused(tmp_path_fac
             opened(base, adapter)
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"w": 3}'])
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"{}", b'{"w": 3}', b'{"w": {"dtype": "U8", "shape": [0], "data_offsets": [0]}}'],
+)
 def test_an_adapter_without_a_tensor_in_its_header_is_refused(base, adapter, header):
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
