@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from common import DEMO, LABELS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,11 +17,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from evaluators.files import shipped
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
-from evaluators.tasks import SPEECH_TASK
-
-LABELS = SPEECH_TASK.labels
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "data" / "demo"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

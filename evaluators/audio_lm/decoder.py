@@ -31,7 +31,7 @@ class FusedLinear:
         if len(linears) == 1:
             self.weight, self.bias = linears[0].weight.data, linears[0].bias
             return
-        self.weight = _side_by_side([m.weight.data for m in linears])
+        self.weight = side_by_side([m.weight.data for m in linears])
         has_bias = [m.bias is not None for m in linears]
         assert all(has_bias) or not any(has_bias)
         self.bias = torch.cat([m.bias.data for m in linears]) if all(has_bias) else None
@@ -48,7 +48,7 @@ class FusedLinear:
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _side_by_side(weights: Sequence[Tensor]) -> Tensor:
+def side_by_side(weights: Sequence[Tensor]) -> Tensor:
     """The weights as one tensor; without a copy when they are parts of one already."""
     first = weights[0]
     ends = first.data_ptr()

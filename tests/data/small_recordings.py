@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from conftest import LABELS
+from common import LABELS
 
 from data import build
 from data.building.mixing import (

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import DEMO, LABELS
+from common import DEMO, LABELS
 from small_recordings import write_clip_set
 
 from data.auditing.checks import audit_clips, correlation

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import LABELS, ROOT
+from common import LABELS, ROOT
 from small_recordings import (
     RECIPE,
     digests,

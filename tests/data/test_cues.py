@@ -1,7 +1,7 @@
 """The shortcut model finds what it is for."""
 
 import soundfile
-from conftest import LABELS
+from common import LABELS
 
 from data.building.cues import shortcut_accuracy
 from evaluators.manifest import read_manifest

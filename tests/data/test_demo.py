@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import DEMO, LABELS, ROOT
+from common import DEMO, LABELS, ROOT
 
 from data.building.cues import MAX_ACCURACY, shortcut_accuracy
 from data.building.render import pcm_digest

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 from small_recordings import sound, table
 
 from data import build

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT
+from common import ROOT
 from small_recordings import build_variants, make, make_recordings, recipe_file, rows_of
 
 from data.building.mixing import coloured_noise

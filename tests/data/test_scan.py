@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT
+from common import ROOT
 from small_recordings import (
     RECIPE,
     build_variants,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 from small_recordings import make_recordings
 from transformers import AutoProcessor
 

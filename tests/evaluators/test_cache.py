@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -100,7 +100,7 @@ def test_renamed_clips_keep_their_scores(tmp_path, seeds, clips):
 def test_two_processes_share_a_folder_without_loss(tmp_path, seeds, clips):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from conftest import DEMO, LABELS
+from common import DEMO, LABELS
 from evaluators.cache import CachedEvaluator; from evaluators.manifest import read_manifest
 from evaluators.files import shipped; from evaluators.splits import balanced_order
 from evaluators.fakes import FakeEvaluator; from evaluators.prompts import read_prompts

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from chat_server import completion, serve
-from conftest import LABELS
+from common import LABELS
 
 from evaluators import endpoint
 from evaluators.clips import clip_wave

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import csv
 import hashlib
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 
 from evaluators.errors import LeakError, UserError
 from evaluators.manifest import (

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

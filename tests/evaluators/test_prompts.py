@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 

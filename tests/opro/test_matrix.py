@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 
 from evaluators import latency
 from evaluators.audio_lm.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_server import serve
-from conftest import DEMO, LABELS, ROOT
+from common import DEMO, LABELS, ROOT
 
 from evaluators.fakes import FakeEvaluator
 from evaluators.files import csv_text, read_yaml

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.fakes import FakeEvaluator

@@ -21,12 +21,12 @@ LABELS = ("SPEECH", "NONSPEECH")
 PROMPT = Prompt("Speech? A or B")
 
 
-def opened(folder, adapter=None, quantisation="none"):
-    return checkpoint.open_checkpoint(str(folder), adapter, quantisation)
+def opened(folder, adapter=None, quantization="none"):
+    return checkpoint.open_checkpoint(str(folder), adapter, quantization)
 
 
-def digest(folder, adapter=None, quantisation="none"):
-    return opened(folder, adapter, quantisation).digest
+def digest(folder, adapter=None, quantization="none"):
+    return opened(folder, adapter, quantization).digest
 
 
 def weights(fill=b"\0\0\0\0", metadata=None):
@@ -102,8 +102,8 @@ def test_names_count_and_what_decides_nothing_does_not(tmp_path, base, adapter):
 
 
 def test_base_adapter_and_quantisation_are_each_in_the_digest(tmp_path, base, adapter):
-    found = {digest(base), digest(adapter), digest(base, quantisation="nf4")}
-    found.add(digest(adapter, quantisation="nf4"))
+    found = {digest(base), digest(adapter), digest(base, quantization="nf4")}
+    found.add(digest(adapter, quantization="nf4"))
     assert len(found) == 4
     assert digest(base, adapter) == digest(adapter)  # by flag or by its own folder
     parts = "|".join([checkpoint.folder_digest(base), checkpoint.folder_digest(adapter), "none"])
@@ -199,10 +199,10 @@ def test_an_adapters_folder_finds_its_base(tmp_path, base, monkeypatch):
 def test_a_checkpoint_is_what_was_asked_for(base, adapter):
     plain = opened(base)
     assert (plain.name, plain.base, plain.adapter) == (str(base), base, None)
-    assert (plain.quantisation, plain.trained_on, plain.prompt) == ("none", None, None)
+    assert (plain.quantization, plain.trained_on, plain.prompt) == ("none", None, None)
     assert plain.base_digest is None and plain.self_test is None
     both = opened(base, adapter, "nf4")
-    assert (both.base, both.adapter, both.quantisation) == (base, adapter, "nf4")
+    assert (both.base, both.adapter, both.quantization) == (base, adapter, "nf4")
 
 
 def test_the_prompt_and_the_self_test_of_an_adapter_are_read(tmp_path, base):
@@ -243,7 +243,7 @@ def test_pickled_weights_are_never_read(tmp_path, base, adapter):
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "qwen3_omni_moe", "qwen3_omni_moe_thinker"])
 def test_the_kinds_of_model_that_can_be_scored_are_opened(tmp_path, kind):
-    assert opened(make_base(tmp_path / "m", kind)).quantisation == "none"
+    assert opened(make_base(tmp_path / "m", kind)).quantization == "none"
 
 
 @pytest.mark.parametrize("kind", ["bert", None, "qwen2_audio_2"])
@@ -255,7 +255,7 @@ def test_another_kind_of_model_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["qwen3_omni_moe", "qwen3_omni_moe_thinker"])
 def test_quantisation_that_would_not_reach_the_experts_is_refused(tmp_path, kind):
     with pytest.raises(UserError, match="does not reach the experts"):
-        opened(make_base(tmp_path / "m", kind), quantisation="nf4")
+        opened(make_base(tmp_path / "m", kind), quantization="nf4")
 
 
 @settings(max_examples=40, deadline=None, phases=UNSHRUNK, derandomize=True)
@@ -300,9 +300,9 @@ def test_weights_that_are_not_those_that_were_written_are_refused(tmp_path, base
 @pytest.mark.parametrize(("trained", "asked"), [("none", "nf4"), ("nf4", "none")])
 def test_an_adapter_is_scored_on_the_precision_it_was_trained_on(tmp_path, base, trained, asked):
     adapter = make_adapter(tmp_path / "a", "../base", quantisation=trained)
-    assert opened(adapter, quantisation=trained).quantisation == trained
+    assert opened(adapter, quantization=trained).quantization == trained
     with pytest.raises(UserError, match=f"quantization {trained}, not {asked}"):
-        opened(adapter, quantisation=asked)
+        opened(adapter, quantization=asked)
 
 
 def test_shipped_names_are_folders_that_open():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from common import ROOT
 
 pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch")
 

@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from searches import scored_trial, view_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from common import LABELS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from searches import SEEDS, Display, Made, Searched, Spied, Told, half, logp_of
