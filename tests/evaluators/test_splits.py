@@ -83,6 +83,7 @@ def test_the_registry_refuses_a_source_that_changed_its_split(tmp_path, dev_clip
 
 def test_a_checkpoint_may_not_be_judged_on_what_it_heard(dev_clips):
     assert check_trained_on(dev_clips, frozenset({"somebody else"}), "model") == []
+    assert check_trained_on(dev_clips, frozenset(), "model") == []  # known: on nothing
     heard = frozenset({dev_clips[5].source_id})
     with pytest.raises(
         LeakError, match=f"trained on 1 of the sources to be scored \\({dev_clips[5].source_id}"
