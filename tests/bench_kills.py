@@ -56,10 +56,10 @@ def lost_evals(folder, checkpoint, clips):
     for trial in History(journal, SPEECH_TASK.labels).trials:
         if trial.state == "waiting":
             continue
-        prompt = trial.candidate.prompt
+        prompt = trial.prompt
         with (folder / "run" / "scores" / f"{prompt.prompt_id}.csv").open() as file:
             heard = [clips[row["clip_id"]] for row in csv.DictReader(file)]
-        assert len(heard) == trial.clips
+        assert len(heard) == trial.n_scored
         lost += evaluator.count_missing([prompt], heard)
     return lost
 

@@ -15,50 +15,36 @@ from pathlib import Path
 import numpy as np
 from known_truth import KnownTruth
 from scipy import stats
+from searches import Silent
 
+from evaluators.clips import ClipSet
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from evaluators.splits import halves
 from evaluators.tasks import SPEECH_TASK
+from opro.problem import Problem
 from opro.proposers.rewriter import Rewriter
 from opro.search.history import History
-from opro.search.loop import Clock, Search, optimize
-from opro.search.objective import Reward
+from opro.search.loop import Clock, Search
+from opro.search.select import decide
+from opro.settings import SearchSettings
 
 LABELS = SPEECH_TASK.labels
 
 
-class Silent:
-    def iteration(self, *_):
-        pass
-
-    def advance(self, *_):
-        pass
-
-    def told(self, *_):
-        pass
-
-
 def run(evaluator, halves_of_dev, seed, strategy, learn=False):
-    """(selection, history) of one search."""
+    """(decision, history) of one search."""
     seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
+    problem = Problem(SPEECH_TASK, tuple(seeds), *halves_of_dev, evaluator, {})
+    settings = SearchSettings(iterations=5, candidates=10, strategy=strategy, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder) / "trials.jsonl", LABELS)
-        history.start({})
-        plan = Search(
-            evaluator,
-            Rewriter(SPEECH_TASK, seed, learn=learn),
-            SPEECH_TASK,
-            seeds,
-            *halves_of_dev,
-            Reward(),
-            5,
-            10,
-            strategy,
-            seed,
-        )
-        return optimize(plan, history, Silent(), Clock()), history
+        history.begin({})
+        proposer = Rewriter(SPEECH_TASK, seed, learn=learn)
+        search = Search(problem, settings, proposer, history, Silent(), Clock(), lambda *_: None)
+        search.run()
+        return decide(problem, settings, history), history
 
 
 def interval(values):
@@ -68,7 +54,8 @@ def interval(values):
 
 def dev():
     """The halves of the shipped dev split."""
-    return halves(read_manifest(shipped("data/demo"), LABELS, "dev"))
+    found = halves(read_manifest(shipped("data/demo"), LABELS, "dev"))
+    return [ClipSet(SPEECH_TASK, tuple(half)) for half in found]
 
 
 def compared(noise, world):
@@ -76,18 +63,17 @@ def compared(noise, world):
     found = {}
     for strategy in ("race", "opro"):
         evaluator = KnownTruth(world, noise)
-        selection, history = run(evaluator, dev(), world, strategy)
-        final = selection.chosen.trial if selection.chosen else selection.baseline
+        decision, history = run(evaluator, dev(), world, strategy)
         found[strategy] = [
-            100 * evaluator.true_accuracy(t.candidate.prompt) for t in (history.scored[0], final)
-        ] + [sum(t.clips for t in history.trials)]
+            100 * evaluator.true_accuracy(t.prompt) for t in (history.scored[0], decision.chosen)
+        ] + [sum(t.n_scored for t in history.trials)]
     raced, whole = found["race"], found["opro"]
     return raced[0] - whole[0], raced[1] - whole[1], 100 * raced[2] / whole[2]
 
 
 def fooled(world):
     """Whether a search on labels that mean nothing replaced its baseline."""
-    return run(KnownTruth(world, deaf=True), dev(), world, "race", learn=True)[0].chosen is not None
+    return run(KnownTruth(world, deaf=True), dev(), world, "race", learn=True)[0].winner is not None
 
 
 def main():

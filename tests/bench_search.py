@@ -28,10 +28,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
+from searches import Silent
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.build import build_evaluator
+from evaluators.classifier import decide as decided
 from evaluators.classifier import log_odds
+from evaluators.clips import ClipSet
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import prompt_from, read_prompts
@@ -39,12 +42,19 @@ from evaluators.splits import balanced_order, halves
 from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_bias
 from evaluators.tasks import SPEECH_TASK
-from opro.proposers.lm_proposer import LMProposer, Mixed
-from opro.proposers.openai_model import Ledger, Message, OpenAIModel, Reply
+from opro.problem import Problem
+from opro.proposers.language_model import Message, Reply
+from opro.proposers.ledger import Ledger
+from opro.proposers.lm_proposer import LMProposer
+from opro.proposers.mixed import Mixed
+from opro.proposers.openai_model import OpenAIModel
 from opro.proposers.rewriter import Rewriter
+from opro.search.budget import fit_budget
 from opro.search.history import History
-from opro.search.loop import Clock, Search, affordable_clips, optimize
-from opro.search.objective import Reward
+from opro.search.loop import Clock, Search
+from opro.search.objective import Objective
+from opro.search.select import decide
+from opro.settings import SearchSettings
 
 LABELS = SPEECH_TASK.labels
 BUDGETS = (1000, 3000)
@@ -74,7 +84,7 @@ class Meter:
         self.pairs |= asked
         truth = np.array([LABELS.index(c.label) for c in clips])
         try:
-            return metrics.decide(self.evaluator.score([prompt], clips).logp[0]) == truth
+            return decided(self.evaluator.score([prompt], clips).logp[0]) == truth
         except PromptError:  # a text with control tokens, say, by a package that takes any
             return np.zeros(len(clips), bool)
 
@@ -85,17 +95,6 @@ class Meter:
     def choose(self, prompt, bias=0.0):
         if not self.events or self.events[-1][1:] != (prompt, bias):
             self.events.append((len(self.pairs), prompt, bias))
-
-
-class Silent:
-    def iteration(self, *_):
-        pass
-
-    def advance(self, *_):
-        pass
-
-    def told(self, *_):
-        pass
 
 
 class Author:
@@ -188,7 +187,7 @@ def ours(
     seeds,
     seed,
     search,
-    fresh,
+    holdout,
     *,
     strategy="race",
     threshold="argmax",
@@ -197,62 +196,53 @@ def ours(
 ):
     """Our loop: `guard` off hands over the best of the search half without a second look."""
     learn = strategy != "random"
+    if lm is None and learn and isinstance(meter.author, Chat):
+        lm = meter.author
+    # A language model that writes nothing usable would be asked for ever.
+    rounds, each = 10 if isinstance(lm, Chat) else 100, 8 if strategy == "opro" else 10
+    settings = SearchSettings(
+        iterations=rounds, candidates=each, strategy=strategy, threshold=threshold, seed=seed,
+        max_evals=meter.budget,
+    )  # fmt: skip
+    clips = [ClipSet(SPEECH_TASK, tuple(half)) for half in (search, holdout)]
+    problem = fit_budget(Problem(SPEECH_TASK, tuple(seeds), *clips, meter.evaluator, {}), settings)
+    proposer = rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
+    if lm is not None:
+        asks = LMProposer(
+            lm,
+            SPEECH_TASK,
+            Objective(threshold=threshold),
+            Ledger(),
+            record=lambda entry: None,
+            strategy=strategy,
+            seed=seed,
+        )
+        proposer = asks if strategy == "opro" else Mixed(asks, rewriter)
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder) / "trials.jsonl", LABELS)
-        history.start({})
-        reward = Reward("balanced_accuracy", threshold)
-        search, fresh = affordable_clips(search, fresh, SPEECH_TASK, meter.budget)
-        rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
-        if lm is None and learn and isinstance(meter.author, Chat):
-            lm = meter.author
-        if lm is not None:
-            asked = LMProposer(
-                lm,
-                SPEECH_TASK,
-                reward,
-                search,
-                Ledger(),
-                lambda entry: None,
-                strategy=strategy,
-                seed=seed,
-            )
-            rewriter = asked if strategy == "opro" else Mixed(asked, rewriter)
-        # A language model that writes nothing usable would be asked for ever.
-        rounds = (10 if isinstance(lm, Chat) else 100, 8 if strategy == "opro" else 10)
-        plan = Search(
-            meter.evaluator,
-            rewriter,
-            SPEECH_TASK,
-            seeds,
-            search,
-            fresh,
-            reward,
-            *rounds,
-            strategy,
-            seed,
-            meter.budget,
-        )
-        selection = optimize(plan, history, Silent(), Clock())
-        chosen = selection.chosen.trial if selection.chosen else selection.baseline
-        if not guard and selection.finals:
-            chosen = selection.finals[0].trial
-        heard = sum(t.clips for t in history.trials)
-        asked = heard + (1 + len(selection.finals)) * len(fresh)
+        history.begin({})
+        Search(problem, settings, proposer, history, Silent(), Clock(), lambda *_: None).run()
+        decision = decide(problem, settings, history)
+        chosen = decision.chosen
+        if not guard and decision.finalists:
+            chosen = decision.finalists[0].trial
+        asked = sum(t.n_scored for t in history.trials)
+        asked += len(decision.predictions) * len(problem.holdout_clips)
         assert asked <= meter.budget, (asked, meter.budget)
     meter.pairs = set(range(asked))
-    meter.choose(chosen.candidate.prompt, chosen.bias)
+    meter.choose(chosen.prompt, chosen.classifier.bias)
 
 
-def best_seed(meter, seeds, seed, search, fresh):
+def best_seed(meter, seeds, seed, search, holdout):
     """The seed prompt that scores best on as many dev clips as the budget covers."""
-    clips = balanced_order([*search, *fresh])[: meter.budget // len(seeds)]
+    clips = balanced_order([*search, *holdout])[: meter.budget // len(seeds)]
     scores = [meter.right(p, clips).mean() for p in seeds]
     meter.choose(seeds[int(np.argmax(scores))])
 
 
-def threshold_only(meter, seeds, seed, search, fresh):
+def threshold_only(meter, seeds, seed, search, holdout):
     """The best seed prompt with the decision threshold fitted on the same clips."""
-    clips = balanced_order([*search, *fresh])[: meter.budget // len(seeds)]
+    clips = balanced_order([*search, *holdout])[: meter.budget // len(seeds)]
     truth = np.array([LABELS.index(c.label) for c in clips])
     fits = []
     for prompt in seeds:
@@ -262,7 +252,7 @@ def threshold_only(meter, seeds, seed, search, fresh):
     meter.choose(*max(fits, key=lambda f: f[0])[1:])
 
 
-def greedy_random(meter, seeds, seed, search, fresh):
+def greedy_random(meter, seeds, seed, search, holdout):
     """Random rewritings of the seeds, each on all search clips; the best of them."""
     author = meter.author
     best = -1.0
@@ -273,7 +263,7 @@ def greedy_random(meter, seeds, seed, search, fresh):
             meter.choose(prompt)
 
 
-def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30, grown=True):
+def promptolution(meter, seeds, seed, search, holdout, *, name, strategy, size=30, grown=True):
     """A method of the package promptolution; `grown` starts it from ten prompts instead of the three seeds."""
     import pandas
     from promptolution.llms.base_llm import BaseLLM
@@ -287,7 +277,7 @@ def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30,
 
     random.seed(seed)
     np.random.seed(seed)
-    clips = {c.clip_id: c for c in balanced_order([*search, *fresh])}
+    clips = {c.clip_id: c for c in balanced_order([*search, *holdout])}
     author = meter.author
 
     class Model(BaseLLM):
@@ -348,18 +338,18 @@ def promptolution(meter, seeds, seed, search, fresh, *, name, strategy, size=30,
     logging.disable(logging.NOTSET)
 
 
-def gepa(meter, seeds, seed, search, fresh, *, valid):
-    """The package gepa: minibatches of the search half, `valid` clips of the fresh half as its validation set.
+def gepa(meter, seeds, seed, search, holdout, *, valid):
+    """The package gepa: minibatches of the search half, `valid` clips of the holdout as its validation set.
 
     It takes one seed prompt: it is given, free of charge, the one that is best on those clips.
     """
     import gepa as package
 
     author = meter.author
-    validation = balanced_order(fresh)[:valid]
+    validation = balanced_order(holdout)[:valid]
     truth = np.array([LABELS.index(c.label) for c in validation])
     table = meter.evaluator.score(seeds, validation)
-    first = seeds[int(np.argmax((metrics.decide(table.logp) == truth).mean(axis=1)))]
+    first = seeds[int(np.argmax((decided(table.logp) == truth).mean(axis=1)))]
 
     class Adapter:
         def evaluate(self, batch, candidate, capture_traces=False):
@@ -494,14 +484,14 @@ def material(cache, checkpoint):
     torch.set_num_threads(1)
     seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
     everything = read_manifest(shipped("data/demo"), LABELS)
-    search, fresh = halves([c for c in everything if c.split == "dev"])
+    search, holdout = halves([c for c in everything if c.split == "dev"])
     test = balanced_order([c for c in everything if c.split == "test"])
-    return build_evaluator(checkpoint, cache=cache)[0], seeds, search, fresh, test
+    return build_evaluator(checkpoint, cache=cache)[0], seeds, search, holdout, test
 
 
 def once(out, model, checkpoint, name, seed, budget):
     """One method, once: every choice it made, with its balanced accuracy on test."""
-    evaluator, seeds, search, fresh, test = material(out / ".cache", checkpoint)
+    evaluator, seeds, search, holdout, test = material(out / ".cache", checkpoint)
     truth = np.array([LABELS.index(c.label) for c in test])
     author = Author(seed, seeds)
     if model[0]:
@@ -509,10 +499,10 @@ def once(out, model, checkpoint, name, seed, budget):
         author = Chat(*model, out / "replies" / f"{run}.jsonl", seed, seeds)
     meter = Meter(evaluator, budget, author)
     with contextlib.suppress(SpentError):
-        METHODS[name](meter, seeds, seed, search, fresh)
+        METHODS[name](meter, seeds, seed, search, holdout)
     events = []
     for evals, prompt, bias in meter.events:
-        right = metrics.decide(evaluator.score([prompt], test).logp[0], bias) == truth
+        right = decided(evaluator.score([prompt], test).logp[0], bias) == truth
         score = metrics.balanced_accuracy(truth, right)
         events.append({"evals": evals, "text": prompt.text, "test": score})
     return {

@@ -1,12 +1,14 @@
 """Ten searches on a checkpoint against its peers at equal cost: python tests/bench_seeds.py --checkpoint pocket-base
 
 For each seed: the default search with the built-in rewriter, and random paraphrases of the seed prompts at the same
-number of prompts scored on everything; both from the three published baselines, both chosen honestly on the fresh
-half. Beside them threshold-only tuning of the best baseline. All are judged on the test split: paired differences to
+number of prompts scored on everything; both from the three published baselines, both chosen honestly on the
+holdout. Beside them threshold-only tuning of the best baseline. All are judged on the test split: paired differences to
 the baseline, sources resampled; over seeds the mean with a t interval. All share one score cache.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -15,15 +17,17 @@ import numpy as np
 from scipy import stats
 
 from evaluators.build import build_evaluator
-from evaluators.classifier import log_odds
+from evaluators.classifier import Classifier, log_odds, read_classifiers
+from evaluators.clips import ClipSet
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from evaluators.splits import balanced_order, halves
-from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.compare import compare
 from evaluators.tasks import SPEECH_TASK
 from opro import optimize
+from opro.search.history import History
 
 
 def mean_interval(values):
@@ -50,35 +54,29 @@ def main():
     labels = SPEECH_TASK.labels
     manifest = shipped("data/demo")
     evaluator, _ = build_evaluator(args.checkpoint, cache=args.runs_dir / ".cache")
-    search, fresh = halves(balanced_order(read_manifest(manifest, labels, "dev")))
-    test = balanced_order(read_manifest(manifest, labels, "test"))
-    truth = {
-        name: np.array([labels.index(c.label) for c in clips])
-        for name, clips in (("search", search), ("fresh", fresh), ("test", test))
-    }
-    sources = [c.source_id for c in test]
+    search = halves(balanced_order(read_manifest(manifest, labels, "dev")))[0]
+    search = ClipSet(SPEECH_TASK, tuple(search))
+    test = ClipSet(SPEECH_TASK, tuple(balanced_order(read_manifest(manifest, labels, "test"))))
 
-    def on_test(prompt, bias=0.0):
-        return metrics.decide(evaluator.score([prompt], test).logp[0], bias) == truth["test"]
+    def said(classifier, clips=test):
+        return evaluator.score([classifier.prompt], clips).predict(classifier)
+
+    def balanced(said):
+        right, truth = said.right, said.targets.truth
+        return float(np.mean([right[truth == k].mean() for k in (0, 1)]))
 
     baselines = read_prompts(shipped("prompts/seeds/baselines.yaml"), labels)
     table = evaluator.score(baselines, search)
-    best = max(
-        range(3),
-        key=lambda i: metrics.balanced_accuracy(
-            truth["search"], metrics.decide(table.logp[i]) == truth["search"]
-        ),
-    )
-    base_right = on_test(baselines[best])
+    best = max(baselines, key=lambda p: balanced(table.predict(Classifier(p))))
+    base = said(Classifier(best))
+    sources = len(set(test.targets.sources.tolist()))
     print(
-        f"{args.checkpoint}: baseline"
-        f" {100 * metrics.balanced_accuracy(truth['test'], base_right):.1f} on {len(test)} test"
-        f" clips of {len(set(sources))} sources\n"
+        f"{args.checkpoint}: baseline {100 * balanced(base):.1f} on {len(test)} test"
+        f" clips of {sources} sources\n"
     )
 
-    bias = fit_bias(truth["search"], log_odds(table.logp[best]))
-    tuned = on_test(baselines[best], bias)
-    d = metrics.paired_difference(truth["test"], tuned, base_right, sources)
+    bias = fit_bias(search.targets.truth, log_odds(table.logp[baselines.index(best)]))
+    d = compare(said(Classifier(best, bias)), base)
     threshold_line = (
         f"threshold only: {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}] on"
         f" test (bias {bias:+.2f} nats fitted on the search half)"
@@ -86,7 +84,7 @@ def main():
 
     rows = {"race": [], "random": []}
     print(
-        "| strategy | seed | kept? | dev gain (fresh half) | best on search half, test gain |"
+        "| strategy | seed | kept? | dev gain (holdout) | best on search half, test gain |"
         " chosen, test gain [95 % over sources] | evals | chosen prompt |\n| --- | --- | --- | ---"
         " | --- | --- | --- | --- |"
     )
@@ -111,9 +109,6 @@ def main():
                 "--manifest",
                 str(manifest),
             ]
-            import contextlib
-            import io
-
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
@@ -121,16 +116,11 @@ def main():
                 assert optimize.main(flags) == 0
             folder = args.runs_dir / name
             summary = json.loads((folder / "summary.json").read_text())
-            chosen = read_prompts(folder / "best.yaml", labels)[0]
-            right = on_test(chosen)
-            d = metrics.paired_difference(truth["test"], right, base_right, sources)
+            chosen = read_classifiers(folder / "best.yaml", labels)[0]
+            d = compare(said(chosen), base)
             # What picking the winner of the search half without a second look would have given.
-            from opro.search.history import History
-
-            greedy = History(folder / "trials.jsonl", labels).complete[0].candidate.prompt
-            greedy_gain = metrics.balanced_accuracy(
-                truth["test"], on_test(greedy)
-            ) - metrics.balanced_accuracy(truth["test"], base_right)
+            greedy = History(folder / "trials.jsonl", labels).complete[0].classifier
+            greedy_gain = balanced(said(greedy)) - balanced(base)
             rows[strategy].append(
                 (
                     summary["gain"]["estimate"],
@@ -140,7 +130,7 @@ def main():
                     not summary["baseline_kept"],
                 )
             )
-            text = " / ".join(chosen.text.split("\n")).replace("|", "\\|")
+            text = " / ".join(chosen.prompt.text.split("\n")).replace("|", "\\|")
             print(
                 f"| {strategy} | {seed} | {'kept' if summary['baseline_kept'] else 'replaced'} |"
                 f" {100 * summary['gain']['estimate']:+.1f} | {100 * greedy_gain:+.1f} |"

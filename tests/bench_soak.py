@@ -23,11 +23,11 @@ class Watch(progress.Progress):
 
     seen: list = []  # noqa: RUF012
 
-    def iteration(self, number, stage):
-        if stage == "proposing":
+    def stage(self, iteration, name):
+        if name == "proposing":
             now = Path("/proc/self/statm").read_text().split()[1]
             self.seen.append((time.perf_counter(), int(now) * resource.getpagesize() / 2**20))
-        super().iteration(number, stage)
+        super().stage(iteration, name)
 
 
 def main():
@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--candidates", type=int, default=20)
     args = parser.parse_args()
-    progress.Progress = Watch
+    optimize.Progress = Watch
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             "--checkpoint", "fake", "--iterations", args.iterations, "--candidates", args.candidates,
@@ -47,8 +47,9 @@ def main():
         end = Watch.seen[-1][0]
         seconds, memory = np.diff([s for s, _ in Watch.seen]), [m for _, m in Watch.seen]
         print("\n| iterations | s each, median | memory at their end, MiB |\n| --- | --- | --- |")
-        for first in range(0, len(seconds), max(1, args.iterations // 5)):
-            last = min(first + args.iterations // 5, len(seconds))
+        step = max(1, args.iterations // 5)
+        for first in range(0, len(seconds), step):
+            last = min(first + step, len(seconds))
             print(
                 f"| {first + 1}-{last} | {np.median(seconds[first:last]):.3f} | {memory[last]:.0f} |"
             )

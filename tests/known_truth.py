@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, Uncached
 
 WIDTH = 64  # numbers that describe a clip; a prompt's own noise is a direction among them
 
@@ -16,7 +16,7 @@ def draws(*parts: object, size: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(raw[:8], "big")).standard_normal(size)
 
 
-class KnownTruth:
+class KnownTruth(Uncached):
     """Log-odds = skill x what a clip says + tilt x what else it is + shift + noise that differs from prompt to prompt.
 
     Half of the variance of everything random belongs to a clip's source.

@@ -56,6 +56,17 @@ def test_more_clips_leave_less_to_be_drawn(half):
     assert spread[0] > spread[1] > 0 and spread[2] > 0
 
 
+def test_a_single_clip_is_as_unsure_as_its_forecast_says(half):
+    """The noise of prompt and clip together is drawn too, not only what the references tell."""
+    inside = []
+    for known, others in worlds(half, 3):
+        for odds in others:
+            drawn = draw_log_odds(known, np.arange(64), odds[:64])[:, 64:]
+            low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+            inside.append(((low <= odds[64:]) & (odds[64:] <= high)).mean())
+    assert 0.8 < np.mean(inside) < 0.97
+
+
 def test_scores_stay_whichever_clips_they_are_of_and_draws_do_not_depend_on_anything_else(half):
     known, others = next(worlds(half, 1))
     seen = np.array([7, 3, 150, 20, 99, 4])

@@ -301,6 +301,9 @@ def test_the_first_seed_is_compared_with_the_one_chosen_or_else_the_baseline():
         value = [metrics.balanced_accuracy(truth, shares[k]) for k in (ours, 0)]
         assert d.baseline == 2 and d.chosen == chosen
         assert d.to_first.value == pytest.approx(value[0] - value[1], abs=1e-9)
+        for number, gain in d.gains.items():  # finalists are compared with the baseline
+            value = [metrics.balanced_accuracy(truth, shares[k]) for k in (number, 2)]
+            assert gain.value == pytest.approx(value[0] - value[1], abs=1e-9)
 
 
 def test_the_first_seed_is_compared_at_the_level_of_one_comparison():
