@@ -45,7 +45,7 @@ def parse(
     settings: type[T],
     argv: Sequence[str] | None,
     description: str,
-    extra: Callable[[argparse.ArgumentParser], None] | None = None,
+    extra: Callable[[argparse.ArgumentParser], object] | None = None,
     config: bool = True,
 ) -> tuple[T, argparse.Namespace]:
     """Settings from flags over a --config file over defaults, and the namespace with any extra arguments.

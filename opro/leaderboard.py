@@ -70,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(leaderboard_csv(everything), end="")
     else:
         most = MAX_ROWS if settings.format == "table" else len(everything)
-        sheets = [
-            render(leaderboard_sheet(rows[:most], about), settings.format)
-            + (f"\n{about.strip()}" if settings.format == "markdown" and len(boards) > 1 else "")
-            for about, rows in boards.items()
-        ]
-        print("\n\n".join(sheets))
+        sheets = [leaderboard_sheet(rows[:most], about) for about, rows in boards.items()]
+        titled = settings.format == "markdown" and len(boards) > 1
+        print(
+            "\n\n".join(
+                (f"**{s.title}**\n\n" if titled else "") + render(s, settings.format)
+                for s in sheets
+            )
+        )
         hidden = sum(max(0, len(rows) - most) for rows in boards.values())
         if hidden:
             print(f"and {hidden:,} more; --format csv, markdown or json shows all")
@@ -85,13 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _about(run: RunFolder) -> str:
     """What a run's scores are of: runs that differ in it are never ranked together."""
     config = run.config
-    about = f" of {run.task.name} on {config['manifest']}, {config['split']}"
     digest = str((run.history.header or {}).get("data", ""))[:8]
+    manifest = f"{config['manifest']} [{digest}]" if digest else str(config["manifest"])
+    about = f" of {run.task.name} on {manifest}, {config['split']}"
     if config.get("clips", "all") != "all":
         about += f", {config['clips']} clips"
-    if config.get("objective", "balanced_accuracy") != "balanced_accuracy":
-        about += f" (searched for {config['objective']})"
-    return f"{about} [{digest}]" if digest else about
+    return f"{about}, searched for {config.get('objective', 'balanced_accuracy')},"
 
 
 def _sorted(rows: list[Row], by: str) -> list[Row]:

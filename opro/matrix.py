@@ -375,7 +375,9 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
     bias = calibration.fit_bias(dev.targets.truth, dev.score)
     shifted = table.predict(Classifier(classifier.prompt, bias))
     c = resample(said.targets)
-    out: dict[str, Any] = {"threshold_on_dev": interval(c, c.balanced(shifted.right))}
+    out: dict[str, Any] = {
+        "threshold_on_dev": interval(c, c.balanced(shifted.right.astype(np.float64)))
+    }
     as_it_is = {"reliability": _reliability(table.predict(classifier))}
     try:
         fit = calibration.fit_calibration(dev.targets.truth, dev.score)

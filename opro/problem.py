@@ -183,7 +183,7 @@ def open_problem(settings: OptimizeSettings) -> Problem:
     if len(models) > 1:
         evaluator = PerCheckpoint({m.name: m.evaluator for m in models})
         search, holdout = search.repeat(settings.checkpoints), holdout.repeat(settings.checkpoints)
-    identity = {
+    identity: dict[str, str | int] = {
         "fingerprint": evaluator.fingerprint + ("-swap" if settings.swap else ""),
         "data": data.digest,
         "task": data.task.name,

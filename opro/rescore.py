@@ -149,7 +149,7 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
 
 def _filled(settings: RescoreSettings, config: dict[str, Any]) -> ModelSettings:
     """The model's settings: flags over the run's over defaults."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(ModelSettings):
         given = getattr(settings, field.name)
         value = given if given not in (None, "refuse") else config.get(field.name)

@@ -32,7 +32,11 @@ def axes(width: float = 6.0, height: float = 3.2) -> tuple[Any, Any]:
     plt = pyplot()
     style = {name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor")}
     style |= {"xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK}
-    more = {"svg.fonttype": "none", "svg.hashsalt": "opro", "font.family": "sans-serif"}
+    more: dict[str, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "opro",
+        "font.family": "sans-serif",
+    }
     more |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     plt.rcParams.update(style | more)
     figure, axis = plt.subplots(figsize=(width, height), layout="constrained")

@@ -75,10 +75,12 @@ def leaderboard_sheet(rows: Sequence[Row], about: str = "") -> Sheet:
     Args:
         about: What is ranked: data set and objective.
     """
-    title = (
+    runs = {row["run"] for row in rows}
+    several = len(runs) > 1
+    title = "" if several else "".join(f"run {run}: " for run in runs)
+    title += (
         f"balanced accuracy{about} on the search half; * dropped early, a forecast from fewer clips"
     )
-    several = len({row["run"] for row in rows}) > 1
     columns = [
         *([Column("run", 6, text=True), Column("checkpoint", 7, text=True)] if several else []),
         Column("score"),

@@ -189,7 +189,7 @@ def _labels(path: Path, text: "pd.Series[str]", positive: str) -> tuple[str, ...
 def _numbers(path: Path, name: str, text: "pd.Series[str]") -> np.ndarray[Any, Any]:
     import pandas as pd
 
-    out = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+    out = np.asarray(pd.to_numeric(text, errors="coerce"), dtype=np.float64)
     if not np.isfinite(out).all():
         at = int((~np.isfinite(out)).argmax())
         raise UserError(f"{path}:{at + 2}: {name} is {text.iloc[at]!r}; expected a number")

@@ -1,6 +1,6 @@
 """Progress on stderr: a live line in a terminal, one line a trial elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -92,8 +92,9 @@ class Progress:
         task = self._bar.tasks[0]
         self._planned -= skipped * self._orders
         if scored and task.fields["first_scored"] is None:  # the first block came with loading
-            begin = {"first_scored": task.elapsed, "skipped_by_then": scored * self._orders}
-            self._bar.update(self._task, **begin)
+            self._bar.update(
+                self._task, first_scored=task.elapsed, skipped_by_then=scored * self._orders
+            )
         self._bar.update(
             self._task,
             advance=scored * self._orders,
@@ -126,7 +127,7 @@ class Progress:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[object]:
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A live line that counts to `total` in a terminal, and is silent elsewhere. Yields a function of the step."""
     console = Console(stderr=True, highlight=False)
     columns = (

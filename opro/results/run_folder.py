@@ -176,7 +176,8 @@ class RunFolder:
         From the journal: before thresholds and orders were a part of the file, best.yaml held the words alone.
         """
         self.finished()
-        return self.history.trials[(self.history.selection or {})["chosen"]].classifier
+        number = int((self.history.selection or {})["chosen"])
+        return self.history.trials[number].classifier
 
     def ranking(self) -> list[Trial]:
         """Of a finished run: baseline, chosen trial, finalists, then the other complete ones; each once."""

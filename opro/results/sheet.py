@@ -6,11 +6,11 @@ each row as lines of "name  value".
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 PIPE_WIDTH = 160  # columns where standard output is no terminal and COLUMNS does not say
 GAP = 2  # blanks between columns
@@ -68,10 +68,11 @@ def render(sheet: Sheet, form: Form = "table", width: int | None = None) -> str:
 
 
 def _table(sheet: Sheet, width: int) -> str:
-    rows = [[" / ".join(cell.split("\n")) for cell in row] for row in sheet.rows]
+    rows = [[_one_line(cell) for cell in row] for row in sheet.rows]
     shown = list(range(len(sheet.columns)))
     wide = {
-        i: max(cell_len(s) for s in (sheet.columns[i].name, *(r[i] for r in rows))) for i in shown
+        i: max(cell_len(s) for s in (_one_line(sheet.columns[i].name), *(r[i] for r in rows)))
+        for i in shown
     }
     least = {i: min(n, SHORTEST) if sheet.columns[i].text else n for i, n in wide.items()}
     left_out: list[str] = []
@@ -87,13 +88,34 @@ def _table(sheet: Sheet, width: int) -> str:
         more = min(spare, wide[i] - least[i])
         least[i] += more
         spare -= more
-    lines = [sheet.title] if sheet.title else []
-    head = [c.name for c in sheet.columns]
+    lines = list(_wrapped(sheet.title, width))
+    head = [_one_line(c.name) for c in sheet.columns]
     for row in (head, *rows):
         lines.append(_line([_cell(row[i], least[i], sheet.columns[i].text) for i in shown]))
     if left_out:
-        lines.append(f"(left out at {width} columns: {', '.join(left_out)})")
+        lines += _wrapped(f"(left out at {width} columns: {'; '.join(left_out)})", width)
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """Text of one line that steers no terminal: what people put into files is shown as it is read."""
+    text = text.replace("\n", " / ")
+    return "".join(ch if ch.isprintable() else " " if ch.isspace() else "\ufffd" for ch in text)
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """The text in lines of at most `width`, broken between words where that does."""
+    line = ""
+    for word in _one_line(text).split():
+        if line and cell_len(line) + 1 + cell_len(word) <= width:
+            line += f" {word}"
+            continue
+        if line:
+            yield line
+        *whole, line = chop_cells(word, width)
+        yield from whole
+    if line:
+        yield line
 
 
 def _total(shown: Sequence[int], widths: dict[int, int]) -> int:
@@ -113,16 +135,16 @@ def _cell(text: str, width: int, is_text: bool) -> str:
 
 def _stacked(sheet: Sheet, rows: Sequence[Sequence[str]], width: int) -> str:
     """Each row as lines of name and value; texts are shortened, numbers never."""
-    names = [c.name for c in sheet.columns]
+    names = [_one_line(c.name) for c in sheet.columns]
     margin = min(max(map(cell_len, names), default=0), max(1, width // 2))
-    lines = [sheet.title] if sheet.title else []
+    lines = list(_wrapped(sheet.title, width))
     for row in rows:
         lines.append("")
-        for column, cell in zip(sheet.columns, row, strict=True):
+        for column, name, cell in zip(sheet.columns, names, row, strict=True):
             room = max(8, width - margin - GAP)
             value = cell if cell_len(cell) <= room or not column.text else _cell(cell, room, True)
             if cell:
-                lines.append(_line([_cell(column.name, margin, True), value]))
+                lines.append(_line([_cell(name, margin, True), value]))
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,7 +34,7 @@ class Scored(Part):
     bias: float = 0.0
 
     @classmethod
-    def of(cls, trial: Trial, score: Estimate, **more: Any) -> "Scored":
+    def of(cls, trial: Trial, score: Estimate, **more: Any) -> Self:
         """From a trial and its score on the holdout."""
         return cls(
             prompt_id=trial.prompt.prompt_id,

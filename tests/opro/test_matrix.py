@@ -528,7 +528,7 @@ def test_files_and_printed_formats_hold_the_same_numbers(small, capsys):
     assert shown["markdown"].count("\n") == 4 and shown["latex"].count(r"\\") == 3
     assert "written to" in shown["table"]
     (left,) = [x for x in shown["table"].splitlines() if x.startswith("(left out at ")]
-    hidden = left.partition(": ")[2].strip(")").split(", ")
+    hidden = left.partition(": ")[2].strip(")").split("; ")
     assert "ms single" in hidden and not set(hidden) & set(shown["table"].splitlines()[1].split())
     assert all(x in shown["table"] for x in ("balanced accuracy", "p (Holm)", "false alarms"))
     names = [p.name for p in sorted((out / "predictions").iterdir())]

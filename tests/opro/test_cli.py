@@ -1,0 +1,175 @@
+"""Command lines: flags over a file over defaults, and every mistake is one sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from common import ROOT
+
+from evaluators.errors import PauseError, UserError
+from opro.cli import DONE, FAULT, WRONG_USE, flag, parse, run_verb
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine."""
+
+    runs_dir: Path = flag(Path("runs"), "where runs lie")
+
+
+@dataclass(frozen=True)
+class Settings(Machine):
+    """The search.
+
+    More of it.
+    """
+
+    rounds: int = flag(5, "rounds", min=0)
+    cost: float | None = flag(None, "dollars", min=0)
+    kind: Literal["race", "random"] = flag("race", "how")
+    swap: bool = flag(False, "both orders")
+    name: str | None = flag(None, "run name")
+
+
+def given(*argv, config=None, tmp_path=None):
+    if config is not None:
+        (tmp_path / "c.yaml").write_text(config)
+        argv = ("--config", str(tmp_path / "c.yaml"), *argv)
+    return parse(Settings, list(argv), "about")[0]
+
+
+def test_defaults_flags_and_types():
+    assert given() == Settings()
+    found = given("--rounds", "7", "--cost", "0.5", "--kind", "random", "--swap", "--runs-dir", "x")
+    assert found == Settings(Path("x"), 7, 0.5, "random", True)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    text = "rounds: 7\nkind: random\nruns-dir: here\nswap: true\nname: 3\ncost: null\n"
+    found = given("--rounds", "8", config=text, tmp_path=tmp_path)
+    assert found == Settings(Path("here"), 8, None, "random", True, "3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--round", "3"], "flag '--round' is unknown; did you mean --rounds?"),
+        (["--zzz"], "flag '--zzz' is unknown; --help lists the flags"),
+        (["--rounds", "many"], "expected a whole number"),
+        (["--rounds", "1.5"], "expected a whole number"),
+        (["--rounds", "-1"], "expected at least 0"),
+        (["--cost", "nan"], "expected at least 0"),
+        (["--cost", "x"], "expected a number"),
+        (["--kind", "best"], "invalid choice: 'best'"),
+        (["--swap=yes"], "--swap"),
+        (["stray"], "'stray' is unknown"),
+        (["--rounds"], "expected one argument"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        given(*argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == WRONG_USE and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("round: 3", "key 'round' is unknown; did you mean 'rounds'?"),
+        ("zzz: 3", "key 'zzz' is unknown; known are "),
+        ("rounds: many", "rounds is 'many'; expected a whole number"),
+        ("rounds: -1", "rounds is '-1'; expected at least 0"),
+        ("rounds:", "rounds is empty; expected a value"),
+        ("rounds: true", "rounds is True; expected a plain value"),
+        ("rounds: [1]", "rounds is [1]; expected a plain value"),
+        ("kind: best", "kind is 'best'; expected one of race, random"),
+        ("kind: [race]", "expected one of race, random"),
+        ("swap: 1", "swap is 1; expected true or false"),
+        ("- a", "expected names and values"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        given(config=text, tmp_path=tmp_path)
+    assert words in str(caught.value) and str(caught.value).startswith(str(tmp_path / "c.yaml"))
+
+
+def test_help_shows_the_groups_with_their_flags_once(capsys):
+    with pytest.raises(SystemExit) as stop:
+        given("--help")
+    out = capsys.readouterr().out
+    assert stop.value.code == DONE
+    assert "machine:\n  --runs-dir PATH" in out and "search:\n  --rounds N" in out
+    for name in ("rounds", "cost", "kind", "swap", "name", "runs-dir"):
+        assert out.count(f"  --{name}") == 1
+    assert "(default: 5)" in out and "{race,random}" in out and "about" in out
+    assert "(default: None)" not in out
+
+
+@pytest.mark.parametrize("verb", ["optimize", "doctor", "rescore", "matrix", "leaderboard"])
+def test_every_flag_of_a_verb_stands_in_one_group(capsys, verb):
+    import importlib
+
+    module = importlib.import_module(f"opro.{verb}")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    lines = [x.split()[0] for x in capsys.readouterr().out.split("\n") if x.startswith("  --")]
+    assert len(lines) == len(set(lines)) > 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (UserError("a thing is wrong"), WRONG_USE, "error: a thing is wrong\n"),
+        (PauseError("the server is gone"), FAULT, "paused: the server is gone\n"),
+        (
+            KeyboardInterrupt(),
+            FAULT,
+            "interrupted: nothing is lost, the same command goes on from here\n",
+        ),
+    ],
+)
+def test_faults_are_one_sentence_and_a_code(capsys, fault, code, said):
+    def main():
+        raise fault
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_verb(main) == code
+    assert capsys.readouterr().err == said
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_verb(lambda: 1 // 0)
+
+
+def test_a_termination_is_an_interruption(capsys):
+    def main():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return DONE
+
+    assert run_verb(main) == FAULT and "interrupted" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_early_is_no_fault():
+    command = f"{sys.executable} -m opro.leaderboard --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    many = (
+        f'{sys.executable} -c "import sys\nfrom opro.cli import run_verb\ndef main():\n'
+        " for _ in range(200000): print('line')\n return 0\nsys.exit(run_verb(main))\""
+        " | head -n 1; exit ${PIPESTATUS[0]}"
+    )
+    for line in (command, many):
+        done = subprocess.run(
+            ["bash", "-c", line],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 0 and done.stderr == "", done.stderr
