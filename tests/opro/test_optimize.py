@@ -285,8 +285,11 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
     [
         (["--manifest", "nowhere"], "manifest 'nowhere' does not exist"),
         (["--seeds", "nowhere.yaml"], "file 'nowhere.yaml' does not exist"),
-        (["--clips", "none"], "--clips is 'none'; expected all, or a whole number"),
-        (["--clips", "9999"], "--clips is 9999; the dev split holds 400"),
+        (["--clips", "none"], "--clips is 'none'; expected all, or a number up to 400"),
+        (
+            ["--clips", "9999"],
+            "--clips is '9999'; expected all, or a number up to 400, the clips of the dev split",
+        ),
         (["--clips", "2"], "lacks a class"),
         (["--checkpoint", "nothing/here"], "checkpoint 'nothing/here' is neither one of"),
         (["--device", "tpu9", "--checkpoint", "pocket-base"], "device 'tpu9' cannot be used"),

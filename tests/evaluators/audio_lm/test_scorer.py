@@ -359,7 +359,7 @@ def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clip
     bad = replace(base, self_test=SelfTest(seeds[0], "float32", other))
     with pytest.raises(UserError, match="does not load as the model that was trained"):
         evaluator_of(bad).score(seeds[:1], clips[:2])
-    loaded = (good.transformer.model, good.processor)
+    loaded = (good.decoder.model, good.processor)
     AudioScorer(bad, "cpu", "float32", loaded=loaded).score(
         seeds[:1], clips[:1]
     )  # not of its files
@@ -367,8 +367,8 @@ def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clip
 
 def fingerprint(monkeypatch=None, dtype="bfloat16", gib=None, scorer=None, device=None, **options):
     """A fingerprint of the shipped base checkpoint with one thing changed."""
-    kind = options.pop("quantisation", "none")
-    checkpoint = replace(open_checkpoint(options.pop("name", "pocket-base")), quantisation=kind)
+    kind = options.pop("quantization", "none")
+    checkpoint = replace(open_checkpoint(options.pop("name", "pocket-base")), quantization=kind)
     evaluator = AudioScorer(checkpoint, "cpu", dtype, **options)
     if gib is not None:
         monkeypatch.setattr(AudioScorer, "gib", gib)
@@ -389,7 +389,7 @@ def test_each_part_that_can_change_a_score_changes_the_fingerprint(monkeypatch):
         fingerprint(name="pocket-lora"),
         fingerprint(dtype="float32"),
         fingerprint(dtype="float32", name="pocket-lora"),
-        fingerprint(dtype="float32", quantisation="nf4"),
+        fingerprint(dtype="float32", quantization="nf4"),
         fingerprint(dtype="float32", device="mps"),
         fingerprint(device="mps"),
         fingerprint(monkeypatch, dtype="float32", scorer="next"),
@@ -397,8 +397,8 @@ def test_each_part_that_can_change_a_score_changes_the_fingerprint(monkeypatch):
         fingerprint(shape=Shape(767, 48, 256)),
         fingerprint(shape=Shape(768, 47, 256)),
         fingerprint(shape=Shape(768, 48, 255)),
-        fingerprint(quantisation="nf4"),
-        fingerprint(monkeypatch, gib=80.0, quantisation="nf4"),
+        fingerprint(quantization="nf4"),
+        fingerprint(monkeypatch, gib=80.0, quantization="nf4"),
     ]
     assert len(set(prints)) == len(prints) and all(len(p) == 64 for p in prints)
 
@@ -409,10 +409,10 @@ def test_what_cannot_change_a_score_keeps_the_fingerprint(monkeypatch, tmp_path)
     assert fingerprint(dtype="float32", shape=Shape(100, 9, 64)) == exact
     assert fingerprint(dtype="float32", features=tmp_path) == exact
     assert fingerprint(shape=Shape(768, 48, 256)) == fingerprint() == fingerprint(dequantise=True)
-    four = fingerprint(quantisation="nf4")
-    assert fingerprint(monkeypatch, gib=80.0, quantisation="nf4", dequantise=False) == four
-    expanded = fingerprint(monkeypatch, gib=80.0, quantisation="nf4", dequantise=True)
-    assert fingerprint(monkeypatch, gib=80.0, quantisation="nf4") == expanded
+    four = fingerprint(quantization="nf4")
+    assert fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantise=False) == four
+    expanded = fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantise=True)
+    assert fingerprint(monkeypatch, gib=80.0, quantization="nf4") == expanded
 
 
 def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(

@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from searches import SEEDS, half
 
 from evaluators.evaluator import Usage
 from evaluators.prompts import Prompt
+from evaluators.tasks import SPEECH_TASK
+from opro.problem import Problem
 from opro.results.progress import Progress, TimeLeft, counting, spelled
 from opro.search.history import Candidate, Outcome, Trial
 from opro.settings import OptimizeSettings
@@ -34,15 +37,18 @@ def test_time_left_does_not_count_the_loading():
     assert left(first_scored=4.0, completed=40.0, elapsed=10.0) == "9 s"
 
 
-def shown(capsys, *trials, swap=False):
-    problem = SimpleNamespace(evaluator=SimpleNamespace(usage=Usage(200, 50, 150)))
-    with Progress(problem, OptimizeSettings(swap=swap), 1000) as display:
+def shown(capsys, *trials, **settings):
+    evaluator = SimpleNamespace(usage=Usage(200, 50, 150))
+    problem = Problem(SPEECH_TASK, SEEDS, half("s", 200), half("h", 100), evaluator, {})
+    settings = OptimizeSettings(candidates=10, **settings)
+    with Progress(problem, settings) as display:
+        total = display._bar.tasks[0].total
         display.stage(1, "scoring")
         display.advance(20, 80)
         for trial, best in trials:
             display.told(trial, best)
         task = display._bar.tasks[0]
-    return capsys.readouterr().err, task
+    return capsys.readouterr().err, task, total
 
 
 def trial(number, reward, state="complete"):
@@ -52,7 +58,7 @@ def trial(number, reward, state="complete"):
 
 def test_a_pipe_gets_one_line_a_trial(capsys):
     first, second, third = trial(0, 0.81), trial(1, 0.5, "dropped"), trial(2, None, "failed")
-    err, _ = shown(capsys, (first, first), (second, first), (third, first))
+    err, *_ = shown(capsys, (first, first), (second, first), (third, first))
     lines = [x for x in err.split("\n") if x.startswith("trial")]
     assert [x.split()[1] for x in lines] == ["0", "1", "2"]
     assert "reward 81.0" in lines[0] and "best 81.0 (#0)" in lines[0] and "40 clips" in lines[0]
@@ -62,8 +68,8 @@ def test_a_pipe_gets_one_line_a_trial(capsys):
 
 @pytest.mark.parametrize(("swap", "orders"), [(False, 1), (True, 2)])
 def test_evals_of_both_orders_are_counted_and_skipped_ones_leave_the_total(capsys, swap, orders):
-    _, task = shown(capsys, swap=swap)
-    assert task.completed == 20 * orders and task.total == 1000 - 80 * orders
+    _, task, total = shown(capsys, swap=swap)
+    assert task.completed == 20 * orders and task.total == total - 80 * orders
     assert task.description == "iteration 1/5 scoring"
 
 
