@@ -123,7 +123,7 @@ def test_how_many_clips(text, count):
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.0", "ALL", "1e3", "9" * 20, "٣"])
 def test_what_is_no_count_of_clips(text):
-    with pytest.raises(UserError, match="expected all, or a whole number above 0"):
+    with pytest.raises(UserError, match="expected all, or a number up to 40, the clips of the dev"):
         clip_count(text, 40, "dev")
-    with pytest.raises(UserError, match="--clips is 41; the dev split holds 40"):
+    with pytest.raises(UserError, match="--clips is '41'; expected all, or a number up to 40"):
         clip_count("41", 40, "dev")

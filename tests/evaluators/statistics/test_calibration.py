@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -54,7 +54,10 @@ def test_no_other_temperature_or_bias_has_a_lower_loss(seed, shift, stretch):
     rng = np.random.default_rng(seed)
     truth = np.arange(60) % 3 // 2  # twice as many of the first label
     margin = stretch * (rng.normal(size=60) + np.where(truth == 0, 1.0, -1.0)) + shift
-    temperature, bias, _ = fitted(truth, margin)
+    try:
+        temperature, bias, _ = fitted(truth, margin)
+    except UserError:  # the scores part the clips, or rank them the wrong way round: none fits
+        assume(False)
     best = loss(truth, margin, temperature, bias)
     for t in temperature * np.array([0.9, 0.99, 1.0, 1.01, 1.1, 3.0]):
         for b in bias + np.array([-1.0, -0.05, 0.0, 0.05, 1.0]):
