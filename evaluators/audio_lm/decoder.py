@@ -28,6 +28,7 @@ class FusedLinear:
         if not self.fused:
             return
         linears: list[nn.Linear] = list(modules)  # type: ignore[arg-type]
+        self.bias: Tensor | None
         if len(linears) == 1:
             self.weight, self.bias = linears[0].weight.data, linears[0].bias
             return
@@ -68,8 +69,8 @@ class DecoderLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv = FusedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = FusedLinear([attention.o_proj])
-        self.q_norm = getattr(attention, "q_norm", None)  # Qwen3 normalizes each head
-        self.k_norm = getattr(attention, "k_norm", None)
+        self.q_norm: Any = getattr(attention, "q_norm", None)  # Qwen3 normalizes each head
+        self.k_norm: Any = getattr(attention, "k_norm", None)
         self.experts = None if hasattr(mlp, "gate_proj") else mlp  # run by the stock layer
         if self.experts is None:
             self.gate_up = FusedLinear([mlp.gate_proj, mlp.up_proj])
@@ -156,8 +157,8 @@ class Decoder:
         self, q: Tensor, new: KeysValues, cached: KeysValues, rows: PackedRows, padded: Any
     ) -> Tensor:
         if self.kernels is None:
-            return padded(q, new, cached, rows)  # type: ignore[no-any-return]
-        return self.kernels.attend(q, new, cached, rows, self.heads)  # type: ignore[no-any-return]
+            return padded(q, new, cached, rows)
+        return self.kernels.attend(q, new, cached, rows, self.heads)
 
     def _feed_forward(self, h: Tensor, layer: DecoderLayer) -> Tensor:
         if layer.experts is not None:

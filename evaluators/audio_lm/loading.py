@@ -64,7 +64,7 @@ def merge_to_linear(module: Any, dtype: torch.dtype, dequantize: bool) -> None:
         if packed:
             import bitsandbytes as bnb
 
-            weight = bnb.functional.dequantize_4bit(weight, base.weight.quant_state)
+            weight = bnb.functional.dequantize_4bit(weight, base.weight.quant_state)  # type: ignore[attr-defined]
         if adapted:
             delta = sum(child.get_delta_weight(a).float() for a in child.active_adapters)
             weight = weight.float() + delta

@@ -212,7 +212,7 @@ class AudioScorer(Uncached):
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
             for system, rows in by_system.items():
-                for values, reads in self._retry(lambda s=system, r=rows: self._run(s, r, clips)):
+                for values, reads in self._retry(functools.partial(self._run, system, rows, clips)):
                     reads.add_to(logp, top, values)
         table = ScoreTable(tuple(prompts), tuple(clips), logp, top)
         _check_finite(table)

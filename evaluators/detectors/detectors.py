@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +171,7 @@ class Pyannote:
         return np.array([speech.max(), speech.mean()])
 
 
-DETECTORS: dict[str, Callable[..., Detector]] = {
+DETECTORS: dict[str, Callable[..., Any]] = {
     "energy": Energy,
     "webrtc": WebRtc,
     "silero": Silero,

@@ -69,16 +69,16 @@ class Graphs:
         """``make()(x)``; from the second time that a shape comes, by a graph."""
         key = (key, tuple(x.shape))
         if not self.limit or not torch.is_grad_enabled():
-            return make()(x)  # type: ignore[no-any-return]
+            return make()(x)
         self._seen[key] = self._seen.get(key, 0) + 1
         if key not in self._graphs:
             if self._seen[key] < 2 or len(self._graphs) >= self.limit:
-                return make()(x)  # type: ignore[no-any-return]
+                return make()(x)
             sample = torch.zeros_like(x).requires_grad_(x.requires_grad)
             with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
                 module = make().train()
                 self._graphs[key] = torch.cuda.make_graphed_callables(module, (sample,))
-        return self._graphs[key](x)  # type: ignore[no-any-return]
+        return self._graphs[key](x)
 
 
 @dataclass(frozen=True)

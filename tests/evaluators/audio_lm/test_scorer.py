@@ -240,7 +240,7 @@ def test_what_was_heard_is_kept_until_it_is_forgotten_and_equal_content_is_heard
         assert len(runs) == 1
         evaluator.score(ASKED[:1], [clips[0], clips[6], clips[1]])  # silence is another content
         assert len(runs) == 2  # both of one length: heard together
-        for drop in (evaluator.forget, evaluator.unload):
+        for drop in (evaluator.forget, evaluator.release):
             drop()
             assert apart(evaluator.score(ASKED[:1], clips[:1]), truth, [0], [0]) < 1e-4
         assert len(runs) == 4
@@ -371,9 +371,9 @@ def fingerprint(monkeypatch=None, dtype="bfloat16", gib=None, scorer=None, devic
     checkpoint = replace(open_checkpoint(options.pop("name", "pocket-base")), quantization=kind)
     evaluator = AudioScorer(checkpoint, "cpu", dtype, **options)
     if gib is not None:
-        monkeypatch.setattr(AudioScorer, "gib", gib)
+        monkeypatch.setattr("evaluators.audio_lm.scorer.card_gib", lambda device: gib)
     if scorer is not None:
-        monkeypatch.setattr(scorer, "SCORER", scorer)
+        monkeypatch.setattr("evaluators.audio_lm.scorer.SCORER", scorer)
     if device is not None:
         evaluator.device = torch.device(device)
     try:
@@ -408,10 +408,10 @@ def test_what_cannot_change_a_score_keeps_the_fingerprint(monkeypatch, tmp_path)
     assert fingerprint(dtype="auto") == exact  # float32 on a CPU
     assert fingerprint(dtype="float32", shape=Shape(100, 9, 64)) == exact
     assert fingerprint(dtype="float32", features=tmp_path) == exact
-    assert fingerprint(shape=Shape(768, 48, 256)) == fingerprint() == fingerprint(dequantise=True)
+    assert fingerprint(shape=Shape(768, 48, 256)) == fingerprint() == fingerprint(dequantize=True)
     four = fingerprint(quantization="nf4")
-    assert fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantise=False) == four
-    expanded = fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantise=True)
+    assert fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantize=False) == four
+    expanded = fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantize=True)
     assert fingerprint(monkeypatch, gib=80.0, quantization="nf4") == expanded
 
 
