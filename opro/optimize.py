@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from opro.cli import DONE, parse, run_verb
 from opro.problem import Problem, open_problem
@@ -25,7 +26,7 @@ from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
-from opro.search.select import Decision, decide
+from opro.search.select import decide
 from opro.settings import OptimizeSettings
 
 log = logging.getLogger(__name__)
@@ -95,27 +96,19 @@ def _search(
         finally:
             if history.trials:
                 write_study(history, folder.path / STUDY, folder.name)
-    summary = _summary(settings, problem, plan, folder, decision, clock, begin)
+    costs = _costs(problem, plan, clock, time.perf_counter() - begin)
+    summary = Summary.of(settings, problem, history, decision, costs)
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))
 
 
-def _summary(
-    settings: OptimizeSettings,
-    problem: Problem,
-    plan: ProposerPlan,
-    folder: RunFolder,
-    decision: Decision,
-    clock: Clock,
-    begin: float,
-) -> Summary:
+def _costs(problem: Problem, plan: ProposerPlan, clock: Clock, seconds: float) -> dict[str, Any]:
+    """Evals, seconds, tokens and money of this process."""
     usage, ledger = problem.evaluator.usage, plan.ledger
-    costs = {
+    spent = {name: round(value, 2) for name, value in clock.seconds.items()}
+    return {
         "evals": Evals(requested=usage.requested, cached=usage.cached, forward=usage.forward),
-        "seconds": Seconds(
-            total=round(time.perf_counter() - begin, 2),
-            **{k: round(v, 2) for k, v in clock.seconds.items()},
-        ),
+        "seconds": Seconds(total=round(seconds, 2), **spent),
         "refused": ledger.refused,
         "lost": ledger.lost,
         "lm": LmUsage(
@@ -125,7 +118,6 @@ def _summary(
             cost=ledger.cost,
         ),
     }
-    return Summary.of(settings, problem, folder.history, decision, costs)
 
 
 def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:

@@ -44,7 +44,7 @@ from evaluators.statistics.calibration import fit_bias
 from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
 from opro.proposers.language_model import Message, Reply
-from opro.proposers.ledger import Ledger
+from opro.proposers.ledger import Ledger, MeteredModel
 from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.mixed import Mixed
 from opro.proposers.openai_model import OpenAIModel
@@ -209,11 +209,9 @@ def ours(
     proposer = rewriter = Rewriter(SPEECH_TASK, seed, learn=learn)
     if lm is not None:
         asks = LMProposer(
-            lm,
+            MeteredModel(lm, Ledger()),
             SPEECH_TASK,
             Objective(threshold=threshold),
-            Ledger(),
-            record=lambda entry: None,
             strategy=strategy,
             seed=seed,
         )

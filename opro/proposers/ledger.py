@@ -1,8 +1,12 @@
-"""The ledger: calls, tokens and cost of a run, and the limits on them."""
+"""Calls to a language model: counted, limited, journalled, and never made twice."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from opro.proposers.language_model import Reply
+from opro.proposers.language_model import LanguageModel, Message, Reply, SpentError, most_tokens
+
+Call = tuple[int, int, str]  # iteration, call in it, what is asked
 
 
 @dataclass
@@ -51,3 +55,59 @@ class Ledger:
         if self.prices is not None:
             return (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
         return 2 * self.cost / self.calls if self.calls else 0.0
+
+
+def _forget(entry: dict[str, Any]) -> None:
+    """Keeps no record."""
+
+
+@dataclass(frozen=True)
+class MeteredModel:
+    """A language model whose calls are counted.
+
+    Attributes:
+        record: Called with one dictionary a call.
+        paid: Replies that an interrupted run has had: they are not asked for again.
+    """
+
+    lm: LanguageModel
+    ledger: Ledger
+    record: Callable[[dict[str, Any]], None] = _forget
+    paid: Mapping[Call, Reply] = field(default_factory=dict)
+
+    def ask(self, call: Call, *, temperature: float, max_tokens: int) -> Reply | None:
+        """The reply; None when the ledger's limit is near, which is recorded."""
+        if call in self.paid:
+            return self.paid[call]
+        iteration, number, text = call
+        try:
+            stop = self.ledger.why_stop(most_tokens(text), max_tokens)
+            if stop:
+                raise SpentError(stop)
+            reply = self.lm([Message("user", text)], temperature=temperature, max_tokens=max_tokens)
+        except SpentError as stopped:
+            self.record({"iteration": iteration, "call": number, "stopped": str(stopped)})
+            return None
+        self.ledger.add(reply)
+        return reply
+
+    def keep(self, call: Call, reply: Reply, accepted: int, refused: list[dict[str, str]]) -> None:
+        """Records a reply and what came of it, once."""
+        if call in self.paid:
+            return
+        self.ledger.refused += len(refused)
+        self.record(
+            {
+                "iteration": call[0],
+                "call": call[1],
+                "model": reply.model,
+                "meta_prompt": call[2],
+                "reply": reply.text,
+                "tokens_in": reply.tokens_in,
+                "tokens_out": reply.tokens_out,
+                "cost": reply.cost,
+                "finish": reply.finish,
+                "accepted": accepted,
+                "refused": refused,
+            }
+        )

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -14,8 +14,8 @@ from evaluators.files import shipped
 from evaluators.prompts import Prompt
 from evaluators.tasks import Task
 from opro.proposers.evidence import about_parent, draw_parent, misjudged, standstill
-from opro.proposers.language_model import LanguageModel, Message, Reply, SpentError, most_tokens
-from opro.proposers.ledger import Ledger
+from opro.proposers.language_model import Reply
+from opro.proposers.ledger import MeteredModel
 from opro.proposers.replies import MAX_CHARACTERS, check_proposal, dedup_key, parse
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
@@ -37,6 +37,7 @@ FIELDS = (
     "longest",
     "example",
 )  # names a meta-prompt may use
+TEMPERATURE = 1.0  # of sampling; at 0 a search gets stuck (arXiv 2309.03409)
 CALLS = 3  # calls an iteration may take to fill its candidates
 REPLY_TOKENS = 200  # of a reply, and as many more for each prompt asked for
 
@@ -49,43 +50,28 @@ class LMProposer:
     that the best prompt misjudges. Otherwise every call shows a parent from the Pareto front (`evidence`).
 
     Args:
-        lm: The model.
-        task, objective: What the model is told.
-        ledger: Counts and limits its calls.
-        record: Called with one dictionary per call: meta-prompt, reply, tokens, cost, and each refusal with its reason.
-        temperature: Of sampling; at 0 a search gets stuck (arXiv 2309.03409).
+        model: Answers; its calls are counted and limited.
+        task, objective: What it is told.
+        strategy: A key of `opro.settings.STRATEGIES`.
         seed: Of the parents and clips that are shown.
-        paid: Replies that an interrupted run has had, by iteration, call and meta-prompt: not asked for again.
-        folder: Where the meta-prompts lie.
         both_orders: Of the prompts that are proposed.
+        folder: Where the meta-prompts lie.
     """
 
     def __init__(
         self,
-        lm: LanguageModel,
+        model: MeteredModel,
         task: Task,
         objective: Objective,
-        ledger: Ledger,
         *,
-        record: Callable[[dict[str, Any]], None],
-        temperature: float = 1.0,
         strategy: str = "race",
         seed: int = 0,
-        paid: Mapping[tuple[int, int, str], Reply] | None = None,
-        folder: Path = META,
         both_orders: bool = False,
+        folder: Path = META,
     ) -> None:
-        self.name = f"language model {lm.name}"
-        self.lm, self.task, self.objective, self.ledger, self.record = (
-            lm,
-            task,
-            objective,
-            ledger,
-            record,
-        )
-        self.temperature, self.strategy, self.seed = temperature, strategy, seed
-        self.paid = paid or {}
-        self.both_orders = both_orders
+        self.name = f"language model {model.lm.name}"
+        self.model, self.task, self.objective = model, task, objective
+        self.strategy, self.seed, self.both_orders = strategy, seed, both_orders
         path = folder / ("opro.txt" if strategy == "opro" else "propose.txt")
         try:
             self._template = Template(path.read_text(encoding="utf-8"))
@@ -110,39 +96,14 @@ class LMProposer:
             rng = random.Random(f"{self.seed}|{iteration}|{0 if single else call}")
             meta, parents = self._render(view, n - len(out), refusals, rng)
             reply_tokens = REPLY_TOKENS * (1 + (1 if single else n - len(out)))
-            reply = self.paid.get((iteration, call, meta))
+            asked = (iteration, call, meta)
+            reply = self.model.ask(asked, temperature=TEMPERATURE, max_tokens=reply_tokens)
             if reply is None:
-                try:
-                    spent = self.ledger.why_stop(most_tokens(meta), reply_tokens)
-                    if spent:
-                        raise SpentError(spent)
-                    asked = [Message("user", meta)]
-                    reply = self.lm(asked, temperature=self.temperature, max_tokens=reply_tokens)
-                except SpentError as stopped:
-                    self.record({"iteration": iteration, "call": call, "stopped": str(stopped)})
-                    break
-                self.ledger.add(reply)
+                break
             new, refused = self._checked(reply, n - len(out), known)
             out += [self._candidate(prompt, parents) for prompt in new]
             refusals += [f"{r['text'][:80]!r}: {r['reason']}" for r in refused]
-            if (iteration, call, meta) in self.paid:
-                continue
-            self.ledger.refused += len(refused)
-            self.record(
-                {
-                    "iteration": iteration,
-                    "call": call,
-                    "model": reply.model,
-                    "meta_prompt": meta,
-                    "reply": reply.text,
-                    "tokens_in": reply.tokens_in,
-                    "tokens_out": reply.tokens_out,
-                    "cost": reply.cost,
-                    "finish": reply.finish,
-                    "accepted": len(new),
-                    "refused": refused,
-                }
-            )
+            self.model.keep(asked, reply, len(new), refused)
         return out
 
     def _candidate(self, prompt: Prompt, parents: tuple[str, ...]) -> Candidate:

@@ -14,7 +14,7 @@ from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from opro.problem import Problem
 from opro.proposers.language_model import LanguageModel, Reply
-from opro.proposers.ledger import Ledger
+from opro.proposers.ledger import Call, Ledger, MeteredModel
 from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed
@@ -27,7 +27,6 @@ from opro.search.proposer import Proposer
 from opro.settings import STRATEGIES, OptimizeSettings
 
 log = logging.getLogger(__name__)
-Call = tuple[int, int, str]  # iteration, call, meta-prompt
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,11 @@ class ProposerPlan:
         proposer: Proposer = rewriter
         if self.lm is not None:
             asking = LMProposer(
-                self.lm,
+                MeteredModel(self.lm, self.ledger, lambda entry: _record(journal, entry), paid),
                 task,
                 Objective(settings.objective, settings.threshold),
-                self.ledger,
-                record=lambda entry: _record(journal, entry),
                 strategy=settings.strategy,
                 seed=settings.seed,
-                paid=paid,
                 both_orders=settings.swap,
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)

@@ -10,13 +10,14 @@ from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.language_model import Reply, SpentError, most_tokens
-from opro.proposers.ledger import Ledger
+from opro.proposers.ledger import Ledger, MeteredModel
 from opro.proposers.lm_proposer import PROMPTS_SHOWN, LMProposer
 from opro.search.objective import Objective
 
 
-def proposer(lm, ledger=None, record=lambda entry: None, **options):
-    return LMProposer(lm, SPEECH_TASK, Objective(), ledger or Ledger(), record=record, **options)
+def proposer(lm, ledger=None, record=lambda entry: None, paid=None, **options):
+    model = MeteredModel(lm, ledger or Ledger(), record, paid or {})
+    return LMProposer(model, SPEECH_TASK, Objective(), **options)
 
 
 def test_the_model_sees_the_history_ascending_errors_and_reward(seeds):
@@ -131,10 +132,10 @@ def test_a_broken_meta_prompt_is_one_sentence(tmp_path, text, reason):
         proposer(ScriptedLM(), folder=tmp_path)
 
 
-def test_a_call_asks_for_no_more_than_is_wanted_at_the_temperature_that_is_set(seeds):
+def test_a_call_asks_for_no_more_than_is_wanted(seeds):
     lm = ScriptedLM(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}), "", "")
-    assert len(proposer(lm, temperature=0.7).propose(three_seeds(seeds), 3)) == 2
-    assert lm.options == [(1, 0.7, 800), (1, 0.7, 400), (1, 0.7, 400)]
+    assert len(proposer(lm).propose(three_seeds(seeds), 3)) == 2
+    assert lm.options == [(1, 1.0, 800), (1, 1.0, 400), (1, 1.0, 400)]
     lm = ScriptedLM("", "")
     proposer(lm, strategy="opro").propose(three_seeds(seeds), 2)
     assert lm.options == [(1, 1.0, 400)] * 2

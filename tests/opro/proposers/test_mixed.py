@@ -8,7 +8,7 @@ from searches import ScriptedLM, scored_trial, three_seeds
 
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
-from opro.proposers.ledger import Ledger
+from opro.proposers.ledger import Ledger, MeteredModel
 from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.mixed import Mixed
 from opro.proposers.rewriter import Rewriter
@@ -17,7 +17,7 @@ from opro.search.objective import Objective
 
 
 def mixed(lm, rewriter=None):
-    asks = LMProposer(lm, SPEECH_TASK, Objective(), Ledger(), record=lambda entry: None)
+    asks = LMProposer(MeteredModel(lm, Ledger()), SPEECH_TASK, Objective())
     return Mixed(asks, rewriter or Rewriter(SPEECH_TASK, 0))
 
 
