@@ -473,6 +473,25 @@ def test_a_seed_that_a_search_kept_is_the_baseline_whatever_its_file_is_called(s
         assert row["row"] == "A1 = A2" and row["baseline"], order
 
 
+def test_what_a_search_chose_is_no_baseline_however_good_it_is(small, monkeypatch):
+    _, prompts = prompt_file(small.parent, 12)
+    _, tune = sets_of(small, "test")
+    truth, logp = truth_of(tune), FakeEvaluator().score(prompts, tune).logp
+    order = np.argsort([balanced((one[:, 0] > one[:, 1]) == (truth == 0), truth) for one in logp])
+    weak, strong = prompts[order[0]], prompts[order[-1]]
+    path, run = small.parent / "weak.yaml", small.parent / "run"
+    path.write_text(dump_prompts([weak]))
+    run.mkdir()
+    ended(monkeypatch, lambda f: (strong, "fake"))
+    assert verb(*flags(small, "--prompts", path, run)) == 0
+    rows = result_of(small)["rows"]
+    assert [(r["row"], r["baseline"], r["reference"]) for r in rows] == [
+        ("A1", True, True),
+        ("A2", False, False),
+    ]
+    assert rows[0]["dev_score"] < rows[1]["dev_score"]
+
+
 def test_one_prompt_with_two_thresholds_is_two_rows(small, monkeypatch):
     """What a run hands over is scored with its threshold, beside the same words without it."""
     path, prompts = prompt_file(small.parent, 1)
@@ -494,6 +513,11 @@ def test_one_prompt_with_two_thresholds_is_two_rows(small, monkeypatch):
             (says == (truth == 0)).sum()
         )
         assert row["threshold_on_dev"] == plain["threshold_on_dev"]
+        for audio in ("silence", "shuffled"):
+            heard = [dataclasses.replace(c, audio=audio) for c in clips]
+            own = FakeEvaluator().score(prompts, heard).logp[0].astype(float)
+            says = own[:, 0] + row["bias"] > own[:, 1]
+            assert row["controls"][audio] == pytest.approx(balanced(says == (truth == 0), truth))
     assert plain["balanced_accuracy"] != shifted["balanced_accuracy"]
     assert plain["auroc"]["value"] == shifted["auroc"]["value"]
 

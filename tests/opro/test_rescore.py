@@ -1,6 +1,7 @@
 """Scores on a split: equal to what follows from the model's own log-probabilities, and every look is counted."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -200,6 +201,22 @@ def test_every_number_follows_from_the_models_own_log_probabilities(small, tmp_p
     assert result["manifest"] == manifest_digest(small)
 
 
+def test_what_goes_to_no_answer_is_told_of_each_prompt(small, tmp_path, monkeypatch):
+    """A prompt's answers lose what its number says: one tenth, two tenths, ..."""
+    real = FakeEvaluator.score
+
+    def score(self, prompts, clips):
+        table = real(self, prompts, clips)
+        kept = [0.9 - int(p.text[0]) / 10 for p in prompts]
+        logp = table.logp + np.log(kept, dtype=np.float32)[:, None, None]
+        return dataclasses.replace(table, logp=logp)
+
+    monkeypatch.setattr(FakeEvaluator, "score", score)
+    for row, prompt in zip(scored(tmp_path, small)["prompts"], PROMPTS, strict=True):
+        kept = np.exp(-0.01) * (0.9 - int(prompt.text[0]) / 10)
+        assert row["outside"] == pytest.approx(1 - kept, abs=1e-5)
+
+
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_the_split_that_was_asked_for_is_scored_and_only_test_is_counted(small, tmp_path, split):
     for look in (1, 2):
@@ -300,7 +317,7 @@ def test_a_runs_prompts_are_judged_by_the_thresholds_fitted_on_its_search_half(t
     trials, _ = read_trials(tmp_path / "t")
     bias = {t["prompt_id"]: t["bias"] for t in trials.values()}
     biases = [bias[row["prompt_id"]] for row in rows]
-    assert any(abs(b) > 0.05 for b in biases)
+    assert any(abs(b) > 0.05 for b in biases) and [row["bias"] for row in rows] == biases
     prompts = [
         Prompt(row["text"], tuple((k, (v,)) for k, v in row["answers"].items())) for row in rows
     ]

@@ -181,8 +181,9 @@ def test_a_folder_is_open_once_and_again_after_the_block(tmp_path):
         with pytest.raises(UserError, match="run 'r' is open in another process"):
             with open_run(tmp_path / "r", {"a": 1}):
                 pass
-    with pytest.raises(RuntimeError), open_run(tmp_path / "r", {"a": 1}):
+    with pytest.raises(RuntimeError) as caught, open_run(tmp_path / "r", {"a": 1}):
         raise RuntimeError
+    assert caught.tb is not None  # whoever keeps the traceback keeps no lock
     with filelock.FileLock(tmp_path / "r" / ".lock", timeout=0):
         pass
 

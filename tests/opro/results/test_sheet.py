@@ -160,6 +160,17 @@ def test_a_narrow_sheet_shortens_texts_then_drops_columns_then_stacks_rows():
         assert any(x.startswith(f"{name} ") for x in render(sheet, width=30).split("\n"))
 
 
+def test_numbers_are_ranged_right_and_texts_left():
+    columns = [Column("score"), Column("by", text=True), Column("n")]
+    sheet = Sheet("title", columns, [["8.5", "hand", "1,200"], ["88.1", "lm", "7"]])
+    assert render(sheet, width=60).split("\n") == [
+        "title",
+        "score  by        n",
+        "  8.5  hand  1,200",
+        " 88.1  lm        7",
+    ]
+
+
 def test_the_width_is_that_of_columns_then_of_the_terminal_then_160(monkeypatch):
     monkeypatch.setenv("COLUMNS", "77")
     assert width_of_output() == 77
