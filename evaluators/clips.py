@@ -20,7 +20,7 @@ class Clip:
     """One labelled piece of audio.
 
     `duration_ms` and `snr_db` are measured; `snr_db` is None for clips without a foreground event (noise, silence).
-    `source_id` is the cluster for every statistic. `audio` replaces what is heard for control conditions:
+    `source_id` is the cluster for every statistic. `audio` says what is played, for control conditions:
     digital silence, or the clip's own samples in random order (same level, no content). `checkpoint` says whose clip it
     is, where several checkpoints are searched at once.
     """
@@ -98,7 +98,7 @@ class ClipSet(Sequence[Clip]):
 
 
 def clip_wave(clip: Clip) -> Wave:
-    """What is heard: the recording, silence of its length, or its own samples in random order.
+    """What is played: the recording, silence of its length, or its own samples in random order.
 
     Raises:
         UserError: It cannot be decoded.

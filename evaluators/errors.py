@@ -13,7 +13,7 @@ class PauseError(Exception):
 
 
 class LeakError(UserError):
-    """Clips that would be judged have been heard: a source in two splits, or one that a checkpoint was trained on."""
+    """A leak: a source in two splits, or clips to be scored whose source a checkpoint was trained on."""
 
 
 class DeviceLostError(PauseError):

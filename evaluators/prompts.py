@@ -35,7 +35,7 @@ class Prompt:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over canonical JSON of everything the model is shown or judged by."""
+        """SHA-256 over canonical JSON of everything that the model is shown, and its answers are read by."""
         parts: list[Any] = [self.text, self.answers, self.system]
         if self.both_orders:  # only then, so that older ids stay
             parts.append("both orders")

@@ -63,7 +63,7 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """Dev halved by source, stratified by label: (search half, fresh half).
 
     The halves depend on the source ids and clip counts alone, never on a run's seed: otherwise the half that
-    judged one run would have been searched by the next. Largest sources first, each goes to the lighter half.
+    decided one run would have been searched by the next. Largest sources first, each goes to the lighter half.
     """
     half_of: dict[str, int] = {}
     for label in sorted({clip.label for clip in clips}):

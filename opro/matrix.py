@@ -354,7 +354,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 "dev_score": dev[i],
                 **_tuned(table, fitted, one),
                 "controls": {
-                    audio: _balanced(heard.predict(one)) for audio, heard in controls.items()
+                    audio: _balanced(control.predict(one)) for audio, control in controls.items()
                 },
                 "evals": len(clips.scored),
                 "latency": took.to_dict(),
@@ -413,7 +413,7 @@ def _detector_row(name: str, clips: Clips, data: Data) -> Row:
     warnings = []
     if name == "silero" and "vad_fraction" in columns_of(data.manifest):
         warnings.append(
-            "silero judges clips that were selected by their voice activity (column vad_fraction),"
+            "silero is scored on clips that were selected by their voice activity (column vad_fraction),"
             " by Silero unless the recipe said otherwise: its score is flattered"
         )
     controls = {

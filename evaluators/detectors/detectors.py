@@ -18,7 +18,7 @@ from evaluators.audio import RATE, Wave
 from evaluators.errors import UserError
 
 Floats = NDArray[np.float64]
-FRAME = 512  # samples, 32 ms: what Silero judges at once at 16 kHz
+FRAME = 512  # samples, 32 ms: what Silero takes at once at 16 kHz
 WHISPER = "openai/whisper-small"
 PYANNOTE = "pyannote/segmentation-3.0"
 

@@ -15,7 +15,7 @@ TEMPERATURES = (0.02, 50.0)
 def fit_bias(truth: Ints, margin: Floats) -> float:
     """The shift of the log-odds with the best balanced accuracy; of equal ones the middle of the widest stretch.
 
-    For dev clips only: what is fitted here must be judged on others.
+    For dev clips only: what is fitted on them must be measured on others.
     """
     edges = np.unique(margin)
     cuts = np.concatenate([[edges[0] - 1.0], (edges[1:] + edges[:-1]) / 2, [edges[-1] + 1.0]])

@@ -1,4 +1,4 @@
-"""Psychometric curves: from which duration or SNR on speech is heard, with intervals over sources. Pure numpy.
+"""Psychometric curves: from which duration or SNR on speech is detected, with intervals over sources. Pure numpy.
 
 The hit rate is fitted as ``g + (1 - g) (1 - l) F((x - m) / s)``: `g` is the measured false-alarm rate, so that a model
 that says "speech" to everything detects nothing; `l` the share missed however easy the clip; `F` the logistic curve;

@@ -26,7 +26,7 @@ CONTROLS = 4  # silence and shuffled audio, each for baseline and chosen prompt
 
 
 def most_finalists(sources: int) -> int:
-    """How many finalists a holdout with that many `sources` of the rarest label can judge.
+    """How many finalists a holdout with that many `sources` of the rarest label can decide among.
 
     >>> most_finalists(11), most_finalists(35), most_finalists(400)
     (1, 3, 5)
@@ -72,7 +72,7 @@ class Budget:
         return self.pairs - self.selection - spent
 
     def candidates(self, left: float, search_clips: int) -> int:
-        """Candidates of an iteration: as many as asked for, or as what is left can judge."""
+        """Candidates of an iteration: as many as asked for, or as what is left can score."""
         if math.isinf(left):
             return self.batch
         # A race halves the field again and again: two blocks a candidate.
