@@ -19,6 +19,12 @@ from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
 
 
+@pytest.fixture(autouse=True)
+def wide_output(monkeypatch):
+    """Tables are as wide as in a pipe, wherever the tests run."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture(scope="session")
 def seeds():
     return read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)

@@ -37,10 +37,19 @@ def installed(wheel, tmp_path_factory):
     return folder
 
 
+ALONE = (  # a checkout that is installed for editing is found through a finder of its own
+    "import runpy, sys; sys.meta_path[:] = ["
+    "f for f in sys.meta_path if not getattr(f, '__module__', '').startswith('__editable__')]; "
+)
+MODULE = "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+
+
 def run(installed, cwd, *arguments):
-    """A Python process that finds the installed packages and not the checkout."""
+    """A Python process that finds the installed packages and not the checkout: ``-m MODULE ...`` or ``-c CODE``."""
+    kind, first, *rest = arguments
+    command = ["-c", ALONE + first] if kind == "-c" else ["-c", ALONE + MODULE, first, *rest]
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *command],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "80"},
         capture_output=True,
