@@ -128,13 +128,8 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
         trials = folder.history.scored[: settings.candidates]
         runs.append(PastRun(folder.name, trials, folder.searched_sources(trials)))
     found = shared_candidates(runs, problem.holdout_clips, settings.candidates)
-    return [
-        dataclasses.replace(
-            c,
-            prompt=dataclasses.replace(c.prompt, both_orders=c.prompt.both_orders or settings.swap),
-        )
-        for c in found
-    ]
+    orders = {"both_orders": settings.swap}  # as this run scores, whatever the other one did
+    return [dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, **orders)) for c in found]
 
 
 def _log_to(path: Path) -> None:

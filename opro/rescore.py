@@ -142,7 +142,7 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
         [_in_both_orders(t.classifier, settings) for t in trials],
         run.path / f"{settings.split}.json",
         _filled(settings, config),
-        DataSettings(settings.task, manifest),
+        DataSettings(run.task.name, manifest),
         "" if config.get("also") else str((run.history.header or {}).get("fingerprint")),
     )
 

@@ -27,7 +27,8 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
     """What a search would do, what of it is in the cache, and how long it takes."""
     search, holdout, evaluator = problem.search_clips, problem.holdout_clips, problem.evaluator
     seeds, most = problem.seed_prompts, most_evals(problem, settings)
-    cached = len(seeds) * len(search) - evaluator.count_missing(seeds, search)
+    pairs = len(search) * sum(1 + p.both_orders for p in seeds)  # both orders of one are two evals
+    cached = pairs - evaluator.count_missing(seeds, search)
     about = evaluator.about()
     yield f"run         {settings.folder}"
     yield (

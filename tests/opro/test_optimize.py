@@ -348,6 +348,12 @@ def test_dry_run_scores_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_counts_both_orders_of_the_seeds_as_evals(tmp_path, capsys):
+    """Version 0.1 counted one order of what is cached and both of what is missing: fewer than none."""
+    run(tmp_path, "--dry-run", "--swap")
+    assert "; 0 of the seeds' are cached" in capsys.readouterr().out
+
+
 def test_dry_run_estimates_the_time_of_a_real_model(tmp_path, capsys):
     run(tmp_path, "--dry-run", "--checkpoint", "pocket-base")
     assert "time        about" in capsys.readouterr().out
@@ -685,6 +691,17 @@ def test_prompts_of_another_run_are_tried_first_unless_it_heard_the_judges(tmp_p
     run(tmp_path, *flags, "--share", one, name="four", code=2)
     assert "which the holdout here holds" in capsys.readouterr().err
     assert not (tmp_path / "four").exists()
+
+
+@pytest.mark.parametrize("first", [[], ["--swap"]])
+def test_a_shared_prompt_is_scored_in_the_orders_of_this_run(tmp_path, first):
+    flags = ["--clips", "all"]
+    second = [] if first else ["--swap"]
+    one = run(tmp_path, *flags, *first, name="one")
+    two = run(tmp_path, *flags, *second, "--share", one, "--seed", 1, name="two")
+    trials = RunFolder.read(two).history.scored
+    assert any(t.candidate.origin == "shared:one" for t in trials)
+    assert {t.prompt.both_orders for t in trials} == {bool(second)}
 
 
 def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
