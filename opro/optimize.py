@@ -128,8 +128,10 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
         trials = folder.history.scored[: settings.candidates]
         runs.append(PastRun(folder.name, trials, folder.searched_sources(trials)))
     found = shared_candidates(runs, problem.holdout_clips, settings.candidates)
-    orders = {"both_orders": settings.swap}  # as this run scores, whatever the other one did
-    return [dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, **orders)) for c in found]
+    return [  # in the orders of this run, whatever the other one scored
+        dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, both_orders=settings.swap))
+        for c in found
+    ]
 
 
 def _log_to(path: Path) -> None:
