@@ -1860,6 +1860,12 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ),
     ("opro/search/race.py", "strict=True", "False", "a guard: the lengths always agree"),
     (
+        "opro/search/race.py",
+        "(0 if one is leader else",
+        "0",
+        "the leader stays above its own reward and above any lower bar",
+    ),
+    (
         "opro/search/select.py",
         "@dataclass(frozen=True)",
         "False",

@@ -325,3 +325,15 @@ def test_the_seed_decides_the_resamples_alone():
     assert float(a.curve.location) == float(c.curve.location) and len(a.draws.location) == 40
     few = measured("ms", *rows, resamples=20, shares=(0.6,))
     assert list(few.thresholds) == [0.6]
+
+
+def test_guesses_above_98_percent_are_fitted_as_98():
+    """A model that always says speech leaves no room above its guesses; the fit keeps a little."""
+    x, trials = np.log2(LEVELS), np.full((1, 5), 20.0)
+    hits = np.array([[20.0, 20.0, 20.0, 20.0, 20.0]])
+    always, nearly = (psychometrics.fit(x, hits, trials, np.array([g])) for g in (1.0, 0.98))
+    assert np.array_equal(always.location, nearly.location)
+    assert np.array_equal(always.lapse, nearly.lapse)
+    assert not np.array_equal(
+        nearly.location, psychometrics.fit(x, hits, trials, np.array([0.9])).location
+    )
