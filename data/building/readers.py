@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from evaluators.errors import UserError
 
 from .recordings import (
+    CATEGORIES,
     UNKNOWN_LICENCE,
     Recording,
     audio_files,
@@ -152,6 +153,14 @@ def _recording(
 
 def _csv(c: Collection) -> Iterator[Recording]:
     table = c.path / "manifest.csv" if c.path.is_dir() else c.path
+    if not table.is_file():
+        raise UserError(
+            f"--recordings: table {str(table)!r} does not exist; expected a CSV file with the"
+            " columns path, label (SPEECH or NONSPEECH), category (speech,"
+            f" {', '.join(CATEGORIES[1:])}) and source_id (the speaker, session or upload), one row"
+            " a recording; other layouts are given as LAYOUT=DIR: voxconverse, esc50, musan,"
+            " gtzan, fma; see data/README.md"
+        )
     root = table.parent.resolve()
     first: dict[str, str] = {}
     for where, row in read_table(table, ("path", "label", "category")):

@@ -56,7 +56,8 @@ def test_a_missing_column_and_a_missing_table(tmp_path, recipe, capsys):
     assert "manifest.csv:1: column 'category' is missing" in capsys.readouterr().err
     (root / "manifest.csv").unlink()
     assert make(recipe, root, tmp_path / "out") == 2
-    assert "does not exist" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "manifest.csv' does not exist; expected" in err and "source_id (the speaker" in err
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path, recipe, capsys):

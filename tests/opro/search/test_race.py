@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from known_truth import KnownTruth
 from scipy import stats
@@ -343,7 +343,8 @@ def test_no_prompts_need_no_evals(half, references):
 
 
 @settings(max_examples=12, deadline=None)
-@given(evals=st.integers(0, 700), count=st.integers(1, 8))
+@given(evals=st.integers(-200, 700), count=st.integers(1, 8))
+@example(evals=-40, count=8)  # spent before the race began
 def test_a_race_never_asks_for_more_than_its_budget(half, references, evals, count):
     part = some(half, 100)
     evaluator, shown = KnownTruth(), []
