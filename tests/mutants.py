@@ -1859,6 +1859,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "a setting; the tests ask for blocks of that length",
     ),
     ("opro/search/race.py", "strict=True", "False", "a guard: the lengths always agree"),
+    ("opro/rescore.py", 'Column("false alarms", 7)', "7", "a least width; values widen it"),
     (
         "opro/search/race.py",
         "(0 if one is leader else",

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from common import LABELS
+from common import DEMO, LABELS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -290,3 +290,9 @@ def test_the_registry_asks_for_every_clip_and_knows_only_its_own_sources(dev_cli
 
 def test_a_registry_cannot_be_changed():
     assert Registry.__dataclass_params__.frozen
+
+
+def test_the_registry_that_ships_is_written_as_it_is_read(tmp_path):
+    ours = DEMO / "registry.json"
+    write_registry(tmp_path / "registry.json", read_registry(ours))
+    assert (tmp_path / "registry.json").read_bytes() == ours.read_bytes()

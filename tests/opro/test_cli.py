@@ -1,6 +1,7 @@
 """Command lines: flags over a file over defaults, and every mistake is one sentence."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from common import ROOT
 
 from evaluators.errors import PauseError, UserError
-from opro.cli import DONE, FAULT, WRONG_USE, flag, parse, run_verb
+from opro.cli import DONE, FAULT, VERBS, WRONG_USE, flag, parse, run_verb
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ def test_help_shows_the_groups_with_their_flags_once(capsys):
         assert out.count(f"  --{name}") == 1
     assert "(default: 5)" in out and "{race,random}" in out and "about" in out
     assert "(default: None)" not in out
+
+
+@pytest.mark.parametrize(
+    "module", [f"{'data' if v in ('build', 'audit') else 'opro'}.{v}" for v in VERBS]
+)
+def test_every_command_runs_as_a_module_and_refuses_an_unknown_flag(capsys, monkeypatch, module):
+    """What stands below ``__main__``: without it ``python -m opro.rescore`` does nothing, and says so to nobody."""
+    monkeypatch.setattr("sys.argv", [module, "--unheard-of"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(module, run_name="__main__")
+    assert stop.value.code == WRONG_USE and capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.parametrize("verb", ["optimize", "doctor", "rescore", "matrix", "leaderboard"])
