@@ -6,10 +6,14 @@ from common import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.cache import CachedEvaluator
 from evaluators.classifier import Calibration, Classifier, log_odds
 from evaluators.evaluator import About, ScoreTable, Uncached, Usage
 from evaluators.fakes import FakeEvaluator
+from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt
+from evaluators.several import PerCheckpoint, spread
 
 
 @pytest.fixture
@@ -80,3 +84,64 @@ def test_what_computes_its_scores_itself_counts_all_of_them_and_holds_nothing(se
     one.release()
     assert one.about() == About() and one.about().checkpoint is None
     assert (About().device, About().dtype, About().seconds_per_eval) == ("none", "none", None)
+
+
+WRAPPERS = [
+    lambda inner, folder: CachedEvaluator(inner, folder),
+    lambda inner, folder: BothOrders(CachedEvaluator(inner, folder)),
+    lambda inner, folder: PerCheckpoint({"one": CachedEvaluator(inner, folder)}),
+]
+
+
+class Known(FakeEvaluator):
+    released = 0
+
+    def about(self):
+        return About(device="abacus", seconds_per_eval=2.0)
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_wrappers_pass_on_what_they_wrap(wrap, tmp_path):
+    inner = Known()
+    outer = wrap(inner, tmp_path)
+    assert outer.innermost is inner and outer.about() == inner.about()
+    outer.release()
+    assert inner.released == 1 and outer.usage == Usage()
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_usage_and_missing_pairs_add_up(wrap, tmp_path, seeds, dev_clips):
+    outer = wrap(FakeEvaluator(), tmp_path)
+    clips = spread(dev_clips[:7], ["one"]) if isinstance(outer, PerCheckpoint) else dev_clips[:7]
+    missing = outer.count_missing(seeds, clips)
+    assert missing in (7 * len(seeds), 2 * 7 * len(seeds))
+    outer.score(seeds, clips)
+    assert outer.usage == Usage(missing, 0, missing) and outer.count_missing(seeds, clips) == 0
+    outer.score(seeds, clips)
+    assert outer.usage == Usage(2 * missing, missing, missing)
+
+
+def test_an_evaluator_without_a_cache_sends_every_pair_through_the_model(seeds, dev_clips):
+    fake = FakeEvaluator()
+    assert fake.innermost is fake and fake.about() == About()
+    assert fake.count_missing(seeds, dev_clips[:5]) == 5 * len(seeds)
+    fake.score(seeds, dev_clips[:5])
+    assert fake.usage == Usage(5 * len(seeds), 0, 5 * len(seeds))
+
+
+@pytest.mark.tiny
+def test_a_scorer_tells_of_itself_without_loading_and_loads_again_after_a_release(seeds, dev_clips):
+    from evaluators.audio_lm.scorer import AudioScorer
+
+    scorer = AudioScorer(open_checkpoint("pocket-base"), "cpu", "float32")
+    about = scorer.about()
+    assert scorer._loaded is None
+    assert (about.device, about.dtype, about.batch_tokens) == ("cpu", "float32", 768)
+    assert about.checkpoint is scorer.checkpoint and about.memory and about.seconds_per_eval > 0
+    whole = scorer.score(seeds, dev_clips[:4]).logp
+    scorer.release()
+    assert scorer._loaded is None
+    assert np.array_equal(scorer.score(seeds, dev_clips[:4]).logp, whole)
