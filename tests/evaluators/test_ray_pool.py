@@ -111,6 +111,15 @@ def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, t
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 3  # every node took part
 
 
+def test_released_workers_are_started_again(cluster, seeds, dev_clips):
+    pool = RayPool(FakeEvaluator, workers=1)
+    expected = FakeEvaluator().score(seeds, dev_clips[:4]).logp
+    for _ in range(2):
+        np.testing.assert_array_equal(pool.score(seeds, dev_clips[:4]).logp, expected)
+        pool.release()
+    assert pool.usage.forward == 2 * 4 * len(seeds)
+
+
 def test_one_clip_and_no_clip(cluster, seeds, dev_clips):
     pool = RayPool(FakeEvaluator, workers=2)
     expected = FakeEvaluator().score(seeds, dev_clips[:1])
