@@ -214,3 +214,8 @@ def test_probability_is_the_logistic_function_to_the_ends():
 def test_what_is_handed_over_cannot_be_changed():
     for kind in (Classifier, Calibration, Prompt):
         assert kind.__dataclass_params__.frozen
+
+
+def test_a_plain_prompt_is_a_classifier_without_a_shift_or_calibration():
+    prompt = Prompt("Is it speech?", (("SPEECH", ("A",)), ("NONSPEECH", ("B",))))
+    assert classifier_from(prompt.to_dict(), LABELS, "here") == Classifier(prompt, 0.0, None)

@@ -1,5 +1,7 @@
 """Scores, and the one way from scores to decisions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from common import LABELS
@@ -13,7 +15,7 @@ from evaluators.evaluator import About, ScoreTable, Uncached, Usage
 from evaluators.fakes import FakeEvaluator
 from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt
-from evaluators.several import PerCheckpoint, spread
+from evaluators.several import PerCheckpoint
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_wrappers_pass_on_what_they_wrap(wrap, tmp_path):
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_usage_and_missing_pairs_add_up(wrap, tmp_path, seeds, dev_clips):
     outer = wrap(FakeEvaluator(), tmp_path)
-    clips = spread(dev_clips[:7], ["one"]) if isinstance(outer, PerCheckpoint) else dev_clips[:7]
+    clips = [replace(c, checkpoint="one") for c in dev_clips[:7]]
     missing = outer.count_missing(seeds, clips)
     assert missing in (7 * len(seeds), 2 * 7 * len(seeds))
     outer.score(seeds, clips)

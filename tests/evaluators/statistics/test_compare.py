@@ -327,3 +327,13 @@ def test_undefined_differences_claim_nothing():
     nothing = Statistic(np.asarray(np.nan), np.full(9, np.nan))
     d = difference(c, nothing, nothing)
     assert d.low is None and d.high is None and d.p == 1
+
+
+def test_numbers_of_today_are_drawn_with_seed_0():
+    """A default is a part of every published interval: another one moves them all."""
+    t = targets(TRUTH, SOURCES)
+    one, two = said(t, RNG.random(300) < 0.8), said(t, RNG.random(300) < 0.7)
+    assert np.array_equal(resample(t).weights, resample(t, seed=0).weights)
+    assert compare(one, two) == compare(one, two, seed=0) != compare(one, two, seed=1)
+    assert compare_many([one], two) == compare_many([one], two, seed=0)
+    assert compare_many([one], two) != compare_many([one], two, seed=1)
