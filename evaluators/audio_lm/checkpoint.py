@@ -190,10 +190,12 @@ def _download(name: str) -> Path:
             snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
+        said = [line for line in str(error).splitlines() if line.strip()]
+        reason = "; ".join(line.partition(". ")[0] for line in said[:2])  # "401 ...", and why
         raise UserError(
             f"checkpoint {name!r} is neither one of {', '.join(SHIPPED)}, nor a directory, "
-            f"nor a hub id that can be loaded ({reason})"
+            f"nor a hub id that can be loaded ({reason}); connect to download it once, or give the"
+            " directory it lies in"
         ) from None
 
 
