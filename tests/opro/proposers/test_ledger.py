@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opro.proposers.language_model import Reply
-from opro.proposers.ledger import Ledger
+from opro.proposers.language_model import Message, Reply
+from opro.proposers.ledger import Ledger, MeteredModel
 
 
 def test_the_ledger_stops_before_its_limits():
@@ -98,3 +98,65 @@ def test_without_prices_a_call_is_taken_to_cost_twice_the_mean_so_far():
     )
     assert "(0.8000 spent)" in ledger.why_stop(1, 1)
     assert Ledger().cost == 0 == Ledger().calls == Ledger().lost == Ledger().refused
+
+
+# ---- calls
+
+CALL = (2, 1, "Propose prompts.")
+REPLY = Reply("1. Listen.", 30, 7, 0.25, "m", "stop")
+
+
+def metered(ledger, **more):
+    """A metered model, what it was asked and what was recorded."""
+    asked, records = [], []
+
+    def lm(messages, *, temperature, max_tokens):
+        asked.append((messages, temperature, max_tokens))
+        return REPLY
+
+    return MeteredModel(lm, ledger, records.append, **more), asked, records
+
+
+def test_a_call_is_made_as_it_is_given_and_counted():
+    ledger = Ledger(max_tokens=5000)
+    model, asked, records = metered(ledger)
+    assert model.ask(CALL, temperature=0.7, max_tokens=900) == REPLY
+    assert asked == [([Message("user", CALL[2])], 0.7, 900)] and records == []
+    assert (ledger.calls, ledger.tokens_in, ledger.tokens_out, ledger.cost) == (1, 30, 7, 0.25)
+
+
+def test_a_call_that_the_limit_does_not_cover_is_not_made_and_is_recorded():
+    model, asked, records = metered(Ledger(max_tokens=500))
+    assert model.ask(CALL, temperature=0.7, max_tokens=500) is None and asked == []
+    assert [(r["iteration"], r["call"]) for r in records] == [(2, 1)]
+    assert records[0]["stopped"].startswith("--max-tokens 500 leaves no room")
+
+
+def test_a_reply_that_was_paid_for_is_neither_asked_for_nor_counted_nor_recorded_again():
+    ledger = Ledger(max_tokens=1)  # nothing is left
+    model, asked, records = metered(ledger, paid={CALL: REPLY})
+    assert model.ask(CALL, temperature=0.7, max_tokens=900) is REPLY
+    model.keep(CALL, REPLY, 1, [{"text": "x", "reason": "y"}])
+    assert asked == records == [] and ledger == Ledger(max_tokens=1)
+
+
+def test_what_came_of_a_reply_is_recorded_with_it():
+    ledger = Ledger()
+    model, _, records = metered(ledger)
+    refused = [{"text": "x", "reason": "too long"}, {"text": "y", "reason": "seen before"}]
+    model.keep(CALL, REPLY, 3, refused)
+    model.keep((3, 0, "Again."), REPLY, 0, refused[:1])
+    assert ledger.refused == 3
+    assert records[0] == {
+        "iteration": 2,
+        "call": 1,
+        "model": "m",
+        "meta_prompt": "Propose prompts.",
+        "reply": "1. Listen.",
+        "tokens_in": 30,
+        "tokens_out": 7,
+        "cost": 0.25,
+        "finish": "stop",
+        "accepted": 3,
+        "refused": refused,
+    }
