@@ -140,7 +140,7 @@ def test_what_is_left_counts_every_clip_that_earlier_trials_were_scored_on():
 
 def test_a_race_takes_two_blocks_a_candidate_and_smaller_ones_where_little_is_left():
     one = Budget(10_000, 0, 6, True)
-    for left in range(0, 3000, 7):
+    for left in range(0, 3000, 6):  # 768 among them
         block = 32 if left >= 2 * 2 * 32 * 6 else 16
         assert one.first_block(left) == block
         assert one.candidates(left, 200) == min(6, left // (2 * block))
