@@ -309,7 +309,7 @@ def test_shipped_names_are_folders_that_open():
     assert opened("pocket-base").base == checkpoint.POCKET / "base"
     lora = opened("pocket-lora")
     assert lora.adapter == checkpoint.POCKET / "lora" and lora.name == "pocket-lora"
-    assert lora.base.resolve() == checkpoint.POCKET / "base"
+    assert lora.base.resolve() == (checkpoint.POCKET / "base").resolve()
     assert lora.trained_on and lora.prompt is not None and len(lora.digest) == 64
     assert lora.base_digest == checkpoint.folder_digest(checkpoint.POCKET / "base")
 
