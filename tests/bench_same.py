@@ -1,7 +1,7 @@
 """Whether an older tree gives the same scores, and how fast: python tests/bench_same.py --old DIR
 
-    git worktree add /tmp/old v0.1 && python tests/bench_same.py --old /tmp/old
-    python tests/bench_same.py --old /tmp/old --shape 7b     the exact 7B shape with random weights, on one GPU of 80 GB
+    git worktree add ../old COMMIT && python tests/bench_same.py --old ../old
+    python tests/bench_same.py --old ../old --shape 7b      the exact 7B shape with random weights, on one GPU of 80 GB
 
 Both trees run in processes of their own, side by side on the same device, and take turns, so that a device that grows
 warm slows both alike. Work and rows as in evaluators.bench: "all" is everything from the files on, "suffix step" the

@@ -25,7 +25,6 @@ class Family:
         model_class: The class in transformers.
         before: System message -> template pieces before the audio.
         after: Prompt text -> template pieces from the end of the audio to the answer.
-        placeholder: The token that stands for the audio in the model's own inputs.
         whole_window: The feature extractor pads every clip to its whole window. Otherwise it pads nothing, and takes
             clips of any length, but only their whole 10 ms frames.
         tokens: (config, frames) -> audio tokens.
@@ -36,7 +35,6 @@ class Family:
     model_class: str
     before: Callable[[str], tuple[Piece, ...]]
     after: Callable[[str], tuple[Piece, ...]]
-    placeholder: str
     whole_window: bool
     tokens: Callable[[Any, int], int]
     encode: Callable[[Any, Tensor, int], Tensor]
@@ -144,7 +142,6 @@ QWEN2_AUDIO = Family(
     model_class="Qwen2AudioForConditionalGeneration",
     before=before_audio,
     after=after_audio,
-    placeholder="<|AUDIO|>",
     whole_window=True,
     tokens=lambda config, frames: ((frames - 1) // 2 + 1) // 2,
     encode=encode_qwen2_audio,
@@ -154,7 +151,6 @@ QWEN3_OMNI = Family(
     model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
     before=_omni_before,
     after=_omni_after,
-    placeholder="<|audio_pad|>",
     whole_window=False,
     tokens=_omni_tokens,
     encode=_omni_encode,

@@ -4,16 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from small_recordings import make, make_recordings
+from small_recordings import make
 
 from data.building.recipe import read_recipe
 from evaluators.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    return make_recordings(tmp_path_factory.mktemp("source"))
-
 
 RECIPES = {
     "typo": ("duration_ms: [200]", "key 'duration_ms' is unknown; did you mean 'durations_ms'"),

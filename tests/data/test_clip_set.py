@@ -29,16 +29,6 @@ from evaluators.splits import check_registry, read_registry
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    return make_recordings(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    return recipe_file(tmp_path)
-
-
-@pytest.fixture(scope="module")
 def built(recordings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     assert make(recipe_file(folder), recordings, folder / "out") == 0

@@ -6,16 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from small_recordings import RECIPE, make, make_recordings, recipe_file
+from small_recordings import RECIPE, make, make_recordings
 
 from data import build
 from evaluators.audio import RATE
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    return recipe_file(tmp_path)
-
 
 GOOD = "speech/0.flac,SPEECH,speech,s0,CC0"
 

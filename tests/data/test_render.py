@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 from common import ROOT
-from small_recordings import build_variants, make, make_recordings, recipe_file, rows_of
+from small_recordings import build_variants, make, recipe_file, rows_of
 
 from data.building.mixing import coloured_noise
 from data.building.render import encode, pcm_digest
 from data.building.rooms import synthetic_response
 from evaluators.audio import RATE, load
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    return make_recordings(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import soundfile
 from common import ROOT
 from small_recordings import (
@@ -12,7 +11,6 @@ from small_recordings import (
     build_variants,
     make,
     make_recordings,
-    recipe_file,
     rows_of,
     sound,
 )
@@ -23,16 +21,6 @@ from data.building.recipe import read_recipe
 from data.building.scan import scan_recording
 from data.building.voice import ACTIVITIES
 from evaluators.audio import RATE
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    return make_recordings(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    return recipe_file(tmp_path)
 
 
 def test_webrtc_calls_noise_speech(recordings, tmp_path):

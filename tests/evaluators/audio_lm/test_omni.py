@@ -83,7 +83,7 @@ def stock_logp(evaluator, prompt, clip):
     )
     frames = int(heard["attention_mask"].sum())
     count = QWEN3_OMNI.tokens(model.config, frames)
-    pad = tokenizer.convert_tokens_to_ids(QWEN3_OMNI.placeholder)
+    pad = tokenizer.convert_tokens_to_ids("<|audio_pad|>")
     ids = encode(tokenizer, QWEN3_OMNI.before(prompt.system)) + [pad] * count
     ids = torch.tensor([ids + encode(tokenizer, QWEN3_OMNI.after(prompt.text))])
     with torch.inference_mode():
