@@ -845,8 +845,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/matrix.py",
-        "audio: _balanced(heard.predict(one)) for audio, heard",
-        "audio: _balanced(heard.predict(Classifier(one.prompt))) for audio, heard",
+        "audio: _balanced(control.predict(one)) for audio, control",
+        "audio: _balanced(control.predict(Classifier(one.prompt))) for audio, control",
     ),
     ("opro/matrix.py", "        model.evaluator.release()  #", "        pass  #"),
     (
