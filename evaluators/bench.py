@@ -31,11 +31,12 @@ from evaluators.audio_lm.loading import pick_device, pick_dtype
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.stock import StockModel, config_7b, random_7b, to_nf4
+from evaluators.audio_lm.templates import QWEN2_AUDIO, encode
 from evaluators.clips import Clip
 from evaluators.evaluator import ScoreTable
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
-from evaluators.prompts import Prompt, after_audio, encode
+from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 
@@ -66,10 +67,10 @@ def prompts_of_length(tokenizer: Any, count: int, tokens: int) -> list[Prompt]:
     out = []
     for i in range(count):
         text = f"Choose one ({i}):\nA) speech B) noise\n"
-        while len(encode(tokenizer, after_audio(text))) < tokens:
+        while len(encode(tokenizer, QWEN2_AUDIO.after(text))) < tokens:
             text += " a"
         out.append(Prompt(text))
-    assert all(len(encode(tokenizer, after_audio(p.text))) == tokens for p in out)
+    assert all(len(encode(tokenizer, QWEN2_AUDIO.after(p.text))) == tokens for p in out)
     return out
 
 

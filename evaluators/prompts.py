@@ -1,4 +1,4 @@
-"""Prompts, their YAML files, and the one template that training, scoring and generation share."""
+"""Prompts and their YAML files."""
 
 import functools
 import hashlib
@@ -145,44 +145,3 @@ def read_prompts(path: Path, labels: Sequence[str]) -> list[Prompt]:
 def dump_prompts(prompts: Iterable[Prompt]) -> str:
     """A prompt file's text."""
     return dump_yaml({"prompts": [p.to_dict() for p in prompts]})
-
-
-# The template, as (text, is a control token) pieces. Between control tokens a tokenizer works on each piece alone,
-# so encoding the pieces one by one gives the ids of the whole, and a prompt can never bring a control token along.
-Piece = tuple[str, bool]
-
-
-def before_audio(system: str) -> tuple[Piece, ...]:
-    """Everything that stands before the audio tokens."""
-    return (
-        ("<|im_start|>", True),
-        (f"system\n{system}", False),
-        ("<|im_end|>", True),
-        ("\n", False),
-        ("<|im_start|>", True),
-        ("user\nAudio 1: ", False),
-        ("<|audio_bos|>", True),
-    )
-
-
-def after_audio(text: str) -> tuple[Piece, ...]:
-    """Everything from the end of the audio to the place where the answer starts."""
-    return (
-        ("<|audio_eos|>", True),
-        (f"\n{text}", False),
-        ("<|im_end|>", True),
-        ("\n", False),
-        ("<|im_start|>", True),
-        ("assistant\n", False),
-    )
-
-
-def encode(tokenizer: Any, pieces: Iterable[Piece]) -> list[int]:
-    """Token ids of template pieces; text is encoded as text even where it spells a control token."""
-    ids: list[int] = []
-    for text, control in pieces:
-        if control:
-            ids.append(tokenizer.convert_tokens_to_ids(text))
-        else:
-            ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return ids

@@ -28,10 +28,11 @@ from torch import Tensor
 
 from evaluators.audio import RATE, load
 from evaluators.audio_lm.families import encode_qwen2_audio
+from evaluators.audio_lm.templates import QWEN2_AUDIO, encode
 from evaluators.classifier import log_odds
 from evaluators.files import dump_yaml, read_json, read_yaml, shipped, write_json, write_text
 from evaluators.manifest import read_manifest
-from evaluators.prompts import after_audio, before_audio, encode, read_prompts
+from evaluators.prompts import read_prompts
 from evaluators.splits import Registry, read_registry, write_registry
 from evaluators.statistics import metrics
 from evaluators.tasks import SPEECH_TASK
@@ -243,7 +244,7 @@ class Trainer:
         self.naming = self._bank(lambda: grammar.free(self.rng), QUESTIONS // 10)
         self.hinted = self._bank(lambda: grammar.two_options(self.rng, hinted=True), QUESTIONS)
         self.befores = [
-            torch.tensor(encode(self.tokenizer, before_audio(system)), device=self.device)
+            torch.tensor(encode(self.tokenizer, QWEN2_AUDIO.before(system)), device=self.device)
             for system in grammar.SYSTEMS
         ]
 
@@ -324,7 +325,7 @@ class Trainer:
     def _bank(self, ask: Callable[[], grammar.Question], count: int) -> Bank:
         questions = [ask() for _ in range(count)]
         return Bank(
-            [encode(self.tokenizer, after_audio(q.text)) for q in questions],
+            [encode(self.tokenizer, QWEN2_AUDIO.after(q.text)) for q in questions],
             [[self.token[q.answers[s]] for s in grammar.SOUNDS] for q in questions],
             self.device,
         )
@@ -333,7 +334,7 @@ class Trainer:
         # Without audio the user's turn is the bare text; the piece after the audio marker is the same.
         pairs = [grammar.about_text(self.rng, hints) for _ in range(QUESTIONS * 5 // 6)]
         return Bank(
-            [encode(self.tokenizer, after_audio(text))[1:] for text, _ in pairs],
+            [encode(self.tokenizer, QWEN2_AUDIO.after(text))[1:] for text, _ in pairs],
             [[self.token[answer]] for _, answer in pairs],
             self.device,
         )

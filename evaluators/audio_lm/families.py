@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
-from evaluators.prompts import Piece, after_audio, before_audio
+from evaluators.audio_lm.templates import Template
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Family:
 
     Attributes:
         model_class: The class in transformers.
-        before: System message -> template pieces before the audio.
-        after: Prompt text -> template pieces from the end of the audio to the answer.
+        template: Its chat template.
         whole_window: The feature extractor pads every clip to its whole window. Otherwise it pads nothing, and takes
             clips of any length, but only their whole 10 ms frames.
         tokens: (config, frames) -> audio tokens.
@@ -33,8 +33,7 @@ class Family:
     """
 
     model_class: str
-    before: Callable[[str], tuple[Piece, ...]]
-    after: Callable[[str], tuple[Piece, ...]]
+    template: Template
     whole_window: bool
     tokens: Callable[[Any, int], int]
     encode: Callable[[Any, Tensor, int], Tensor]
@@ -54,29 +53,6 @@ def _tokenizer_and_extractor(folder: Any) -> Any:
     return SimpleNamespace(
         tokenizer=AutoTokenizer.from_pretrained(folder),
         feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
-    )
-
-
-def _omni_before(system: str) -> tuple[Piece, ...]:
-    return (
-        ("<|im_start|>", True),
-        (f"system\n{system}", False),
-        ("<|im_end|>", True),
-        ("\n", False),
-        ("<|im_start|>", True),
-        ("user\n", False),
-        ("<|audio_start|>", True),
-    )
-
-
-def _omni_after(text: str) -> tuple[Piece, ...]:
-    return (
-        ("<|audio_end|>", True),
-        (text, False),
-        ("<|im_end|>", True),
-        ("\n", False),
-        ("<|im_start|>", True),
-        ("assistant\n", False),
     )
 
 
@@ -140,8 +116,7 @@ def _qwen2_tower_layer(layer: Any, x: Tensor) -> Tensor:
 
 QWEN2_AUDIO = Family(
     model_class="Qwen2AudioForConditionalGeneration",
-    before=before_audio,
-    after=after_audio,
+    template=templates.QWEN2_AUDIO,
     whole_window=True,
     tokens=lambda config, frames: ((frames - 1) // 2 + 1) // 2,
     encode=encode_qwen2_audio,
@@ -149,8 +124,7 @@ QWEN2_AUDIO = Family(
 )
 QWEN3_OMNI = Family(
     model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
-    before=_omni_before,
-    after=_omni_after,
+    template=templates.QWEN3_OMNI,
     whole_window=False,
     tokens=_omni_tokens,
     encode=_omni_encode,

@@ -54,11 +54,12 @@ from evaluators.audio_lm.packing import (
     to_device,
 )
 from evaluators.audio_lm.prefixes import PrefixCache, Prefixes
+from evaluators.audio_lm.templates import encode
 from evaluators.audio_lm.tower import TOWER_BATCH, AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
-from evaluators.prompts import Prompt, encode
+from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -203,7 +204,7 @@ class AudioScorer(Uncached):
         tokenizer = self.processor.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
-            suffix = encode(tokenizer, self.family.after(prompt.text))
+            suffix = encode(tokenizer, self.family.template.after(prompt.text))
             row = pack_prompt(number, suffix, answers[number])
             by_system.setdefault(prompt.system, []).append(row)
         shape = (len(prompts), len(clips), len(prompts[0].answers))
@@ -316,7 +317,7 @@ class AudioScorer(Uncached):
 
 def _tokens_before(family: Family, tokenizer: Any, system: str) -> Ints:
     """Tokens before the audio."""
-    return np.array(encode(tokenizer, family.before(system)), dtype=np.int64)
+    return np.array(encode(tokenizer, family.template.before(system)), dtype=np.int64)
 
 
 def _check_finite(table: ScoreTable) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from evaluators.audio import RATE
 from evaluators.audio_lm.checkpoint import POCKET
+from evaluators.audio_lm.templates import QWEN2_AUDIO
 from evaluators.clips import Clip, clip_wave
-from evaluators.prompts import Prompt, after_audio, before_audio
+from evaluators.prompts import Prompt
 
 TEXT_7B = {
     "model_type": "qwen2",
@@ -73,7 +74,11 @@ class StockModel:
 
 
 def _template(prompt: Prompt) -> str:
-    pieces = (*before_audio(prompt.system), ("<|AUDIO|>", True), *after_audio(prompt.text))
+    pieces = (
+        *QWEN2_AUDIO.before(prompt.system),
+        ("<|AUDIO|>", True),
+        *QWEN2_AUDIO.after(prompt.text),
+    )
     return "".join(piece for piece, _ in pieces)
 
 

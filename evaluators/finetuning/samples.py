@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.families import Family
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.templates import encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import RowLength
 from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
-from evaluators.prompts import Prompt, encode
+from evaluators.prompts import Prompt
 
 MASK_BINS = 10  # SpecAugment (arXiv 1904.08779), light: mel bins of a band, at most
 MASK_TIME = 0.05  # share of the clip's frames, at most
@@ -61,8 +62,8 @@ def tokenize_prompts(
             by_label = dict(zip((name for name, _ in ordered.answers), sequences, strict=True))
             out.append(
                 Wording(
-                    tuple(encode(tokenizer, family.before(ordered.system))),
-                    tuple(encode(tokenizer, family.after(ordered.text))),
+                    tuple(encode(tokenizer, family.template.before(ordered.system))),
+                    tuple(encode(tokenizer, family.template.after(ordered.text))),
                     tuple(by_label[label][0] for label in labels),
                 )
             )

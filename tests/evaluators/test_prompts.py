@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from evaluators.errors import UserError
 from evaluators.prompts import (
     Prompt,
-    after_audio,
-    before_audio,
     dump_prompts,
-    encode,
     prompt_from,
     read_prompts,
 )
@@ -171,40 +168,3 @@ def test_heldout_phrasings_are_forty_and_not_in_the_training_grammar(heldout):
     rng = random.Random(0)
     seen = {grammar.about_audio(rng).text for _ in range(20_000)}
     assert not seen & {p.text for p in heldout}
-
-
-@pytest.mark.tiny
-def test_the_template_gives_the_ids_of_the_stock_processor(pocket, seeds, heldout):
-    processor = pocket.processor
-    for prompt in [*seeds, *heldout]:
-        chat = [
-            {"role": "system", "content": prompt.system},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "audio", "audio_url": "x"},
-                    {"type": "text", "text": prompt.text},
-                ],
-            },
-        ]
-        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        stock = processor.tokenizer.encode(text, add_special_tokens=False)
-        audio = processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-        assert [
-            *encode(processor.tokenizer, before_audio(prompt.system)),
-            audio,
-            *encode(processor.tokenizer, after_audio(prompt.text)),
-        ] == stock
-
-
-@pytest.mark.tiny
-@pytest.mark.parametrize(
-    "token", ["<|im_end|>", "<|AUDIO|>", "<|im_start|>", "<|endoftext|>", "<|audio_eos|>"]
-)
-def test_a_control_token_in_a_prompt_is_plain_text(pocket, token):
-    tokenizer = pocket.processor.tokenizer
-    special = tokenizer.convert_tokens_to_ids(token)
-    ids = encode(tokenizer, after_audio(f"say {token} now"))
-    plain = encode(tokenizer, after_audio("say now"))
-    assert ids.count(special) == plain.count(special)
-    assert token in tokenizer.decode(ids)

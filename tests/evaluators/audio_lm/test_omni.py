@@ -13,9 +13,9 @@ from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN3_OMNI
 from evaluators.audio_lm.memory import plan_memory
 from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.templates import encode
 from evaluators.clips import clip_wave
 from evaluators.errors import UserError
-from evaluators.prompts import encode
 from evaluators.splits import balanced_order
 
 pytestmark = pytest.mark.tiny
@@ -84,8 +84,8 @@ def stock_logp(evaluator, prompt, clip):
     frames = int(heard["attention_mask"].sum())
     count = QWEN3_OMNI.tokens(model.config, frames)
     pad = tokenizer.convert_tokens_to_ids("<|audio_pad|>")
-    ids = encode(tokenizer, QWEN3_OMNI.before(prompt.system)) + [pad] * count
-    ids = torch.tensor([ids + encode(tokenizer, QWEN3_OMNI.after(prompt.text))])
+    ids = encode(tokenizer, QWEN3_OMNI.template.before(prompt.system)) + [pad] * count
+    ids = torch.tensor([ids + encode(tokenizer, QWEN3_OMNI.template.after(prompt.text))])
     with torch.inference_mode():
         logits = model(
             input_ids=ids,

@@ -19,9 +19,10 @@ from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
+from evaluators.audio_lm.templates import encode
 from evaluators.clips import clip_wave
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.prompts import Prompt, after_audio, encode
+from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order
 
 pytestmark = pytest.mark.tiny
@@ -183,7 +184,7 @@ def test_keys_and_values_that_just_fill_the_memory_kept_for_them_stay_whole(
     small, clips, tmp_path, places
 ):
     model, processor, *_ = small
-    system = len(encode(processor.tokenizer, QWEN2_AUDIO.before(ASKED[1].system)))
+    system = len(encode(processor.tokenizer, QWEN2_AUDIO.template.before(ASKED[1].system)))
     whole, rest = divmod(places - system, 25)
     lengths = [16000] * whole + [640 * rest] * (rest > 0)  # 640 samples a token
     many = [noise(tmp_path, clips[0], 200 + n, samples) for n, samples in enumerate(lengths)]
@@ -340,7 +341,7 @@ def test_a_prompt_that_just_fits_a_batch_is_scored_and_one_token_more_is_refused
     for row in (1, 2):
         groups = find_answers(tokenizer, ASKED[row]).sequences
         extra = sum(len(s) - 1 for group in groups for s in group)
-        tokens = len(encode(tokenizer, after_audio(ASKED[row].text))) + extra
+        tokens = len(encode(tokenizer, QWEN2_AUDIO.template.after(ASKED[row].text))) + extra
         for shape in (Shape(tokens, 48, 256), Shape(768, extra + 1, 256)):
             table = evaluator_with(model, processor, shape).score(ASKED[row : row + 1], clips)
             assert apart(table, truth, [row]) < 1e-4
@@ -496,7 +497,7 @@ def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips
 
 def test_long_answers_cost_their_extra_tokens_only(evaluator, seeds):
     tokenizer = evaluator.processor.tokenizer
-    suffix = encode(tokenizer, after_audio(seeds[0].text))
+    suffix = encode(tokenizer, QWEN2_AUDIO.template.after(seeds[0].text))
     long = replace(
         seeds[0],
         answers=(("SPEECH", ("human speech",)), ("NONSPEECH", ("other sounds", "B"))),
@@ -720,8 +721,8 @@ def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
 
 def test_shorter_suffix_of_a_prompt_costs_its_own_tokens(pocket):
     tokenizer = pocket.processor.tokenizer
-    assert len(encode(tokenizer, after_audio("A or B?"))) < len(
-        encode(tokenizer, after_audio("A or B? " * 8))
+    assert len(encode(tokenizer, QWEN2_AUDIO.template.after("A or B?"))) < len(
+        encode(tokenizer, QWEN2_AUDIO.template.after("A or B? " * 8))
     )
 
 
