@@ -902,7 +902,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/proposers/lm_proposer.py", "if still > 1", "if still > 2"),
     ("opro/proposers/lm_proposer.py", "replace(prompt, both_orders=self.both_orders)", "prompt"),
-    ("opro/proposers/lm_proposer.py", "parents = (start.prompt.prompt_id,)", "pass"),
+    ("opro/proposers/lm_proposer.py", "parents = [start.prompt]", "pass"),
     ("opro/proposers/lm_proposer.py", "0 if single else call", "call"),
     ("opro/proposers/local_model.py", "{self._seed}|{messages!r}|", "{messages!r}|"),
     ("opro/proposers/local_model.py", "max_new_tokens=max_tokens", "max_new_tokens=2 * max_tokens"),
