@@ -90,8 +90,14 @@ def open_proposer(
     Args:
         shared: Candidates of other runs.
     Raises:
-        UserError: A language model is asked for and none is configured, or it cannot be reached so.
+        UserError: A language model is asked for and none is configured, or it cannot be reached so, or the strategy
+            asks none.
     """
+    if settings.proposer == "lm" and settings.strategy == "random":
+        raise UserError(
+            "--proposer lm does not go with --strategy random, which asks no language model; give"
+            " --strategy race or opro"
+        )
     lm = None
     if settings.proposer != "rewriter" and settings.strategy != "random":
         lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
