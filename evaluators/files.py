@@ -118,16 +118,33 @@ def json_text(data: Any) -> str:
     return json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"
 
 
+# Columns that tables are joined by: written as they are, so that they are read back equal.
+KEYS = (
+    "clip_id",
+    "source_id",
+    "label",
+    "predicted",
+    "prompt_id",
+    "run",
+    "checkpoint",
+    "model",
+    "file",
+    "predictions",
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet runs
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Rows as CSV; a free text, in none of `KEYS`, that a spreadsheet would run gets an apostrophe in front."""
+
+    def cell(name: str, value: Any) -> Any:
+        runs = isinstance(value, str) and value.startswith(FORMULA) and name not in KEYS
+        return f"'{value}" if runs else value
+
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    formula = ("=", "+", "-", "@", "\t", "\r")
-    for row in rows:
-        writer.writerow(
-            {k: f"'{v}" if isinstance(v, str) and v[:1] in formula else v for k, v in row.items()}
-        )
+    writer.writerows({k: cell(k, v) for k, v in row.items()} for row in rows)
     return out.getvalue()
 
 

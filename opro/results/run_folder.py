@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.files import csv_text, dump_yaml, read_yaml, write_json, write_text
+from evaluators.files import FORMULA, csv_text, dump_yaml, read_yaml, write_json, write_text
 from evaluators.prompts import Prompt
 from evaluators.tasks import TASKS, Task
 from opro.results.predictions import write_predictions
@@ -33,6 +33,7 @@ PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
 SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
+OLD_DASH = tuple(f"'{first}" for first in FORMULA)
 HOLDOUT = Path(SCORES) / "fresh"  # per-clip predictions of baseline and finalists on the holdout
 
 
@@ -218,7 +219,8 @@ class RunFolder:
                     f"--share {str(self.path)!r}: {path.name} of its scores cannot be read"
                     f" ({type(error).__name__}: {error}), so it is unknown which clips it searched on"
                 ) from None
-        return frozenset(found)
+        # Version 0.1 wrote an apostrophe before a dash: such a source counts under both names.
+        return frozenset(found | {one[1:] for one in found if one.startswith(OLD_DASH)})
 
     def save_scores(self, trial: Trial, clips: Sequence[Clip], logp: NDArray[np.floating]) -> None:
         """Per clip the log-probability of each label in nats, and the mass outside all answers."""

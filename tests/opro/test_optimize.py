@@ -698,6 +698,35 @@ def test_prompts_of_another_run_are_tried_first_unless_it_heard_the_judges(tmp_p
     assert not (tmp_path / "four").exists()
 
 
+def test_sources_whose_ids_begin_with_a_dash_are_known_again(tmp_path, make_manifest, capsys):
+    """By the check of --share, by `stats`, and by the players of the report."""
+
+    def change(rows):
+        for row in rows:
+            row["source_id"], row["clip_id"] = f"-{row['source_id']}", f"-{row['clip_id']}"
+
+    def unlike(rows):  # the halves change places: the heavier sources are others
+        change(rows)
+        del rows[:24:3]
+
+    flags = ["--clips", "all", "--manifest"]
+    data = make_manifest(sources=48, per_source=4, change=change)
+    other = make_manifest(sources=48, per_source=4, change=unlike, name="other")
+    one = run(tmp_path, *flags, data, name="one")
+    searched = RunFolder.read(one).searched_sources(RunFolder.read(one).history.scored)
+    known = {c.source_id for c in read_manifest(data, LABELS, "dev")}
+    assert searched and searched <= known
+    run(tmp_path, *flags, other, "--share", one, name="two", code=2)
+    assert "which the holdout here holds" in capsys.readouterr().err
+    assert report.main([str(one)]) == 0
+    assert "<audio" in (one / "report.html").read_text()
+    # As version 0.1 wrote them, with an apostrophe before the dash.
+    for path in (one / "scores").glob("*.csv"):
+        path.write_text(path.read_text().replace(",-source", ",'-source"))
+    run(tmp_path, *flags, other, "--share", one, name="two", code=2)
+    assert "which the holdout here holds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("first", [[], ["--swap"]])
 def test_a_shared_prompt_is_scored_in_the_orders_of_this_run(tmp_path, first):
     flags = ["--clips", "all"]
