@@ -1,6 +1,7 @@
 """Files: one reader and one atomic writer for YAML, JSON, JSON lines and CSV, and where shipped files lie."""
 
 import csv
+import errno
 import io
 import json
 import math
@@ -8,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -149,7 +150,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all. It is on disk, under its name, when this returns.
 
     Raises:
         PauseError: The disk is full or the folder cannot be written.
@@ -157,13 +158,38 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            _write_through(file, text)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
-            " then give the same command again"
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _write_through(file: IO[str], text: str) -> None:
+    """Writes to a file; the text is on disk when this returns."""
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The names of a folder's files are on disk when this returns, or the file system cannot tell."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems sync no folders
+            raise
+    finally:
+        os.close(number)
+
+
+def _cannot_write(path: Path, error: OSError) -> PauseError:
+    return PauseError(
+        f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
+        " then give the same command again"
+    )
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -179,15 +205,13 @@ def append_line(path: Path, line: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_through(file, line)
+        if new:
+            _sync_folder(path.parent)
     except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); "
-            "make room or mend the folder, then give the same command again"
-        ) from None
+        raise _cannot_write(path, error) from None
 
 
 def cut_torn_line(path: Path) -> None:
