@@ -5,11 +5,12 @@ rewriter. The same command resumes an interrupted run and shows a finished one a
 leaderboard.csv, best.yaml, summary.json and the journal.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,34 @@ def _search(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
         )
-        try:
+        with _study_kept(folder):
             search.run()
             display.stage(settings.iterations + 1, "selection on the holdout")
             with clock.stage("scoring"):
                 decision = decide(problem, settings, history, display.advance)
-        finally:
-            if history.trials:
-                write_study(history, folder.path / STUDY, folder.name)
     costs = _costs(problem, plan, clock, time.perf_counter() - begin)
     summary = Summary.of(settings, problem, history, decision, costs)
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))
+
+
+@contextlib.contextmanager
+def _study_kept(folder: RunFolder) -> Iterator[None]:
+    """Writes the trials so far as an Optuna study when the block ends, however it ends."""
+
+    def write() -> None:
+        if folder.history.trials:
+            write_study(folder.history, folder.path / STUDY, folder.name)
+
+    try:
+        yield
+    except BaseException:
+        try:
+            write()
+        except Exception as second:  # the first error is the one to be told
+            log.warning("%s could not be written: %s", STUDY, second)
+        raise
+    write()
 
 
 def _costs(problem: Problem, plan: ProposerPlan, clock: Clock, seconds: float) -> dict[str, Any]:
