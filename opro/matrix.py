@@ -36,7 +36,7 @@ from evaluators.targets import Predictions
 from opro import optimize
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, Problem, open_data, open_model
-from opro.results.looks import record_use, said_of_uses
+from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance
@@ -178,8 +178,16 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
     for model in models:  # prompts that a model cannot score are found before the split is used
         model.evaluator.score(prompts, clips.tuned_on.first(1).as_control("silence"))
     about = f"matrix, {len(models)} checkpoints, {len(entries)} prompts, {len(space.baselines)} baselines"
+    shows = [
+        *(
+            look_id("matrix", m.evaluator.fingerprint, e.classifier)
+            for m in models
+            for e in entries
+        ),
+        *space.baselines,
+    ]
     uses = (
-        record_use(settings.runs_dir, data.digest, "matrix", about)
+        record_use(settings.runs_dir, data.digest, "matrix", about, shows)
         if settings.split == "test"
         else None
     )

@@ -2,7 +2,8 @@
 
 PROMPTS are run folders (the baseline, the chosen prompt and the finalists, --top in all; written to test.json in the
 folder) or prompt files (all of their prompts, the first one is the baseline; written to --out). A prompt is scored with
-its decision threshold, where it has one. Every use of the test split is counted for the project and shown.
+its decision threshold, where it has one. Every use of the test split is counted for the project and shown; to show the
+same numbers again is no further use.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import task_named
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, open_data, open_model
-from opro.results.looks import count_uses, record_use, said_of_uses
+from opro.results.looks import count_uses, look_id, record_use, said_of_uses
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
 from opro.search.objective import slice_scores
@@ -195,8 +196,9 @@ def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
     """Scores a job. The result as test.json holds it."""
     asked, digest = job.asked, job.data.digest
     about = f"{asked.source.name}, {len(asked.classifiers)} prompts"
+    shows = [look_id("rescore", job.model.evaluator.fingerprint, c) for c in asked.classifiers]
     uses = (
-        record_use(settings.runs_dir, digest, "rescore", about)
+        record_use(settings.runs_dir, digest, "rescore", about, shows)
         if settings.split == "test"
         else count_uses(settings.runs_dir, digest)
     )

@@ -325,15 +325,18 @@ def test_a_prompt_that_stands_in_two_files_is_scored_once_under_its_first_name(s
 
 def test_every_look_at_test_is_counted_and_shown(small, capsys):
     path, _ = prompt_file(small.parent, 1)
-    for look in (1, 2):
-        assert verb(*flags(small, "--prompts", path, "--baselines", "energy")) == 0
+    more, _ = prompt_file(small.parent, 2, "more.yaml")
+    both = [path, "--baselines", "energy"]
+    # Again, and a part of it again, shows nothing new; a prompt more does, and so does a detector.
+    for look, argv in ((1, [path]), (1, [path]), (2, both), (2, both), (2, [path]), (3, [more])):
+        assert verb(*flags(small, "--prompts", *argv)) == 0
         assert result_of(small)["test_openings"] == look == len(openings(small))
         assert f"opened {look} times" in capsys.readouterr().out
-    line = openings(small)[0]
+    line = openings(small)[1]
     assert line["verb"] == "matrix" and line["manifest"] == manifest_digest(small)
     assert line["about"] == "matrix, 1 checkpoints, 1 prompts, 1 baselines"
     assert verb(*flags(small, "--prompts", path, "--split", "dev")) == 0
-    assert "has been opened" not in capsys.readouterr().out and len(openings(small)) == 2
+    assert "has been opened" not in capsys.readouterr().out and len(openings(small)) == 3
 
 
 @pytest.fixture
