@@ -214,10 +214,15 @@ def append_line(path: Path, line: str) -> None:
         raise _cannot_write(path, error) from None
 
 
-def cut_torn_line(path: Path) -> None:
-    """Removes a last line that a crash cut short. Only for the process that holds the run's lock."""
+def cut_torn_line(path: Path) -> bool:
+    """Removes a last line that a crash cut short. Only for the process that holds the run's lock.
+
+    Returns:
+        Whether there was one.
+    """
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if whole < len(raw):
         with path.open("r+b") as file:
             file.truncate(whole)
+    return whole < len(raw)

@@ -886,6 +886,9 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/proposers/ledger.py", "self.lost += 1", "pass"),
     ("opro/proposers/ledger.py", "self.ledger.why_stop(most_tokens(text), max_tokens)", '""'),
     ("opro/proposers/ledger.py", "        self.ledger.add(reply)", "        pass"),
+    ("opro/proposers/ledger.py", "if self.ledger.torn and not stop:", "if False:"),
+    ("opro/proposers/ledger.py", "self.ledger.torn and not stop:", "self.ledger.torn:"),
+    ("opro/proposers/ledger.py", "            self.ledger.torn = False\n", ""),
     ("opro/proposers/ledger.py", "            return self.paid[call]", "            pass"),
     (
         "opro/proposers/ledger.py",
@@ -919,13 +922,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/proposers/mixed.py", "if dedup_key(c.prompt) not in known)][:n]", "if True)][:n]"),
     ("opro/proposers/mixed.py", "if len(given) < n else []", "if True else []"),
     ("opro/proposers/open.py", "entry), paid)", "entry), {})"),
-    ("opro/proposers/open.py", "                ledger.add(reply)\n", ""),
+    ("opro/proposers/open.py", "            ledger.add(reply)\n", ""),
     (
         "opro/proposers/open.py",
         'ledger.charge_unanswered(raw["tokens_in"], raw["tokens_out"])',
         "pass",
     ),
-    ("opro/proposers/open.py", "    cut_torn_line(journal)\n", ""),
+    ("opro/proposers/open.py", "    ledger.torn = cut_torn_line(journal)\n", ""),
     ("opro/proposers/open.py", "both_orders=settings.swap,", "both_orders=False,"),
     (
         "opro/proposers/open.py",
