@@ -28,7 +28,7 @@ from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
 from opro.search.select import decide
-from opro.settings import OptimizeSettings
+from opro.settings import OptimizeSettings, named_by_default
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="print the plan, the evals and an estimate of time and tokens; score nothing",
         ),
     )
+    if space.config is not None and "name" not in vars(space):
+        settings = _renamed(settings, space.config)
     run(settings, space.dry_run)
     return DONE
+
+
+def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
+    """Without the name in a config file that was made from its settings, where flags have changed these."""
+    fed_back, _ = parse(OptimizeSettings, ["--config", str(config)], "")
+    same = settings.config == fed_back.config
+    return (
+        settings
+        if same or not named_by_default(fed_back)
+        else dataclasses.replace(settings, name=None)
+    )
 
 
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:

@@ -195,6 +195,40 @@ def test_a_config_feeds_a_run_back(tmp_path):
     }
 
 
+def test_a_config_fed_back_with_a_change_makes_a_run_of_its_own(tmp_path, capsys):
+    """Its name was made from its settings; with the same ones it is the same run. A name that was given stays."""
+
+    def fed(config, *flags, code=0):
+        argv = ["--config", str(config), "--runs-dir", str(tmp_path), *flags]
+        assert optimize.run_verb(lambda: optimize.main(argv)) == code
+        return {p.parent for p in tmp_path.glob("*/config.yaml")}
+
+    argv = [*SMALL, "--runs-dir", str(tmp_path)]
+    assert optimize.main(argv) == 0
+    (first,) = tmp_path.glob("speech-*")
+    before = (first / "trials.jsonl").read_bytes()
+    config = first / "config.yaml"
+    assert fed(config) == fed(config, "--iterations", "2") == {first}
+    (second,) = fed(config, "--iterations", "1", "--seed", "3") - {first}
+    assert second.name.startswith("speech-fake-race-s3-")
+    assert read_yaml(second / "config.yaml")["name"] == second.name
+    assert read_yaml(second / "config.yaml")["iterations"] == 1
+    # As another version would have named it: the digest of its settings is another one.
+    old = first.rename(tmp_path / "speech-fake-race-s0-abcdef")
+    config = old / "config.yaml"
+    config.write_text(config.read_text().replace(first.name, old.name))
+    assert fed(config) == {old, second}
+    third = fed(config, "--iterations", "1") - {old, second}
+    assert len(third) == 1 and (old / "trials.jsonl").read_bytes() == before
+    # A name that a person gave.
+    mine = run(tmp_path, name="mine") / "config.yaml"
+    capsys.readouterr()
+    fed(mine, "--seed", "4", code=2)
+    assert "run 'mine' was started with seed = 0" in capsys.readouterr().err
+    fed(config, "--seed", "4", "--name", old.name, code=2)
+    assert "was started with seed = 0, now it is 4" in capsys.readouterr().err
+
+
 def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
     """Killed at its first line, on the way and near the end: no journalled line is lost, and the end is the same."""
     whole = run(tmp_path / "whole")
