@@ -190,6 +190,17 @@ def test_a_study_is_opened_again(small, tmp_path, capsys):
     assert open_checkpoint(str(out)).base == open_checkpoint("pocket-base").base
 
 
+def test_a_study_searches_nothing_that_a_flag_has_set(small, tmp_path):
+    out = tmp_path / "study"
+    more = ["--study", "3", "--epochs", "1", "--rank", "5"]
+    assert finetune([*flags(small, out)[:-2], *more]) == 0
+    recipes = [
+        json.loads(p.read_text())["recipe"] for p in (out / "trials").glob("*/training.json")
+    ]
+    assert {(r["epochs"], r["rank"]) for r in recipes} == {(1, 5)}
+    assert len({r["lr"] for r in recipes}) == len(recipes) > 1
+
+
 def test_help_waits_for_nothing_heavy():
     code = (
         "import opro.finetune, sys\ntry: opro.finetune.main(['--help'])\nexcept SystemExit: pass\n"
