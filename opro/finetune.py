@@ -69,9 +69,21 @@ class FinetuneSettings(DataSettings):
     loss: Literal["answer", "full"] = flag(
         "answer", "where the loss is taken; full, at every word of the prompt, is for comparison"
     )
-    epochs: int | None = flag(None, "how often each clip is shown (default: 3)", min=1)
-    lr: float | None = flag(None, "highest learning rate (default: 2e-4)", min=0)
-    rank: int | None = flag(None, "rank of the adapter (default: 16)", min=1)
+    epochs: int | None = flag(
+        None,
+        "how often each clip is shown (default: 3, or that of the base's finetune.yaml: pocket-base 6)",
+        min=1,
+    )
+    lr: float | None = flag(
+        None,
+        "highest learning rate (default: 2e-4, or that of the base's finetune.yaml: pocket-base 2e-3)",
+        min=0,
+    )
+    rank: int | None = flag(
+        None,
+        "rank of the adapter (default: 16, or that of the base's finetune.yaml: pocket-base 16)",
+        min=1,
+    )
     batch: int = flag(16, "samples of an optimizer step", min=1)
     micro: int | None = flag(None, "samples at once (default: as many as memory allows)", min=1)
     study: int = flag(
