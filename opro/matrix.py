@@ -254,9 +254,9 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
 
 def _add_run(found: dict[Classifier, Entry], path: Path) -> None:
     run = RunFolder.read(path)
-    best, checkpoint = run.best, str(run.config["checkpoint"])
-    old = found.get(best, Entry(best, f"searched on {Path(checkpoint).name}"))
-    on = tuple(dict.fromkeys((*old.searched_on, checkpoint)))
+    best, names = run.best, run.checkpoints
+    old = found.get(best, Entry(best, f"searched on {', '.join(Path(n).name for n in names)}"))
+    on = tuple(dict.fromkeys((*old.searched_on, *names)))
     found[best] = dataclasses.replace(old, searched_on=on)
 
 

@@ -161,8 +161,7 @@ class OptimizeSettings(
     @property
     def checkpoints(self) -> list[str]:
         """The checkpoints that the prompt is to serve."""
-        names = [self.checkpoint, *(self.also.split(",") if self.also else [])]
-        return [name.strip() for name in names]
+        return checkpoint_names(self.checkpoint, self.also)
 
     @property
     def folder(self) -> Path:
@@ -220,6 +219,12 @@ def named_by_default(settings: OptimizeSettings) -> bool:
 def _begin_of_name(settings: OptimizeSettings) -> str:
     model = file_name(Path(settings.checkpoint).name)
     return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-"
+
+
+def checkpoint_names(checkpoint: str, also: str | None) -> list[str]:
+    """The checkpoints of a run: the first one, and those of ``--also``."""
+    names = [checkpoint, *(also.split(",") if also else [])]
+    return [name.strip() for name in names]
 
 
 def file_name(text: str) -> str:

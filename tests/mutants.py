@@ -1056,8 +1056,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/rescore.py", "    verify(clips)\n", ""),
     (
         "opro/rescore.py",
-        "open_model(asked.model, data, [clips], machine=settings)",
-        "open_model(asked.model, data, [], machine=settings)",
+        "open_joint_model(asked.model, names, data, [clips], machine=settings)",
+        "open_joint_model(asked.model, names, data, [], machine=settings)",
     ),
     ("opro/rescore.py", 'float(rate["hit_rate"].value)', 'float(rate["false_alarm_rate"].value)'),
     (
@@ -1075,7 +1075,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "    jobs = [_open(_asked(settings, path), settings) for path in space.prompts]\n    for job in jobs:\n",
         "    for path in space.prompts:\n        job = _open(_asked(settings, path), settings)\n",
     ),
-    ("opro/rescore.py", 'clips.first(1).as_control("silence")', "clips"),
+    ("opro/rescore.py", 'clips.first(len(names)).as_control("silence")', "clips"),
     (
         "opro/rescore.py",
         '    values["heard"] = settings.heard\n',

@@ -22,6 +22,7 @@ from opro.results.provenance import provenance
 from opro.results.summary import Summary, read_summary
 from opro.search.history import History, Trial
 from opro.search.select import Decision
+from opro.settings import checkpoint_names
 
 JOURNAL = "trials.jsonl"
 CONFIG = "config.yaml"
@@ -127,6 +128,11 @@ class RunFolder:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that its prompt is to serve, each by itself."""
+        return checkpoint_names(str(self.config["checkpoint"]), self.config.get("also"))
 
     @property
     def checkpoint(self) -> str:

@@ -422,8 +422,8 @@ class Ended:
     checkpoint: str
 
     @property
-    def config(self):
-        return {"checkpoint": self.checkpoint}
+    def checkpoints(self):
+        return self.checkpoint.split(", ")
 
 
 def ended(monkeypatch, of):
@@ -452,6 +452,19 @@ def test_searched_rows_have_their_own_names(small, tuned, monkeypatch):
     assert codes == {"base": "A2", "omni": "C1", "many": "B4", "full": "", "few": ""}
     assert all(r["searched_on"] == ["base", "omni", "many", "full"] for r in rows)
     assert all(r["prompt"] == "searched on base" and not r["baseline"] for r in rows)
+
+
+def test_a_prompt_for_several_checkpoints_was_searched_on_each_of_them(small, tuned, monkeypatch):
+    path, _ = prompt_file(small.parent, 1)
+    run = small.parent / "run"
+    run.mkdir()
+    ended(monkeypatch, lambda f: (Prompt("searched: is it speech? A or B"), "base, many"))
+    argv = ["--manifest", small, "--runs-dir", small.parent / "runs", "--prompts", path, run]
+    assert verb(*argv, "--checkpoint", "base", "many") == 0
+    rows = [r for r in result_of(small)["rows"] if r["text"].startswith("searched")]
+    assert {r["model"]: r["row"] for r in rows} == {"base": "A2", "many": "B4"}
+    assert {r["prompt"] for r in rows} == {"searched on base, many"}
+    assert all(r["searched_on"] == ["base", "many"] for r in rows)
 
 
 def test_a_seed_that_a_search_kept_carries_both_names(small, monkeypatch):

@@ -453,6 +453,69 @@ def test_a_prompt_file_is_scored_beside_itself_or_to_out(small, tmp_path, seeds)
     assert json.loads((tmp_path / "o.json").read_text())["test_openings"] == 1
 
 
+@pytest.fixture
+def joint(tmp_path, small, monkeypatch):
+    """A finished run for two checkpoints, of which the second one hears something else."""
+    real = problem.build_evaluator
+
+    class Other(FakeEvaluator):
+        fingerprint = "other"
+
+        def score(self, prompts, clips):
+            table = super().score(prompts, clips)
+            return dataclasses.replace(table, logp=table.logp[..., ::-1] - 0.1)
+
+    def build_evaluator(checkpoint, **options):
+        return real("fake", **options) if checkpoint == "fake" else (Other(), None)
+
+    monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
+    argv = ["--checkpoint", "fake", "--also", "other", "--iterations", "1", "--candidates", "3"]
+    argv += ["--manifest", small, "--runs-dir", tmp_path, "--name", "joint"]
+    verb(optimize, *argv, "--proposer", "rewriter", "--swap")
+    return tmp_path / "joint", Other
+
+
+def test_a_run_for_several_checkpoints_is_scored_on_all_of_them_and_on_each(
+    joint, small, tmp_path, capsys
+):
+    folder, _ = joint
+    capsys.readouterr()
+    verb(rescore, folder, "--runs-dir", tmp_path)
+    said = capsys.readouterr().out
+    result = json.loads((folder / "test.json").read_text())
+    clips = len(read_manifest(small, LABELS, "test"))
+    assert result["checkpoint"] == "fake, other" and set(result["each"]) == {"fake", "other"}
+    header = json.loads((folder / "trials.jsonl").read_text().split("\n")[0])
+    assert f"{result['fingerprint']}-swap" == header["fingerprint"]
+    assert not any("not the one of the run" in text for text in result["warnings"])
+    for i, row in enumerate(result["prompts"]):
+        each = [result["each"][name][i] for name in ("fake", "other")]
+        assert row["score"] == pytest.approx(np.mean([one["score"] for one in each]))
+        assert (row["clips"], [one["clips"] for one in each]) == (2 * clips, [clips] * 2)
+        assert len({one["sources"] for one in (row, *each)}) == 1
+        assert {one["prompt_id"] for one in (row, *each)} == {row["prompt_id"]}
+    for title in ("fake, other on test", "fake on test", "other on test"):
+        assert sum(line.startswith(title) for line in said.splitlines()) == 1
+    assert "opened 1 times" in said
+    verb(rescore, folder, "--runs-dir", tmp_path, "--checkpoint", "fake")  # as it was asked for
+    alone = json.loads((folder / "test.json").read_text())
+    assert alone["prompts"] == result["each"]["fake"] and "each" not in alone
+
+
+def test_a_prompt_that_one_of_the_checkpoints_cannot_score_costs_no_look(
+    joint, tmp_path, monkeypatch, capsys
+):
+    folder, other = joint
+
+    def score(self, prompts, clips):
+        raise PromptError("answers begin with the same tokens")
+
+    monkeypatch.setattr(other, "score", score)
+    verb(rescore, folder, "--runs-dir", tmp_path, code=2)
+    assert "begin with the same tokens" in capsys.readouterr().err
+    assert openings(tmp_path) == []
+
+
 def test_an_unfinished_run_may_not_see_the_test_split(folder, capsys):
     lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
     (folder / "trials.jsonl").write_text("".join(lines[:-1]))
