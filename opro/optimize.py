@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluators.orders import evals_per_clip
 from opro.cli import DONE, parse, run_verb
 from opro.problem import Problem, open_problem
 from opro.proposers.open import ProposerPlan, open_proposer
@@ -23,6 +23,7 @@ from opro.results.optuna_study import write_study
 from opro.results.progress import Progress
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
+from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
 from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
@@ -89,7 +90,9 @@ def _search(
     folder.save_provenance({**(folder.history.header or {}), **about})
     for text in problem.warnings:
         log.warning(text)
-    begin, clock, history = time.perf_counter(), Clock(), folder.history
+    clock, history = Clock(), folder.history
+    spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
+    problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
     with Progress(problem, settings) as display:
         search = Search(
             problem,
@@ -102,12 +105,16 @@ def _search(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
         )
-        with _study_kept(folder):
+        with _study_kept(folder), spending.noted():
             search.run()
             display.stage(settings.iterations + 1, "selection on the holdout")
+            before = problem.evaluator.usage.requested
             with clock.stage("scoring"):
                 decision = decide(problem, settings, history, display.advance)
-    costs = _costs(problem, plan, clock, time.perf_counter() - begin)
+    # What an interrupted process asked for and this one asked for again is one request.
+    requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
+    requested += problem.evaluator.usage.requested - before
+    costs = _costs(requested, spending.total, plan)
     summary = Summary.of(settings, problem, history, decision, costs)
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))
@@ -132,13 +139,17 @@ def _study_kept(folder: RunFolder) -> Iterator[None]:
     write()
 
 
-def _costs(problem: Problem, plan: ProposerPlan, clock: Clock, seconds: float) -> dict[str, Any]:
-    """Evals, seconds, tokens and money of this process."""
-    usage, ledger = problem.evaluator.usage, plan.ledger
-    spent = {name: round(value, 2) for name, value in clock.seconds.items()}
+def _costs(requested: int, spent: Spent, plan: ProposerPlan) -> dict[str, Any]:
+    """Evals, seconds, tokens and money of all processes that worked on the run."""
+    ledger = plan.ledger
+    cached = max(0, requested - spent.forward)  # below it where a cache was deleted in between
     return {
-        "evals": Evals(requested=usage.requested, cached=usage.cached, forward=usage.forward),
-        "seconds": Seconds(total=round(seconds, 2), **spent),
+        "evals": Evals(requested=requested, cached=cached, forward=spent.forward),
+        "seconds": Seconds(
+            total=round(spent.total, 2),
+            scoring=round(spent.scoring, 2),
+            proposing=round(spent.proposing, 2),
+        ),
         "refused": ledger.refused,
         "lost": ledger.lost,
         "lm": LmUsage(

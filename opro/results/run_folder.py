@@ -27,6 +27,7 @@ from opro.settings import checkpoint_names
 JOURNAL = "trials.jsonl"
 CONFIG = "config.yaml"
 PROPOSALS = "proposals.jsonl"
+USAGE = "usage.jsonl"  # evals and seconds of every process that worked on the run
 SUMMARY = "summary.json"
 BEST = "best.yaml"
 LEADERBOARD = "leaderboard.csv"
@@ -144,6 +145,11 @@ class RunFolder:
     def proposals(self) -> Path:
         """Journal of the calls to a language model."""
         return self.path / PROPOSALS
+
+    @property
+    def usage(self) -> Path:
+        """Journal of the evals and seconds spent."""
+        return self.path / USAGE
 
     @property
     def summary(self) -> Summary | None:

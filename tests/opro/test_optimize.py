@@ -256,6 +256,81 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
     assert killed >= 3  # a slow reader may miss the last lines
 
 
+def stopped_at(patch, number, how):
+    """Every process's `number`-th call of the model ends it; until then each takes a hundredth of a second."""
+    real, calls = FakeEvaluator.score, []
+
+    def score(self, prompts, clips):
+        calls.append(1)
+        if len(calls) == number:
+            how()
+        time.sleep(0.01)
+        return real(self, prompts, clips)
+
+    patch.setattr(FakeEvaluator, "score", score)
+    return calls
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("more", "each"), [([], 3), (["--swap"], 5)], ids=["plain", "swap"])
+def test_a_resumed_run_has_spent_what_an_uninterrupted_one_has(tmp_path, monkeypatch, more, each):
+    """Interrupted in calls of the model all over: evals are equal, seconds add up."""
+    more = [*more, "--clips", "all"]  # races of several blocks
+
+    def summary_of(folder):
+        return json.loads((folder / "summary.json").read_text())
+
+    with monkeypatch.context() as patch:
+        calls = stopped_at(patch, 0, interrupt)
+        whole = summary_of(run(tmp_path / "whole", *more))["evals"]
+    assert whole["forward"] > 0 and len(calls) > 8 and (whole["cached"] == 0 or more[0] == "--swap")
+    for number in range(1, len(calls) + 1, each):
+        at = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            stopped_at(patch, number, interrupt)
+            run(at, *more, code=1)
+        found = summary_of(run(at, *more))
+        assert found["evals"] == whole, number
+        assert found["seconds"]["total"] >= found["seconds"]["scoring"] >= 0.01 * (number - 1)
+    # Several times, the last one just before the end.
+    at = tmp_path / "often"
+    for number in (3, 4, 2, 1, 5):
+        with monkeypatch.context() as patch:
+            stopped_at(patch, number, interrupt)
+            run(at, *more, code=1)
+    assert summary_of(run(at, *more))["evals"] == whole
+    again = summary_of(run(at, *more, name="again"))["evals"]
+    assert again == {"requested": whole["requested"], "cached": whole["requested"], "forward": 0}
+
+
+def test_a_killed_process_has_journalled_what_it_spent(tmp_path, monkeypatch):
+    whole = json.loads((run(tmp_path / "whole") / "summary.json").read_text())["evals"]
+    for number in (2, 4, 6):
+        pid = os.fork()
+        if pid == 0:
+            stopped_at(monkeypatch, number, lambda: os._exit(9))
+            run(tmp_path / str(number))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        found = json.loads((run(tmp_path / str(number)) / "summary.json").read_text())
+        assert found["evals"] == whole
+
+
+def test_an_interrupted_run_without_a_record_of_its_evals_still_goes_on(tmp_path, monkeypatch):
+    """Of version 0.1: what it asked for is known from the journal, what it computed counts as cached."""
+    whole = json.loads((run(tmp_path / "whole") / "summary.json").read_text())["evals"]
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 5, interrupt)
+        folder = run(tmp_path, code=1)
+    (folder / "usage.jsonl").unlink()
+    evals = json.loads((run(tmp_path) / "summary.json").read_text())["evals"]
+    assert evals["requested"] == whole["requested"] and 0 < evals["forward"] < whole["forward"]
+    assert evals["cached"] == evals["requested"] - evals["forward"]
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_exits_with_one_and_goes_on(
     tmp_path, monkeypatch, capsys, signal_
@@ -527,6 +602,9 @@ def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkey
     assert (folder / "trials.jsonl").read_bytes().startswith(before)
     lines = (folder / "proposals.jsonl").read_text().splitlines()
     asked = [json.loads(line)["iteration"] for line in lines]
+    spent = json.loads((folder / "summary.json").read_text())["lm"]
+    for name in ("tokens_in", "tokens_out"):  # of both processes
+        assert spent[name] == sum(json.loads(line)[name] for line in lines) > 0
     assert asked.count(1) == 1  # journalled before the fault, not asked for again
     assert json.loads((folder / "summary.json").read_text())["lm"]["calls"] == len(asked)
     for path in tmp_path.rglob("*"):
