@@ -1,6 +1,7 @@
 """Files: one reader and one atomic writer for YAML, JSON, JSON lines and CSV, and where shipped files lie."""
 
 import csv
+import errno
 import io
 import json
 import math
@@ -8,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -118,21 +119,38 @@ def json_text(data: Any) -> str:
     return json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"
 
 
+# Columns that tables are joined by: written as they are, so that they are read back equal.
+KEYS = (
+    "clip_id",
+    "source_id",
+    "label",
+    "predicted",
+    "prompt_id",
+    "run",
+    "checkpoint",
+    "model",
+    "file",
+    "predictions",
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet runs
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Rows as CSV; a free text, in none of `KEYS`, that a spreadsheet would run gets an apostrophe in front."""
+
+    def cell(name: str, value: Any) -> Any:
+        runs = isinstance(value, str) and value.startswith(FORMULA) and name not in KEYS
+        return f"'{value}" if runs else value
+
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    formula = ("=", "+", "-", "@", "\t", "\r")
-    for row in rows:
-        writer.writerow(
-            {k: f"'{v}" if isinstance(v, str) and v[:1] in formula else v for k, v in row.items()}
-        )
+    writer.writerows({k: cell(k, v) for k, v in row.items()} for row in rows)
     return out.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all. It is on disk, under its name, when this returns.
 
     Raises:
         PauseError: The disk is full or the folder cannot be written.
@@ -140,13 +158,38 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            _write_through(file, text)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
-            " then give the same command again"
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _write_through(file: IO[str], text: str) -> None:
+    """Writes to a file; the text is on disk when this returns."""
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The names of a folder's files are on disk when this returns, or the file system cannot tell."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems sync no folders
+            raise
+    finally:
+        os.close(number)
+
+
+def _cannot_write(path: Path, error: OSError) -> PauseError:
+    return PauseError(
+        f"{str(path)!r} cannot be written ({error.strerror}); make room or mend the folder,"
+        " then give the same command again"
+    )
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -162,21 +205,24 @@ def append_line(path: Path, line: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_through(file, line)
+        if new:
+            _sync_folder(path.parent)
     except OSError as error:
-        raise PauseError(
-            f"{str(path)!r} cannot be written ({error.strerror}); "
-            "make room or mend the folder, then give the same command again"
-        ) from None
+        raise _cannot_write(path, error) from None
 
 
-def cut_torn_line(path: Path) -> None:
-    """Removes a last line that a crash cut short. Only for the process that holds the run's lock."""
+def cut_torn_line(path: Path) -> bool:
+    """Removes a last line that a crash cut short. Only for the process that holds the run's lock.
+
+    Returns:
+        Whether there was one.
+    """
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if whole < len(raw):
         with path.open("r+b") as file:
             file.truncate(whole)
+    return whole < len(raw)

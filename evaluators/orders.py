@@ -131,6 +131,11 @@ class BothOrders:
         self.inner.release()
 
 
+def evals_per_clip(prompt: Prompt) -> int:
+    """Evals that `BothOrders` takes for a prompt and a clip: one for each order of its options."""
+    return len(set(_orders(prompt)))
+
+
 def _single_orders(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts in both orders of their options, each once."""
     return list(dict.fromkeys(p for pair in map(_orders, prompts) for p in pair))

@@ -69,13 +69,28 @@ class FinetuneSettings(DataSettings):
     loss: Literal["answer", "full"] = flag(
         "answer", "where the loss is taken; full, at every word of the prompt, is for comparison"
     )
-    epochs: int | None = flag(None, "how often each clip is shown (default: 3)", min=1)
-    lr: float | None = flag(None, "highest learning rate (default: 2e-4)", min=0)
-    rank: int | None = flag(None, "rank of the adapter (default: 16)", min=1)
+    epochs: int | None = flag(
+        None,
+        "how often each clip is shown (default: 3, or that of the base's finetune.yaml: pocket-base 6)",
+        min=1,
+    )
+    lr: float | None = flag(
+        None,
+        "highest learning rate (default: 2e-4, or that of the base's finetune.yaml: pocket-base 2e-3)",
+        min=0,
+    )
+    rank: int | None = flag(
+        None,
+        "rank of the adapter (default: 16, or that of the base's finetune.yaml: pocket-base 16)",
+        min=1,
+    )
     batch: int = flag(16, "samples of an optimizer step", min=1)
     micro: int | None = flag(None, "samples at once (default: as many as memory allows)", min=1)
     study: int = flag(
-        0, "instead of one training, search rate, rank, epochs and targets in N of them", min=0
+        0,
+        "instead of one training, search in N of them rate, rank and epochs, each unless its flag is given,"
+        " and targets, --targets first",
+        min=0,
     )
     seed: int = flag(0, "makes the training repeatable", min=0)
     out: Path | None = flag(
@@ -195,13 +210,17 @@ def read_wordings(settings: FinetuneSettings, task: Task) -> list[Prompt]:
 
 def make_recipe(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
     """Flags over the checkpoint's own defaults over the published ones; an adapter keeps its rank."""
-    given = {key: v for key in OWN_KEYS if (v := getattr(settings, key)) is not None}
     same = ("targets", "loss", "swap", "batch", "seed")
-    values = own_defaults(checkpoint.base) | given
+    values = own_defaults(checkpoint.base) | given(settings)
     values |= {name: getattr(settings, name) for name in same}
     if checkpoint.adapter is not None:
         values["rank"] = adapter_rank(checkpoint.adapter, settings.rank)
     return Recipe(**values)
+
+
+def given(settings: FinetuneSettings) -> dict[str, Any]:
+    """What flags say of the values for which a checkpoint may have its own defaults."""
+    return {key: v for key in OWN_KEYS if (v := getattr(settings, key)) is not None}
 
 
 def pick_machine(settings: FinetuneSettings) -> "Machine":
@@ -292,7 +311,7 @@ def run(settings: FinetuneSettings, training: "Training", folder: Path) -> int:
             if settings.study:
                 from evaluators.finetuning.study import search_recipe  # optuna
 
-                search_recipe(training, folder, settings.study, tell)
+                search_recipe(training, folder, settings.study, tell, fixed=set(given(settings)))
             else:
                 write_adapter(training, folder, [Progress(tell)])
         show(folder)

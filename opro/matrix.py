@@ -3,8 +3,9 @@
 PROMPTS are prompt files (all of their prompts) and run folders (what the run hands over). With --search every
 checkpoint is searched first, by opro.optimize with its defaults, each trying the best prompts of those before it; a
 finished search is taken as it is. Every prompt is scored on every checkpoint, with what silence and shuffled audio
-give; detectors are tuned on the search half of dev, as are thresholds and calibration. Written to --out: matrix.json,
-.csv, .md, .tex and per-clip predictions. What was scored before comes from the cache, so an interrupted matrix goes on.
+give; detectors are tuned on the search half of dev, as are thresholds and calibration, so of --split dev the other
+half, the holdout, is scored. Written to --out: matrix.json, .csv, .md, .tex and per-clip predictions. What was scored
+before comes from the cache, so an interrupted matrix goes on.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from evaluators.targets import Predictions
 from opro import optimize
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, Problem, open_data, open_model
-from opro.results.looks import record_use, said_of_uses
+from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance
@@ -53,6 +54,7 @@ from opro.settings import (
     ModelSettings,
     OptimizeSettings,
     Quantization,
+    SplitSettings,
     file_name,
 )
 
@@ -61,7 +63,9 @@ from opro.settings import (
 class MatrixSettings(MachineSettings, DataSettings):
     """The matrix."""
 
-    split: Literal["train", "dev", "test"] = flag("test", "split to score on")
+    split: Literal["train", "dev", "test"] = flag(
+        "test", "split to score on; of dev the holdout, for the other half is tuned on"
+    )
     search: bool = flag(False, "search prompts for every checkpoint first, where no run is there")
     seed: int = flag(0, "seed of searches and resamples", min=0)
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
@@ -73,6 +77,11 @@ class MatrixSettings(MachineSettings, DataSettings):
     swap: bool = flag(False, "average both orders of a prompt's options")
     out: Path | None = flag(None, "folder for the results (default: RUNS_DIR/matrix-SPLIT)")
     format: Literal["table", "csv", "markdown", "latex", "json"] = flag("table", "how to print it")
+
+    @property
+    def judged_on(self) -> str:
+        """What is scored, in words."""
+        return "holdout of dev" if self.split == "dev" else self.split
 
     def model(self, checkpoint: str) -> ModelSettings:
         """The settings of one of its models."""
@@ -102,7 +111,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Clips:
-    """The split that is scored, and the search half of dev, on which thresholds and detectors are tuned."""
+    """What is scored, and the search half of dev, on which thresholds and detectors are tuned; no clip is in both."""
 
     scored: ClipSet
     tuned_on: ClipSet
@@ -178,8 +187,16 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
     for model in models:  # prompts that a model cannot score are found before the split is used
         model.evaluator.score(prompts, clips.tuned_on.first(1).as_control("silence"))
     about = f"matrix, {len(models)} checkpoints, {len(entries)} prompts, {len(space.baselines)} baselines"
+    shows = [
+        *(
+            look_id("matrix", m.evaluator.fingerprint, e.classifier)
+            for m in models
+            for e in entries
+        ),
+        *space.baselines,
+    ]
     uses = (
-        record_use(settings.runs_dir, data.digest, "matrix", about)
+        record_use(settings.runs_dir, data.digest, "matrix", about, shows)
         if settings.split == "test"
         else None
     )
@@ -192,7 +209,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         _say(f"{name}: tuned on {len(clips.tuned_on)} dev clips, scored on {len(clips.scored)}")
         rows.append(_detector_row(name, clips, data))
     result = _result(rows, settings, space.checkpoint[0])
-    result |= {"manifest": data.digest, "test_openings": uses}
+    result |= {"judged_on": settings.judged_on, "manifest": data.digest, "test_openings": uses}
     _write(out, result, rows, settings)
     _show(result, settings, out)
     return DONE
@@ -203,8 +220,11 @@ def _say(text: str) -> None:
 
 
 def _open_clips(data: Data, split: str) -> Clips:
-    scored, dev = data.split(split), data.split("dev")
-    tuned_on = ClipSet(data.task, tuple(halves(dev.clips)[0]))
+    if split == "dev":
+        tuned_on, scored = data.halves(SplitSettings(split="dev"))
+    else:
+        scored, dev = data.split(split), data.split("dev")
+        tuned_on = ClipSet(data.task, tuple(halves(dev.clips)[0]))
     verify([*scored, *tuned_on])
     return Clips(scored, tuned_on)
 
@@ -246,9 +266,9 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
 
 def _add_run(found: dict[Classifier, Entry], path: Path) -> None:
     run = RunFolder.read(path)
-    best, checkpoint = run.best, str(run.config["checkpoint"])
-    old = found.get(best, Entry(best, f"searched on {Path(checkpoint).name}"))
-    on = tuple(dict.fromkeys((*old.searched_on, checkpoint)))
+    best, names = run.best, run.checkpoints
+    old = found.get(best, Entry(best, f"searched on {', '.join(Path(n).name for n in names)}"))
+    on = tuple(dict.fromkeys((*old.searched_on, *names)))
     found[best] = dataclasses.replace(old, searched_on=on)
 
 
@@ -297,7 +317,7 @@ def _plan(
     prompts = [e.classifier.prompt for e in entries]
     searched = len(models) if settings.search else 0
     more = f" and up to {searched} that searches choose" if searched else ""
-    yield f"split       {settings.split}: {len(scored)} clips; {len(tuned_on)} dev clips to tune on"
+    yield f"split       {settings.judged_on}: {len(scored)} clips; {len(tuned_on)} dev clips to tune on"
     yield f"prompts     {len(prompts)}{more}"
     yield f"baselines   {', '.join(detectors) or 'none'}"
     for model in models:
@@ -358,8 +378,16 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 },
                 "evals": len(clips.scored),
                 "latency": took.to_dict(),
-                "warnings": list(model.warnings),
+                "warnings": [*model.warnings, *_flattered(entry, clips)],
             },
+        )
+
+
+def _flattered(entry: Entry, clips: Clips) -> Iterator[str]:
+    if entry.searched_on and clips.scored[0].split == "dev":
+        yield (
+            f"{entry.name}: the holdout of dev, which is scored here, chose it if its search was of these clips: then"
+            " its score is flattered"
         )
 
 

@@ -5,14 +5,15 @@ rewriter. The same command resumes an interrupted run and shows a finished one a
 leaderboard.csv, best.yaml, summary.json and the journal.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluators.orders import evals_per_clip
 from opro.cli import DONE, parse, run_verb
 from opro.problem import Problem, open_problem
 from opro.proposers.open import ProposerPlan, open_proposer
@@ -22,12 +23,13 @@ from opro.results.optuna_study import write_study
 from opro.results.progress import Progress
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
+from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
 from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
 from opro.search.select import decide
-from opro.settings import OptimizeSettings
+from opro.settings import OptimizeSettings, named_by_default
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="print the plan, the evals and an estimate of time and tokens; score nothing",
         ),
     )
+    if space.config is not None and "name" not in vars(space):
+        settings = _renamed(settings, space.config)
     run(settings, space.dry_run)
     return DONE
+
+
+def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
+    """Without the name in a config file that was made from its settings, where flags have changed these."""
+    fed_back, _ = parse(OptimizeSettings, ["--config", str(config)], "")
+    same = settings.config == fed_back.config
+    return (
+        settings
+        if same or not named_by_default(fed_back)
+        else dataclasses.replace(settings, name=None)
+    )
 
 
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
@@ -75,7 +90,9 @@ def _search(
     folder.save_provenance({**(folder.history.header or {}), **about})
     for text in problem.warnings:
         log.warning(text)
-    begin, clock, history = time.perf_counter(), Clock(), folder.history
+    clock, history = Clock(), folder.history
+    spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
+    problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
     with Progress(problem, settings) as display:
         search = Search(
             problem,
@@ -88,27 +105,51 @@ def _search(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
         )
-        try:
+        with _study_kept(folder), spending.noted():
             search.run()
             display.stage(settings.iterations + 1, "selection on the holdout")
+            before = problem.evaluator.usage.requested
             with clock.stage("scoring"):
                 decision = decide(problem, settings, history, display.advance)
-        finally:
-            if history.trials:
-                write_study(history, folder.path / STUDY, folder.name)
-    costs = _costs(problem, plan, clock, time.perf_counter() - begin)
+    # What an interrupted process asked for and this one asked for again is one request.
+    requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
+    requested += problem.evaluator.usage.requested - before
+    costs = _costs(requested, spending.total, plan)
     summary = Summary.of(settings, problem, history, decision, costs)
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))
 
 
-def _costs(problem: Problem, plan: ProposerPlan, clock: Clock, seconds: float) -> dict[str, Any]:
-    """Evals, seconds, tokens and money of this process."""
-    usage, ledger = problem.evaluator.usage, plan.ledger
-    spent = {name: round(value, 2) for name, value in clock.seconds.items()}
+@contextlib.contextmanager
+def _study_kept(folder: RunFolder) -> Iterator[None]:
+    """Writes the trials so far as an Optuna study when the block ends, however it ends."""
+
+    def write() -> None:
+        if folder.history.trials:
+            write_study(folder.history, folder.path / STUDY, folder.name)
+
+    try:
+        yield
+    except BaseException:
+        try:
+            write()
+        except Exception as second:  # the first error is the one to be told
+            log.warning("%s could not be written: %s", STUDY, second)
+        raise
+    write()
+
+
+def _costs(requested: int, spent: Spent, plan: ProposerPlan) -> dict[str, Any]:
+    """Evals, seconds, tokens and money of all processes that worked on the run."""
+    ledger = plan.ledger
+    cached = max(0, requested - spent.forward)  # below it where a cache was deleted in between
     return {
-        "evals": Evals(requested=usage.requested, cached=usage.cached, forward=usage.forward),
-        "seconds": Seconds(total=round(seconds, 2), **spent),
+        "evals": Evals(requested=requested, cached=cached, forward=spent.forward),
+        "seconds": Seconds(
+            total=round(spent.total, 2),
+            scoring=round(spent.scoring, 2),
+            proposing=round(spent.proposing, 2),
+        ),
         "refused": ledger.refused,
         "lost": ledger.lost,
         "lm": LmUsage(

@@ -143,6 +143,34 @@ def open_model(
     return Model(settings.checkpoint, evaluator, checkpoint, tuple(warnings))
 
 
+def open_joint_model(
+    settings: ModelSettings,
+    names: Sequence[str],
+    data: Data,
+    clips: Sequence[ClipSet],
+    *,
+    machine: MachineSettings,
+) -> Model:
+    """The model of a checkpoint; several ones as one that scores the clips of `ClipSet.repeat`.
+
+    Args:
+        settings: Of the first one; an adapter is its alone.
+        names: The checkpoints.
+    Raises:
+        UserError: As `open_model`.
+    """
+    models = []
+    for name in names:
+        adapter = settings.adapter if name == settings.checkpoint else None
+        own = dataclasses.replace(settings, checkpoint=name, adapter=adapter)
+        models.append(open_model(own, data, clips, machine=machine))
+    if len(models) == 1:
+        return models[0]
+    evaluator = PerCheckpoint({m.name: m.evaluator for m in models})
+    warnings = tuple(text for model in models for text in model.warnings)
+    return Model(", ".join(names), evaluator, None, warnings)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a search works on.
@@ -167,22 +195,15 @@ def open_problem(settings: OptimizeSettings) -> Problem:
     data = open_data(settings)
     search, holdout = data.halves(settings)
     seeds = open_seeds(settings, data.task)
-    models = []
-    for name in settings.checkpoints:
-        own = dataclasses.replace(
-            settings,
-            checkpoint=name,
-            adapter=settings.adapter if name == settings.checkpoint else None,
-        )
-        models.append(open_model(own, data, [search, holdout], machine=settings))
-    warnings = [text for model in models for text in model.warnings]
+    names = settings.checkpoints
+    model = open_joint_model(settings, names, data, [search, holdout], machine=settings)
+    warnings = list(model.warnings)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
     verify([*search, *holdout])
-    evaluator = models[0].evaluator
-    if len(models) > 1:
-        evaluator = PerCheckpoint({m.name: m.evaluator for m in models})
-        search, holdout = search.repeat(settings.checkpoints), holdout.repeat(settings.checkpoints)
+    evaluator = model.evaluator
+    if len(names) > 1:
+        search, holdout = search.repeat(names), holdout.repeat(names)
     identity: dict[str, str | int] = {
         "fingerprint": evaluator.fingerprint + ("-swap" if settings.swap else ""),
         "data": data.digest,

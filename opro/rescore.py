@@ -1,8 +1,9 @@
 """Scores saved prompts on the test split: python -m opro.rescore runs/NAME --split test
 
-PROMPTS are run folders (the baseline, the chosen prompt and the finalists, --top in all; written to test.json in the
-folder) or prompt files (all of their prompts, the first one is the baseline; written to --out). A prompt is scored with
-its decision threshold, where it has one. Every use of the test split is counted for the project and shown.
+PROMPTS are run folders (the baseline, the chosen prompt and the finalists, --top in all, on all checkpoints of the run
+together and on each of them; written to test.json in the folder) or prompt files (all of their prompts, the first one
+is the baseline; written to --out). A prompt is scored with its decision threshold, where it has one. Every use of the
+test split is counted for the project and shown; to show the same numbers again is no further use.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from evaluators.statistics.metrics import auroc, rates
 from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import task_named
 from opro.cli import DONE, flag, parse, run_verb
-from opro.problem import Data, Model, open_data, open_model
-from opro.results.looks import count_uses, record_use, said_of_uses
+from opro.problem import Data, Model, open_data, open_joint_model
+from opro.results.looks import count_uses, look_id, record_use, said_of_uses
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
 from opro.search.objective import slice_scores
@@ -94,13 +95,16 @@ class Asked:
 
     Attributes:
         classifiers: The baseline first.
-        fingerprint: Of the run that chose them; "" of a run over several checkpoints; None for a prompt file.
+        checkpoints: That they are to serve, the first is the model's: several where the run was made with ``--also``.
+        fingerprint: Of the run that chose them; "" where only one of its checkpoints was asked for; None for a prompt
+            file.
     """
 
     source: Path
     classifiers: Sequence[Classifier]
     out: Path
     model: ModelSettings
+    checkpoints: Sequence[str]
     data: DataSettings
     fingerprint: str | None = None
 
@@ -122,11 +126,13 @@ def _asked(settings: RescoreSettings, path: Path) -> Asked:
     if path.is_dir():
         return _asked_of_run(settings, RunFolder.read(path))
     classifiers = [_in_both_orders(c, settings) for c in read_classifiers(path, task.labels)]
+    model = _filled(settings, {})
     return Asked(
         path,
         classifiers,
         settings.out or path.with_suffix(f".{settings.split}.json"),
-        _filled(settings, {}),
+        model,
+        [model.checkpoint],
         DataSettings(settings.task, settings.manifest or Path("data/demo")),
     )
 
@@ -137,13 +143,15 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
     if settings.checkpoint not in (None, config["checkpoint"]):
         config["adapter"] = config["train_manifest"] = None  # they are of the run's checkpoint
     manifest = settings.manifest or Path(config["manifest"])
+    whole = settings.checkpoint is None or len(run.checkpoints) == 1
     return Asked(
         run.path,
         [_in_both_orders(t.classifier, settings) for t in trials],
         run.path / f"{settings.split}.json",
         _filled(settings, config),
+        run.checkpoints if settings.checkpoint is None else [settings.checkpoint],
         DataSettings(run.task.name, manifest),
-        "" if config.get("also") else str((run.history.header or {}).get("fingerprint")),
+        str((run.history.header or {}).get("fingerprint")) if whole else "",
     )
 
 
@@ -173,7 +181,9 @@ def _open(asked: Asked, settings: RescoreSettings) -> Job:
     data = open_data(asked.data)
     clips = data.split(settings.split)
     verify(clips)
-    model = open_model(asked.model, data, [clips], machine=settings)
+    names = asked.checkpoints
+    model = open_joint_model(asked.model, names, data, [clips], machine=settings)
+    clips = clips.repeat(names) if len(names) > 1 else clips
     warnings = list(model.warnings)
     if asked.fingerprint and asked.fingerprint.removesuffix("-swap") != model.evaluator.fingerprint:
         warnings.append("the checkpoint or its precision is not the one of the run")
@@ -185,7 +195,7 @@ def _open(asked: Asked, settings: RescoreSettings) -> Job:
         raise UserError(f"{str(asked.out)!r} cannot be written; give another --out")
     # Prompts that this model cannot score are found on silence, which is no use of the split.
     model.evaluator.score(
-        [c.prompt for c in asked.classifiers], clips.first(1).as_control("silence")
+        [c.prompt for c in asked.classifiers], clips.first(len(names)).as_control("silence")
     )
     count_uses(settings.runs_dir, data.digest)
     return Job(asked, data, clips, model, tuple(warnings))
@@ -195,21 +205,36 @@ def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
     """Scores a job. The result as test.json holds it."""
     asked, digest = job.asked, job.data.digest
     about = f"{asked.source.name}, {len(asked.classifiers)} prompts"
+    shows = [look_id("rescore", job.model.evaluator.fingerprint, c) for c in asked.classifiers]
     uses = (
-        record_use(settings.runs_dir, digest, "rescore", about)
+        record_use(settings.runs_dir, digest, "rescore", about, shows)
         if settings.split == "test"
         else count_uses(settings.runs_dir, digest)
     )
     table = job.model.evaluator.score([c.prompt for c in asked.classifiers], job.clips)
-    return {
+    result = {
         "split": settings.split,
-        "checkpoint": asked.model.checkpoint,
+        "checkpoint": job.model.name,
         "fingerprint": job.model.evaluator.fingerprint,
         "manifest": digest,
         "test_openings": uses,
         "warnings": list(job.warnings),
         "prompts": list(_rows(asked.classifiers, table, job.clips)),
     }
+    if len(asked.checkpoints) > 1:
+        result["each"] = {
+            name: list(_rows(asked.classifiers, *_of_checkpoint(name, table, job.clips)))
+            for name in asked.checkpoints
+        }
+    return result
+
+
+def _of_checkpoint(name: str, table: ScoreTable, clips: ClipSet) -> tuple[ScoreTable, ClipSet]:
+    """The scores that one of several checkpoints gave, and its clips."""
+    index = [i for i, clip in enumerate(clips) if clip.checkpoint == name]
+    own = clips.take(index)
+    logp, top = table.logp[:, index], table.logp_top[:, index]
+    return ScoreTable(table.prompts, own.clips, logp, top), own
 
 
 def _rows(
@@ -300,6 +325,8 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
 
 def _show(result: dict[str, Any], out: Path) -> None:
     print(render(result_sheet(result)))
+    for name, rows in result.get("each", {}).items():
+        print(render(result_sheet(result | {"checkpoint": name, "prompts": rows})))
     if result["split"] == "test":
         print(said_of_uses(result["test_openings"]))
     for text in result["warnings"]:

@@ -161,8 +161,7 @@ class OptimizeSettings(
     @property
     def checkpoints(self) -> list[str]:
         """The checkpoints that the prompt is to serve."""
-        names = [self.checkpoint, *(self.also.split(",") if self.also else [])]
-        return [name.strip() for name in names]
+        return checkpoint_names(self.checkpoint, self.also)
 
     @property
     def folder(self) -> Path:
@@ -208,8 +207,24 @@ def default_name(settings: OptimizeSettings) -> str:
     """The run's name by its settings: task, model, strategy, seed and a digest of all."""
     raw = {k: v for k, v in settings.config.items() if k != "name"}
     short = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{_begin_of_name(settings)}{short}"
+
+
+def named_by_default(settings: OptimizeSettings) -> bool:
+    """Whether the name that settings carry looks like one that they were given, by this version or another."""
+    begin = re.escape(_begin_of_name(settings))
+    return re.fullmatch(f"{begin}[0-9a-f]{{6}}", settings.name or "") is not None
+
+
+def _begin_of_name(settings: OptimizeSettings) -> str:
     model = file_name(Path(settings.checkpoint).name)
-    return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-{short}"
+    return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-"
+
+
+def checkpoint_names(checkpoint: str, also: str | None) -> list[str]:
+    """The checkpoints of a run: the first one, and those of ``--also``."""
+    names = [checkpoint, *(also.split(",") if also else [])]
+    return [name.strip() for name in names]
 
 
 def file_name(text: str) -> str:

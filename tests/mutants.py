@@ -886,6 +886,9 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/proposers/ledger.py", "self.lost += 1", "pass"),
     ("opro/proposers/ledger.py", "self.ledger.why_stop(most_tokens(text), max_tokens)", '""'),
     ("opro/proposers/ledger.py", "        self.ledger.add(reply)", "        pass"),
+    ("opro/proposers/ledger.py", "if self.ledger.torn and not stop:", "if False:"),
+    ("opro/proposers/ledger.py", "self.ledger.torn and not stop:", "self.ledger.torn:"),
+    ("opro/proposers/ledger.py", "            self.ledger.torn = False\n", ""),
     ("opro/proposers/ledger.py", "            return self.paid[call]", "            pass"),
     (
         "opro/proposers/ledger.py",
@@ -902,7 +905,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/proposers/lm_proposer.py", "if still > 1", "if still > 2"),
     ("opro/proposers/lm_proposer.py", "replace(prompt, both_orders=self.both_orders)", "prompt"),
-    ("opro/proposers/lm_proposer.py", "parents = (start.prompt.prompt_id,)", "pass"),
+    ("opro/proposers/lm_proposer.py", "parents = [start.prompt]", "pass"),
     ("opro/proposers/lm_proposer.py", "0 if single else call", "call"),
     ("opro/proposers/local_model.py", "{self._seed}|{messages!r}|", "{messages!r}|"),
     ("opro/proposers/local_model.py", "max_new_tokens=max_tokens", "max_new_tokens=2 * max_tokens"),
@@ -919,13 +922,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/proposers/mixed.py", "if dedup_key(c.prompt) not in known)][:n]", "if True)][:n]"),
     ("opro/proposers/mixed.py", "if len(given) < n else []", "if True else []"),
     ("opro/proposers/open.py", "entry), paid)", "entry), {})"),
-    ("opro/proposers/open.py", "                ledger.add(reply)\n", ""),
+    ("opro/proposers/open.py", "            ledger.add(reply)\n", ""),
     (
         "opro/proposers/open.py",
         'ledger.charge_unanswered(raw["tokens_in"], raw["tokens_out"])',
         "pass",
     ),
-    ("opro/proposers/open.py", "    cut_torn_line(journal)\n", ""),
+    ("opro/proposers/open.py", "    ledger.torn = cut_torn_line(journal)\n", ""),
     ("opro/proposers/open.py", "both_orders=settings.swap,", "both_orders=False,"),
     (
         "opro/proposers/open.py",
@@ -1053,8 +1056,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/rescore.py", "    verify(clips)\n", ""),
     (
         "opro/rescore.py",
-        "open_model(asked.model, data, [clips], machine=settings)",
-        "open_model(asked.model, data, [], machine=settings)",
+        "open_joint_model(asked.model, names, data, [clips], machine=settings)",
+        "open_joint_model(asked.model, names, data, [], machine=settings)",
     ),
     ("opro/rescore.py", 'float(rate["hit_rate"].value)', 'float(rate["false_alarm_rate"].value)'),
     (
@@ -1072,7 +1075,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "    jobs = [_open(_asked(settings, path), settings) for path in space.prompts]\n    for job in jobs:\n",
         "    for path in space.prompts:\n        job = _open(_asked(settings, path), settings)\n",
     ),
-    ("opro/rescore.py", 'clips.first(1).as_control("silence")', "clips"),
+    ("opro/rescore.py", 'clips.first(len(names)).as_control("silence")', "clips"),
     (
         "opro/rescore.py",
         '    values["heard"] = settings.heard\n',

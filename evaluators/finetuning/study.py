@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,11 @@ class Report(TrainerCallback):
 
 
 def search_recipe(
-    training: Training, folder: Path, n_trials: int, tell: Callable[[str], None]
+    training: Training,
+    folder: Path,
+    n_trials: int,
+    tell: Callable[[str], None],
+    fixed: Set[str] = frozenset(),
 ) -> None:
     """Trains with `n_trials` recipes; the adapter of the lowest validation loss becomes the result in `folder`.
 
@@ -59,6 +63,8 @@ def search_recipe(
         folder: Of the result and of the study.
         n_trials: Trainings, with those that an earlier call finished.
         tell: Takes lines of progress.
+        fixed: Of lr, rank and epochs, what stays as the recipe of `training` has it. An adapter that is trained further
+            keeps its rank, too.
 
     Raises:
         UserError: Several processes, or a loss became NaN or infinite.
@@ -66,9 +72,11 @@ def search_recipe(
     if training.machine.processes > 1:
         raise UserError("--study runs in one process; start it without accelerate launch")
     study = open_study(folder, training.recipe)
+    kept = fixed if training.checkpoint.adapter is None else {*fixed, "rank"}
     while len(study.get_trials(states=ENDED)) < n_trials:
         trial = study.ask()
-        run_trial(study, trial, training, folder, tell)
+        recipe = suggest(trial, training.recipe, kept)
+        run_trial(study, trial, dataclasses.replace(training, recipe=recipe), folder, tell)
         state = study.trials[trial.number].state.name.lower()
         best = f"best dev loss {study.best_value:.4f}"
         tell(f"trial {trial.number}  {trial.params}  {state}  {best}")
@@ -96,16 +104,18 @@ def open_study(folder: Path, first: Recipe) -> optuna.Study:
     return study
 
 
-def suggest(trial: optuna.Trial, first: Recipe) -> Recipe:
-    """The recipe of a trial: `first` with another rate, rank, number of epochs and target modules."""
+def suggest(trial: optuna.Trial, first: Recipe, fixed: Set[str] = frozenset()) -> Recipe:
+    """The recipe of a trial: `first` with other target modules, rate, rank and epochs, but for what is fixed."""
+    found: dict[str, Any] = {}
+    if "lr" not in fixed:
+        found["lr"] = trial.suggest_float("lr", first.lr / 10, first.lr * 5, log=True)
+    if "rank" not in fixed:
+        found["rank"] = trial.suggest_categorical("rank", sorted({*RANKS, first.rank}))
+    if "epochs" not in fixed:
+        found["epochs"] = trial.suggest_int("epochs", 1, max(4, first.epochs))
     targets = sorted({"attention", "llm-only", first.targets})
-    return dataclasses.replace(
-        first,
-        lr=trial.suggest_float("lr", first.lr / 10, first.lr * 5, log=True),
-        rank=trial.suggest_categorical("rank", sorted({*RANKS, first.rank})),
-        epochs=trial.suggest_int("epochs", 1, max(4, first.epochs)),
-        targets=trial.suggest_categorical("targets", targets),  # type: ignore[arg-type]
-    )
+    found["targets"] = trial.suggest_categorical("targets", targets)
+    return dataclasses.replace(first, **found)
 
 
 def run_trial(
@@ -116,8 +126,7 @@ def run_trial(
     tell: Callable[[str], None],
 ) -> None:
     """Trains with the recipe of a trial, in a folder of its own, and tells the study of its loss."""
-    recipe = suggest(trial, training.recipe)
-    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr(training.recipe).encode()).hexdigest()[:8]
     own = folder / "trials" / key
     trial.set_user_attr("folder", str(own.relative_to(folder)))
     try:
@@ -126,7 +135,7 @@ def run_trial(
         else:
             own.mkdir(parents=True, exist_ok=True)
             callbacks = (Progress(tell, f"trial {trial.number}  "), Report(trial))
-            loss = write_adapter(dataclasses.replace(training, recipe=recipe), own, callbacks)
+            loss = write_adapter(training, own, callbacks)
         study.tell(trial, loss)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)

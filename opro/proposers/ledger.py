@@ -18,6 +18,7 @@ class Ledger:
     prices: tuple[float, float] | None = None  # US dollars per million tokens in and out
     refused: int = 0  # proposals that could not be used
     lost: int = 0  # calls that may have been charged though no reply came
+    torn: bool = False  # a crash cut the last record short: it may be of the reply to the next call
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -82,6 +83,9 @@ class MeteredModel:
         iteration, number, text = call
         try:
             stop = self.ledger.why_stop(most_tokens(text), max_tokens)
+            if self.ledger.torn and not stop:  # with no room for it, it was not made
+                stop = self.lm.on_loss(most_tokens(text), max_tokens, "its record was cut short")
+            self.ledger.torn = False
             if stop:
                 raise SpentError(stop)
             reply = self.lm([Message("user", text)], temperature=temperature, max_tokens=max_tokens)

@@ -106,8 +106,12 @@ class LMProposer:
             self.model.keep(asked, reply, len(new), refused)
         return out
 
-    def _candidate(self, prompt: Prompt, parents: tuple[str, ...]) -> Candidate:
-        return Candidate(replace(prompt, both_orders=self.both_orders), "lm", parents)
+    def _candidate(self, prompt: Prompt, parents: Sequence[Prompt]) -> Candidate:
+        """A proposed prompt, with the system message of the best prompt that it starts from."""
+        prompt = replace(prompt, both_orders=self.both_orders)
+        if parents:
+            prompt = replace(prompt, system=parents[-1].system)
+        return Candidate(prompt, "lm", tuple(p.prompt_id for p in parents))
 
     def _checked(
         self, reply: Reply, wanted: int, known: set[str]
@@ -137,20 +141,20 @@ class LMProposer:
         n: int,
         refusals: Sequence[str],
         rng: random.Random,
-    ) -> tuple[str, tuple[str, ...]]:
-        """The meta-prompt, and the ids of the prompts it starts from."""
+    ) -> tuple[str, list[Prompt]]:
+        """The meta-prompt, and the prompts it starts from, the best one last."""
         best = _best(view)
         shown = "\n\n".join(
             f"text:\n{t.prompt.text}\nscore:\n{round(100 * t.reward)}" for t in best
         )
-        parents = tuple(t.prompt.prompt_id for t in best[-3:])
+        parents = [t.prompt for t in best[-3:]]
         parent, exemplars = "", ""
         if self.strategy == "opro":
             full = [t for t in best if t.number in view.logp]
             lines = misjudged(view, full[-1], EXEMPLARS, rng) if full else []
             exemplars = "\n\n".join(f"<INS>\nclip: {line}" for line in lines)
         elif start := draw_parent(view, rng):
-            parents = (start.prompt.prompt_id,)
+            parents = [start.prompt]
             parent = about_parent(view, start, rng)
         still = standstill(view)
         text = self._fill(

@@ -90,8 +90,14 @@ def open_proposer(
     Args:
         shared: Candidates of other runs.
     Raises:
-        UserError: A language model is asked for and none is configured, or it cannot be reached so.
+        UserError: A language model is asked for and none is configured, or it cannot be reached so, or the strategy
+            asks none.
     """
+    if settings.proposer == "lm" and settings.strategy == "random":
+        raise UserError(
+            "--proposer lm does not go with --strategy random, which asks no language model; give"
+            " --strategy race or opro"
+        )
     lm = None
     if settings.proposer != "rewriter" and settings.strategy != "random":
         lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
@@ -107,24 +113,36 @@ def open_proposer(
 
 
 def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
-    """Replies that an interrupted run has had, by call; the ledger counts what it spent."""
+    """Replies that an interrupted run has had, by call; the ledger counts what it spent.
+
+    Raises:
+        UserError: A line is damaged: what it cost is unknown.
+    """
     paid: dict[Call, Reply] = {}
     if not journal.exists():
         return paid
-    cut_torn_line(journal)
-    for line in journal.read_text(encoding="utf-8").split("\n"):
+    ledger.torn = cut_torn_line(journal)
+    for number, line in enumerate(journal.read_bytes().split(b"\n")[:-1], 1):
         try:
             raw = json.loads(line)
+            if "stopped" in raw:
+                continue
+            for name in ("tokens_in", "tokens_out", "cost"):
+                if not 0 <= (raw.get(name) or 0) < math.inf:
+                    raise ValueError(f"{name} is {raw[name]}")
             if "lost" in raw:
                 ledger.charge_unanswered(raw["tokens_in"], raw["tokens_out"])
-            if "reply" in raw:
-                keys = ("reply", "tokens_in", "tokens_out", "cost", "model", "finish")
-                reply = Reply(*(raw[k] for k in keys))
-                ledger.add(reply)
-                ledger.refused += len(raw["refused"])
-                paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
-        except (ValueError, KeyError, TypeError):
-            continue  # damaged: that reply is asked for again
+                continue
+            keys = ("reply", "tokens_in", "tokens_out", "cost", "model", "finish")
+            reply = Reply(*(raw[k] for k in keys))
+            paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
+            ledger.add(reply)
+            ledger.refused += len(raw["refused"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{journal}:{number}: damaged line ({type(error).__name__}: {error}), so it is unknown what the"
+                " run has spent on its language model; restore the file, or give another --name"
+            ) from None
     return paid
 
 

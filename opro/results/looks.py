@@ -1,10 +1,16 @@
 """How often the test split of a manifest was used in this project: each use makes the next result less trustworthy."""
 
+import contextlib
+import hashlib
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evaluators.errors import UserError
+import filelock
+
+from evaluators.classifier import Classifier
+from evaluators.errors import PauseError, UserError
 from evaluators.files import append_line
 
 USES = "test_openings.jsonl"  # in the runs folder, since the data folder may be read-only
@@ -12,32 +18,73 @@ USES = "test_openings.jsonl"  # in the runs folder, since the data folder may be
 
 def count_uses(runs_dir: Path, digest: str) -> int:
     """How often the test split of the manifest with this digest was used."""
+    return len(_uses(runs_dir, digest))
+
+
+def _uses(runs_dir: Path, digest: str) -> list[set[str]]:
+    """What each use showed; empty of version 0.1, which did not note it."""
     path = runs_dir / USES
     if not path.exists():
-        return 0
-    count = 0
+        return []
+    found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
-            count += json.loads(line)["manifest"] == digest
+            event = json.loads(line)
+            if event["manifest"] == digest:
+                found.append(set(event.get("shows", ())))
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}:{number}: damaged line; restore the file, it counts how often the test"
                 " split was looked at"
             ) from None
-    return count
+    return found
 
 
-def record_use(runs_dir: Path, digest: str, verb: str, about: str) -> int:
-    """Notes that the test split is being used, before it is scored. Returns how often that has happened now."""
-    before = count_uses(runs_dir, digest)
-    event = {
-        "manifest": digest,
-        "verb": verb,
-        "about": about,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    append_line(runs_dir / USES, json.dumps(event, ensure_ascii=False) + "\n")
-    return before + 1
+def look_id(verb: str, fingerprint: str, classifier: Classifier) -> str:
+    """16 hex digits of what a verb shows of a split: one classifier on one model."""
+    raw = json.dumps([verb, fingerprint, classifier.to_dict()], sort_keys=True)
+    return hashlib.sha256(raw.encode()).hexdigest()[:16]
+
+
+def record_use(runs_dir: Path, digest: str, verb: str, about: str, shows: Sequence[str]) -> int:
+    """Notes that the test split is being used, before it is scored. Returns how often that has happened now.
+
+    A command that shows again what was shown before, and nothing else, is no further use. Processes take turns.
+
+    Args:
+        shows: From `look_id`.
+    """
+    with _alone(runs_dir):
+        uses = _uses(runs_dir, digest)
+        if shows and set().union(*uses).issuperset(shows):
+            return len(uses)
+        event = {
+            "manifest": digest,
+            "verb": verb,
+            "about": about,
+            "shows": sorted(shows),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        append_line(runs_dir / USES, json.dumps(event, ensure_ascii=False) + "\n")
+        return len(uses) + 1
+
+
+@contextlib.contextmanager
+def _alone(runs_dir: Path) -> Iterator[None]:
+    """No other process counts or notes a use until the block ends."""
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(runs_dir / f".{USES}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise PauseError(
+            f"the count of test uses in {str(runs_dir)!r} cannot be written ({error.strerror}); mend the"
+            " folder, then give the same command again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def said_of_uses(uses: int) -> str:

@@ -44,6 +44,11 @@ def row_code(about: Mapping[str, Any], baseline: bool, searched: bool) -> str:
     )
 
 
+def judged_on(result: Mapping[str, Any]) -> str:
+    """What was scored, in words; a matrix of version 0.1 scored the whole split."""
+    return str(result.get("judged_on", result["split"]))
+
+
 def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
     """The rows of matrix.json as people read them."""
     body = []
@@ -73,7 +78,7 @@ def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
             ]
         )
     title = (
-        f"{result['split']}: {result['clips']} clips of {result['sources']} sources, 95 % intervals"
+        f"{judged_on(result)}: {result['clips']} clips of {result['sources']} sources, 95 % intervals"
         " over sources"
     )
     return Sheet(title, COLUMNS, body)

@@ -17,14 +17,14 @@ from evaluators.audio import load
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
-from evaluators.manifest import read_manifest
+from evaluators.manifest import SPLITS, read_manifest
 from evaluators.statistics import calibration
 from evaluators.statistics.describe import AXES, curves, describe, grouped, ordered, thresholds
 from evaluators.targets import Predictions
 from evaluators.tasks import TASKS
 from opro.results import figures
 from opro.results.leaderboard import leaderboard_rows
-from opro.results.matrix_rows import matrix_sheet
+from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.summary import Summary
@@ -160,7 +160,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
     uses = result["test_openings"]
     sheet = matrix_sheet(result)
     return {
-        "title": f"Matrix on {result['split']}",
+        "title": f"Matrix on {judged_on(result)}",
         "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
         f" sources; differences are to {result['reference']}.",
         "kept": None,
@@ -177,7 +177,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
             "rows": sheet.rows,
             "prompts": _texts(rows),
         },
-        "where": f"the {result['split']} split",
+        "where": f"the {judged_on(result)}" + (" split" if judged_on(result) in SPLITS else ""),
         **_by_clip(
             _drawn_of_matrix(folder, rows, task.labels[0]),
             _clips(settings["manifest"], task.labels),

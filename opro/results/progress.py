@@ -106,7 +106,8 @@ class Progress:
         """See `Display`."""
         shown = "-" if best is None else f"{100 * best.reward:.1f} (#{best.number})"
         self._bar.update(self._task, best=shown)
-        if self._console.is_terminal and best is not trial:
+        new_best = best is not None and best.number == trial.number  # the history's is a copy
+        if self._console.is_terminal and not new_best:
             return
         reward = (
             f"{100 * trial.reward:.1f}{' *' if trial.state == 'dropped' else ''}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.files import csv_text, dump_yaml, read_yaml, write_json, write_text
+from evaluators.files import FORMULA, csv_text, dump_yaml, read_yaml, write_json, write_text
 from evaluators.prompts import Prompt
 from evaluators.tasks import TASKS, Task
 from opro.results.predictions import write_predictions
@@ -22,10 +22,12 @@ from opro.results.provenance import provenance
 from opro.results.summary import Summary, read_summary
 from opro.search.history import History, Trial
 from opro.search.select import Decision
+from opro.settings import checkpoint_names
 
 JOURNAL = "trials.jsonl"
 CONFIG = "config.yaml"
 PROPOSALS = "proposals.jsonl"
+USAGE = "usage.jsonl"  # evals and seconds of every process that worked on the run
 SUMMARY = "summary.json"
 BEST = "best.yaml"
 LEADERBOARD = "leaderboard.csv"
@@ -33,6 +35,7 @@ PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
 SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
+OLD_DASH = tuple(f"'{first}" for first in FORMULA)
 HOLDOUT = Path(SCORES) / "fresh"  # per-clip predictions of baseline and finalists on the holdout
 
 
@@ -128,6 +131,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that its prompt is to serve, each by itself."""
+        return checkpoint_names(str(self.config["checkpoint"]), self.config.get("also"))
+
+    @property
     def checkpoint(self) -> str:
         """The checkpoint it searched on, or all that its prompt is to serve."""
         also = self.config.get("also")
@@ -137,6 +145,11 @@ class RunFolder:
     def proposals(self) -> Path:
         """Journal of the calls to a language model."""
         return self.path / PROPOSALS
+
+    @property
+    def usage(self) -> Path:
+        """Journal of the evals and seconds spent."""
+        return self.path / USAGE
 
     @property
     def summary(self) -> Summary | None:
@@ -218,7 +231,8 @@ class RunFolder:
                     f"--share {str(self.path)!r}: {path.name} of its scores cannot be read"
                     f" ({type(error).__name__}: {error}), so it is unknown which clips it searched on"
                 ) from None
-        return frozenset(found)
+        # Version 0.1 wrote an apostrophe before a dash: such a source counts under both names.
+        return frozenset(found | {one[1:] for one in found if one.startswith(OLD_DASH)})
 
     def save_scores(self, trial: Trial, clips: Sequence[Clip], logp: NDArray[np.floating]) -> None:
         """Per clip the log-probability of each label in nats, and the mass outside all answers."""

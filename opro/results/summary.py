@@ -68,7 +68,7 @@ class Gain(Part):
 
 
 class Evals(Part):
-    """Evals asked for, found in the cache, and through the model."""
+    """Evals that the run asked for, found in the cache, and through the model: of all processes that worked on it."""
 
     requested: int
     cached: int
@@ -76,7 +76,7 @@ class Evals(Part):
 
 
 class Seconds(Part):
-    """Wall time of the process that ended the run."""
+    """Wall time of all processes that worked on the run."""
 
     total: float
     scoring: float

@@ -45,15 +45,24 @@ class Clock:
     """Seconds spent by stage: ``scoring`` and ``proposing``."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"scoring": 0.0, "proposing": 0.0})
+    _running: tuple[str, float] | None = None  # stage, when it began
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds what the block takes."""
         begin = time.perf_counter()
+        self._running = name, begin
         try:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - begin
+            self._running = None
+
+    @property
+    def so_far(self) -> dict[str, float]:
+        """`seconds` with what the stage that runs has taken."""
+        name, begin = self._running or ("scoring", time.perf_counter())
+        return self.seconds | {name: self.seconds[name] + time.perf_counter() - begin}
 
 
 @dataclass(frozen=True)

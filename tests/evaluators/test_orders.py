@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evaluators.cache import CachedEvaluator
 from evaluators.evaluator import Usage
 from evaluators.fakes import FakeEvaluator
-from evaluators.orders import BothOrders, find_options, swapped
+from evaluators.orders import BothOrders, evals_per_clip, find_options, swapped
 from evaluators.prompts import Prompt, read_prompts
 from opro.optimize import main as optimize
 from opro.rescore import main as rescore
@@ -60,6 +60,7 @@ def test_an_average_is_that_of_both_orders_in_one_pass(seeds, dev_clips, tmp_pat
     plain = both(Prompt("Is there speech?", (("SPEECH", ("Yes",)), ("NONSPEECH", ("No",)))))
     table = averaged.score([*map(both, seeds), plain], clips)
     assert averaged.usage.requested == inner.usage.requested == (2 * len(seeds) + 1) * len(clips)
+    assert [evals_per_clip(p) for p in (*map(both, seeds), plain, *seeds)] == [2] * 3 + [1] * 4
     single = FakeEvaluator()
     for p, prompt in enumerate(seeds):
         pair = single.score([prompt, swapped(prompt)], clips).logp

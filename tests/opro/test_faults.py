@@ -149,6 +149,33 @@ def test_a_fault_of_the_device_stops_the_run_which_resumes(
         assert (tmp_path / "hurt" / "run" / name).read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "sentence"),
+    [
+        (PauseError("the disk is full"), 1, "paused: the disk is full"),
+        (UserError("clip 'x' is broken"), 2, "error: clip 'x' is broken"),
+        (KeyboardInterrupt(), 1, "interrupted: nothing is lost"),
+    ],
+)
+def test_what_ends_a_search_is_told_though_its_study_cannot_be_written(
+    tmp_path, monkeypatch, capsys, fault, code, sentence
+):
+    def score(self, prompts, clips):
+        raise fault
+
+    def write_study(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEvaluator, "score", score)
+        patch.setattr(optimize, "write_study", write_study)
+        assert run(tmp_path) == code
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith(sentence) and "Traceback" not in err
+    assert "optuna.log could not be written" in (tmp_path / "run" / "log.txt").read_text()
+    assert run(tmp_path) == 0 and (tmp_path / "run" / "optuna.log").is_file()
+
+
 @pytest.mark.tiny
 def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, dev_clips):
     import torch

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
+from evaluators.finetuning.recipe import Recipe, own_defaults
 from evaluators.manifest import read_manifest
 from evaluators.splits import balanced_order
 from opro.finetune import main as finetune
@@ -188,6 +189,28 @@ def test_a_study_is_opened_again(small, tmp_path, capsys):
     best = json.loads((out / "training.json").read_text())
     assert best["recipe"]["epochs"] == 1  # what was asked for comes first
     assert open_checkpoint(str(out)).base == open_checkpoint("pocket-base").base
+
+
+def test_a_study_searches_nothing_that_a_flag_has_set(small, tmp_path):
+    out = tmp_path / "study"
+    more = ["--study", "3", "--epochs", "1", "--rank", "5"]
+    assert finetune([*flags(small, out)[:-2], *more]) == 0
+    recipes = [
+        json.loads(p.read_text())["recipe"] for p in (out / "trials").glob("*/training.json")
+    ]
+    assert {(r["epochs"], r["rank"]) for r in recipes} == {(1, 5)}
+    assert len({r["lr"] for r in recipes}) == len(recipes) > 1
+
+
+def test_help_tells_the_defaults_that_are_taken(capsys):
+    with pytest.raises(SystemExit):
+        finetune(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    own = own_defaults(open_checkpoint("pocket-base").base)
+    for name, general in (("epochs", Recipe.epochs), ("lr", Recipe.lr), ("rank", Recipe.rank)):
+        here = re.search(rf"--{name} \w+ .*?\(default: ([^)]*)\)", text).group(1)
+        told = [float(x) for x in re.findall(r"\d[\d.]*(?:e-\d+)?", here)]
+        assert told == [general, own[name]] and "pocket-base" in here and "finetune.yaml" in here
 
 
 def test_help_waits_for_nothing_heavy():

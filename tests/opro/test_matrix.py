@@ -24,7 +24,7 @@ from evaluators.statistics.calibration import fit_bias
 from evaluators.statistics.metrics import calibration_error
 from evaluators.statistics.resampling import clusters, percentile_bounds
 from evaluators.tasks import SPEECH_TASK
-from opro import matrix, optimize, problem, stats
+from opro import matrix, optimize, problem, report, stats
 from opro.cli import run_verb
 from opro.problem import Problem
 from opro.results.looks import count_uses
@@ -81,8 +81,9 @@ def openings(made):
 
 def sets_of(manifest, split):
     """The judged clips, and those that thresholds are fitted on: the search half of dev."""
-    judged = balanced_order(read_manifest(manifest, LABELS, split))
-    return judged, balanced_order(halves(read_manifest(manifest, LABELS, "dev"))[0])
+    search, holdout = map(balanced_order, halves(read_manifest(manifest, LABELS, "dev")))
+    whole = balanced_order(read_manifest(manifest, LABELS, split))
+    return holdout if split == "dev" else whole, search
 
 
 def truth_of(clips):
@@ -223,6 +224,50 @@ def test_the_labels_of_the_judged_split_fit_nothing(make_manifest, monkeypatch):
     assert of["plain"] == of["permuted"] and of["plain scores"] != of["permuted scores"]
 
 
+def test_of_dev_the_half_is_judged_that_fits_nothing_and_it_is_said_with_the_number(
+    made, capsys, monkeypatch
+):
+    path, _ = prompt_file(made.parent, 2)
+    run = made.parent / "run"
+    run.mkdir()
+    ended(monkeypatch, lambda f: (Prompt("searched: is it speech? A or B"), "fake"))
+    argv = flags(made, "--prompts", path, run, "--split", "dev", "--baselines", "energy")
+    assert verb(*argv, "--dry-run") == 0
+    judged, tune = sets_of(made, "dev")
+    assert not {c.source_id for c in judged} & {c.source_id for c in tune}
+    plan = f"holdout of dev: {len(judged)} clips; {len(tune)} dev clips to tune on"
+    assert plan in capsys.readouterr().out
+    assert verb(*argv) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"holdout of dev: {len(judged)} clips of ")
+    result = result_of(made, "dev")
+    assert (result["split"], result["judged_on"]) == ("dev", "holdout of dev")
+    for row in result["rows"]:
+        assert row["rows"] == row["evals"] == len(judged)
+        file = made.parent / "runs" / "matrix-dev" / row["predictions"]
+        ids = [x["clip_id"] for x in csv.DictReader(file.open())]
+        assert sorted(ids) == sorted(c.clip_id for c in judged)
+        # What a search chose on these clips is told from what it did not.
+        flattered = [w for w in row["warnings"] if "its score is flattered" in w]
+        assert len(flattered) == (row["prompt"] == "searched on fake")
+    assert "chose it if its search was of these clips" in out
+    assert report.main([str(made.parent / "runs" / "matrix-dev")]) == 0
+    page = (made.parent / "runs" / "matrix-dev" / "report.html").read_text()
+    assert "Matrix on holdout of dev" in page and "On the holdout of dev." in page
+    assert verb(*flags(made, "--prompts", path, run)) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("written to")
+    assert all("flattered" not in w for r in result_of(made)["rows"] for w in r["warnings"])
+
+
+def test_a_holdout_that_lacks_a_class_is_one_sentence(make_manifest, capsys):
+    def change(rows):
+        for row in rows:
+            row["split"] = "dev" if row["source_id"] in ("source0", "source1") else "test"
+
+    assert verb(*flags(make_manifest(sources=8, change=change), "--split", "dev")) == 2
+    assert "half of the 4 clips lacks a class" in capsys.readouterr().err
+
+
 def test_what_dev_cannot_calibrate_says_why(small, monkeypatch):
     """Scores that part the dev clips without a mistake have no best temperature."""
     real = FakeEvaluator.score
@@ -325,15 +370,18 @@ def test_a_prompt_that_stands_in_two_files_is_scored_once_under_its_first_name(s
 
 def test_every_look_at_test_is_counted_and_shown(small, capsys):
     path, _ = prompt_file(small.parent, 1)
-    for look in (1, 2):
-        assert verb(*flags(small, "--prompts", path, "--baselines", "energy")) == 0
+    more, _ = prompt_file(small.parent, 2, "more.yaml")
+    both = [path, "--baselines", "energy"]
+    # Again, and a part of it again, shows nothing new; a prompt more does, and so does a detector.
+    for look, argv in ((1, [path]), (1, [path]), (2, both), (2, both), (2, [path]), (3, [more])):
+        assert verb(*flags(small, "--prompts", *argv)) == 0
         assert result_of(small)["test_openings"] == look == len(openings(small))
         assert f"opened {look} times" in capsys.readouterr().out
-    line = openings(small)[0]
+    line = openings(small)[1]
     assert line["verb"] == "matrix" and line["manifest"] == manifest_digest(small)
     assert line["about"] == "matrix, 1 checkpoints, 1 prompts, 1 baselines"
     assert verb(*flags(small, "--prompts", path, "--split", "dev")) == 0
-    assert "has been opened" not in capsys.readouterr().out and len(openings(small)) == 2
+    assert "has been opened" not in capsys.readouterr().out and len(openings(small)) == 3
 
 
 @pytest.fixture
@@ -419,8 +467,8 @@ class Ended:
     checkpoint: str
 
     @property
-    def config(self):
-        return {"checkpoint": self.checkpoint}
+    def checkpoints(self):
+        return self.checkpoint.split(", ")
 
 
 def ended(monkeypatch, of):
@@ -449,6 +497,19 @@ def test_searched_rows_have_their_own_names(small, tuned, monkeypatch):
     assert codes == {"base": "A2", "omni": "C1", "many": "B4", "full": "", "few": ""}
     assert all(r["searched_on"] == ["base", "omni", "many", "full"] for r in rows)
     assert all(r["prompt"] == "searched on base" and not r["baseline"] for r in rows)
+
+
+def test_a_prompt_for_several_checkpoints_was_searched_on_each_of_them(small, tuned, monkeypatch):
+    path, _ = prompt_file(small.parent, 1)
+    run = small.parent / "run"
+    run.mkdir()
+    ended(monkeypatch, lambda f: (Prompt("searched: is it speech? A or B"), "base, many"))
+    argv = ["--manifest", small, "--runs-dir", small.parent / "runs", "--prompts", path, run]
+    assert verb(*argv, "--checkpoint", "base", "many") == 0
+    rows = [r for r in result_of(small)["rows"] if r["text"].startswith("searched")]
+    assert {r["model"]: r["row"] for r in rows} == {"base": "A2", "many": "B4"}
+    assert {r["prompt"] for r in rows} == {"searched on base, many"}
+    assert all(r["searched_on"] == ["base", "many"] for r in rows)
 
 
 def test_a_seed_that_a_search_kept_carries_both_names(small, monkeypatch):

@@ -195,6 +195,40 @@ def test_a_config_feeds_a_run_back(tmp_path):
     }
 
 
+def test_a_config_fed_back_with_a_change_makes_a_run_of_its_own(tmp_path, capsys):
+    """Its name was made from its settings; with the same ones it is the same run. A name that was given stays."""
+
+    def fed(config, *flags, code=0):
+        argv = ["--config", str(config), "--runs-dir", str(tmp_path), *flags]
+        assert optimize.run_verb(lambda: optimize.main(argv)) == code
+        return {p.parent for p in tmp_path.glob("*/config.yaml")}
+
+    argv = [*SMALL, "--runs-dir", str(tmp_path)]
+    assert optimize.main(argv) == 0
+    (first,) = tmp_path.glob("speech-*")
+    before = (first / "trials.jsonl").read_bytes()
+    config = first / "config.yaml"
+    assert fed(config) == fed(config, "--iterations", "2") == {first}
+    (second,) = fed(config, "--iterations", "1", "--seed", "3") - {first}
+    assert second.name.startswith("speech-fake-race-s3-")
+    assert read_yaml(second / "config.yaml")["name"] == second.name
+    assert read_yaml(second / "config.yaml")["iterations"] == 1
+    # As another version would have named it: the digest of its settings is another one.
+    old = first.rename(tmp_path / "speech-fake-race-s0-abcdef")
+    config = old / "config.yaml"
+    config.write_text(config.read_text().replace(first.name, old.name))
+    assert fed(config) == {old, second}
+    third = fed(config, "--iterations", "1") - {old, second}
+    assert len(third) == 1 and (old / "trials.jsonl").read_bytes() == before
+    # A name that a person gave.
+    mine = run(tmp_path, name="mine") / "config.yaml"
+    capsys.readouterr()
+    fed(mine, "--seed", "4", code=2)
+    assert "run 'mine' was started with seed = 0" in capsys.readouterr().err
+    fed(config, "--seed", "4", "--name", old.name, code=2)
+    assert "was started with seed = 0, now it is 4" in capsys.readouterr().err
+
+
 def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
     """Killed at its first line, on the way and near the end: no journalled line is lost, and the end is the same."""
     whole = run(tmp_path / "whole")
@@ -220,6 +254,81 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
         ends = [(f / "leaderboard.csv").read_bytes() for f in (folder, whole)]
         assert ends[0] == ends[1]
     assert killed >= 3  # a slow reader may miss the last lines
+
+
+def stopped_at(patch, number, how):
+    """Every process's `number`-th call of the model ends it; until then each takes a hundredth of a second."""
+    real, calls = FakeEvaluator.score, []
+
+    def score(self, prompts, clips):
+        calls.append(1)
+        if len(calls) == number:
+            how()
+        time.sleep(0.01)
+        return real(self, prompts, clips)
+
+    patch.setattr(FakeEvaluator, "score", score)
+    return calls
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("more", "each"), [([], 3), (["--swap"], 5)], ids=["plain", "swap"])
+def test_a_resumed_run_has_spent_what_an_uninterrupted_one_has(tmp_path, monkeypatch, more, each):
+    """Interrupted in calls of the model all over: evals are equal, seconds add up."""
+    more = [*more, "--clips", "all"]  # races of several blocks
+
+    def summary_of(folder):
+        return json.loads((folder / "summary.json").read_text())
+
+    with monkeypatch.context() as patch:
+        calls = stopped_at(patch, 0, interrupt)
+        whole = summary_of(run(tmp_path / "whole", *more))["evals"]
+    assert whole["forward"] > 0 and len(calls) > 8 and (whole["cached"] == 0 or more[0] == "--swap")
+    for number in range(1, len(calls) + 1, each):
+        at = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            stopped_at(patch, number, interrupt)
+            run(at, *more, code=1)
+        found = summary_of(run(at, *more))
+        assert found["evals"] == whole, number
+        assert found["seconds"]["total"] >= found["seconds"]["scoring"] >= 0.01 * (number - 1)
+    # Several times, the last one just before the end.
+    at = tmp_path / "often"
+    for number in (3, 4, 2, 1, 5):
+        with monkeypatch.context() as patch:
+            stopped_at(patch, number, interrupt)
+            run(at, *more, code=1)
+    assert summary_of(run(at, *more))["evals"] == whole
+    again = summary_of(run(at, *more, name="again"))["evals"]
+    assert again == {"requested": whole["requested"], "cached": whole["requested"], "forward": 0}
+
+
+def test_a_killed_process_has_journalled_what_it_spent(tmp_path, monkeypatch):
+    whole = json.loads((run(tmp_path / "whole") / "summary.json").read_text())["evals"]
+    for number in (2, 4, 6):
+        pid = os.fork()
+        if pid == 0:
+            stopped_at(monkeypatch, number, lambda: os._exit(9))
+            run(tmp_path / str(number))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        found = json.loads((run(tmp_path / str(number)) / "summary.json").read_text())
+        assert found["evals"] == whole
+
+
+def test_an_interrupted_run_without_a_record_of_its_evals_still_goes_on(tmp_path, monkeypatch):
+    """Of version 0.1: what it asked for is known from the journal, what it computed counts as cached."""
+    whole = json.loads((run(tmp_path / "whole") / "summary.json").read_text())["evals"]
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 5, interrupt)
+        folder = run(tmp_path, code=1)
+    (folder / "usage.jsonl").unlink()
+    evals = json.loads((run(tmp_path) / "summary.json").read_text())["evals"]
+    assert evals["requested"] == whole["requested"] and 0 < evals["forward"] < whole["forward"]
+    assert evals["cached"] == evals["requested"] - evals["forward"]
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
@@ -287,6 +396,19 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
         (["--device", "tpu9", "--checkpoint", "pocket-base"], "device 'tpu9' cannot be used"),
         (["--task", "birds"], "--task is 'birds'; expected one of speech"),
         (["--proposer", "lm"], "no language model is configured"),
+        (
+            [
+                "--proposer",
+                "lm",
+                "--strategy",
+                "random",
+                "--lm-model",
+                "m",
+                "--lm-base-url",
+                "http://127.0.0.1:9/v1",
+            ],
+            "--proposer lm does not go with --strategy random, which asks no language model",
+        ),
         (["--lm-model", "gpt"], "no endpoint is configured"),
         (["--name", "../up"], "is no run name"),
         (
@@ -480,6 +602,9 @@ def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkey
     assert (folder / "trials.jsonl").read_bytes().startswith(before)
     lines = (folder / "proposals.jsonl").read_text().splitlines()
     asked = [json.loads(line)["iteration"] for line in lines]
+    spent = json.loads((folder / "summary.json").read_text())["lm"]
+    for name in ("tokens_in", "tokens_out"):  # of both processes
+        assert spent[name] == sum(json.loads(line)[name] for line in lines) > 0
     assert asked.count(1) == 1  # journalled before the fault, not asked for again
     assert json.loads((folder / "summary.json").read_text())["lm"]["calls"] == len(asked)
     for path in tmp_path.rglob("*"):
@@ -683,6 +808,35 @@ def test_prompts_of_another_run_are_tried_first_unless_it_heard_the_judges(tmp_p
     run(tmp_path, *flags, "--share", one, name="four", code=2)
     assert "which the holdout here holds" in capsys.readouterr().err
     assert not (tmp_path / "four").exists()
+
+
+def test_sources_whose_ids_begin_with_a_dash_are_known_again(tmp_path, make_manifest, capsys):
+    """By the check of --share, by `stats`, and by the players of the report."""
+
+    def change(rows):
+        for row in rows:
+            row["source_id"], row["clip_id"] = f"-{row['source_id']}", f"-{row['clip_id']}"
+
+    def unlike(rows):  # the halves change places: the heavier sources are others
+        change(rows)
+        del rows[:24:3]
+
+    flags = ["--clips", "all", "--manifest"]
+    data = make_manifest(sources=48, per_source=4, change=change)
+    other = make_manifest(sources=48, per_source=4, change=unlike, name="other")
+    one = run(tmp_path, *flags, data, name="one")
+    searched = RunFolder.read(one).searched_sources(RunFolder.read(one).history.scored)
+    known = {c.source_id for c in read_manifest(data, LABELS, "dev")}
+    assert searched and searched <= known
+    run(tmp_path, *flags, other, "--share", one, name="two", code=2)
+    assert "which the holdout here holds" in capsys.readouterr().err
+    assert report.main([str(one)]) == 0
+    assert "<audio" in (one / "report.html").read_text()
+    # As version 0.1 wrote them, with an apostrophe before the dash.
+    for path in (one / "scores").glob("*.csv"):
+        path.write_text(path.read_text().replace(",-source", ",'-source"))
+    run(tmp_path, *flags, other, "--share", one, name="two", code=2)
+    assert "which the holdout here holds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("first", [[], ["--swap"]])

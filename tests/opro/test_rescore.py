@@ -219,8 +219,10 @@ def test_what_goes_to_no_answer_is_told_of_each_prompt(small, tmp_path, monkeypa
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_the_split_that_was_asked_for_is_scored_and_only_test_is_counted(small, tmp_path, split):
-    for look in (1, 2):
-        result = scored(tmp_path, small, "--split", split)
+    other = [*PROMPTS[1:], Prompt("9: is it speech? A or B")]
+    # Again, and a part of it again, shows nothing new.
+    for look, prompts in ((1, PROMPTS), (1, PROMPTS), (1, PROMPTS[:2]), (2, other)):
+        result = scored(tmp_path, small, "--split", split, prompts=prompts)
         assert result["prompts"][0]["clips"] == len(read_manifest(small, LABELS, split))
         assert result["test_openings"] == (look if split == "test" else 0)
     lines = openings(tmp_path / "r")
@@ -284,7 +286,7 @@ def test_what_was_heard_is_scored_where_that_is_allowed_and_stands_in_the_result
 
 
 def test_a_run_is_scored_baseline_first_then_what_was_chosen_and_the_next_best(folder, capsys):
-    for look, top in ((1, 5), (2, 2)):
+    for look, top in ((1, 2), (2, 5)):
         verb(rescore, folder, "--runs-dir", folder.parent, "--top", top)
         result = json.loads((folder / "test.json").read_text())
         assert result["test_openings"] == look and len(openings(folder.parent)) == look
@@ -299,7 +301,7 @@ def test_a_run_is_scored_baseline_first_then_what_was_chosen_and_the_next_best(f
         assert [row["prompt_id"] for row in result["prompts"]] == expected
         assert result["warnings"] == []
     abouts = [x["about"] for x in openings(folder.parent)]
-    assert len(result["prompts"]) == 3 and abouts[1] == "one, 3 prompts"
+    assert abouts == ["one, 3 prompts", f"one, {len(result['prompts'])} prompts"]
     assert openings(folder.parent)[0]["manifest"] == result["manifest"]
 
 
@@ -448,7 +450,70 @@ def test_a_prompt_file_is_scored_beside_itself_or_to_out(small, tmp_path, seeds)
     verb(rescore, path, *flags)
     assert len(json.loads((tmp_path / "mine.test.json").read_text())["prompts"]) == 3
     verb(rescore, path, *flags, "--out", tmp_path / "o.json")
-    assert json.loads((tmp_path / "o.json").read_text())["test_openings"] == 2
+    assert json.loads((tmp_path / "o.json").read_text())["test_openings"] == 1
+
+
+@pytest.fixture
+def joint(tmp_path, small, monkeypatch):
+    """A finished run for two checkpoints, of which the second one hears something else."""
+    real = problem.build_evaluator
+
+    class Other(FakeEvaluator):
+        fingerprint = "other"
+
+        def score(self, prompts, clips):
+            table = super().score(prompts, clips)
+            return dataclasses.replace(table, logp=table.logp[..., ::-1] - 0.1)
+
+    def build_evaluator(checkpoint, **options):
+        return real("fake", **options) if checkpoint == "fake" else (Other(), None)
+
+    monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
+    argv = ["--checkpoint", "fake", "--also", "other", "--iterations", "1", "--candidates", "3"]
+    argv += ["--manifest", small, "--runs-dir", tmp_path, "--name", "joint"]
+    verb(optimize, *argv, "--proposer", "rewriter", "--swap")
+    return tmp_path / "joint", Other
+
+
+def test_a_run_for_several_checkpoints_is_scored_on_all_of_them_and_on_each(
+    joint, small, tmp_path, capsys
+):
+    folder, _ = joint
+    capsys.readouterr()
+    verb(rescore, folder, "--runs-dir", tmp_path)
+    said = capsys.readouterr().out
+    result = json.loads((folder / "test.json").read_text())
+    clips = len(read_manifest(small, LABELS, "test"))
+    assert result["checkpoint"] == "fake, other" and set(result["each"]) == {"fake", "other"}
+    header = json.loads((folder / "trials.jsonl").read_text().split("\n")[0])
+    assert f"{result['fingerprint']}-swap" == header["fingerprint"]
+    assert not any("not the one of the run" in text for text in result["warnings"])
+    for i, row in enumerate(result["prompts"]):
+        each = [result["each"][name][i] for name in ("fake", "other")]
+        assert row["score"] == pytest.approx(np.mean([one["score"] for one in each]))
+        assert (row["clips"], [one["clips"] for one in each]) == (2 * clips, [clips] * 2)
+        assert len({one["sources"] for one in (row, *each)}) == 1
+        assert {one["prompt_id"] for one in (row, *each)} == {row["prompt_id"]}
+    for title in ("fake, other on test", "fake on test", "other on test"):
+        assert sum(line.startswith(title) for line in said.splitlines()) == 1
+    assert "opened 1 times" in said
+    verb(rescore, folder, "--runs-dir", tmp_path, "--checkpoint", "fake")  # as it was asked for
+    alone = json.loads((folder / "test.json").read_text())
+    assert alone["prompts"] == result["each"]["fake"] and "each" not in alone
+
+
+def test_a_prompt_that_one_of_the_checkpoints_cannot_score_costs_no_look(
+    joint, tmp_path, monkeypatch, capsys
+):
+    folder, other = joint
+
+    def score(self, prompts, clips):
+        raise PromptError("answers begin with the same tokens")
+
+    monkeypatch.setattr(other, "score", score)
+    verb(rescore, folder, "--runs-dir", tmp_path, code=2)
+    assert "begin with the same tokens" in capsys.readouterr().err
+    assert openings(tmp_path) == []
 
 
 def test_an_unfinished_run_may_not_see_the_test_split(folder, capsys):

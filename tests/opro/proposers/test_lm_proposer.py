@@ -232,6 +232,20 @@ def test_parents_are_what_was_shown_to_start_from(seeds):
     assert found.parents == tuple(seeds[i].prompt_id for i in (1, 2, 0))
 
 
+@pytest.mark.parametrize("strategy", ["race", "opro"])
+@pytest.mark.parametrize("logp", [None, {}], ids=["with clips", "without"])
+def test_a_proposal_carries_the_system_message_of_its_parent(seeds, strategy, logp):
+    own = [replace(p, system=f"You are listener {i}.") for i, p in enumerate(seeds)]
+    system = {p.prompt_id: p.system for p in own}
+    for seed in range(8):
+        replies = [f"<INS>{GOOD}</INS>", f"<INS>{GOOD} now</INS>", ""]
+        view = three_seeds(own, logp=logp)
+        made = proposer(ScriptedLM(*replies), strategy=strategy, seed=seed).propose(view, 2)
+        assert len(made) == 2
+        # Of several parents the last one is the best.
+        assert all(c.prompt.system == system[c.parents[-1]] for c in made)
+
+
 @pytest.mark.parametrize("both_orders", [False, True])
 def test_proposals_are_asked_in_the_orders_of_the_run(seeds, both_orders):
     lm = ScriptedLM(json.dumps({"prompts": [GOOD]}))

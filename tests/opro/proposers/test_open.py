@@ -10,7 +10,7 @@ from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
-from opro.proposers.language_model import Reply
+from opro.proposers.language_model import Reply, most_tokens
 from opro.proposers.ledger import Ledger
 from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.local_model import LocalModel
@@ -161,7 +161,46 @@ def test_what_was_paid_for_is_used_and_counted_and_not_asked_for_again(tmp_path,
             resumed = plan_with(again, proposer="lm")
             assert resumed.resume(journal).propose(three_seeds(seeds), 2) == whole
             assert again.asked == lm.asked[lines:]
-            assert resumed.ledger == plan.ledger and journal.read_bytes() == raw
+            if cut == end:
+                assert resumed.ledger == plan.ledger and journal.read_bytes() == raw
+
+
+@pytest.mark.parametrize("missing", [1, 40])
+def test_a_reply_whose_record_was_cut_short_counts_at_its_worst_case_and_once(
+    tmp_path, seeds, missing
+):
+    """It was paid for; what it was is lost, so it is asked for again."""
+    journal = tmp_path / "p.jsonl"
+    texts = ["nothing", *replies_of(GOOD)]
+    lm = ScriptedLM(*texts)
+    lm.prices = (1.0, 2.0)
+    plan = plan_with(lm, proposer="lm")
+    whole = plan.resume(journal).propose(three_seeds(seeds), 1)
+    journal.write_bytes(journal.read_bytes()[:-missing])
+    worst_in, worst_out = most_tokens(lm.asked[1]), lm.options[1][2]
+    for replies in (texts[1:], []):  # once more, and the journal says all of it
+        again = ScriptedLM(*replies)
+        again.prices = lm.prices
+        resumed = plan_with(again, proposer="lm")
+        assert resumed.resume(journal).propose(three_seeds(seeds), 1) == whole
+        assert again.asked == lm.asked[2 - len(replies) :]
+        ledger = resumed.ledger
+        assert (ledger.calls, ledger.lost, ledger.refused) == (2, 1, plan.ledger.refused)
+        assert ledger.tokens_in == plan.ledger.tokens_in + worst_in
+        assert ledger.tokens_out == plan.ledger.tokens_out + worst_out
+        assert ledger.cost == pytest.approx(plan.ledger.cost + (worst_in + 2 * worst_out) / 1e6)
+    assert sum("lost" in line for line in journal.read_text().splitlines()) == 1
+
+
+def test_a_call_that_was_never_made_is_not_counted_though_its_record_was_cut_short(tmp_path, seeds):
+    """Where the limit left no room for it: what was cut short says that it was not made."""
+    journal = tmp_path / "p.jsonl"
+    plan = plan_with(ScriptedLM(), proposer="lm", max_tokens=300)
+    assert plan.resume(journal).propose(three_seeds(seeds), 1) == []
+    journal.write_bytes(journal.read_bytes()[:-5])
+    resumed = plan_with(ScriptedLM(), proposer="lm", max_tokens=300)
+    assert resumed.resume(journal).propose(three_seeds(seeds), 1) == []
+    assert resumed.ledger == plan.ledger and plan.ledger.lost == 0
 
 
 def test_calls_without_a_reply_are_journalled_and_charged_again_on_resume(tmp_path):
@@ -185,18 +224,55 @@ def test_calls_without_a_reply_are_journalled_and_charged_again_on_resume(tmp_pa
     assert resumed.ledger == plan.ledger
 
 
+LINE = {
+    "iteration": 1,
+    "call": 0,
+    "meta_prompt": "x",
+    "refused": [],
+    "finish": "stop",
+    "model": "m",
+}
+LINE |= {"reply": "", "tokens_in": 3, "tokens_out": 4, "cost": 0.1}
+
+
 @pytest.mark.parametrize(
-    "line", ["", "[]", "5", '"reply"', "{", '{"reply": "x"}', '{"lost": "x"}', "\x00", "null"]
+    "line",
+    [
+        *(
+            "",
+            "[]",
+            "5",
+            "\udcff",
+            '"reply"',
+            "{",
+            "{}",
+            '{"reply": "x"}',
+            '{"lost": "x"}',
+            "\x00",
+            "null",
+        ),
+        *(
+            json.dumps(LINE | {name: value})
+            for name in ("tokens_in", "tokens_out", "cost")
+            for value in (-1, "3", math.nan, math.inf)
+        ),
+        json.dumps(LINE | {"meta_prompt": []}),
+        json.dumps({"lost": "x", "tokens_in": -5, "tokens_out": 1, "cost": 0}),
+    ],
 )
-def test_a_damaged_line_of_proposals_costs_its_reply_alone(tmp_path, seeds, line):
+def test_a_damaged_line_of_proposals_stops_the_run_for_what_it_cost_is_unknown(
+    tmp_path, seeds, line
+):
     journal = tmp_path / "p.jsonl"
     lm = ScriptedLM(*replies_of(GOOD))
-    plan = plan_with(lm, proposer="lm")
-    whole = plan.resume(journal).propose(three_seeds(seeds), 1)
-    journal.write_text(line + "\n" + journal.read_text())
-    resumed = plan_with(ScriptedLM(), proposer="lm")
-    assert resumed.resume(journal).propose(three_seeds(seeds), 1) == whole
-    assert resumed.ledger == plan.ledger
+    plan_with(lm, proposer="lm").resume(journal).propose(three_seeds(seeds), 1)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + line.encode(errors="surrogateescape") + b"\n" + whole)
+    before = journal.read_bytes()
+    sentence = r"p\.jsonl:2: damaged line .*spent .*restore the file, or give another --name$"
+    with pytest.raises(UserError, match=sentence) as caught:
+        plan_with(ScriptedLM(), proposer="lm").resume(journal)
+    assert "\n" not in str(caught.value) and journal.read_bytes() == before
 
 
 def test_a_reply_that_is_no_text_of_any_file_survives_the_journal(tmp_path, seeds):
@@ -210,17 +286,7 @@ def test_a_reply_that_is_no_text_of_any_file_survives_the_journal(tmp_path, seed
 
 def test_an_unknown_cost_is_none_and_counts_nothing(tmp_path):
     journal = tmp_path / "p.jsonl"
-    keys = {
-        "iteration": 1,
-        "call": 0,
-        "meta_prompt": "x",
-        "refused": [],
-        "finish": "stop",
-        "model": "m",
-    }
-    journal.write_text(
-        json.dumps({**keys, "reply": "", "tokens_in": 3, "tokens_out": 4, "cost": None}) + "\n"
-    )
+    journal.write_text(json.dumps(LINE | {"cost": None}) + "\n")
     plan = plan_with(ScriptedLM(), proposer="lm")
     plan.resume(journal)
     assert (plan.ledger.calls, plan.ledger.cost, plan.ledger.tokens_in) == (1, 0.0, 3)

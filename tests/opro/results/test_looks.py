@@ -1,16 +1,20 @@
 """How often a test split was used: by manifest, counted before it is scored, and never forgotten."""
 
 import json
+import multiprocessing
 
 import pytest
 
-from evaluators.errors import UserError
-from opro.results.looks import USES, count_uses, record_use, said_of_uses
+from evaluators.classifier import Calibration, Classifier
+from evaluators.errors import PauseError, UserError
+from evaluators.prompts import Prompt
+from opro.results.looks import USES, count_uses, look_id, record_use, said_of_uses
 
 
 def test_uses_are_counted_by_manifest(tmp_path):
     assert count_uses(tmp_path, "a") == 0 and not (tmp_path / USES).exists()
-    assert [record_use(tmp_path, d, "rescore", "x") for d in ("a", "b", "a")] == [1, 1, 2]
+    asked = [("a", ["p"]), ("b", ["p"]), ("a", ["q"])]
+    assert [record_use(tmp_path, d, "rescore", "x", shows) for d, shows in asked] == [1, 1, 2]
     assert (count_uses(tmp_path, "a"), count_uses(tmp_path, "b"), count_uses(tmp_path, "c")) == (
         2,
         1,
@@ -25,13 +29,15 @@ def test_uses_are_counted_by_manifest(tmp_path):
     assert all(x["time"].startswith("20") for x in lines)
 
 
-@pytest.mark.parametrize("line", ["garbage", "[]", "3", "{}", '"manifest"', ""])
+@pytest.mark.parametrize(
+    "line", ["garbage", "[]", "3", "{}", '"manifest"', "", '{"manifest": "a", "shows": 3}']
+)
 def test_a_damaged_count_is_named_with_its_line_and_nothing_is_added(tmp_path, line):
-    record_use(tmp_path, "a", "rescore", "x")
+    record_use(tmp_path, "a", "rescore", "x", ["p"])
     with (tmp_path / USES).open("a") as file:
         file.write(line + "\n" + json.dumps({"manifest": "a"}) + "\n")
     before = (tmp_path / USES).read_bytes()
-    for use in (lambda: count_uses(tmp_path, "a"), lambda: record_use(tmp_path, "a", "v", "x")):
+    for use in (lambda: count_uses(tmp_path, "a"), lambda: record_use(tmp_path, "a", "v", "x", [])):
         with pytest.raises(UserError, match=rf"{USES}:2: damaged line; restore the file"):
             use()
     assert (tmp_path / USES).read_bytes() == before
@@ -43,5 +49,63 @@ def test_what_is_said_warns_from_the_second_use_on():
 
 
 def test_about_may_hold_any_text(tmp_path):
-    record_use(tmp_path, "a", "rescore", 'quotes " and \n lines, ü')
+    record_use(tmp_path, "a", "rescore", 'quotes " and \n lines, ü', ["p"])
     assert count_uses(tmp_path, "a") == 1
+
+
+def test_to_show_again_what_was_shown_is_no_further_use(tmp_path):
+    def record(*shows, digest="a"):
+        return record_use(tmp_path, digest, "rescore", "x", list(shows))
+
+    assert record("p", "q") == 1
+    before = (tmp_path / USES).read_bytes()
+    assert record("q", "p") == record("q") == 1  # all of it, or a part
+    assert (tmp_path / USES).read_bytes() == before
+    assert record("q", "r") == 2 and record("p", "r") == 2 and record("p", digest="b") == 1
+    with (tmp_path / USES).open("a") as file:  # of version 0.1, which did not say what was shown
+        file.write(
+            json.dumps({"manifest": "a", "verb": "rescore", "about": "x", "time": ""}) + "\n"
+        )
+    assert record("p") == 3 and record("s") == 4
+
+
+def test_what_is_shown_is_a_classifier_on_a_model_by_a_verb():
+    prompt = Prompt("A or B")
+    ways = [
+        look_id(verb, fingerprint, one)
+        for verb in ("rescore", "matrix")
+        for fingerprint in ("f", "g")
+        for one in (
+            Classifier(prompt),
+            Classifier(Prompt("B or A")),
+            Classifier(prompt, 0.5),
+            Classifier(prompt, 0.5, Calibration(2.0)),
+        )
+    ]
+    assert len(set(ways)) == len(ways) and ways[0] == look_id("rescore", "f", Classifier(prompt))
+
+
+def use_often(folder, name, barrier, found):
+    barrier.wait()
+    for i in range(30):
+        found.put(record_use(folder, "a", "rescore", "x" * 3000, [f"{name}-{i}"]))
+
+
+def test_processes_take_turns_and_lose_no_use(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, found = context.Barrier(4), context.Queue()
+    several = [
+        context.Process(target=use_often, args=(tmp_path, n, barrier, found)) for n in range(4)
+    ]
+    for one in several:
+        one.start()
+    counts = sorted(found.get(timeout=60) for _ in range(120))
+    for one in several:
+        one.join()
+    assert counts == list(range(1, 121)) and count_uses(tmp_path, "a") == 120
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PauseError, match="cannot be written"):
+        record_use(tmp_path / "file", "a", "rescore", "x", ["p"])

@@ -42,6 +42,22 @@ def test_what_is_written_is_read_back(said, tmp_path):
         assert (back.targets.slices[name] == said.targets.slices[name]).all(), name
 
 
+def test_ids_that_look_like_formulas_are_read_back_equal(make_manifest, tmp_path):
+    """As of uploads, whose ids may begin with a dash."""
+
+    def change(rows):
+        for row in rows:
+            row["clip_id"], row["source_id"] = f"-{row['clip_id']}", f"={row['source_id']}"
+
+    clips = read_manifest(make_manifest(sources=20, change=change), LABELS, "dev")
+    said = FakeEvaluator().score([PROMPT], clips).predict(Classifier(PROMPT))
+    write_predictions(tmp_path / "p.csv", said)
+    back = read_predictions(tmp_path / "p.csv", LABELS[0])
+    assert back.targets.clip_ids == said.targets.clip_ids == tuple(c.clip_id for c in clips)
+    assert back.targets.sources.tolist() == [c.source_id for c in clips]
+    assert (joined(said, back).decided == said.decided).all()
+
+
 def test_the_score_of_a_file_is_of_the_decision_with_its_threshold(said, tmp_path):
     """Probabilities carry the bias, so that what is above a half is what was decided."""
     write_predictions(tmp_path / "p.csv", said)

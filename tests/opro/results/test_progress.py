@@ -1,9 +1,10 @@
 """The live line: time left comes from the rate of scores, and pipes get one line a trial."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
-from searches import SEEDS, half
+from searches import SEEDS, Searched, half
 
 from evaluators.evaluator import Usage
 from evaluators.prompts import Prompt
@@ -64,6 +65,32 @@ def test_a_pipe_gets_one_line_a_trial(capsys):
     assert "reward 81.0" in lines[0] and "best 81.0 (#0)" in lines[0] and "40 clips" in lines[0]
     assert "reward 50.0 *" in lines[1] and "reward failed" in lines[2]
     assert all("25 % cached" in x for x in lines)
+
+
+def test_a_terminal_gets_a_line_of_every_new_best_and_of_no_other_trial(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as far as rich knows
+    monkeypatch.setenv("TERM", "xterm")
+    found = Searched(tmp_path / "t.jsonl", iterations=3, decides=False)
+    bests = [(t.number, best.number) for t, best in found.display.trials]
+    new = [number for number, best in bests if number == best]
+    assert 1 < len(new) < len(bests)  # some are better than all before, some are not
+    settings = OptimizeSettings(candidates=5, iterations=3)
+    with Progress(found.problem, settings) as display:
+        for one, best in found.display.trials:
+            display.told(one, best)
+        shown = display._bar.tasks[0].fields["best"]
+    lines = re.findall(r"trial +(\d+) .*best ([\d.]+) \(#(\d+)\)", plain(capsys.readouterr().err))
+    of = {t.number: t for t in found.history.trials}
+    assert [(int(n), int(best)) for n, _, best in lines] == [(n, n) for n in new]
+    assert [score for _, score, _ in lines] == [f"{100 * of[n].reward:.1f}" for n in new]
+    assert shown == f"{100 * of[new[-1]].reward:.1f} (#{new[-1]})"
+
+
+def plain(text):
+    """Without the control sequences of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
 @pytest.mark.parametrize(("swap", "orders"), [(False, 1), (True, 2)])
