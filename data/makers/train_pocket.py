@@ -390,7 +390,7 @@ def _balanced(truth: np.ndarray, hits: np.ndarray) -> float:
 def print_table(out: Path, manifest: Path, device: str) -> None:
     """Prints accuracy on dev by duration and SNR of the checkpoints in `out`, and the spread over held-out prompts."""
     from evaluators.audio_lm.checkpoint import open_checkpoint
-    from evaluators.audio_lm.scorer import QwenAudio
+    from evaluators.audio_lm.scorer import AudioScorer
 
     labels = SPEECH_TASK.labels
     clips = read_manifest(manifest, labels, "dev")
@@ -407,7 +407,7 @@ def print_table(out: Path, manifest: Path, device: str) -> None:
     for name in ("base", "lora"):
         if not (out / name).is_dir():
             continue
-        evaluator = QwenAudio(open_checkpoint(str(out / name)), device, "float32")
+        evaluator = AudioScorer(open_checkpoint(str(out / name)), device, "float32")
         logp = evaluator.score([*seeds, *heldout], clips).logp
         right = logp.argmax(-1) == truth
         for prompt, row, hits in zip(seeds, logp, right, strict=False):
