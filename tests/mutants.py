@@ -545,17 +545,17 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/statistics/compare.py", "order.index(i))", "i)"),
     (
         "evaluators/statistics/compare.py",
-        "p = level_at_zero(gain.draws, c.fewest)\n",
-        "p = level_at_zero(gain.draws, c.sources)\n",
+        "p = c.p_of_gain(gain)\n",
+        "p = c.p_of_gain(a)\n",
     ),
     (
         "evaluators/statistics/compare.py",
-        "p = level_at_zero(gain.draws, c.fewest)\n",
-        "p = level_at_zero(-gain.draws, c.fewest)\n",
+        "p = c.p_of_gain(gain)\n",
+        "p = c.p_of_gain(b - a)\n",
     ),
     (
         "evaluators/statistics/compare.py",
-        "min(1.0, 2 * min(p, level_at_zero(-gain.draws, c.fewest)))",
+        "min(1.0, 2 * min(p, c.p_of_gain(b - a)))",
         "min(1.0, 2 * p)",
     ),
     ("evaluators/statistics/compare.py", "p=corrected[i],", "p=p[i],"),
@@ -621,8 +621,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/metrics.py",
-        '"false_alarm_rate": c.ratio(first & (c.truth != 0), c.truth != 0)',
-        '"false_alarm_rate": c.ratio(first & (c.truth != 0), c.truth == 0)',
+        '"false_alarm_rate": c.share(first & (c.truth != 0), c.truth != 0)',
+        '"false_alarm_rate": c.share(first & (c.truth != 0), c.truth == 0)',
     ),
     (
         "evaluators/statistics/metrics.py",
@@ -641,7 +641,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/metrics.py",
-        '"accuracy": lambda c, said: c.mean(said.right)',
+        '"accuracy": lambda c, said: c.accuracy(said.right)',
         '"accuracy": lambda c, said: c.balanced(said.right)',
     ),
     (
@@ -735,13 +735,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/statistics/resampling.py", "* stdtrit(sources - 1, alpha)", "* ndtri(alpha)"),
     (
         "evaluators/statistics/resampling.py",
-        "percentile_bounds(statistic.draws, self.fewest, (1 - level) / 2)",
-        "percentile_bounds(statistic.draws, self.sources, (1 - level) / 2)",
+        "percentile_bounds(statistic.draws, self.fewest, alpha)",
+        "percentile_bounds(statistic.draws, self.sources, alpha)",
     ),
     (
         "evaluators/statistics/resampling.py",
-        "percentile_bounds(statistic.draws, self.fewest, (1 - level) / 2)",
-        "percentile_bounds(statistic.draws, self.fewest, 1 - level)",
+        "self.bounds(statistic, (1 - level) / 2)",
+        "self.bounds(statistic, 1 - level)",
     ),
     ("evaluators/statistics/resampling.py", "MIN_SOURCES = (\n    10 ", "MIN_SOURCES = (\n    5 "),
     (
@@ -764,7 +764,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/resampling.py",
-        "[self.ratio(value * (self.truth == k), self.truth == k) for k in self._kinds]",
+        "[self.share(value * (self.truth == k), self.truth == k) for k in self._kinds]",
         "[self.mean(value)]",
     ),
     (
