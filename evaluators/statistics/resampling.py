@@ -112,7 +112,7 @@ class Statistic:
         Where they move it, they know best how the two go together. Where none does, the parts of both bound it; but
         two that are equal in every resample have no difference to bound.
         """
-        gain = Statistic(self.value - other.value, self.draws - other.draws)
+        gain = Statistic(_exactly(self.value - other.value), _exactly(self.draws - other.draws))
         if self.unmoved is None or other.unmoved is None:
             return gain
         stuck = ((np.ptp(gain.draws, axis=-1) <= ALIKE) & (np.abs(gain.value) > ALIKE))[..., None]
@@ -250,6 +250,11 @@ def clusters(
             len(member), np.full(len(member), 1 / len(member)), resamples
         )
     return Clusters(np.asarray(truth), index, weights, fewest_sources(truth, sources))
+
+
+def _exactly(gain: Floats) -> Floats:
+    """Zero where two are equal but for rounding, which must not count as a gain."""
+    return np.where(np.abs(gain) <= ALIKE, 0.0, gain)
 
 
 def effective_sources(clips: Floats | Ints) -> float:

@@ -161,7 +161,7 @@ def test_every_metric_is_compared_on_the_same_resamples(metric):
     assert d.value == pytest.approx(float(one.value - other.value))
     low, high = percentile_bounds(one.draws - other.draws, 12, 0.1)
     assert (d.low, d.high) == pytest.approx((low, high))
-    assert d.p == level_at_zero(one.draws - other.draws, 12)
+    assert d.p == level_at_zero((one - other).draws, 12)
     assert compare(a, a, metric).p == 1
 
 
