@@ -16,7 +16,7 @@ from typing import Any, Literal
 from evaluators.errors import UserError
 from evaluators.files import csv_text, json_text
 from evaluators.statistics.compare import compare_pairs
-from evaluators.statistics.describe import describe
+from evaluators.statistics.describe import DEFINITIONS, describe
 from evaluators.targets import SLICES
 from opro.cli import DONE, flag, parse, run_verb
 from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_predictions
@@ -152,6 +152,13 @@ def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
                     **{k: round(t[k], 3) for k in ("value", "low", "high")},
                 }
             )
+        for name, t in entry["crossings"].items():
+            out.append(
+                empty
+                | {"file": entry["file"], "statistic": f"{name} of balanced accuracy, published"}
+                | {"rows": entry["rows"], "sources": entry["sources"]}
+                | {k: t[k] and round(t[k], 3) for k in ("value", "low", "high")}
+            )
     for pair in result["pairs"]:
         out.append(
             empty
@@ -175,10 +182,11 @@ def statistics_sheets(result: dict[str, Any]) -> list[Sheet]:
         out.append(_ranking(files))
     for name in dict.fromkeys(n for f in files for n, levels in f["slices"].items() if levels):
         out.append(_slices(files, name))
-    body = [[f["file"], name, t["text"]] for f in files for name, t in f["thresholds"].items()]
-    if body:
-        columns = [Column("file", text=True), Column("threshold", text=True), Column("")]
-        out.append(Sheet("thresholds of detection beyond guessing", columns, body))
+    for kind, definition in DEFINITIONS.items():
+        body = [[f["file"], name, t["text"]] for f in files for name, t in f[kind].items()]
+        if body:
+            columns = [Column("file", text=True), Column("threshold", text=True), Column("")]
+            out.append(Sheet(f"thresholds, {definition}", columns, body))
     if result["pairs"]:
         out.append(_pairs(result))
     return out

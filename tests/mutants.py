@@ -117,6 +117,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/evaluators/statistics/test_edges.py",
         "tests/evaluators/statistics/test_references.py",
     ),
+    "evaluators/statistics/crossings.py": ("tests/evaluators/statistics/test_crossings.py",),
     "evaluators/statistics/describe.py": ("tests/evaluators/statistics/test_describe.py",),
     "evaluators/statistics/metrics.py": (
         "tests/evaluators/statistics/test_metrics.py",
@@ -587,6 +588,17 @@ DIRECTED: list[tuple[str, str, str]] = [
         "clusters(targets.truth, targets.clip_ids,",
     ),
     ("evaluators/statistics/compare.py", "assert other.targets.clip_ids == first.clip_ids", "pass"),
+    ("evaluators/statistics/crossings.py", "x, at = axis(unit, levels)", "x, at = levels"),
+    (
+        "evaluators/statistics/crossings.py",
+        "return self.at[0] if self.upwards == (True,) else None",
+        "return self.at[0] if self.upwards else None",
+    ),
+    (
+        "evaluators/statistics/crossings.py",
+        "next((place for place, up in _crossings(x, y, share) if up), float(x[-1]))",
+        "float(x[-1])",
+    ),
     ("evaluators/statistics/describe.py", 'del found["balanced_accuracy"]', "pass"),
     (
         "evaluators/statistics/describe.py",

@@ -68,6 +68,7 @@ def test_shape_of_the_json(tmp_path, capsys):
     assert first["slices"]["category"]["music"]["balanced_accuracy"] is None
     assert first["slices"]["category"]["music"]["hit_rate"] is None
     assert set(first["thresholds"]) == {"DT50", "DT75", "DT90"}
+    assert set(first["crossings"]) == {"DT75", "DT90"}
     assert result["files"][1]["hit_rate"]["value"] == 1.0
     (pair,) = result["pairs"]
     assert (pair["a"], pair["b"]) == (a, b)
@@ -141,6 +142,20 @@ def test_other_formats(tmp_path, capsys, form):
         assert "=HYPERLINK(1)\\|&lt;b>" in out
         for line in out.splitlines():
             assert not line.startswith("|") or line.endswith("|")
+
+
+def test_each_kind_of_threshold_is_labelled_with_its_definition(tmp_path, capsys):
+    path = write(tmp_path / "a.csv", ROWS)
+    assert main([path, "--resamples", "200"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    fitted, published = text.split("thresholds, ")[1:]
+    assert fitted.startswith("fitted curve: hits beyond the measured false alarms")
+    assert published.startswith("published: balanced accuracy by level, joined by lines over log")
+    assert "a DT50 " in fitted and "a DT75 " in fitted and "a DT90 " in published
+    assert "DT50" not in published
+    assert main([path, "--resamples", "200", "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {"DT75", "DT75 of balanced accuracy, published"} <= {r["statistic"] for r in table}
 
 
 def change(i, **values):
