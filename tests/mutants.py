@@ -148,6 +148,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/rescore.py": ("tests/opro/test_rescore.py",),
     "opro/results/run_folder.py": ("tests/opro/results/test_run_folder.py",),
     "opro/results/sheet.py": ("tests/opro/results/test_sheet.py",),
+    "opro/results/spellings.py": ("tests/opro/results/test_spellings.py",),
     "opro/search/budget.py": ("tests/opro/search/test_budget.py",),
     "opro/search/forecast.py": ("tests/opro/search/test_forecast.py",),
     "opro/search/history.py": ("tests/opro/search/test_history.py",),
@@ -1222,6 +1223,15 @@ DIRECTED: list[tuple[str, str, str]] = [
         "    while _total(shown, least) > width + GAP:",
     ),
     ("opro/results/sheet.py", "GAP * (len(shown) - 1)", "GAP * (len(shown) - 2)"),
+    ("opro/results/spellings.py", " and _fits(name, table[h])]", "]"),
+    ("opro/results/spellings.py", "if w.isalpha()), label)", "if w), label)"),
+    ("opro/results/spellings.py", "elif len(kinds) == 2 and all(", "elif any("),
+    ("opro/results/spellings.py", " and same_word(positive) not in NO:", ":"),
+    (
+        "opro/results/spellings.py",
+        "1 < len(parts) <= len(clip_ids) / 2",
+        "len(parts) <= len(clip_ids)",
+    ),
     (
         "opro/results/sheet.py",
         "key=lambda i: (sheet.columns[i].keep, -i)",
