@@ -80,6 +80,8 @@ class Predictions:
         decided: ``[clip]`` index of the label decided on.
         probability: ``[clip]`` of the first label, NaN-free; None where only decisions are known.
         score: ``[clip]`` ranks the first label, in any unit; None where it is the probability, or unknown.
+    Raises:
+        ValueError: A number is missing, NaN, or no probability; names the clip.
     """
 
     name: str
@@ -87,6 +89,26 @@ class Predictions:
     decided: Ints
     probability: Floats | None = None
     score: Floats | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("decided", "probability", "score"):
+            values, count = getattr(self, name), len(self.targets)
+            if values is None:
+                continue
+            if np.shape(values) != (count,):
+                raise ValueError(
+                    f"{self.name}: {name} has shape {np.shape(values)}; expected ({count},)"
+                )
+            wrong, expected = np.isnan(values), "a number"
+            if name == "probability" and not wrong.any():
+                wrong, expected = (values < 0) | (values > 1), "0 to 1"
+            if wrong.any():
+                at = int(wrong.argmax())
+                found = "NaN" if np.isnan(values[at]) else f"{values[at]:g}"
+                raise ValueError(
+                    f"{self.name}: {name} of clip {self.targets.clip_ids[at]!r} is {found};"
+                    f" expected {expected}"
+                )
 
     @property
     def right(self) -> NDArray[np.bool_]:

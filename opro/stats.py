@@ -2,8 +2,9 @@
 
 A file has one row a clip. Columns: clip_id, source_id (the recording, speaker or upload it was cut from), label, and
 predicted, score or log-probabilities (logp_SPEECH, logp_NONSPEECH, ...); duration_ms, snr_db, condition and category
-are sliced by. Other names are mapped: --map label=ground_truth source_id=speaker. Intervals resample sources; several
-files must hold the same clips and are compared pairwise.
+are sliced by. Other names and spellings of labels are guessed where one reading is possible, and the guess is shown;
+else they are mapped: --map label=annotator_2 source_id='(.+)_[0-9]+ of clip_id' (the group of a regular expression).
+Intervals resample sources; several files must hold the same clips and are compared pairwise.
 """
 
 import argparse
@@ -16,10 +17,10 @@ from typing import Any, Literal
 from evaluators.errors import UserError
 from evaluators.files import csv_text, json_text
 from evaluators.statistics.compare import compare_pairs
-from evaluators.statistics.describe import describe
+from evaluators.statistics.describe import DEFINITIONS, describe
 from evaluators.targets import SLICES
 from opro.cli import DONE, flag, parse, run_verb
-from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_predictions
+from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_foreign
 from opro.results.sheet import Column, Sheet, decimal, percent, render
 
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             action="extend",
             default=[],
             metavar="COLUMN=NAME",
-            help="what a column is called in the files; source_id=clip_id counts each clip as a source",
+            help="what a column is called in the files, or 'REGEX of COLUMN', whose group is taken;"
+            " source_id=clip_id counts each clip as a source",
         )
         parser.add_argument(
             "--slices",
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif settings.format == "csv":
         rows = _long(result)
         print(csv_text(rows, tuple(rows[0])), end="")
+        for entry in result["files"]:
+            for text in entry["guessed"]:
+                print(f"{entry['file']}: guessed: {text}", file=sys.stderr)
     elif settings.format == "markdown":
         sheets = statistics_sheets(result)
         print("\n\n".join(f"**{s.title}**\n\n{render(s, 'markdown')}" for s in sheets))
@@ -84,14 +89,16 @@ def statistics(
     twice = sorted(str(p) for p in files if list(files).count(p) > 1)
     if twice:
         raise UserError(f"{twice[0]} is given twice")
-    read = [read_predictions(path, settings.positive, names, slices) for path in files]
-    read = [read[0], *(joined(read[0], other) for other in read[1:])]
+    opened = [read_foreign(path, settings.positive, names, slices) for path in files]
+    first = opened[0][0]
+    read = [first, *(joined(first, other) for other, _ in opened[1:])]
     described = []
-    for said in read:
+    for said, (_, guessed) in zip(read, opened, strict=True):
         found = describe(said, resamples=settings.resamples, seed=settings.seed)
-        described.append({"file": said.name, "labels": list(said.targets.labels), **found})
-    pairs = compare_pairs(read, resamples=settings.resamples, seed=settings.seed)
-    return {"files": described, "pairs": pairs}
+        about = {"file": said.name, "labels": list(said.targets.labels), "guessed": list(guessed)}
+        described.append({**about, **found})
+    compared = compare_pairs(read, resamples=settings.resamples, seed=settings.seed)
+    return {"files": described, "pairs": compared}
 
 
 def _mapping(given: Sequence[str]) -> dict[str, str]:
@@ -102,7 +109,7 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
         known = column in (*COLUMNS, *SLICES) or column.startswith(LOGP)
         if not sign or not name or not known or column in out:
             raise UserError(
-                f"--map {text!r}: expected COLUMN=NAME, once a column, with COLUMN one of"
+                f"--map {text!r}: expected COLUMN=NAME or COLUMN='REGEX of NAME', once a column, with COLUMN one of"
                 f" {', '.join((*COLUMNS, *SLICES))}, {LOGP}LABEL"
             )
         out[column] = name
@@ -152,6 +159,13 @@ def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
                     **{k: round(t[k], 3) for k in ("value", "low", "high")},
                 }
             )
+        for name, t in entry["crossings"].items():
+            out.append(
+                empty
+                | {"file": entry["file"], "statistic": f"{name} of balanced accuracy, published"}
+                | {"rows": entry["rows"], "sources": entry["sources"]}
+                | {k: t[k] and round(t[k], 3) for k in ("value", "low", "high")}
+            )
     for pair in result["pairs"]:
         out.append(
             empty
@@ -171,14 +185,19 @@ def statistics_sheets(result: dict[str, Any]) -> list[Sheet]:
     """What people read: rates, ranking and calibration, slices, thresholds, pairs."""
     files = [{**f, "file": _short(result, f["file"])} for f in result["files"]]
     out = [_rates(files)]
+    guessed = [[f["file"], text] for f in files for text in f["guessed"]]
+    if guessed:
+        columns = [Column("file", text=True), Column("read as", text=True)]
+        out.insert(0, Sheet("guessed; --map says otherwise", columns, guessed))
     if any(f["auroc"] for f in files):
         out.append(_ranking(files))
     for name in dict.fromkeys(n for f in files for n, levels in f["slices"].items() if levels):
         out.append(_slices(files, name))
-    body = [[f["file"], name, t["text"]] for f in files for name, t in f["thresholds"].items()]
-    if body:
-        columns = [Column("file", text=True), Column("threshold", text=True), Column("")]
-        out.append(Sheet("thresholds of detection beyond guessing", columns, body))
+    for kind, definition in DEFINITIONS.items():
+        body = [[f["file"], name, t["text"]] for f in files for name, t in f[kind].items()]
+        if body:
+            columns = [Column("file", text=True), Column("threshold", text=True), Column("")]
+            out.append(Sheet(f"thresholds, {definition}", columns, body))
     if result["pairs"]:
         out.append(_pairs(result))
     return out
@@ -195,7 +214,8 @@ def _rates(files: Sequence[dict[str, Any]]) -> Sheet:
         [f["file"], str(f["rows"]), str(f["sources"]), *(percent(f[k]) for k in names)]
         for f in files
     ]
-    return Sheet("95 % intervals over sources", columns, body)
+    labels = ", ".join(dict.fromkeys(label for f in files for label in f["labels"]))
+    return Sheet(f"95 % intervals over sources; labels {labels}", columns, body)
 
 
 def _ranking(files: Sequence[dict[str, Any]]) -> Sheet:

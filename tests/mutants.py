@@ -112,13 +112,26 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/orders.py": ("tests/evaluators/test_orders.py",),
     "evaluators/splits.py": ("tests/evaluators/test_splits.py",),
     "evaluators/statistics/calibration.py": ("tests/evaluators/statistics/test_calibration.py",),
-    "evaluators/statistics/compare.py": ("tests/evaluators/statistics/test_compare.py",),
+    "evaluators/statistics/compare.py": (
+        "tests/evaluators/statistics/test_compare.py",
+        "tests/evaluators/statistics/test_edges.py",
+        "tests/evaluators/statistics/test_references.py",
+    ),
+    "evaluators/statistics/crossings.py": ("tests/evaluators/statistics/test_crossings.py",),
     "evaluators/statistics/describe.py": ("tests/evaluators/statistics/test_describe.py",),
-    "evaluators/statistics/metrics.py": ("tests/evaluators/statistics/test_metrics.py",),
+    "evaluators/statistics/metrics.py": (
+        "tests/evaluators/statistics/test_metrics.py",
+        "tests/evaluators/statistics/test_edges.py",
+        "tests/evaluators/statistics/test_references.py",
+    ),
     "evaluators/statistics/psychometrics.py": (
         "tests/evaluators/statistics/test_psychometrics.py",
     ),
-    "evaluators/statistics/resampling.py": ("tests/evaluators/statistics/test_resampling.py",),
+    "evaluators/statistics/resampling.py": (
+        "tests/evaluators/statistics/test_resampling.py",
+        "tests/evaluators/statistics/test_edges.py",
+        "tests/evaluators/statistics/test_references.py",
+    ),
     "opro/matrix.py": ("tests/opro/test_matrix.py",),
     "opro/proposers/evidence.py": ("tests/opro/proposers/test_evidence.py",),
     "opro/proposers/language_model.py": ("tests/opro/proposers/test_language_model.py",),
@@ -135,6 +148,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/rescore.py": ("tests/opro/test_rescore.py",),
     "opro/results/run_folder.py": ("tests/opro/results/test_run_folder.py",),
     "opro/results/sheet.py": ("tests/opro/results/test_sheet.py",),
+    "opro/results/spellings.py": ("tests/opro/results/test_spellings.py",),
     "opro/search/budget.py": ("tests/opro/search/test_budget.py",),
     "opro/search/forecast.py": ("tests/opro/search/test_forecast.py",),
     "opro/search/history.py": ("tests/opro/search/test_history.py",),
@@ -545,17 +559,17 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/statistics/compare.py", "order.index(i))", "i)"),
     (
         "evaluators/statistics/compare.py",
-        "p = level_at_zero(gain.draws, c.fewest)\n",
-        "p = level_at_zero(gain.draws, c.sources)\n",
+        "p = c.p_of_gain(gain)\n",
+        "p = c.p_of_gain(a)\n",
     ),
     (
         "evaluators/statistics/compare.py",
-        "p = level_at_zero(gain.draws, c.fewest)\n",
-        "p = level_at_zero(-gain.draws, c.fewest)\n",
+        "p = c.p_of_gain(gain)\n",
+        "p = c.p_of_gain(b - a)\n",
     ),
     (
         "evaluators/statistics/compare.py",
-        "min(1.0, 2 * min(p, level_at_zero(-gain.draws, c.fewest)))",
+        "min(1.0, 2 * min(p, c.p_of_gain(b - a)))",
         "min(1.0, 2 * p)",
     ),
     ("evaluators/statistics/compare.py", "p=corrected[i],", "p=p[i],"),
@@ -575,6 +589,17 @@ DIRECTED: list[tuple[str, str, str]] = [
         "clusters(targets.truth, targets.clip_ids,",
     ),
     ("evaluators/statistics/compare.py", "assert other.targets.clip_ids == first.clip_ids", "pass"),
+    ("evaluators/statistics/crossings.py", "x, at = axis(unit, levels)", "x, at = levels"),
+    (
+        "evaluators/statistics/crossings.py",
+        "return self.at[0] if self.upwards == (True,) else None",
+        "return self.at[0] if self.upwards else None",
+    ),
+    (
+        "evaluators/statistics/crossings.py",
+        "next((place for place, up in _crossings(x, y, share) if up), float(x[-1]))",
+        "float(x[-1])",
+    ),
     ("evaluators/statistics/describe.py", 'del found["balanced_accuracy"]', "pass"),
     (
         "evaluators/statistics/describe.py",
@@ -608,7 +633,30 @@ DIRECTED: list[tuple[str, str, str]] = [
         "found = [v for v in np.unique(values) if v]",
         "found = list(np.unique(values))",
     ),
+    ("evaluators/statistics/resampling.py", "alike = (np.ptp", "alike = 0 * (np.ptp"),
+    (
+        "evaluators/statistics/resampling.py",
+        "effective_sources(self.totals(under))",
+        "np.sum(under)",
+    ),
+    ("evaluators/statistics/resampling.py", "unmoved.times(1 / len(parts))", "unmoved"),
+    ("evaluators/statistics/resampling.py", " & (whole | edge)", ""),
+    (
+        "evaluators/statistics/resampling.py",
+        "& (np.abs(gain.value) > ALIKE))[..., None]",
+        ")[..., None] * 0",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "low, high = (low, middle) if self.bounds(gain, middle)[0] > 0",
+        "low, high = (low, middle) if self.bounds(gain, middle)[0] <= 0",
+    ),
     ("evaluators/statistics/metrics.py", "+ count / 2", "+ count"),
+    (
+        "evaluators/statistics/metrics.py",
+        "min(effective_sources(n1), effective_sources(n0))",
+        "max(effective_sources(n1), effective_sources(n0))",
+    ),
     (
         "evaluators/statistics/metrics.py",
         "own = logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True)",
@@ -621,8 +669,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/metrics.py",
-        '"false_alarm_rate": c.ratio(first & (c.truth != 0), c.truth != 0)',
-        '"false_alarm_rate": c.ratio(first & (c.truth != 0), c.truth == 0)',
+        '"false_alarm_rate": c.share(first & (c.truth != 0), c.truth != 0)',
+        '"false_alarm_rate": c.share(first & (c.truth != 0), c.truth == 0)',
     ),
     (
         "evaluators/statistics/metrics.py",
@@ -641,7 +689,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/metrics.py",
-        '"accuracy": lambda c, said: c.mean(said.right)',
+        '"accuracy": lambda c, said: c.accuracy(said.right)',
         '"accuracy": lambda c, said: c.balanced(said.right)',
     ),
     (
@@ -735,13 +783,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/statistics/resampling.py", "* stdtrit(sources - 1, alpha)", "* ndtri(alpha)"),
     (
         "evaluators/statistics/resampling.py",
-        "percentile_bounds(statistic.draws, self.fewest, (1 - level) / 2)",
-        "percentile_bounds(statistic.draws, self.sources, (1 - level) / 2)",
+        "percentile_bounds(statistic.draws, self.fewest, alpha)",
+        "percentile_bounds(statistic.draws, self.sources, alpha)",
     ),
     (
         "evaluators/statistics/resampling.py",
-        "percentile_bounds(statistic.draws, self.fewest, (1 - level) / 2)",
-        "percentile_bounds(statistic.draws, self.fewest, 1 - level)",
+        "self.bounds(statistic, (1 - level) / 2)",
+        "self.bounds(statistic, 1 - level)",
     ),
     ("evaluators/statistics/resampling.py", "MIN_SOURCES = (\n    10 ", "MIN_SOURCES = (\n    5 "),
     (
@@ -764,7 +812,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/resampling.py",
-        "[self.ratio(value * (self.truth == k), self.truth == k) for k in self._kinds]",
+        "[self.share(value * (self.truth == k), self.truth == k) for k in self._kinds]",
         "[self.mean(value)]",
     ),
     (
@@ -1178,6 +1226,15 @@ DIRECTED: list[tuple[str, str, str]] = [
         "    while _total(shown, least) > width + GAP:",
     ),
     ("opro/results/sheet.py", "GAP * (len(shown) - 1)", "GAP * (len(shown) - 2)"),
+    ("opro/results/spellings.py", " and _fits(name, table[h])]", "]"),
+    ("opro/results/spellings.py", "if w.isalpha()), label)", "if w), label)"),
+    ("opro/results/spellings.py", "elif len(kinds) == 2 and all(", "elif any("),
+    ("opro/results/spellings.py", " and same_word(positive) not in NO:", ":"),
+    (
+        "opro/results/spellings.py",
+        "1 < len(parts) <= len(clip_ids) / 2",
+        "len(parts) <= len(clip_ids)",
+    ),
     (
         "opro/results/sheet.py",
         "key=lambda i: (sheet.columns[i].keep, -i)",

@@ -16,6 +16,7 @@ from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.replies import check_proposal, parse
+from opro.results.predictions import read_foreign
 from opro.search.history import Candidate, History
 
 quietly = settings(
@@ -43,6 +44,29 @@ def test_any_bytes_as_a_manifest(tmp_path, raw):
     with pytest.raises(UserError) as caught:
         read_manifest(path, LABELS)
     sentence(caught.value)
+
+
+COLUMNS = ("clip_id", "source_id", "label", "predicted", "score", "truth", "y_pred", "\x1b[2J\n")
+cells = st.sampled_from(["SPEECH", "speech", "no", "1", "0", "0,5", "", "\x1b\n", "nan", "a_1"])
+
+
+@quietly
+@given(
+    st.binary(max_size=200),
+    st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=6),
+    st.lists(st.lists(cells, min_size=6, max_size=6), max_size=5),
+    st.sampled_from([",", ";", "\t"]),
+)
+def test_any_bytes_and_any_cells_as_predictions(tmp_path, raw, header, rows, separator):
+    path, text = tmp_path / "p.csv", io.StringIO()
+    csv.writer(text, delimiter=separator).writerows([header, *(r[: len(header)] for r in rows)])
+    for content in (raw, text.getvalue().encode()):
+        path.write_bytes(content)
+        try:
+            said, guessed = read_foreign(path, "SPEECH")
+            assert len(said.decided) > 0 and all(isinstance(g, str) for g in guessed)
+        except UserError as error:
+            sentence(error)
 
 
 @quietly

@@ -14,7 +14,6 @@ from evaluators.statistics.resampling import (
     Estimate,
     Statistic,
     clusters,
-    level_at_zero,
 )
 from evaluators.targets import Predictions, Targets
 
@@ -47,9 +46,9 @@ def difference(
     difference in either direction: twice the smaller of the two.
     """
     gain = a - b
-    p = level_at_zero(gain.draws, c.fewest)
+    p = c.p_of_gain(gain)
     if two_sided:
-        p = min(1.0, 2 * min(p, level_at_zero(-gain.draws, c.fewest)))
+        p = min(1.0, 2 * min(p, c.p_of_gain(b - a)))
     return replace(c.estimate(gain, 1 - 2 * alpha), p=p)
 
 
@@ -92,7 +91,7 @@ def compare_many(
 
 def step_down(c: Clusters, gains: Sequence[Statistic], *, alpha: float = ALPHA) -> list[Estimate]:
     """Gains over one reference with Holm's correction: bounds at each one's level, and corrected p."""
-    p = [level_at_zero(gain.draws, c.fewest) for gain in gains]
+    p = [c.p_of_gain(gain) for gain in gains]
     corrected = holm(p)
     order = sorted(range(len(p)), key=lambda i: p[i])
     return [

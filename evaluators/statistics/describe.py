@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from evaluators.statistics import metrics, psychometrics
 from evaluators.statistics.compare import resample
+from evaluators.statistics.crossings import Crossing, crossings
 from evaluators.statistics.resampling import Clusters, Statistic
 from evaluators.targets import Predictions
 
@@ -27,8 +29,8 @@ def describe(said: Predictions, *, resamples: int = 10_000, seed: int = 0) -> di
 
     Returns:
         rows, sources, the rates, what can be had of auroc, ece, brier, nll and confidences; ``slices``: property ->
-        value -> rows, sources and rates, balanced accuracy only where both kinds of clips are in it; ``thresholds``.
-        What is undefined is None.
+        value -> rows, sources and rates, balanced accuracy only where both kinds of clips are in it; ``thresholds``
+        and ``crossings``, each by its definition in `DEFINITIONS`. What is undefined is None.
     """
     c = resample(said.targets, resamples=resamples, seed=seed)
     found = metrics.statistics_of(c, said)
@@ -41,6 +43,7 @@ def describe(said: Predictions, *, resamples: int = 10_000, seed: int = 0) -> di
         values = grouped(values)
         out["slices"][name] = {v: _slice(said.take(values == v), seed) for v in ordered(values)}
     out["thresholds"] = thresholds(said, seed=seed)
+    out["crossings"] = {name: _plain(one) for name, one in crossed(said, seed=seed).items()}
     return out
 
 
@@ -83,22 +86,57 @@ def _slice(said: Predictions, seed: int) -> dict[str, Any]:
 
 
 AXES = {"duration_ms": ("DT", "ms"), "snr_db": ("SNR", "dB")}
+SHARES = (0.75, 0.9)  # of the published thresholds
+DEFINITIONS = {  # of the two kinds of thresholds, as tables and pages say them
+    "thresholds": "fitted curve: hits beyond the measured false alarms reach the share",
+    "crossings": (
+        "published: balanced accuracy by level, joined by lines over log duration or dB, crosses the share"
+    ),
+}
+
+
+def _levels(said: Predictions) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    """(property, ``[clip]`` level or NaN) of the properties of `AXES` that are numbers."""
+    for name in AXES:
+        if name in said.targets.slices:
+            try:
+                yield name, np.array([float(v or math.nan) for v in said.targets.slices[name]])
+            except ValueError:
+                continue
 
 
 def curves(said: Predictions, *, seed: int = 0) -> dict[str, psychometrics.Psychometric]:
     """Property -> psychometric curve, where the clips have enough of its levels."""
+    fitted = {
+        name: psychometrics.psychometric(AXES[name][1], level, said, seed=seed)
+        for name, level in _levels(said)
+    }
+    return {name: curve for name, curve in fitted.items() if curve is not None}
+
+
+def crossed(said: Predictions, *, seed: int = 0) -> dict[str, Crossing]:
+    """DT75, DT90, SNR75 and SNR90 by the published definition, where clips have 2 to `MOST_LEVELS` such levels."""
     out = {}
-    for name, (_, unit) in AXES.items():
-        if name not in said.targets.slices:
+    for name, level in _levels(said):
+        if len(np.unique(level[~np.isnan(level)])) > MOST_LEVELS:
             continue
-        try:
-            level = np.array([float(v) if v else math.nan for v in said.targets.slices[name]])
-        except ValueError:
-            continue
-        fitted = psychometrics.psychometric(unit, level, said, seed=seed)
-        if fitted is not None:
-            out[name] = fitted
+        prefix, unit = AXES[name]
+        for share in SHARES:
+            found = crossings(unit, level, said, share, seed=seed)
+            if found is not None:
+                out[f"{prefix}{100 * share:.0f}"] = found
     return out
+
+
+def _plain(one: Crossing) -> dict[str, Any]:
+    return {
+        "value": one.value,
+        "low": one.low,
+        "high": one.high,
+        "censored": list(one.censored),
+        "at": list(one.at),
+        "text": one.text(),
+    }
 
 
 def thresholds(said: Predictions, *, seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.statistics.resampling import Clusters, Statistic
+from evaluators.statistics.resampling import (
+    ALIKE,
+    Clusters,
+    Statistic,
+    Unmoved,
+    effective_sources,
+)
 from evaluators.targets import Predictions
 
 Floats = NDArray[np.floating]
@@ -52,17 +58,18 @@ def rates(c: Clusters, decided: Ints) -> dict[str, Statistic]:
     """
     right, first = decided == c.truth, decided == 0
     return {
-        "accuracy": c.mean(right),
+        "accuracy": c.accuracy(right),
         "balanced_accuracy": c.balanced(right),
-        "hit_rate": c.ratio(first & (c.truth == 0), c.truth == 0),
-        "false_alarm_rate": c.ratio(first & (c.truth != 0), c.truth != 0),
+        "hit_rate": c.share(first & (c.truth == 0), c.truth == 0),
+        "false_alarm_rate": c.share(first & (c.truth != 0), c.truth != 0),
     }
 
 
 def auroc_statistic(c: Clusters, score: Floats) -> Statistic:
     """Area under the ROC curve of one ``[clip]`` score of the first label.
 
-    How the clips of two sources compare is counted once; a resample is then a quadratic form in its weights.
+    How the clips of two sources compare is counted once; a resample is then a quadratic form in its weights. Where no
+    resample moves it, as where all pairs are in order, it is a share of as many pairs as have no source in common.
     """
     positive = c.truth == 0
     wins = _wins(score[positive], c.index[positive], score[~positive], c.index[~positive])
@@ -72,7 +79,10 @@ def auroc_statistic(c: Clusters, score: Floats) -> Statistic:
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = ((c.weights[:, up] @ wins) * c.weights[:, down]).sum(-1)
         draws = draws / ((c.weights @ n1) * (c.weights @ n0))
-        return Statistic(np.asarray(wins.sum() / (n1.sum() * n0.sum())), draws)
+        value = np.asarray(wins.sum() / (n1.sum() * n0.sum()))
+    alike = np.ptp(draws) <= ALIKE
+    pairs = min(effective_sources(n1), effective_sources(n0))
+    return Statistic(value, draws, Unmoved(*(np.array([v]) for v in (alike * 1.0, value, pairs))))
 
 
 def _wins(a: Floats, of_a: Ints, b: Floats, of_b: Ints) -> Floats:
@@ -108,6 +118,7 @@ def calibration_error(c: Clusters, confidence: Floats, right: Bools, bins: int =
     return Statistic(
         np.asarray(np.abs(gap.sum(-1)).sum() / count.sum()),
         np.abs(gap @ c.weights.T).sum(0) / (count @ c.weights.T),
+        c.share(np.abs(confidence - right), np.ones(len(right))).unmoved,  # 0 or 1 where this is
     )
 
 
@@ -131,9 +142,9 @@ def _of_probability(c: Clusters, decided: Ints, probability: Floats) -> dict[str
     own = np.where(c.truth == 0, probability, 1 - probability)
     out = {
         "ece": calibration_error(c, sure, right),
-        "brier": c.mean((probability - (c.truth == 0)) ** 2),
+        "brier": c.share((probability - (c.truth == 0)) ** 2, np.ones(len(right))),
         "nll": c.mean(-np.log(np.maximum(own, np.finfo(np.float64).tiny))),
-        "confidence": c.mean(sure),
+        "confidence": c.share(sure, np.ones(len(right))),
         "confidence_right": c.ratio(sure * right, right),
         "confidence_wrong": c.ratio(sure * ~right, ~right),
     }
@@ -149,6 +160,6 @@ def _ranking(c: Clusters, said: Predictions) -> Statistic:
 
 METRICS: dict[str, Callable[[Clusters, Predictions], Statistic]] = {
     "balanced_accuracy": lambda c, said: c.balanced(said.right),
-    "accuracy": lambda c, said: c.mean(said.right),
+    "accuracy": lambda c, said: c.accuracy(said.right),
     "auroc": _ranking,
 }

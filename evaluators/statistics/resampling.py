@@ -2,15 +2,21 @@
 
 Sources are resampled within the labels that they carry. What is resampled are totals of sources, so that thousands of
 resamples of many configurations are one product of matrices.
+
+A share that is alike in all sources, such as no miss in 25, is moved by no resample, and its percentiles would be an
+interval of no width. Such a share has the bounds of Clopper and Pearson (1934) at its effective number of sources, as
+Korn and Graubard (1998) do for surveys, sources taken as alike within (each counts once, however many its clips); what
+it is a part of, as balanced accuracy is of two, has them added to its own percentiles as squares (Zou and Donner 2008).
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from evaluators.files import finite_or_none
 
@@ -19,6 +25,7 @@ Ints = NDArray[np.integer]
 Numbers = NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]
 
 RESAMPLES = 4000
+ALIKE = 1e-12  # numbers that differ by less are equal but for rounding
 MIN_SOURCES = (
     10  # per label; with fewer no claim is made (percentile intervals cover .88 at 7 clusters)
 )
@@ -54,22 +61,68 @@ def fewest_sources(truth: Ints, sources: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class Unmoved:
+    """Shares that no resample moves, as parts of a statistic.
+
+    Attributes:
+        weight: ``[..., part]`` of each in the statistic, negative where it is taken off; 0 where resamples do move it.
+        share: ``[..., part]``.
+        sources: ``[..., part]`` effective number, see `effective_sources`.
+    """
+
+    weight: Floats
+    share: Floats
+    sources: Floats
+
+    def reach(self, alpha: float) -> tuple[Floats, Floats]:
+        """``[...]`` how far the statistic may lie below and above, each one-sided at `alpha`, by these parts alone."""
+        low, high = exact_bounds(self.share, self.sources, alpha)
+        down, up = np.maximum(self.share - low, 0), np.maximum(high - self.share, 0)
+        positive = self.weight > 0
+        below, above = np.where(positive, down, up), np.where(positive, up, down)
+        return tuple(np.sqrt(((self.weight * r) ** 2).sum(-1)) for r in (below, above))
+
+    def times(self, factor: Floats | float) -> "Unmoved":
+        """The same parts at other weights: `factor` is a number, or ``[..., 1]``."""
+        return replace(self, weight=self.weight * factor)
+
+    def and_of(self, other: "Unmoved") -> "Unmoved":
+        """The parts of both."""
+        pairs = ((getattr(self, n), getattr(other, n)) for n in ("weight", "share", "sources"))
+        return Unmoved(*(np.concatenate(pair, axis=-1) for pair in pairs))
+
+
+@dataclass(frozen=True)
 class Statistic:
     """A statistic of one or more configurations on the same clips, and the same of every resample.
 
     Attributes:
         value: ``[...]``; NaN where it is undefined, as a hit rate without clips of the first label is.
         draws: ``[..., resample]``.
+        unmoved: Its parts that are alike in all sources; None where it is no share.
     """
 
     value: Floats
     draws: Floats
+    unmoved: Unmoved | None = None
 
     def __sub__(self, other: "Statistic") -> "Statistic":
-        return Statistic(self.value - other.value, self.draws - other.draws)
+        """The difference on the same resamples.
+
+        Where they move it, they know best how the two go together. Where none does, the parts of both bound it; but
+        two that are equal in every resample have no difference to bound.
+        """
+        gain = Statistic(_exactly(self.value - other.value), _exactly(self.draws - other.draws))
+        if self.unmoved is None or other.unmoved is None:
+            return gain
+        stuck = ((np.ptp(gain.draws, axis=-1) <= ALIKE) & (np.abs(gain.value) > ALIKE))[..., None]
+        parts = self.unmoved.and_of(other.unmoved.times(-1.0)).times(stuck)
+        return replace(gain, unmoved=parts)
 
     def __getitem__(self, i: int) -> "Statistic":
-        return Statistic(self.value[i], self.draws[i])
+        own = self.unmoved
+        parts = own and Unmoved(own.weight[i], own.share[i], own.sources[i])
+        return Statistic(self.value[i], self.draws[i], parts)
 
 
 @dataclass(frozen=True)
@@ -111,20 +164,68 @@ class Clusters:
         """Mean over clips of ``[..., clip]``."""
         return self.ratio(value, np.ones(len(self.truth)))
 
+    def share(self, over: Numbers, under: Numbers) -> Statistic:
+        """`ratio` of what lies between 0 and `under` (``[clip]``, 0 or 1), as a count of some of its clips does."""
+        found, within = self.ratio(over, under), np.asarray(under, dtype=bool)
+        whole = np.isin(np.asarray(over)[..., within], (0, 1)).all(-1)
+        edge = (found.value <= ALIKE) | (found.value >= 1 - ALIKE)
+        alike = (np.ptp(found.draws, axis=-1) <= ALIKE) & (whole | edge)
+        size = np.full(np.shape(found.value), effective_sources(self.totals(under)))
+        parts = Unmoved(*(np.asarray(a)[..., None] for a in (alike * 1.0, found.value, size)))
+        return replace(found, unmoved=parts)
+
+    def accuracy(self, value: Numbers) -> Statistic:
+        """`mean` of ``[..., clip]`` between 0 and 1: a share of all clips, and of each label's."""
+        whole = self.share(value, np.ones(len(self.truth)))
+        assert whole.unmoved is not None
+        parts, moved = whole.unmoved, 1 - whole.unmoved.weight
+        for k in self._kinds:
+            own = self.share(value * (self.truth == k), self.truth == k).unmoved
+            assert own is not None
+            parts = parts.and_of(own.times(moved * (self.truth == k).mean()))
+        return replace(whole, unmoved=parts)
+
     def balanced(self, value: Numbers) -> Statistic:
-        """Mean over the labels that occur of the mean over their clips of ``[..., clip]``."""
-        parts = [self.ratio(value * (self.truth == k), self.truth == k) for k in self._kinds]
+        """Mean over the labels that occur of the mean over their clips of ``[..., clip]``, between 0 and 1."""
+        parts = [self.share(value * (self.truth == k), self.truth == k) for k in self._kinds]
+        unmoved = functools.reduce(Unmoved.and_of, (p.unmoved for p in parts if p.unmoved))
         return Statistic(
-            np.mean([p.value for p in parts], axis=0), np.mean([p.draws for p in parts], axis=0)
+            np.mean([p.value for p in parts], axis=0),
+            np.mean([p.draws for p in parts], axis=0),
+            unmoved.times(1 / len(parts)),
         )
 
     @property
     def _kinds(self) -> Ints:
         return np.unique(self.truth)
 
+    def bounds(self, statistic: Statistic, alpha: float) -> tuple[float, float]:
+        """Bounds of one configuration, each one-sided at `alpha`: expanded percentiles, and what these cannot see."""
+        low, high = percentile_bounds(statistic.draws, self.fewest, alpha)
+        if statistic.unmoved is None or not math.isfinite(low):
+            return low, high
+        value = float(statistic.value)
+        below, above = map(float, statistic.unmoved.reach(alpha))
+        if below:
+            low = value - math.hypot(max(value - low, 0.0), below)
+        if above:
+            high = value + math.hypot(max(high - value, 0.0), above)
+        return low, high
+
+    def p_of_gain(self, gain: Statistic) -> float:
+        """The smallest level at which the lower bound of a gain is not above zero: its one-sided p."""
+        p = level_at_zero(gain.draws, self.fewest)
+        if gain.unmoved is None or not gain.unmoved.weight.any() or self.bounds(gain, p)[0] > 0:
+            return p
+        low, high = p, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.bounds(gain, middle)[0] > 0 else (middle, high)
+        return high
+
     def estimate(self, statistic: Statistic, level: float = 0.95) -> Estimate:
-        """The statistic of one configuration with its interval (expanded percentile)."""
-        low, high = percentile_bounds(statistic.draws, self.fewest, (1 - level) / 2)
+        """The statistic of one configuration with its interval, see `bounds`."""
+        low, high = self.bounds(statistic, (1 - level) / 2)
         return Estimate(
             float(statistic.value),
             finite_or_none(low),
@@ -149,6 +250,37 @@ def clusters(
             len(member), np.full(len(member), 1 / len(member)), resamples
         )
     return Clusters(np.asarray(truth), index, weights, fewest_sources(truth, sources))
+
+
+def _exactly(gain: Floats) -> Floats:
+    """Zero where two are equal but for rounding, which must not count as a gain."""
+    return np.where(np.abs(gain) <= ALIKE, 0.0, gain)
+
+
+def effective_sources(clips: Floats | Ints) -> float:
+    """Of ``[source]`` clips: so many sources of equal size weigh alike (Kish 1965); 0 without clips.
+
+    >>> effective_sources(np.array([3, 3, 0, 3])), effective_sources(np.array([8, 1, 1]))
+    (3.0, 1.5151515151515151)
+    """
+    return float(clips.sum() ** 2 / max((clips**2).sum(), 1.0))
+
+
+def exact_bounds(share: Floats, trials: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """Bounds of a share of so many independent trials, each one-sided at `alpha` (Clopper and Pearson 1934).
+
+    Args:
+        share: ``[...]``, as is `trials`, which need not be whole (Korn and Graubard 1998).
+
+    >>> low, high = exact_bounds(np.array(0.0), np.array(25.0), 0.025)
+    >>> f"{low:.3f} {high:.3f}"
+    '0.000 0.137'
+    """
+    right = np.clip(share, 0, 1) * trials
+    with np.errstate(invalid="ignore"):
+        low = betaincinv(right, trials - right + 1, alpha)
+        high = betaincinv(right + 1, trials - right, 1 - alpha)
+    return np.where(share <= ALIKE, 0.0, low), np.where(share >= 1 - ALIKE, 1.0, high)
 
 
 def percentile_bounds(draws: Floats, sources: int, alpha: float) -> tuple[float, float]:

@@ -19,7 +19,16 @@ from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
 from evaluators.manifest import SPLITS, read_manifest
 from evaluators.statistics import calibration
-from evaluators.statistics.describe import AXES, curves, describe, grouped, ordered, thresholds
+from evaluators.statistics.describe import (
+    AXES,
+    DEFINITIONS,
+    crossed,
+    curves,
+    describe,
+    grouped,
+    ordered,
+    thresholds,
+)
 from evaluators.targets import Predictions
 from evaluators.tasks import TASKS
 from opro.results import figures
@@ -289,6 +298,8 @@ def _by_clip(drawn: Sequence[Drawn], clips: dict[str, Clip]) -> dict[str, Any]:
         "thresholds": [
             (d.name, [(k, t["text"]) for k, t in thresholds(d.said).items()]) for d in drawn
         ],
+        "crossings": [(d.name, [(k, t.text()) for k, t in crossed(d.said).items()]) for d in drawn],
+        "definitions": DEFINITIONS,
         "reliability": [
             (d.name, figures.reliability(d.reliability)) for d in drawn if d.reliability
         ],

@@ -1,9 +1,12 @@
 """Files of predictions: one row a clip, with what was right, what was decided and how sure."""
 
+import csv
 import dataclasses
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,40 +14,116 @@ from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.errors import UserError
 from evaluators.files import csv_text, write_text
 from evaluators.targets import SLICES, Predictions, Targets
-
-if TYPE_CHECKING:
-    import pandas as pd
+from opro.results.spellings import (
+    MOST_LABELS,
+    column_for,
+    label_names,
+    predicted_names,
+    source_rule,
+)
 
 COLUMNS = ("clip_id", "source_id", "label", "predicted", "score")
 LOGP = "logp_"
 
 
 class _Table:
-    """A CSV file of predictions, with the names that its columns go by."""
+    """A CSV file of predictions, with the names that its columns go by and what of them was guessed."""
 
     def __init__(self, path: Path, names: dict[str, str]) -> None:
-        self.path, self.names, self.frame = path, names, _read(path)
+        self.path, self.names, self.guessed = path, names, list[str]()
+        self.columns, self.lines, separator = _read(path)
+        self.decimal_comma = separator == ";"  # as Excel writes where a comma is the decimal sign
+        if separator != ",":
+            self.guessed.append(f"columns are separated by {separator!r}")
 
-    def column(self, name: str) -> "pd.Series[str] | None":
-        """A column's text, None where it is not there and was not named."""
-        found = self.names.get(name, name)
-        if found in self.frame:
-            return self.frame[found].str.strip()
+    def at(self, row: int) -> str:
+        """Where a row stands: file and line."""
+        return f"{self.path}:{self.lines[row]}"
+
+    @property
+    def _there(self) -> str:
+        return f"there are {', '.join(self.columns)}"
+
+    def column(self, name: str) -> list[str] | None:
+        """A column's text, None where it is not there, was not named and cannot be guessed."""
         if name in self.names:
+            return self._named(name, self.names[name])
+        if name in self.columns:
+            return self.columns[name]
+        found = [h for h in column_for(name, self.columns) if h not in self.names.values()]
+        if len(found) > 1 and name != "clip_id":  # any name of a clip does
             raise UserError(
-                f"{self.path}: no column {found!r}; there are {', '.join(self.frame.columns)}"
+                f"{self.path}: {name} may be {' or '.join(map(repr, found))}; say which with --map"
+                f" {name}={found[0]!r}"
             )
-        return None
+        if not found:
+            return None
+        note = f"{name} is column {found[0]!r}"
+        if note not in self.guessed:
+            self.guessed.append(note)
+        return self.columns[found[0]]
 
-    def needed(self, name: str, what: str) -> "pd.Series[str]":
+    def _named(self, name: str, asked: str) -> list[str]:
+        """The column asked for by its header, or by ``REGEX of COLUMN``."""
+        if asked in self.columns:
+            return self.columns[asked]
+        regex, of, header = asked.rpartition(" of ")
+        if not of:
+            raise UserError(f"{self.path}: no column {asked!r}; {self._there}")
+        texts = self.columns.get(header) or self.column(header)
+        if texts is None:
+            raise UserError(
+                f"{self.path}: --map {name}={asked!r}: no column {header!r}; {self._there}"
+            )
+        try:
+            pattern = re.compile(regex)
+        except re.error as error:
+            raise UserError(
+                f"--map {name}={asked!r}: {regex!r} is no regular expression ({error})"
+            ) from None
+        if pattern.groups != 1:
+            raise UserError(
+                f"--map {name}={asked!r}: {regex!r} has {pattern.groups} groups; expected one, as in"
+                " '(.+)_[0-9]+', whose text is taken"
+            )
+        out = []
+        for i, text in enumerate(texts):
+            match = pattern.search(text)
+            if match is None or not match[1]:
+                raise UserError(
+                    f"{self.at(i)}: --map {name}={asked!r} finds nothing in {header} {text!r};"
+                    " expected a rule that fits every row"
+                )
+            out.append(match[1])
+        return out
+
+    def needed(self, name: str, what: str) -> list[str]:
         """A column that must be there."""
         found = self.column(name)
         if found is None:
             raise UserError(
-                f"{self.path}: no column {name!r} ({what}); there are {', '.join(self.frame.columns)}; name"
-                f" it with --map {name}=COLUMN"
+                f"{self.path}: no column {name!r} ({what}); {self._there}; name it with --map"
+                f" {name}=COLUMN"
             )
         return found
+
+    def sources(self, clip_ids: Sequence[str] | None) -> list[str]:
+        """The source of each clip. One that is only in the clips' names is asked for: it decides every interval."""
+        if self.column("source_id") is None and clip_ids is not None:
+            rule = source_rule(clip_ids)
+            if rule is not None:
+                raise UserError(
+                    f"{self.path}: no column 'source_id' (the recording, speaker or upload of a clip,"
+                    f" which intervals resample); {self._there}; if the names of clips begin with it, as"
+                    f" {clip_ids[0]!r} may, --map source_id='{rule[0]} of clip_id' makes {rule[1]}"
+                    f" sources of {len(clip_ids)} clips, else --map source_id=COLUMN, clip_id where every"
+                    " clip has its own"
+                )
+        return self.needed(
+            "source_id",
+            "the recording, speaker or upload of a clip, which intervals resample; clip_id where every"
+            " clip has its own",
+        )
 
 
 def read_predictions(
@@ -53,85 +132,93 @@ def read_predictions(
     names: dict[str, str] | None = None,
     slices: Sequence[str] | None = None,
 ) -> Predictions:
-    """The predictions in a file, named by its path.
+    """The predictions in a file, named by its path; see `read_foreign`."""
+    return read_foreign(path, positive, names, slices)[0]
+
+
+def read_foreign(
+    path: Path,
+    positive: str,
+    names: dict[str, str] | None = None,
+    slices: Sequence[str] | None = None,
+) -> tuple[Predictions, tuple[str, ...]]:
+    """The predictions in a file, named by its path, and what of columns and labels was guessed, in words.
 
     Args:
         positive: The label that is to be detected.
-        names: Column -> what it is called in the file.
+        names: Column -> what it is called in the file, or ``REGEX of COLUMN``, whose group is taken.
         slices: Columns to slice by; None: those of `SLICES` that are there.
     Raises:
         UserError: With file, row and what was expected.
     """
     table = _Table(path, names or {})
-    targets = _targets(table, positive, slices)
-    decided, probability, score = _said(table, targets.labels)
-    return Predictions(str(path), targets, decided, probability, score)
+    targets, spelled = _targets(table, positive, slices)
+    decided, probability, score = _said(table, targets.labels, spelled)
+    said = Predictions(str(path), targets, decided, probability, score)
+    return said, tuple(table.guessed)
 
 
-def _targets(table: _Table, positive: str, slices: Sequence[str] | None) -> Targets:
-    path = table.path
+def _targets(
+    table: _Table, positive: str, slices: Sequence[str] | None
+) -> tuple[Targets, dict[str, str]]:
     truth = table.needed("label", "the right label")
-    labels = _labels(path, truth, positive)
-    sources = table.needed(
-        "source_id",
-        "the recording, speaker or upload of a clip, which intervals resample; clip_id where every"
-        " clip has its own",
-    )
+    if "" in truth:
+        raise UserError(f"{table.at(truth.index(''))}: label is empty")
+    spelled = label_names(truth, positive)
+    table.guessed += _renamed("label", spelled)
+    labels = _labels(table, [spelled[v] for v in truth], positive)
     ids = table.column("clip_id")
+    sources = table.sources(ids)
     if ids is None:
-        ids = table.frame.index.astype(str).to_series()
-    for name, values in (("source_id", sources), ("clip_id", ids)):
-        if (values == "").any():
-            raise UserError(f"{path}:{_line(values == '')}: {name} is empty")
-    if ids.duplicated().any():
+        ids = [str(i) for i in range(len(truth))]
+    for name, held in (("source_id", sources), ("clip_id", ids)):
+        if "" in held:
+            raise UserError(f"{table.at(held.index(''))}: {name} is empty")
+    if len(set(ids)) < len(ids):
+        first = {clip: i for i, clip in reversed(list(enumerate(ids)))}
+        at = next(i for i, clip in enumerate(ids) if first[clip] < i)
         raise UserError(
-            f"{path}:{_line(ids.duplicated())}: clip_id {ids[ids.duplicated()].iloc[0]!r} stands in"
-            " two rows; each clip needs one"
+            f"{table.at(at)}: clip_id {ids[at]!r} stands in two rows; each clip needs one"
         )
     found = {}
     for name in SLICES if slices is None else slices:
-        values = table.column(name)
-        if values is None and slices is not None:
-            table.needed(name, "to slice by")
+        values = table.column(name) if slices is None else table.needed(name, "to slice by")
         if values is not None:
-            found[name] = _plain(values)
-    return Targets(
-        labels,
-        tuple(ids),
-        np.array([labels.index(v) for v in truth]),
-        np.array(list(sources), dtype=np.str_),
-        found,
-    )
+            found[name] = _plain(table, values)
+    truths = np.array([labels.index(spelled[v]) for v in truth])
+    return Targets(labels, tuple(ids), truths, np.array(sources, dtype=np.str_), found), spelled
 
 
-def _said(table: _Table, labels: tuple[str, ...]) -> tuple[Any, Any, Any]:
+def _renamed(column: str, names: dict[str, str]) -> list[str]:
+    return [f"{column} {a!r} is {b}" for a, b in sorted(names.items()) if a != b]
+
+
+def _said(table: _Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tuple[Any, Any, Any]:
     """(decided, probability, score) as far as the file tells them."""
     path, positive = table.path, labels[0]
     logp = {v: table.column(LOGP + v) for v in labels}
     score_text, predicted = table.column("score"), table.column("predicted")
     probability = score = decided = None
     if any(v is not None for v in logp.values()):
-        missing = [v for v in labels if logp[v] is None]
-        if missing:
-            raise UserError(f"{path}: no column {LOGP + missing[0]!r}; each label needs one")
-        values = [_numbers(path, LOGP + v, s) for v, s in logp.items() if s is not None]
-        both = np.stack(values, axis=-1)
+        both = _log_probabilities(table, labels, logp)
         score, decided = log_odds(both), decide(both)
         probability = sigmoid(score)
     elif score_text is not None:
-        score = _numbers(path, "score", score_text)
+        score = _numbers(table, "score", score_text)
         if ((score >= 0) & (score <= 1)).all():
             probability = score
             decided = np.where(score >= 0.5, 0, 1) if len(labels) == 2 else None
     if predicted is not None:
-        strange = ~predicted.isin(labels)
-        if strange.any():
+        names = predicted_names(predicted, spelled, positive)
+        strange = [v not in names for v in predicted]
+        if any(strange):
             raise UserError(
-                f"{path}:{_line(strange)}: predicted is {predicted[strange].iloc[0]!r}; expected"
-                f" {' or '.join(labels)}. {int(strange.sum())} rows are so; an answer that could not"
+                f"{table.at(strange.index(True))}: predicted is {predicted[strange.index(True)]!r};"
+                f" expected {' or '.join(labels)}. {sum(strange)} rows are so; an answer that could not"
                 " be read is a wrong one: give it the other label, rows cannot be left out"
             )
-        decided = np.array([labels.index(v) for v in predicted])
+        table.guessed += _renamed("predicted", names)
+        decided = np.array([labels.index(names[v]) for v in predicted])
     if decided is None:
         raise UserError(
             f"{path}: no column says what was decided: give predicted, {LOGP}LABEL for each label, or"
@@ -140,37 +227,66 @@ def _said(table: _Table, labels: tuple[str, ...]) -> tuple[Any, Any, Any]:
     return decided, probability, score
 
 
-def _read(path: Path) -> "pd.DataFrame":
-    import pandas as pd
+def _log_probabilities(
+    table: _Table, labels: tuple[str, ...], logp: dict[str, list[str] | None]
+) -> np.ndarray[Any, Any]:
+    """``[clip, label]``."""
+    missing = [v for v in labels if logp[v] is None]
+    if missing:
+        raise UserError(f"{table.path}: no column {LOGP + missing[0]!r}; each label needs one")
+    columns = []
+    for label, text in logp.items():
+        values = _numbers(table, LOGP + label, text or [])
+        if (values > 0).any():
+            at = int((values > 0).argmax())
+            raise UserError(
+                f"{table.at(at)}: {LOGP + label} is {values[at]:g}; expected a log-probability,"
+                " which is never above 0 (probabilities go into a column score)"
+            )
+        columns.append(values)
+    return np.stack(columns, axis=-1)
 
+
+def _read(path: Path) -> tuple[dict[str, list[str]], list[int], str]:
+    """(header -> column, line of each row, separator)."""
     if not path.is_file():
         raise UserError(f"{str(path)!r} is no file")
     try:
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        first = text.partition("\n")[0]
+        separator = "," if "," in first else next((s for s in ";\t" if s in first), ",")
+        reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+        rows = [(reader.line_num, [_visible(cell) for cell in row]) for row in reader if row]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read as CSV in UTF-8 ({str(error).splitlines()[0]})"
         ) from None
-    if frame.empty:
+    if len(rows) < 2:
         raise UserError(f"{path}: holds no rows")
-    if any(frame.columns.duplicated()):
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise UserError(f"{path}: column {twice!r} stands there twice")
-    return frame
+    header = rows[0][1]
+    twice = [name for i, name in enumerate(header) if name in header[:i]]
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} stands there twice")
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}:{line}: {len(row)} fields, the header has {len(header)}; expected as many (a"
+                " decimal comma? a comma without quotes? a file that was cut?)"
+            )
+    columns = zip(*(row for _, row in rows[1:]), strict=True)
+    texts = {h: list(c) for h, c in zip(header, columns, strict=True)}
+    return texts, [line for line, _ in rows[1:]], separator
 
 
-def _line(wrong: "pd.Series[bool]") -> int:
-    """Line in the file of the first row that is so."""
-    return int(wrong.to_numpy().argmax()) + 2
+def _visible(text: str) -> str:
+    """A cell without what would steer a terminal: it may be shown in a sentence."""
+    text = text.strip()
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _labels(path: Path, text: "pd.Series[str]", positive: str) -> tuple[str, ...]:
+def _labels(table: _Table, text: Sequence[str], positive: str) -> tuple[str, ...]:
     """Labels that occur, the positive one first."""
-    found = sorted(set(text))
-    if "" in found:
-        raise UserError(f"{path}:{_line(text == '')}: label is empty")
+    path, found = table.path, sorted(set(text))
     if positive not in found:
         raise UserError(
             f"{path}: no clip has the label {positive!r}; there are {', '.join(found[:6])}; say with"
@@ -178,30 +294,42 @@ def _labels(path: Path, text: "pd.Series[str]", positive: str) -> tuple[str, ...
         )
     if len(found) < 2:
         raise UserError(f"{path}: all clips have the label {positive!r}; two kinds are needed")
-    if len(found) > 20:
+    if len(found) > MOST_LABELS:
         raise UserError(
             f"{path}: {len(found)} different labels, such as {', '.join(found[:4])}; is 'label' the"
             " right column? --map label=COLUMN"
         )
+    last = text[-1]
+    if list(text).count(last) == 1 and any(v != last and v.startswith(last) for v in found):
+        raise UserError(
+            f"{table.at(len(text) - 1)}: label is {last!r}, in the last row alone; expected"
+            f" {' or '.join(v for v in found if v != last)}: the file was cut"
+        )
     return (positive, *(v for v in found if v != positive))
 
 
-def _numbers(path: Path, name: str, text: "pd.Series[str]") -> np.ndarray[Any, Any]:
-    import pandas as pd
-
-    out = np.asarray(pd.to_numeric(text, errors="coerce"), dtype=np.float64)
-    if not np.isfinite(out).all():
-        at = int((~np.isfinite(out)).argmax())
-        raise UserError(f"{path}:{at + 2}: {name} is {text.iloc[at]!r}; expected a number")
+def _numbers(table: _Table, name: str, text: Sequence[str]) -> np.ndarray[Any, Any]:
+    out = np.zeros(len(text))
+    for i, value in enumerate(text):
+        try:
+            out[i] = _number(table, value)
+        except ValueError:
+            out[i] = np.nan
+        if not np.isfinite(out[i]):
+            raise UserError(f"{table.at(i)}: {name} is {value!r}; expected a number")
     return out
 
 
-def _plain(values: "pd.Series[str]") -> np.ndarray[Any, Any]:
+def _number(table: _Table, text: str) -> float:
+    return float(text.replace(",", ".") if table.decimal_comma else text)
+
+
+def _plain(table: _Table, values: Sequence[str]) -> np.ndarray[Any, Any]:
     """Numbers written alike (200.0 as 200), so that equal values are one slice."""
 
     def one(text: str) -> str:
         try:
-            return "" if text.lower() == "nan" else f"{float(text) + 0.0:g}"
+            return "" if text.lower() == "nan" else f"{_number(table, text) + 0.0:g}"
         except ValueError:
             return text
 

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluators.prompts import Prompt, dump_prompts
+from evaluators.statistics.describe import DEFINITIONS
 from opro import matrix, optimize, report
 from opro.cli import run_verb
 from opro.results import page
@@ -76,6 +77,8 @@ def test_a_run_becomes_one_page(run, capsys):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["reason"] in shown.text
     assert "DT75" in shown.text and "music" in shown.text
+    for definition in DEFINITIONS.values():
+        assert f"Thresholds, {definition}:" in shown.text
     assert verb(run, "--out", run.parent / "other.html") == 0
     assert (run.parent / "other.html").read_text() == text
 

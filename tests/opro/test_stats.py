@@ -68,6 +68,7 @@ def test_shape_of_the_json(tmp_path, capsys):
     assert first["slices"]["category"]["music"]["balanced_accuracy"] is None
     assert first["slices"]["category"]["music"]["hit_rate"] is None
     assert set(first["thresholds"]) == {"DT50", "DT75", "DT90"}
+    assert set(first["crossings"]) == {"DT75", "DT90"}
     assert result["files"][1]["hit_rate"]["value"] == 1.0
     (pair,) = result["pairs"]
     assert (pair["a"], pair["b"]) == (a, b)
@@ -143,6 +144,20 @@ def test_other_formats(tmp_path, capsys, form):
             assert not line.startswith("|") or line.endswith("|")
 
 
+def test_each_kind_of_threshold_is_labelled_with_its_definition(tmp_path, capsys):
+    path = write(tmp_path / "a.csv", ROWS)
+    assert main([path, "--resamples", "200"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    fitted, published = text.split("thresholds, ")[1:]
+    assert fitted.startswith("fitted curve: hits beyond the measured false alarms")
+    assert published.startswith("published: balanced accuracy by level, joined by lines over log")
+    assert "a DT50 " in fitted and "a DT75 " in fitted and "a DT90 " in published
+    assert "DT50" not in published
+    assert main([path, "--resamples", "200", "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {"DT75", "DT75 of balanced accuracy, published"} <= {r["statistic"] for r in table}
+
+
 def change(i, **values):
     return [*ROWS[:i], {**ROWS[i], **values}, *ROWS[i + 1 :]]
 
@@ -191,6 +206,115 @@ def test_files_that_do_not_match_are_refused(tmp_path, capsys, rows, words):
     error = capsys.readouterr().err
     for word in words:
         assert word in error
+
+
+# ---- files of other projects
+
+
+def rates_of(capsys, *argv):
+    entry = read(capsys, *argv)["files"][0]
+    return {k: entry[k] for k in ("rows", "sources", "labels", "balanced_accuracy", "auroc")}
+
+
+def test_a_file_of_another_project_is_read_in_one_try_and_every_guess_is_shown(tmp_path, capsys):
+    ours = rates_of(capsys, write(tmp_path / "ours.csv", ROWS))
+    says = {"SPEECH": "Yes", "NONSPEECH": "no"}
+    rows = [{**r, "label": says[r["label"]], "predicted": says[r["predicted"]]} for r in ROWS]
+    names = {"clip_id": "File", "source_id": "Speaker ID", "label": "ground_truth"}
+    names |= {"predicted": "y_pred", "score": "p_speech"}
+    theirs = write(tmp_path / "theirs.csv", rows, **names)
+    assert rates_of(capsys, theirs) == ours
+    assert read(capsys, theirs)["files"][0]["guessed"] == [
+        "label is column 'ground_truth'", "label 'Yes' is SPEECH", "label 'no' is NONSPEECH",
+        "clip_id is column 'File'", "source_id is column 'Speaker ID'", "score is column 'p_speech'",
+        "predicted is column 'y_pred'", "predicted 'Yes' is SPEECH", "predicted 'no' is NONSPEECH",
+    ]  # fmt: skip
+    assert main([theirs, "--resamples", "100"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("guessed; --map says otherwise") and "label 'Yes' is SPEECH" in out
+    assert main([theirs, "--resamples", "100", "--format", "csv"]) == 0
+    err = capsys.readouterr().err
+    assert f"{theirs}: guessed: label is column 'ground_truth'" in err
+    both = read(capsys, str(tmp_path / "ours.csv"), theirs)
+    assert both["pairs"][0]["difference"] == 0 and both["files"][0]["guessed"] == []
+
+
+def test_sources_are_taken_out_of_the_names_of_clips_where_a_rule_is_given(tmp_path, capsys):
+    rows = [{**r, "clip_id": f"{r['source_id']}_{i:03}.wav"} for i, r in enumerate(ROWS)]
+    ours = rates_of(capsys, write(tmp_path / "a.csv", rows))
+    theirs = write(tmp_path / "b.csv", without(rows, "source_id"), clip_id="file")
+    assert verb(theirs) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no column 'source_id'" in error
+    asked = "source_id=(.+)_[^_]* of clip_id"
+    assert "--map source_id='(.+)_[^_]* of clip_id' makes 24 sources of 240 clips" in error
+    assert rates_of(capsys, theirs, "--map", asked) == ours
+    assert rates_of(capsys, theirs, "--map", "source_id=^([A-Z][0-9]+)_ of file") == ours
+
+
+def test_files_with_semicolons_and_decimal_commas_are_read(tmp_path, capsys):
+    rows = [{**r, "score": r["score"].replace(".", ",")} for r in ROWS]
+    ours = rates_of(capsys, write(tmp_path / "a.csv", ROWS))
+    lines = [";".join(ROWS[0]), *(";".join(r.values()) for r in rows)]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    assert rates_of(capsys, str(tmp_path / "b.csv")) == ours
+    (tmp_path / "c.csv").write_text("\n".join(lines).replace(";", "\t").replace(",", "."))
+    assert rates_of(capsys, str(tmp_path / "c.csv")) == ours
+    assert read(capsys, str(tmp_path / "c.csv"))["files"][0]["guessed"] == [
+        r"columns are separated by '\t'"
+    ]
+
+
+LOGP = [
+    {**r, "logp_SPEECH": r["score"], "logp_NONSPEECH": f"{1 - float(r['score']):.6f}"}
+    for r in without(ROWS, "predicted")
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "argv", "words"),
+    [
+        (ROWS, ["--map", "source_id=(a of clip_id"], ["'(a'", "no regular expression"]),
+        (ROWS, ["--map", "source_id=c[0-9]+ of clip_id"], ["0 groups", "expected one"]),
+        (ROWS, ["--map", "source_id=(c)(.) of clip_id"], ["2 groups", "expected one"]),
+        (ROWS, ["--map", "source_id=(c[0-8]+)$ of clip_id"], [":11:", "'c9'", "every row"]),
+        (ROWS, ["--map", "source_id=c(x*) of clip_id"], [":2:", "'c0'", "every row"]),
+        (ROWS, ["--map", "source_id=(.) of speaker"], ["no column 'speaker'", "clip_id"]),
+        (without([{**r, "gold": r["label"], "truth": r["label"]} for r in ROWS], "label"), [],
+         ["label may be 'gold' or 'truth'", "--map label='gold'"]),
+        (change(3, label="MUSIC", predicted="1"), [], [":5:", "predicted is '1'"]),
+        ([{**r, "predicted": "01"[r["predicted"] == "SPEECH"]} for r in ROWS], [],
+         [":2:", "predicted is", "SPEECH or NONSPEECH", "240 rows"]),
+        ([{**r, "label": "12"[r["label"] == "SPEECH"]} for r in ROWS], [], ["'SPEECH'", "1, 2"]),
+        (change(N - 1, label="NONSP"), [], [f":{N + 1}:", "'NONSP'", "was cut"]),
+        (LOGP, [], [":2:", "never above 0", "column score"]),
+    ],
+)  # fmt: skip
+def test_what_has_no_one_reading_is_asked_for_in_one_sentence(tmp_path, capsys, rows, argv, words):
+    path = write(tmp_path / "a.csv", rows)
+    assert verb(path, *argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    for word in words:
+        assert word in error, error
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("c9,s,SPEECH,0,9", [":4:", "5 fields", "header has 4", "decimal comma"]),
+    ("c9,s,SPEECH", [":4:", "3 fields", "was cut"]),
+])  # fmt: skip
+def test_a_row_with_more_or_fewer_fields_is_refused_by_its_line(tmp_path, capsys, line, words):
+    path = tmp_path / "a.csv"
+    path.write_text(f"clip_id,source_id,label,score\n\nc1,s,SPEECH,0.9\n{line}\n")
+    assert verb(str(path)) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_the_labels_found_are_shown(tmp_path, capsys):
+    assert main([write(tmp_path / "a.csv", change(7, label="noise")), "--resamples", "100"]) == 0
+    assert "labels SPEECH, NONSPEECH, noise" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n", 'clip_id,label\n"x', "a,a\n1,2\n", "\x00\xff"])

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from evaluators.statistics import metrics
 from evaluators.statistics.compare import (
@@ -100,22 +99,6 @@ def test_p_of_a_difference_is_that_of_its_direction():
     assert there.value > 0 and there.p < 0.01 and back.p > 0.99
 
 
-@pytest.mark.parametrize("alpha", [0.025, 0.0125, 0.2])
-def test_each_bound_of_a_difference_is_one_sided_at_alpha_of_a_cluster_bootstrap(alpha):
-    t = uneven()
-    a, b = answers(0.8, t), answers(0.6, t, seed=1)
-    d = compare(a, b, alpha=alpha, seed=5)
-    c = clusters(t.truth, t.sources.tolist(), seed=5)
-    per = [c.weights[:, c.index] * (t.truth == k) for k in (0, 1)]
-    gain = a.right.astype(float) - b.right
-    drawn = np.mean([(w @ gain) / w.sum(1) for w in per], axis=0)
-    tail = level_written_out(12, alpha)
-    assert (d.low, d.high) == pytest.approx(tuple(np.quantile(drawn, [tail, 1 - tail])))
-    both = [metrics.balanced_accuracy(t.truth, one.right) for one in (a, b)]
-    assert d.value == pytest.approx(both[0] - both[1])
-    assert (d.clips, d.sources) == (len(t), 112)
-
-
 def test_the_rule_is_one_sided_at_two_and_a_half_percent():
     a, b = answers(0.8), answers(0.7, seed=1)
     assert ALPHA == 0.025
@@ -178,7 +161,7 @@ def test_every_metric_is_compared_on_the_same_resamples(metric):
     assert d.value == pytest.approx(float(one.value - other.value))
     low, high = percentile_bounds(one.draws - other.draws, 12, 0.1)
     assert (d.low, d.high) == pytest.approx((low, high))
-    assert d.p == level_at_zero(one.draws - other.draws, 12)
+    assert d.p == level_at_zero((one - other).draws, 12)
     assert compare(a, a, metric).p == 1
 
 
@@ -188,11 +171,6 @@ def test_every_metric_is_compared_on_the_same_resamples(metric):
 def test_holm_is_the_textbook_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-
-
-def test_holm_equals_statsmodels():
-    p = np.random.default_rng(1).uniform(0, 0.2, 12)
-    assert holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from evaluators.statistics import metrics
 from evaluators.statistics.compare import resample
+from evaluators.statistics.crossings import crossings
 from evaluators.statistics.describe import (
+    DEFINITIONS,
     GROUPS,
     MOST_LEVELS,
     RATES,
     SLICE_RESAMPLES,
+    crossed,
     curves,
     describe,
     grouped,
@@ -57,7 +60,7 @@ def test_every_statistic_is_described_with_its_interval_and_fits_json():
         assert found[name] == c.estimate(statistic).to_dict(), name
         assert found[name]["low"] < found[name]["value"] < found[name]["high"], name
     assert found["rows"] == COUNT and found["sources"] == 40
-    assert set(found) == {*every, "rows", "sources", "slices", "thresholds"}
+    assert set(found) == {*every, "rows", "sources", "slices", "thresholds", "crossings"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -174,6 +177,21 @@ def test_thresholds_are_told_by_name_with_their_end_signs():
     assert found["DT50"]["value"] < found["DT75"]["value"]
     assert describe(heard(), resamples=20)["thresholds"] == found
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_published_thresholds_stand_beside_the_fitted_ones_for_levels_that_are_few():
+    found = crossed(heard(), seed=2)
+    assert list(found) == ["DT75", "DT90", "SNR75", "SNR90"]
+    level = heard().targets.slices["duration_ms"].astype(float)
+    assert found["DT75"] == crossings("ms", level, heard(), 0.75, seed=2)
+    told = describe(heard(), resamples=20, seed=2)["crossings"]
+    assert {name: one["text"] for name, one in told.items()} == {
+        name: one.text() for name, one in found.items()
+    }
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    many = heard(duration_ms=np.array([f"{100 + i}" for i in range(800)]))
+    assert list(crossed(many)) == ["SNR75", "SNR90"]  # measured numbers are no levels
+    assert set(DEFINITIONS) == {"thresholds", "crossings"}
 
 
 def test_a_curve_needs_levels_and_numbers():
