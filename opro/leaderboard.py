@@ -1,9 +1,9 @@
 """Ranks prompts over one or many runs: python -m opro.leaderboard runs/speech-pocket-base-race-s0-1a2b3c
 
-Scores are balanced accuracy on the search half of dev with 95 % intervals over sources; the best of many is
-flattered by having been picked, which is why a run decides on its holdout. Prompts that a race dropped early
-were scored on fewer clips: their score is a forecast, marked with *, and they are listed after the others.
-Runs of different data sets are shown in a table each: their scores cannot be ranked together.
+Scores are the objective that was searched for, on the search half of dev, with 95 % intervals over sources. The best of
+many is flattered by having been picked, which is why a run decides on its holdout. Prompts that a race dropped early
+were scored on fewer clips: their score is a forecast, marked with *, and they are listed after the others. Runs of
+different data sets or objectives are shown in a table each: their scores cannot be ranked together.
 """
 
 import sys
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no run under {str(settings.runs_dir)!r}; make one with: python -m opro.optimize"
             " --iterations 5"
         )
-    boards: dict[str, list[Row]] = {}
+    boards: dict[tuple[str, str], list[Row]] = {}
     for path in folders:
         try:
             run = RunFolder.read(path)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(leaderboard_csv(everything), end="")
     else:
         most = MAX_ROWS if settings.format == "table" else len(everything)
-        sheets = [leaderboard_sheet(rows[:most], about) for about, rows in boards.items()]
+        sheets = [leaderboard_sheet(rows[:most], *about) for about, rows in boards.items()]
         titled = settings.format == "markdown" and len(boards) > 1
         print(
             "\n\n".join(
@@ -84,15 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _about(run: RunFolder) -> str:
-    """What a run's scores are of: runs that differ in it are never ranked together."""
+def _about(run: RunFolder) -> tuple[str, str]:
+    """(data set, objective) of a run's scores: runs that differ in them are never ranked together."""
     config = run.config
     digest = str((run.history.header or {}).get("data", ""))[:8]
     manifest = f"{config['manifest']} [{digest}]" if digest else str(config["manifest"])
     about = f" of {run.task.name} on {manifest}, {config['split']}"
     if config.get("clips", "all") != "all":
         about += f", {config['clips']} clips"
-    return f"{about}, searched for {config.get('objective', 'balanced_accuracy')},"
+    return f"{about},", str(config.get("objective", "balanced_accuracy"))
 
 
 def _sorted(rows: list[Row], by: str) -> list[Row]:

@@ -107,6 +107,7 @@ def _search(
         )
         with _study_kept(folder), spending.noted():
             search.run()
+            search.finish_finalists()
             display.stage(settings.iterations + 1, "selection on the holdout")
             before = problem.evaluator.usage.requested
             with clock.stage("scoring"):

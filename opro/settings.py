@@ -95,7 +95,9 @@ class SearchSettings:
         "balanced_accuracy", "what the search climbs"
     )
     threshold: Literal["argmax", "dev"] = flag(
-        "argmax", "dev fits each prompt's decision threshold on the search half"
+        "dev",
+        "dev fits each prompt's decision threshold on the search half, so that wording must gain beyond it;"
+        " argmax takes the likeliest answer",
     )
     swap: bool = flag(
         False, "score each prompt with its options in both orders and average the probabilities"

@@ -1388,20 +1388,20 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/search/loop.py",
-        "            self.save(told, entry)\n            self.history.tell(told)",
-        "            self.history.tell(told)\n            self.save(told, entry)",
+        "        self.save(told, entry)\n        self.history.tell(told)",
+        "        self.history.tell(told)\n        self.save(told, entry)",
     ),
     ("opro/search/loop.py", 'state="complete" if exact else "dropped"', 'state="complete"'),
     ("opro/search/loop.py", "            bias=entry.bias,\n", ""),
     (
         "opro/search/loop.py",
-        "math.hypot(balanced.value - low, 1.96 * entry.sd)",
-        "(balanced.value - low)",
+        "math.hypot(own.value - own.low, error)",
+        "(own.value - own.low)",
     ),
     (
         "opro/search/loop.py",
-        "clusters.estimate(clusters.balanced(entry.p_correct))",
-        "clusters.estimate(clusters.mean(entry.p_correct))",
+        "METRICS[self.settings.objective](clusters, said)",
+        'METRICS["accuracy"](clusters, said)',
     ),
     (
         "opro/search/loop.py",
@@ -1434,11 +1434,37 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/loop.py", "math.isfinite(entry.reward)", "True"),
     ("opro/search/loop.py", "left / 3", "left"),
     ("opro/search/loop.py", "return race.run(prompts, left)", "return race.run(prompts)"),
-    ("opro/search/objective.py", "value = min(found) if found", "value = max(found) if found"),
     (
         "opro/search/objective.py",
-        'if name.endswith((" ms", " dB"))\n            ]',
-        "if True\n            ]",
+        "value = min(metrics.balanced_accuracy",
+        "value = max(metrics.balanced_accuracy",
+    ),
+    ("opro/search/objective.py", 'and self.name != "nll" else 0.0', "else 0.0"),
+    ("opro/search/loop.py", 'if t.state == "dropped"), None)', 'if t.state == "failed"), None)'),
+    (
+        "opro/search/loop.py",
+        "- twice < len(clips):",
+        "- twice < 0:",
+    ),
+    (
+        "opro/search/select.py",
+        "complete = settings.objective, history.complete",
+        "complete = settings.objective, history.scored",
+    ),
+    (
+        "opro/search/select.py",
+        "metric, complete = settings.objective",
+        'metric, complete = "balanced_accuracy"',
+    ),
+    (
+        "opro/search/select.py",
+        "table.predict(Classifier(trial.prompt, trial.outcome.fitted))",
+        "table.predict(trial.classifier)",
+    ),
+    (
+        "opro/search/select.py",
+        'gain(said["found"]["threshold"], said["seed"]["argmax"])',
+        'gain(said["found"]["threshold"], said["seed"]["threshold"])',
     ),
     (
         "opro/search/objective.py",
@@ -1518,8 +1544,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/search/select.py",
-        "[said[t.number] for t in rivals], said[baseline.number], seed",
-        "[said[t.number] for t in rivals], said[first.number], seed",
+        "[said[t.number] for t in rivals], said[baseline.number], metric",
+        "[said[t.number] for t in rivals], said[first.number], metric",
     ),
     (
         "opro/search/select.py",
@@ -1529,8 +1555,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/select.py", "better[: most_finalists(fewest_sources)]", "better[:5]"),
     (
         "opro/search/select.py",
-        "compare(said[chosen.number], said[first.number], seed",
-        "compare(said[chosen.number], said[baseline.number], seed",
+        "compare(said[chosen.number], said[first.number], metric",
+        "compare(said[chosen.number], said[baseline.number], metric",
     ),
     ("opro/search/select.py", "key=lambda t: t.number)", "key=lambda t: -t.number)"),
     ("opro/search/select.py", "clips.as_control(audio)", "clips"),

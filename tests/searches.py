@@ -213,7 +213,9 @@ class Searched:
         self.evaluator = evaluator or Spied()
         self.proposer = proposer or Made()
         self.display, self.clock, self.saved = display or Display(), Clock(), []
-        self.settings = SearchSettings(**{"iterations": 2, "candidates": 5, **settings})
+        self.settings = SearchSettings(
+            **{"iterations": 2, "candidates": 5, "threshold": "argmax", **settings}
+        )
         search = half("s", search, sources) if isinstance(search, int) else search
         holdout = half("f", holdout, sources) if isinstance(holdout, int) else holdout
         seeds = tuple(replace(p, both_orders=p.both_orders or self.settings.swap) for p in seeds)
@@ -226,9 +228,12 @@ class Searched:
             on_save(trial, entry)
             self.saved.append((trial, entry))
 
-        Search(
+        one = Search(
             self.problem, self.settings, self.proposer, self.history, self.display, self.clock, save
-        ).run()
+        )
+        one.run()
+        if decides:
+            one.finish_finalists()
         self.decision = None
         if decides:
             self.decision = decide(self.problem, self.settings, self.history, self.display.advance)

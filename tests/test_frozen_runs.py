@@ -34,6 +34,7 @@ def test_a_finished_run_is_shown_and_not_changed(runs, capsys):
 
 def test_an_interrupted_run_goes_on_to_the_journal_it_would_have_had(runs):
     flags = ["--checkpoint", "fake", "--iterations", "3", "--candidates", "6", "--seed", "4"]
+    flags += ["--threshold", "argmax"]
     assert optimize.main([*flags, "--name", "interrupted", "--runs-dir", str(runs)]) == 0
     went_on = [
         json.loads(x) for x in (runs / "interrupted" / "trials.jsonl").read_text().split("\n")[:-1]

@@ -16,7 +16,7 @@ from evaluators.statistics.resampling import (
     Unmoved,
     effective_sources,
 )
-from evaluators.targets import Predictions
+from evaluators.targets import Predictions, Targets
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -158,8 +158,54 @@ def _ranking(c: Clusters, said: Predictions) -> Statistic:
     return auroc_statistic(c, said.ranking)
 
 
+def levels(targets: Targets) -> dict[str, Bools]:
+    """``[clip]`` masks of the durations (to 1 ms) and SNRs (to 5 dB) at which both classes occur, by name."""
+    found: dict[str, Bools] = {}
+    for name, unit, step in (("duration_ms", "ms", 1), ("snr_db", "dB", 5)):
+        texts = targets.slices.get(name)
+        if texts is None:
+            continue
+        values = np.array([float(text or math.nan) for text in texts])
+        near = np.round(values / step) * step
+        for value in np.unique(near[~np.isnan(near)]):
+            mask = near == value
+            if len(np.unique(targets.truth[mask])) > 1:
+                found[f"{value:+g} dB" if unit == "dB" else f"{value:g} ms"] = mask
+    return found
+
+
+def _worst_level(c: Clusters, said: Predictions) -> Statistic:
+    """Balanced accuracy where it is worst, in each resample; without levels that of all clips."""
+    right = said.right.astype(np.float64)
+    found = [
+        [c.ratio(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
+        for mask in levels(said.targets).values()
+    ]
+    if not found:
+        return c.balanced(said.right)
+    values = np.stack([np.mean([one.value for one in pair], axis=0) for pair in found])
+    draws = np.stack([np.mean([one.draws for one in pair], axis=0) for pair in found])
+    lowest = np.where(np.isnan(draws).all(0), math.nan, np.nanmin(np.nan_to_num(draws, nan=2.0), 0))
+    return Statistic(np.asarray(values.min(0)), lowest)
+
+
+def _likelihood(c: Clusters, said: Predictions) -> Statistic:
+    """1 less the balanced mean negative log-probability of the right label, in nats."""
+    if said.probability is None:
+        raise ValueError(f"{said.name}: it gives no probability, so it has no likelihood")
+    own = np.where(c.truth == 0, said.probability, 1 - said.probability)
+    loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
+    parts = [c.ratio(loss * (c.truth == k), c.truth == k) for k in np.unique(c.truth)]
+    return Statistic(
+        np.asarray(1 - np.mean([p.value for p in parts], axis=0)),
+        np.asarray(1 - np.mean([p.draws for p in parts], axis=0)),
+    )
+
+
 METRICS: dict[str, Callable[[Clusters, Predictions], Statistic]] = {
     "balanced_accuracy": lambda c, said: c.balanced(said.right),
     "accuracy": lambda c, said: c.accuracy(said.right),
     "auroc": _ranking,
+    "nll": _likelihood,
+    "worst_slice": _worst_level,
 }

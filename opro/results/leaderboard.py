@@ -30,7 +30,7 @@ Row = dict[str, Any]
 def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row]:
     """Rows of one run, best first. Reads the journal only: no model, no clips.
 
-    `score`, `low` and `high` are balanced accuracy on `clips` search clips; `fresh_score` that on the holdout, for
+    `score`, `low` and `high` are the objective on `clips` search clips; `fresh_score` that on the holdout, for
     finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed.
     """
     summary = summary or run.summary
@@ -69,17 +69,21 @@ def leaderboard_csv(rows: Sequence[Row]) -> str:
     return csv_text(rows, COLUMNS)
 
 
-def leaderboard_sheet(rows: Sequence[Row], about: str = "") -> Sheet:
+def leaderboard_sheet(
+    rows: Sequence[Row], about: str = "", objective: str = "balanced_accuracy"
+) -> Sheet:
     """The rows as people read them, one line a prompt.
 
     Args:
-        about: What is ranked: data set and objective.
+        about: What is ranked: data set.
+        objective: What the scores are.
     """
     runs = {row["run"] for row in rows}
     several = len(runs) > 1
     title = "" if several else "".join(f"run {run}: " for run in runs)
     title += (
-        f"balanced accuracy{about} on the search half; * dropped early, a forecast from fewer clips"
+        f"{objective.replace('_', ' ')}{about} on the search half; * dropped early, a forecast from"
+        " fewer clips"
     )
     columns = [
         *([Column("run", 6, text=True), Column("checkpoint", 7, text=True)] if several else []),

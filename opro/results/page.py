@@ -37,6 +37,7 @@ from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.summary import Summary
+from opro.results.two_by_two import share_line, two_by_two_sheet
 
 WORST = 6  # misses and false alarms with a player, each
 MAX_ROWS = 20  # of a leaderboard
@@ -113,6 +114,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "lead": summary.reason,
         "kept": summary.baseline_kept,
         "facts": list(_run_facts(summary, len(run.task.labels))),
+        "cells": _cells(summary),
         "chosen": {**chosen.model_dump(), "diff": _diff(baseline.text, chosen.text)},
         "baseline": baseline.model_dump(),
         "test": read_json(test) if test.is_file() else None,
@@ -123,6 +125,19 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         **_by_clip(drawn, _clips(run.config["manifest"], run.task.labels)),
         "notes": [*notes, *summary.warnings],
         "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
+    }
+
+
+def _cells(summary: Summary) -> dict[str, Any] | None:
+    """The table of wording and threshold, and its sentence."""
+    if summary.two_by_two is None:
+        return None
+    sheet = two_by_two_sheet(summary.two_by_two)
+    return {
+        "title": sheet.title,
+        "head": [column.name for column in sheet.columns],
+        "rows": sheet.rows,
+        "line": share_line(summary.two_by_two),
     }
 
 
@@ -174,6 +189,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
         f" sources; differences are to {result['reference']}.",
         "kept": None,
         "facts": [("test split opened", f"{uses} times in this project")] if uses else [],
+        "cells": None,
         "chosen": None,
         "baseline": None,
         "test": None,

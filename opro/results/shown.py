@@ -11,6 +11,7 @@ from opro.results.progress import spelled
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
+from opro.results.two_by_two import share_line, threshold_does_it_all, two_by_two_sheet
 from opro.search.budget import most_evals
 from opro.settings import STRATEGIES, OptimizeSettings
 
@@ -82,8 +83,11 @@ def show_run(folder: RunFolder) -> None:
     """The leaderboard, the decision in words, and where everything lies, on stdout."""
     summary = folder.finished()
     rows = leaderboard_rows(folder, summary)[:SHOWN]
-    print(render(leaderboard_sheet(rows)))
+    print(render(leaderboard_sheet(rows, objective=summary.objective)))
     print()
+    if summary.two_by_two:
+        print(render(two_by_two_sheet(summary.two_by_two)))
+        print()
     for name, text in decision_lines(folder, summary):
         print(f"{name:10}{text}")
 
@@ -93,6 +97,10 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     chosen, baseline, first = summary.chosen, summary.baseline, summary.gain_to_first_seed
     verdict, _, why = summary.reason.partition(":")
     yield "decision", f"{verdict.upper()}:{why}"
+    if summary.two_by_two:
+        yield "of which", share_line(summary.two_by_two)
+        if summary.baseline_kept and chosen.bias and threshold_does_it_all(summary.two_by_two):
+            yield "", "so the threshold does it all: the best seed prompt is handed over with it"
     yield "baseline", f"{_interval(baseline)} on the holdout  {_shown(baseline.text)}"
     yield "chosen", f"{_interval(chosen)} on the holdout  {_shown(chosen.text)}"
     bounds = (

@@ -12,7 +12,7 @@ from evaluators.errors import UserError
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
 from opro.search.history import History, Trial
-from opro.search.select import Decision
+from opro.search.select import Decision, TwoByTwo
 from opro.settings import OptimizeSettings
 
 
@@ -58,13 +58,52 @@ class ScoredFinalist(Scored):
 
 
 class Gain(Part):
-    """A paired difference of balanced accuracy on the holdout."""
+    """A paired difference of the objective on the holdout."""
 
     estimate: float
     low: float | None
     high: float | None
     clips: int | None = None
     sources: int | None = None
+
+
+class Interval(Part):
+    """A value on the holdout, or a difference of two, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, one: Estimate) -> Self:
+        """From an estimate."""
+        return cls(value=one.value, low=one.low, high=one.high)
+
+
+class FourCells(Part):
+    """{best seed, prompt found} x {argmax, threshold fitted on the search half}: see `opro.search.select.TwoByTwo`."""
+
+    metric: str
+    found: str
+    scores: dict[str, dict[str, Interval]]
+    wording: dict[str, Interval]
+    threshold: dict[str, Interval]
+    both: Interval
+
+    @classmethod
+    def of(cls, cells: TwoByTwo) -> Self:
+        """From what the selection found."""
+        return cls(
+            metric=cells.metric,
+            found=cells.found.prompt.prompt_id,
+            scores={
+                name: {mode: Interval.of(one) for mode, one in pair.items()}
+                for name, pair in cells.scores.items()
+            },
+            wording={mode: Interval.of(one) for mode, one in cells.wording.items()},
+            threshold={name: Interval.of(one) for name, one in cells.threshold.items()},
+            both=Interval.of(cells.both),
+        )
 
 
 class Evals(Part):
@@ -104,6 +143,8 @@ class Summary(Part):
     trials: int
     proposer: str
     strategy: str
+    objective: str = "balanced_accuracy"
+    threshold: str = "argmax"
     baseline: Scored
     chosen: Scored
     baseline_kept: bool
@@ -111,6 +152,7 @@ class Summary(Part):
     gain: Gain
     gain_to_first_seed: Gain
     finalists: tuple[ScoredFinalist, ...]
+    two_by_two: FourCells | None = None
     controls: dict[str, dict[str, float]]
     evals: Evals
     seconds: Seconds
@@ -151,6 +193,8 @@ class Summary(Part):
             trials=len(history.trials),
             proposer=settings.proposer,
             strategy=settings.strategy,
+            objective=settings.objective,
+            threshold=settings.threshold,
             baseline=Scored.of(decision.baseline, decision.baseline_score),
             chosen=Scored.of(decision.chosen, decision.chosen_score),
             baseline_kept=decision.winner is None,
@@ -174,6 +218,7 @@ class Summary(Part):
                 )
                 for f in decision.finalists
             ),
+            two_by_two=FourCells.of(decision.two_by_two) if decision.two_by_two else None,
             controls={k: dict(v) for k, v in decision.controls.items()},
             proposed=dict(Counter(t.candidate.origin.partition(":")[0] for t in history.trials)),
             warnings=problem.warnings,
@@ -212,6 +257,10 @@ def _renamed(summary: Summary, ids: Mapping[str, str]) -> Summary:
             "baseline": one(summary.baseline),
             "chosen": one(summary.chosen),
             "finalists": tuple(map(one, summary.finalists)),
+            "two_by_two": summary.two_by_two
+            and summary.two_by_two.model_copy(
+                update={"found": ids.get(summary.two_by_two.found, summary.two_by_two.found)}
+            ),
             "controls": {ids.get(k, k): v for k, v in summary.controls.items()},
         }
     )

@@ -45,7 +45,7 @@ class Budget:
 
     Attributes:
         pairs: Of search and selection; infinite without ``--max-evals``.
-        selection: Of these, set aside for the selection.
+        selection: Of these, set aside for the selection, and after races for one forecast that is to be finished.
         batch: Candidates a round.
         races: Whether losers are dropped early.
     """
@@ -59,11 +59,12 @@ class Budget:
     def of(cls, problem: Problem, settings: SearchSettings) -> "Budget":
         """The budget of a search."""
         selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
+        races = STRATEGIES[settings.strategy].races and len(problem.task.labels) == 2
         return cls(
             max_pairs(problem, settings),
-            selected * len(problem.holdout_clips),
+            selected * len(problem.holdout_clips) + races * len(problem.search_clips),
             settings.candidates,
-            STRATEGIES[settings.strategy].races and len(problem.task.labels) == 2,
+            races,
         )
 
     def left(self, earlier: Sequence[Trial]) -> float:
@@ -139,7 +140,7 @@ def _least_search(problem: Problem, budget: Budget) -> int:
     clips, seeds = len(problem.search_clips), len(problem.seed_prompts)
     if not budget.races:
         return (seeds + 1) * clips
-    return clips + seeds * min(FIRST_BLOCK, clips)
+    return 2 * clips + seeds * min(FIRST_BLOCK, clips)  # the first seed, and a forecast to finish
 
 
 def planned_pairs(problem: Problem, settings: SearchSettings) -> int:

@@ -32,10 +32,11 @@ class Outcome:
     Attributes:
         reward: The objective on all search clips, higher is better. Of a dropped trial a forecast.
         sd: Standard deviation of that forecast, 0 of a complete trial.
-        score, low, high: Balanced accuracy on all search clips with its 95 % interval over sources. Of a dropped
-            trial a forecast; its interval is wider by the forecast's.
+        score, low, high: `reward` with its 95 % interval over sources. Of a dropped trial a forecast; its interval is
+            wider by the forecast's. Version 0.1 showed balanced accuracy here, whatever the objective.
         loss: Balanced mean negative log-probability of the right label in nats: breaks ties. None where forecast.
         bias: Of the classifier: nats added to the first label's log-odds (``--threshold dev``), else 0.
+        fitted: The bias that is best on the search half, used or not; None where forecast, and in older journals.
         n_scored: Search clips scored.
         blocks: Reward or forecast after each block of clips.
         slices: Slice name -> (score, clips).
@@ -48,6 +49,7 @@ class Outcome:
     high: float | None = None
     loss: float | None = None
     bias: float = 0.0
+    fitted: float | None = None
     n_scored: int = 0
     blocks: tuple[float, ...] = ()
     slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
@@ -202,6 +204,7 @@ class History:
                 "high": one.high if one else None,
                 "nll": one.loss if one else None,
                 "bias": one.bias if one else 0.0,
+                "fitted": one.fitted if one else None,
                 "clips": trial.n_scored,
                 "blocks": one.blocks if one else (),
                 "slices": one.slices if one else {},
@@ -255,8 +258,11 @@ class History:
                 self.trials.append(Trial(raw["number"], event["iteration"], candidate))
         elif kind == "tell":
             told = _told(self.trials[event["number"]], event)
+            again = self.trials[event["number"]].scored  # its forecast made way for its score
             self.trials[event["number"]] = told
-            if told.scored and (self.best is None or told.rank > self.best.rank):
+            if again:
+                self.best = max(self.scored, key=lambda t: t.rank, default=None)
+            elif told.scored and (self.best is None or told.rank > self.best.rank):
                 self.best = told
         elif kind == "select":
             self.selection = event
@@ -283,6 +289,7 @@ def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
         high=event["high"],
         loss=event["nll"],
         bias=event["bias"],
+        fitted=event.get("fitted"),
         n_scored=event["clips"],
         blocks=tuple(event["blocks"]),
         slices={name: (value[0], value[1]) for name, value in event["slices"].items()},

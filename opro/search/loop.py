@@ -11,14 +11,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.classifier import decide, sigmoid
 from evaluators.statistics.compare import resample
+from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Clusters
+from evaluators.targets import Predictions
 from opro.problem import Problem
 from opro.search.budget import Budget
 from opro.search.history import Candidate, History, Outcome, Trial, best_first
 from opro.search.objective import Objective, slice_scores
 from opro.search.proposer import Proposer, SearchView
 from opro.search.race import Entry, Race
+from opro.search.select import pick_finalists
 from opro.settings import SearchSettings
 
 log = logging.getLogger(__name__)
@@ -123,6 +127,31 @@ class Search:
             else:  # of a run that was interrupted
                 self._skip(len(trials))
 
+    def finish_finalists(self) -> None:
+        """Scores whatever the selection would pick on a forecast on all search clips, as far as the budget goes.
+
+        What cannot be paid for is left to its forecast, and the selection passes it over.
+        """
+        clips, passed, twice = self.problem.search_clips, set[int](), 0
+        fewest = self.problem.holdout_clips.targets.fewest_sources
+        clusters = resample(clips.targets, seed=self.settings.seed)
+        while True:
+            scored = [t for t in self.history.scored if t.number not in passed]
+            if not any(t.iteration == 0 for t in scored):
+                return
+            baseline, rivals = pick_finalists(scored, fewest)
+            trial = next((t for t in (baseline, *rivals) if t.state == "dropped"), None)
+            if trial is None:
+                return
+            left = self.budget.left(self.history.trials) + len(clips)  # set aside for this
+            if left - twice < len(clips):
+                passed.add(trial.number)
+                continue
+            twice += trial.n_scored  # asked for again
+            with self.clock.stage("scoring"):  # what it was scored on is in the cache
+                (entry,) = Race(self.problem.evaluator, clips, self.objective).run([trial.prompt])
+            self._tell(trial, entry, clusters)
+
     def _view(self, number: int) -> SearchView:
         """What the iteration may know, with the scores of the best complete trials."""
         self.display.stage(number, "seeds" if number == 0 else "proposing")
@@ -163,18 +192,22 @@ class Search:
                 self.logp[trial.number] = entry.logp
             if trial.state != "waiting":
                 continue
-            told = self._told(trial, entry, clusters)
-            self.save(told, entry)
-            self.history.tell(told)
-            best = self.history.best
-            log.info(
-                "trial %d  %s  reward %s  best %s",
-                told.number,
-                told.state,
-                f"{100 * told.reward:.1f}" if told.scored else "-",
-                f"{100 * best.reward:.1f} (#{best.number})" if best else "-",
-            )
-            self.display.told(told, best)
+            self._tell(trial, entry, clusters)
+
+    def _tell(self, trial: Trial, entry: Entry, clusters: Clusters) -> None:
+        """Saves, journals and shows a trial's outcome."""
+        told = self._told(trial, entry, clusters)
+        self.save(told, entry)
+        self.history.tell(told)
+        best = self.history.best
+        log.info(
+            "trial %d  %s  reward %s  best %s",
+            told.number,
+            told.state,
+            f"{100 * told.reward:.1f}" if told.scored else "-",
+            f"{100 * best.reward:.1f} (#{best.number})" if best else "-",
+        )
+        self.display.told(told, best)
 
     def _race(self, known: Mapping[int, Logp], trials: list[Trial], left: float) -> list[Entry]:
         prompts, budget, clips = [t.prompt for t in trials], self.budget, self.problem.search_clips
@@ -211,22 +244,35 @@ class Search:
         if error:
             return replace(trial, state="failed", error=error, failed_after=len(entry.scored))
         clips, exact = self.problem.search_clips, entry.measured
-        balanced = clusters.estimate(clusters.balanced(entry.p_correct))
-        low, high = balanced.low, balanced.high
-        if exact is None and low is not None and high is not None:
-            # The forecast errs beside the sources.
-            low = max(0.0, balanced.value - math.hypot(balanced.value - low, 1.96 * entry.sd))
-            high = min(1.0, balanced.value + math.hypot(high - balanced.value, 1.96 * entry.sd))
+        low, high = self._interval(entry, clusters)
         outcome = Outcome(
             reward=entry.reward,
             sd=entry.sd,
-            score=balanced.value,
+            score=entry.reward,
             low=low,
             high=high,
             loss=exact.loss if exact else None,
             bias=entry.bias,
+            fitted=exact.fitted if exact else None,
             n_scored=len(entry.scored),
             blocks=entry.blocks,
             slices=slice_scores(clips, clips.targets.truth, exact.right) if exact else {},
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
+
+    def _interval(self, entry: Entry, clusters: Clusters) -> tuple[float | None, float | None]:
+        """Bounds of a reward, 95 %, over sources; those of a forecast are wider by its own error."""
+        targets = self.problem.search_clips.targets
+        if entry.measured:
+            decided = decide(entry.logp, entry.bias)
+        else:  # forecasts are of two labels
+            decided = np.where(entry.odds + entry.bias > 0, 0, 1)
+        said = Predictions("", targets, decided, sigmoid(entry.odds))
+        own = clusters.estimate(METRICS[self.settings.objective](clusters, said))
+        if own.low is None or own.high is None:
+            return None, None
+        error = 1.96 * entry.sd
+        low = entry.reward - math.hypot(own.value - own.low, error)
+        high = entry.reward + math.hypot(own.high - own.value, error)
+        share = self.settings.objective != "nll"
+        return (max(0.0, low), min(1.0, high)) if share else (low, high)

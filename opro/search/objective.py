@@ -35,12 +35,14 @@ class Measured:
         reward: The objective's value, higher is better.
         right: ``[clip]`` whether the right label is decided on.
         bias: Of the classifier, see `evaluators.classifier.Classifier`.
+        fitted: The bias with the best balanced accuracy on these clips, whether or not it is used.
         loss: Balanced mean negative log-probability of the right label in nats.
     """
 
     reward: float
     right: NDArray[np.bool_]
     bias: float
+    fitted: float
     loss: float
 
 
@@ -51,7 +53,7 @@ class Objective:
     Attributes:
         name: A key of `OBJECTIVES`.
         threshold: ``argmax``, or ``dev``: each prompt's bias is fitted on the clips it is measured on, which must be
-            the search half.
+            the search half. A likelihood (``nll``) is that of the probabilities as they are, without a bias.
     """
 
     name: str = "balanced_accuracy"
@@ -77,24 +79,21 @@ class Objective:
             bias: Fitted elsewhere; None fits it or takes 0, as `threshold` says.
         """
         truth = clips.targets.truth
+        fitted = fit_bias(truth, log_odds(logp)) if bias is None else bias
         if bias is None:
-            bias = fit_bias(truth, log_odds(logp)) if self.threshold == "dev" else 0.0
+            bias = fitted if self.threshold == "dev" and self.name != "nll" else 0.0
         right = decide(logp, bias) == truth
         loss = metrics.nll(truth, logp)
         if self.name == "auroc":
             value = metrics.auroc(truth, log_odds(logp))
         elif self.name == "nll":
             value = 1.0 - loss
-        elif self.name == "worst_slice":
-            found = [
-                score
-                for name, (score, _) in slice_scores(clips, truth, right).items()
-                if name.endswith((" ms", " dB"))
-            ]  # the first few clips may hold no slice with both classes
-            value = min(found) if found else metrics.balanced_accuracy(truth, right)
+        elif self.name == "worst_slice":  # the first few clips may hold no level with both classes
+            masks = metrics.levels(clips.targets).values() or [np.ones(len(truth), dtype=bool)]
+            value = min(metrics.balanced_accuracy(truth[m], right[m]) for m in masks)
         else:
             value = float((self.weights(truth) * right).sum())
-        return Measured(value, right, bias, loss)
+        return Measured(value, right, bias, fitted, loss)
 
     def describe(self, task: Task) -> str:
         """What the score means, for the proposer; made from the objective in force and nothing else."""

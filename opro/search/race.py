@@ -37,6 +37,7 @@ class Entry:
         logp: ``[scored, label]`` in nats.
         reward, sd: Its reward on all clips: exact and 0, or a forecast and its standard deviation.
         p_correct: ``[clip]`` whether it is right: 0 or 1 where scored, a chance elsewhere.
+        odds: ``[clip]`` log-odds of the first label: as scored, or the mean of the forecast's draws.
         blocks: `reward` after each block.
         measured: Its exact measures, once it is scored on all clips.
         bias: Of the classifier; of a forecast the mean over its draws.
@@ -48,6 +49,7 @@ class Entry:
     reward: float = math.nan
     sd: float = 0.0
     p_correct: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    odds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     blocks: tuple[float, ...] = ()
     measured: Measured | None = None
     bias: float = 0.0
@@ -157,6 +159,7 @@ class Race:
                 reward=exact.reward,
                 sd=0.0,
                 p_correct=exact.right.astype(float),
+                odds=np.asarray(log_odds(logp), dtype=np.float64),
                 blocks=(*entry.blocks, exact.reward),
             )
         assert known is not None
@@ -173,6 +176,7 @@ class Race:
             reward=float(rewards.mean()),
             sd=float(rewards.std()),
             p_correct=np.mean([o.right for o in outcomes], axis=0),
+            odds=drawn.mean(0),
             bias=float(np.mean([o.bias for o in outcomes])),
             blocks=(*entry.blocks, float(rewards.mean())),
         )

@@ -21,6 +21,7 @@ from opro.search.history import History, Trial
 from opro.settings import SearchSettings
 
 CONTROLS: tuple[Audio, ...] = ("silence", "shuffled")
+DECIDED = ("balanced_accuracy", "accuracy", "worst_slice")  # metrics of what is decided
 PART = 100  # clips between two signs of progress
 
 
@@ -34,16 +35,38 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What the holdout says.
+class TwoByTwo:
+    """{best seed prompt, prompt found} x {argmax, threshold fitted on the search half}, on the same holdout clips.
 
     Attributes:
-        baseline: The seed prompt that scored best on the search half.
+        metric: A key of `evaluators.statistics.metrics.METRICS` that thresholds change.
+        found: The prompt that was chosen; where the baseline was kept, the finalist with the largest gain.
+        scores: ``seed`` or ``found`` -> ``argmax`` or ``threshold`` -> score.
+        wording: ``argmax`` or ``threshold`` -> gain of the found wording, both prompts decided in this way.
+        threshold: ``seed`` or ``found`` -> gain of its threshold over its argmax.
+        both: Gain of found with threshold over seed with argmax.
+    """
+
+    metric: str
+    found: Trial
+    scores: Mapping[str, Mapping[str, Estimate]]
+    wording: Mapping[str, Estimate]
+    threshold: Mapping[str, Estimate]
+    both: Estimate
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the holdout says, in the metric of the objective.
+
+    Attributes:
+        baseline: The seed prompt that scored best on the search half, decided as the finalists are.
         baseline_score: Its score on the holdout.
         finalists: Best search reward first; empty when none beat the baseline on the search half.
         winner: The finalist that replaces the baseline, or None.
         to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
+        two_by_two: How much is wording, how much threshold; None where nothing was found, or no threshold is known.
         controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
         predictions: On the holdout, by prompt id.
     """
@@ -54,6 +77,7 @@ class Decision:
     winner: Finalist | None
     to_first_seed: Estimate
     reason: str
+    two_by_two: TwoByTwo | None
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Predictions]
 
@@ -72,7 +96,7 @@ def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial,
     """(baseline, finalists): the best seed prompt on the search half, and the best trials that beat it there.
 
     Args:
-        scored: Trials scored on the search half, best first.
+        scored: Trials scored on the search half, best first. In a decision complete ones alone.
         fewest_sources: Of the rarest label of the holdout: one finalist for every ten, at least one, at most five.
     Raises:
         UserError: No seed prompt could be scored.
@@ -98,44 +122,48 @@ def decide(
 ) -> Decision:
     """Scores finalists and baseline on the holdout and decides.
 
-    Balanced accuracy is compared, whatever the objective was, and each trial with the bias that was fitted on the
-    search half. A finalist replaces the baseline when the p of its gain, corrected by Holm over the finalists, is below
-    2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the largest gain. With
-    fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often the rule errs.
+    The objective itself is compared, and each trial with the bias that was fitted on the search half where
+    ``--threshold dev`` says so: then wording must gain beyond a threshold. Trials that a race dropped are passed over,
+    see `Search.finish_finalists`. A finalist replaces the baseline when the p of its gain, corrected by Holm over the
+    finalists, is below 2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the
+    largest gain. With fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often
+    the rule errs.
 
     Args:
         advance: Called with the pairs scored, and the pairs that will never be asked for.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
-    scored = history.scored
-    baseline, rivals = pick_finalists(scored, fewest)
-    first = min((t for t in scored if t.iteration == 0), key=lambda t: t.number)
+    metric, complete = settings.objective, history.complete
+    baseline, rivals = pick_finalists(complete, fewest)
+    first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     trials = list({t.number: t for t in [baseline, first, *rivals]}.values())
     table = score_in_parts(
         problem.evaluator, [t.prompt for t in trials], problem.holdout_clips, advance
     )
     said = {t.number: table.predict(t.classifier) for t in trials}
     gains = compare_many(
-        [said[t.number] for t in rivals], said[baseline.number], seed=settings.seed
+        [said[t.number] for t in rivals], said[baseline.number], metric, seed=settings.seed
     )
     finalists = [
-        Finalist(t, estimate(said[t.number], seed=settings.seed), gain)
+        Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
         for t, gain in zip(rivals, gains, strict=True)
     ]
     best = winner_of(gains, fewest)
     winner = None if best is None else finalists[best]
     chosen = winner.trial if winner else baseline
+    found = winner or max(finalists, key=lambda f: f.gain.value, default=None)
     shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
     most = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + budget.CONTROLS
     asked = len(trials) + len(CONTROLS) * len(shown)
     advance(0, (most - asked) * len(problem.holdout_clips))
     return Decision(
         baseline=baseline,
-        baseline_score=estimate(said[baseline.number], seed=settings.seed),
+        baseline_score=estimate(said[baseline.number], metric, seed=settings.seed),
         finalists=tuple(finalists),
         winner=winner,
-        to_first_seed=compare(said[chosen.number], said[first.number], seed=settings.seed),
+        to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
         reason=_reason(finalists, winner, fewest),
+        two_by_two=two_by_two(table, baseline, found.trial, settings) if found else None,
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
     )
@@ -152,6 +180,40 @@ def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
     if not real or fewest_sources < MIN_SOURCES:
         return None
     return max(real, key=lambda i: gains[i].value)
+
+
+def two_by_two(
+    table: ScoreTable, seed: Trial, found: Trial, settings: SearchSettings
+) -> TwoByTwo | None:
+    """The four classifiers of two prompts on the holdout; None where a trial's fitted threshold is not known.
+
+    Args:
+        table: Scores of both prompts on the holdout.
+    """
+    metric = settings.objective if settings.objective in DECIDED else "balanced_accuracy"
+    said: dict[str, dict[str, Predictions]] = {}
+    for name, trial in (("seed", seed), ("found", found)):
+        if trial.outcome is None or trial.outcome.fitted is None:
+            return None
+        said[name] = {
+            "argmax": table.predict(Classifier(trial.prompt)),
+            "threshold": table.predict(Classifier(trial.prompt, trial.outcome.fitted)),
+        }
+
+    def gain(a: Predictions, b: Predictions) -> Estimate:
+        return compare(a, b, metric, seed=settings.seed)
+
+    return TwoByTwo(
+        metric,
+        found,
+        {
+            name: {mode: estimate(one, metric, seed=settings.seed) for mode, one in pair.items()}
+            for name, pair in said.items()
+        },
+        {mode: gain(said["found"][mode], said["seed"][mode]) for mode in ("argmax", "threshold")},
+        {name: gain(pair["threshold"], pair["argmax"]) for name, pair in said.items()},
+        gain(said["found"]["threshold"], said["seed"]["argmax"]),
+    )
 
 
 def _reason(finalists: Sequence[Finalist], winner: Finalist | None, fewest: int) -> str:

@@ -129,7 +129,7 @@ def test_results_open_in_pandas_and_optuna(tmp_path):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    folder = run(tmp_path)
+    folder = run(tmp_path, "--threshold", "argmax")
     board = pandas.read_csv(folder / "leaderboard.csv")
     assert len(board) == 11 and board["score"].between(0, 1).all()
     scores = pandas.read_csv(folder / "scores" / f"{board['prompt_id'][0]}.csv")
@@ -761,7 +761,7 @@ def test_clips_that_the_checkpoint_heard_are_refused_unless_allowed_and_then_it_
 
 def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
     flags = ["--clips", "60", "--iterations", "1", "--candidates", "2"]
-    flags += ["--checkpoint", "pocket-base", "--also", "pocket-lora, fake"]
+    flags += ["--checkpoint", "pocket-base", "--also", "pocket-lora, fake", "--threshold", "argmax"]
     folder = run(tmp_path, *flags, name="joint")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["checkpoint"] == "pocket-base, pocket-lora, fake"
@@ -775,6 +775,7 @@ def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
     scores = []
     for name in ("pocket-base", "pocket-lora", "fake"):
         alone = ["--clips", "60", "--iterations", "0", "--checkpoint", name]
+        alone += ["--threshold", "argmax"]
         one = run(tmp_path, *alone, "--seeds", folder / "best.yaml", name=name)
         scores += [r["score"] for r in leaderboard_rows_of(one)]
     joint = next(r for r in leaderboard_rows_of(folder) if r["prompt_id"] == chosen)

@@ -38,7 +38,7 @@ def made(tmp_path_factory):
                 "160",
             ]
             argv += ["--runs-dir", str(runs), "--name", name, "--seed", seed]
-            argv += ["--strategy", "race" if name == "one" else "opro"]
+            argv += ["--strategy", "race" if name == "one" else "opro", "--threshold", "argmax"]
             assert optimize.main([*argv, "--proposer", "rewriter"]) == 0
     return runs
 

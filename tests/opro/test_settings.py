@@ -60,7 +60,7 @@ def test_where_and_with_what_a_run_is_computed_is_no_part_of_it():
 def test_every_other_setting_changes_the_default_name():
     plain = OptimizeSettings().checked()
     changed = {
-        "iterations": 6, "candidates": 3, "swap": True, "threshold": "dev", "objective": "auroc",
+        "iterations": 6, "candidates": 3, "swap": True, "threshold": "argmax", "objective": "auroc",
         "clips": "8", "heard": "allow", "max_evals": 7, "also": "pocket-lora", "split": "train",
         "lm_model": "m", "max_cost": 1.0, "seeds": FROZEN, "share": "x", "quantization": "nf4",
     }  # fmt: skip

@@ -61,7 +61,7 @@ def test_runs_of_other_clips_or_objectives_are_not_ranked_together(runs, capsys,
     for title, manifest in ((both, first), (alone, second), (other, first)):
         assert f"on {manifest} [{manifest_digest(manifest)[:8]}], dev" in title
         assert "of speech" in title
-    assert "searched for balanced_accuracy" in both and "searched for auroc" in other
+    assert "balanced accuracy of speech" in both and "auroc of speech" in other
     assert both != alone
 
 
@@ -81,7 +81,7 @@ def test_no_form_and_no_order_mixes_them(runs, capsys, form, by):
     out = capsys.readouterr().out
     if form == "markdown":
         assert out.count("**") == 2 * 3
-        assert all("searched for" in x for x in out.split("\n") if x.startswith("**"))
+        assert all(" on the search half" in x for x in out.split("\n") if x.startswith("**"))
         return
     rows = json.loads(out) if form == "json" else list(csv.DictReader(io.StringIO(out)))
     assert len(rows) == 4 * (3 + 3)

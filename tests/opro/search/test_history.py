@@ -160,7 +160,9 @@ def test_every_event_has_its_keys(tmp_path, seeds):
     assert [e["event"] for e in events] == names.split()
     assert set(events[1]) == {"schema", "event", "iteration", "candidates"}
     assert set(events[1]["candidates"][0]) == {"number", "prompt", "origin", "parents"}
-    told = "schema event prompt_id number state reward sd score low high nll bias clips blocks"
+    told = (
+        "schema event prompt_id number state reward sd score low high nll bias fitted clips blocks"
+    )
     assert set(events[2]) == {*told.split(), "slices", "error"}
     assert events[2]["prompt_id"] == seeds[0].prompt_id
     assert "Ünïcode" in path.read_text(encoding="utf-8")

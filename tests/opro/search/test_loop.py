@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from searches import SEEDS, Display, Made, Searched, Spied, Told, half, logp_of
 
 from evaluators.cache import CachedEvaluator
+from evaluators.classifier import log_odds
 from evaluators.errors import UserError
 from evaluators.fakes import FakeEvaluator
 from evaluators.orders import BothOrders
@@ -25,6 +26,8 @@ from evaluators.statistics.resampling import clusters
 from opro.results.progress import Progress
 from opro.search import budget, forecast, loop
 from opro.search.budget import Budget, fit_budget
+from opro.search.history import History
+from opro.search.objective import OBJECTIVES, Objective
 from opro.settings import OptimizeSettings
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
@@ -45,8 +48,9 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(forecast, "DRAWS", 8)
 
 
-def selection(holdout, seeds=3):
-    return budget.most_selected(holdout, seeds) * len(holdout)
+def selection(holdout, seeds=3, raced=96):
+    """Pairs set aside: of the selection, and after a race of `raced` search clips for a forecast to finish."""
+    return budget.most_selected(holdout, seeds) * len(holdout) + raced
 
 
 def least(strategy, search, seeds=3):
@@ -108,7 +112,9 @@ def test_search_and_selection_never_ask_for_more_evals_than_they_may(
             "search": 100, "holdout": 64, "seeds": seeds_with_options(seeds), "strategy": strategy, "candidates": each,
             "swap": swap, "fit": fit_budget, "iterations": 3,
         }  # fmt: skip
-        most = (selection(half("f", 64, 40), seeds) + least(strategy, 64, seeds)) * (1 + swap)
+        raced = 64 if strategy == "race" else 0
+        aside = selection(half("f", 64, 40), seeds, raced)
+        most = (aside + least(strategy, 64, seeds)) * (1 + swap)
         options["max_evals"] = most + more
 
         def searched(name):
@@ -126,10 +132,8 @@ def test_search_and_selection_never_ask_for_more_evals_than_they_may(
         shown = found.display
         assert shown.scored + shown.skipped == budget.planned_pairs(found.problem, found.settings)
         asked = found.evaluator.usage.requested  # controls too
-        assert (
-            shown.scored * (1 + swap) == asked <= budget.most_evals(found.problem, found.settings)
-        )
-        assert sum(t["clips"] for t in found.told) <= found.display.scored
+        most_asked = budget.most_evals(found.problem, found.settings)
+        assert shown.scored * (1 + swap) <= asked <= most_asked  # what is finished is not shown
         assert {t.state for t in found.history.trials} <= {"complete", "dropped", "failed"}
         unable = [any(r in t.prompt.text for r in refused) for t in found.history.trials]
         for t, cannot in zip(found.history.trials, unable, strict=True):
@@ -161,7 +165,7 @@ def test_seeds_that_are_asked_in_both_orders_count_twice_without_the_flag(tmp_pa
 def test_the_first_seed_prompt_in_the_selection_is_counted(tmp_path):
     """Where it is not the baseline: it is scored on the holdout, too."""
     seeds = [Prompt(f"S0.{i}: speech? A or B") for i in range(2)]
-    needed = selection(half("f", 40), 2) + 64 * 3 + 64 * 3
+    needed = selection(half("f", 40), 2, 0) + 64 * 3 + 64 * 3
     found = Searched(
         tmp_path / "t.jsonl", search=64, holdout=40, seeds=seeds, strategy="opro", max_evals=needed, iterations=1,
         candidates=4,
@@ -179,8 +183,9 @@ def test_few_evals_make_smaller_iterations_and_the_search_ends_early(tmp_path):
             tmp_path / f"{more}.jsonl", holdout=40, max_evals=most, iterations=4, candidates=6
         )
         of = {n: [t for t in found.history.trials if t.iteration == n] for n in found.proposed}
+        raced = {t["number"]: t["clips"] for t in reversed(found.told)}  # before one is finished
         for number in range(1, 5):
-            spent = sum(t.n_scored for n in of if n < number for t in of[n])
+            spent = sum(raced[t.number] for n in of if n < number for t in of[n])
             left = most - selection(half("f", 40)) - spent
             block = 32 if left >= 2 * 2 * 32 * 6 else 16
             expected = min(6, int(left // (2 * block)))
@@ -196,7 +201,7 @@ def test_few_evals_make_smaller_iterations_and_the_search_ends_early(tmp_path):
 
 @pytest.mark.parametrize("strategy", ["opro", "random"])
 def test_without_a_race_a_candidate_costs_all_clips(tmp_path, strategy):
-    most = selection(half("f", 40)) + least(strategy, 64) + 64 * 4
+    most = selection(half("f", 40), raced=0) + least(strategy, 64) + 64 * 4
     found = Searched(
         tmp_path / "t.jsonl", search=64, holdout=40, strategy=strategy, max_evals=most, iterations=4, candidates=3
     )  # fmt: skip
@@ -227,7 +232,8 @@ def test_seeds_too_many_for_half_of_what_is_left_still_get_a_first_block_each(tm
     seeds = [Prompt(f"Seed {i}: speech? A or B") for i in range(9)]
     most = selection(half("f", 40)) + least("race", 96, 9)
     found = Searched(tmp_path / "t.jsonl", holdout=40, max_evals=most, iterations=0, seeds=seeds)
-    assert all(t["clips"] >= 16 for t in found.told) and len(found.told) == 9
+    assert all(t["clips"] >= 16 for t in found.told)
+    assert {t["number"] for t in found.told} == set(range(9))
     assert found.evaluator.evals() <= most
 
 
@@ -241,7 +247,7 @@ def test_where_the_first_seeds_cannot_be_scored_all_others_are(tmp_path, bad, ma
     found = Searched(
         tmp_path / "t.jsonl", holdout=40, max_evals=most, seeds=seeds, evaluator=Spied(bad=refused.__contains__)
     )  # fmt: skip
-    seeds_told = [t for t in found.told if t["number"] < 9]
+    seeds_told = list({t["number"]: t for t in found.told if t["number"] < 9}.values())
     assert [t["state"] == "failed" for t in seeds_told] == [True] * bad + [False] * (9 - bad)
     assert [t["error"] for t in seeds_told[:bad]] == [
         f"{text} cannot be scored" for text in refused
@@ -354,9 +360,11 @@ def test_a_dropped_trial_tells_a_forecast_whose_interval_counts_its_own_error(tm
         assert one.loss is None and not one.slices
         hits = [entry.p_correct[truth == k].mean() for k in (0, 1)]
         assert one.score == pytest.approx(np.mean(hits), abs=1e-6)
-        e = c.estimate(c.balanced(entry.p_correct))
-        low = max(0.0, e.value - math.sqrt((e.value - e.low) ** 2 + (1.96 * entry.sd) ** 2))
-        high = min(1.0, e.value + math.sqrt((e.high - e.value) ** 2 + (1.96 * entry.sd) ** 2))
+        known = log_odds(entry.logp.astype(np.float64))
+        assert entry.odds[entry.scored] == pytest.approx(known, abs=1e-6)
+        e = c.estimate(c.balanced(np.where(entry.odds > 0, 0, 1) == truth))
+        low = max(0.0, one.score - math.sqrt((e.value - e.low) ** 2 + (1.96 * entry.sd) ** 2))
+        high = min(1.0, one.score + math.sqrt((e.high - e.value) ** 2 + (1.96 * entry.sd) ** 2))
         assert (one.low, one.high) == pytest.approx((low, high), abs=2e-6)
         assert one.sd == pytest.approx(entry.sd, abs=1e-6) and one.sd > 0
         assert t.reward == pytest.approx(entry.reward, abs=1e-6)
@@ -701,3 +709,49 @@ def test_a_finished_search_proposes_and_races_nothing_again(tmp_path):
 def test_log_probabilities_of_helpers_are_those_of_their_odds():
     odds = np.array([2.0, -3.0])
     assert logp_of(odds)[:, 0] - logp_of(odds)[:, 1] == pytest.approx(odds)
+
+
+@pytest.mark.parametrize("max_evals", [700, 800, 1000, 1200])
+def test_what_is_decided_among_was_scored_on_every_search_clip(tmp_path, max_evals):
+    """A forecast that beats the best seed is finished before it may become a finalist, as far as the budget goes."""
+    found = Searched(
+        tmp_path / "t.jsonl", iterations=3, candidates=8, threshold="dev", max_evals=max_evals
+    )
+    decided = [found.decision.baseline, *(f.trial for f in found.decision.finalists)]
+    assert all(t.state == "complete" and t.n_scored == 96 for t in decided)
+    told = [t["number"] for t in found.told]
+    assert (len(told) > len(set(told))) == (max_evals in (800, 1200))  # one was finished
+    again = History(found.path, LABELS)
+    assert again.trials == found.history.trials and again.best == found.history.best
+    controls = sum(len(c) for _, c in found.evaluator.calls if c[0].audio != "recorded")
+    assert found.evaluator.evals() - controls <= max_evals
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("threshold", ["argmax", "dev"])
+def test_what_is_searched_is_what_is_told_selected_and_shown(tmp_path, objective, threshold):
+    found = Searched(
+        tmp_path / "t.jsonl",
+        strategy="opro",
+        candidates=6,
+        objective=objective,
+        threshold=threshold,
+    )
+    for trial in found.history.complete:
+        assert trial.outcome.score == trial.reward
+        if trial.outcome.low is not None:
+            assert trial.outcome.low <= trial.reward <= trial.outcome.high
+    holdout = found.problem.holdout_clips
+    measure = Objective(objective, threshold)
+    finalists = found.decision.finalists
+    assert finalists or objective != "balanced_accuracy"
+    for one in (*finalists[:1], found.decision):
+        trial, score = (
+            (one.trial, one.score) if hasattr(one, "trial") else (one.baseline, one.baseline_score)
+        )
+        own = measure.measure(logp(trial.prompt, holdout), holdout, bias=trial.classifier.bias)
+        assert score.value == pytest.approx(own.reward, abs=1e-6)
+    base = found.decision.baseline_score
+    for one in finalists:
+        assert one.gain.value == pytest.approx(one.score.value - base.value, abs=1e-9)
+    assert objective != "nll" or not any(t.classifier.bias for t in found.history.complete)

@@ -63,15 +63,20 @@ def trial(number, reward, iteration=1, bias=0.0, sd=0.0, loss=0.5, both_orders=F
     return scored_trial(number, reward, iteration, prompt=prompt, bias=bias, sd=sd, loss=loss)
 
 
-def decided(scored, margin, holdout, heard=None, seed=0, display=None):
+def decided(
+    scored, margin, holdout, heard=None, seed=0, display=None, objective="balanced_accuracy"
+):
     """What the decision says, in plain values. Numbers are those of trials."""
     still = {k: np.zeros(len(holdout)) for k in margin}
     evaluator = Planted(margin, heard or {"silence": still, "shuffled": still})
     seeds = tuple(t.prompt for t in scored if t.iteration == 0)
     problem = Problem(SPEECH_TASK, seeds, holdout, holdout, evaluator, {})
-    history = SimpleNamespace(scored=[t for t in best_first(scored) if t.scored])
+    complete = [t for t in best_first(scored) if t.state == "complete"]
+    history = SimpleNamespace(complete=complete)
     display = display or Display()
-    s = select.decide(problem, SearchSettings(seed=seed), history, display.advance)
+    s = select.decide(
+        problem, SearchSettings(seed=seed, objective=objective), history, display.advance
+    )
     number = {t.prompt.prompt_id: t.number for t in scored}
     winner = None if s.winner is None else s.winner.trial
     assert s.chosen == (winner or s.baseline)
@@ -84,6 +89,7 @@ def decided(scored, margin, holdout, heard=None, seed=0, display=None):
         | {s.baseline.number: s.baseline_score},
         gains={f.trial.number: f.gain for f in s.finalists},
         to_first=s.to_first_seed,
+        cells=s.two_by_two,
         reason=s.reason,
         controls={number[k]: v for k, v in s.controls.items()},
         predictions={number[k]: v for k, v in s.predictions.items()},
@@ -460,3 +466,37 @@ def test_a_clear_gain_is_found_nearly_always():
         for _ in range(30)
     ]
     assert found.count(1) >= 27
+
+
+def test_wording_and_threshold_are_told_apart():
+    """Four classifiers on the same clips: each cell is the score of the prompt with that bias, each gain paired."""
+    (holdout, truth, _), rng = half(20, 5), np.random.default_rng(3)
+    sound = np.where(truth == 0, 1.0, -1.0)
+    noise = rng.normal(0, 1, (2, 200))
+    margin = {0: sound + noise[0] - 2.0, 1: 2 * sound + noise[1] + 1.0}
+    trials = [trial(0, 0.6, iteration=0), trial(1, 0.7)]
+    fitted = {0: 2.0, 1: -1.0}
+    trials = [replace(t, outcome=replace(t.outcome, fitted=fitted[t.number])) for t in trials]
+    cells = decided(trials, margin, holdout).cells
+
+    def right(number, bias):
+        decided_ = np.where(margin[number] + bias > 0, 0, 1)
+        return np.mean([(decided_[truth == k] == k).mean() for k in (0, 1)])
+
+    assert cells.found.number == 1 and cells.metric == "balanced_accuracy"
+    for name, number in (("seed", 0), ("found", 1)):
+        plain, tuned = right(number, 0.0), right(number, fitted[number])
+        assert cells.scores[name]["argmax"].value == pytest.approx(plain)
+        assert cells.scores[name]["threshold"].value == pytest.approx(tuned)
+        assert cells.threshold[name].value == pytest.approx(tuned - plain)
+        assert cells.threshold[name].low <= tuned - plain <= cells.threshold[name].high
+    assert cells.wording["argmax"].value == pytest.approx(right(1, 0.0) - right(0, 0.0))
+    assert cells.wording["threshold"].value == pytest.approx(right(1, -1.0) - right(0, 2.0))
+    assert cells.both.value == pytest.approx(right(1, -1.0) - right(0, 0.0))
+
+
+def test_without_a_finalist_or_a_known_threshold_nothing_is_told_apart():
+    holdout, truth, _ = half(10, 2)
+    margin = {0: np.zeros(len(truth)), 1: np.zeros(len(truth))}
+    assert decided([trial(0, 0.6, iteration=0), trial(1, 0.5)], margin, holdout).cells is None
+    assert decided([trial(0, 0.6, iteration=0), trial(1, 0.7)], margin, holdout).cells is None
