@@ -185,7 +185,9 @@ def test_every_event_is_on_disk_and_synced_before_the_method_returns(tmp_path, s
     ]
     for number, step in enumerate(steps, 1):
         step()
-        assert synced[-1] == (str(path), path.read_bytes()) and len(synced) == number
+        of_file = [content for name, content in synced if name == str(path)]
+        assert of_file[-1] == path.read_bytes() and len(of_file) == number
+        assert (str(path.parent), of_file[0]) in synced  # the new file's name too
         assert path.read_bytes().count(b"\n") == number
         assert state_of(opened(path)) == state_of(history)
 
