@@ -197,7 +197,6 @@ def _open(asked: Asked, settings: RescoreSettings) -> Job:
     model.evaluator.score(
         [c.prompt for c in asked.classifiers], clips.first(len(names)).as_control("silence")
     )
-    count_uses(settings.runs_dir, data.digest)
     return Job(asked, data, clips, model, tuple(warnings))
 
 

@@ -47,6 +47,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small[pocket-lora]",
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew[pocket-lora]",
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_answers_and_the_rest_of_the_vocabulary_sum_to_one[pocket-lora]",
+        "tests/evaluators/audio_lm/test_omni.py",
     ),
     "evaluators/audio_lm/packing.py": (
         "tests/evaluators/audio_lm/test_scorer.py",
@@ -1791,7 +1792,14 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("opro/proposers/openai_model.py", "LARGEST_REPLY = 200_000", "", "a size that is a choice"),
     ("opro/proposers/openai_model.py", "MOST_TOLD = 1e9", "", "a size that is a choice"),
     ("opro/proposers/openai_model.py", "TIMEOUT_S = 300.0", "", "a time that is a choice"),
+    (
+        "opro/proposers/lm_proposer.py",
+        "isinstance(raw, Mapping) else raw)[:200]",
+        "201",
+        "a letter more of what a model said, in the journal",
+    ),
     ("opro/proposers/rewriter.py", "MAX_PAST = 400", "", "a number that is a choice"),
+    ("opro/proposers/rewriter.py", "r.random() < 0.5 else", "<=", "no draw is exactly a half"),
     ("opro/proposers/rewriter.py", "PROPOSALS_PER_PICK = 10", "", "a number that is a choice"),
     ("opro/search/forecast.py", "DRAWS = 64", "", "a number that is a choice"),
     (
@@ -1811,13 +1819,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "FIRST_BLOCK = 32",
         "",
         "a setting; the tests ask for blocks of that length",
-    ),
-    ("opro/rescore.py", 'Column("false alarms", 7)', "7", "a least width; values widen it"),
-    (
-        "opro/search/race.py",
-        "(0 if one is leader else",
-        "0",
-        "the leader stays above its own reward and above any lower bar",
     ),
     ("opro/search/select.py", "PART = 100", "", "a step of the display that is a choice"),
     (

@@ -140,7 +140,7 @@ class Rewriter:
             parents: Best first.
             redraw_share: How often about half of its parts are drawn anew, instead of one to three edits.
         """
-        weights = [2.0**-i for i in range(len(parents))] if self.learn else [1.0] * len(parents)
+        weights = [2.0**-i for i in range(len(parents))] if self.learn else None
         parent = rng.choices(parents, weights)[0]
         parts = self._take_apart(parent)
         if parts is None:

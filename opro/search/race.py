@@ -190,7 +190,7 @@ class Race:
         truth, out = self.clips.targets.truth, []
         for p in ranked[: math.ceil(len(ranked) / 2)]:
             one = entries[p]
-            bar = leader.reward - (0 if one is leader else DROP_Z * math.hypot(one.sd, leader.sd))
+            bar = leader.reward - DROP_Z * math.hypot(one.sd, leader.sd)
             bar = max(bar, best.reward + MIN_GAIN - DROP_Z * one.sd)
             reachable = math.inf
             if self.objective.sums_hits:

@@ -606,6 +606,8 @@ def test_files_and_printed_formats_hold_the_same_numbers(small, capsys):
         assert float(row["controls_silence"]) == pytest.approx(r["controls"]["silence"])
         assert float(row["latency_batch"]) >= 0 and row["answers_SPEECH"] == "A"
         assert "reliability" not in row and "slices" not in row
+        plain = {k: str(v) for k, v in r.items() if isinstance(v, str | int | float)}
+        assert {"text", "bias"} < plain.keys() and plain.items() <= row.items()
         if r["difference"]:
             assert float(row["difference"]) == pytest.approx(r["difference"]["value"])
         for name, t in r["thresholds"].items():
@@ -709,6 +711,11 @@ def test_what_the_flags_say_reaches_the_model(small, monkeypatch):
     argv += [x for name, value in more.items() for x in (f"--{name}", value)]
     assert verb(*flags(small, *argv, "--ray-cpus", 3)) == 0
     assert found == plain | more | {"ray_cpus": 3}
+
+
+def test_help_begins_with_what_a_matrix_is(capsys):
+    assert verb("--help") == 0
+    assert f"\n\n{matrix.__doc__.strip()}\n\n" in capsys.readouterr().out
 
 
 def test_the_seed_is_none_below_zero_and_there_is_no_config(small, capsys):

@@ -18,6 +18,7 @@ from evaluators.prompts import Prompt, dump_prompts
 from evaluators.splits import Registry, write_registry
 from evaluators.statistics.resampling import clusters, level_at_zero, percentile_bounds
 from opro import leaderboard, optimize, problem, rescore
+from opro.results.sheet import render
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +375,22 @@ def test_the_table_shows_what_the_file_holds(small, tmp_path, capsys):
             assert f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" in out
             assert f"{d['p_holm']:.3f}" in out
     assert out.count("baseline") >= 2 and "opened 1 times" in out
+
+
+def test_a_narrow_table_shows_no_false_alarms_without_hits_and_always_score_and_gain(
+    small, tmp_path
+):
+    result = scored(tmp_path, small)
+    shown = []
+    for width in range(160, 20, -1):
+        head = render(rescore.result_sheet(result), width=width).split("\n")[1]
+        names = [c.name for c in rescore.COLUMNS if c.name in head]
+        if "prompt" not in names:
+            break  # one line a value
+        assert {"balanced accuracy", "against baseline"} <= set(names)
+        assert "false alarms" not in names or "hits" in names
+        shown.append(len(names))
+    assert shown == sorted(shown, reverse=True) and set(shown) == set(range(3, 9))
 
 
 def test_out_goes_with_one_prompt_file(folder, small, tmp_path, capsys):

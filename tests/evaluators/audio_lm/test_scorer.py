@@ -16,6 +16,8 @@ from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import Shape
+from evaluators.audio_lm.packing import CacheSegment, lay_out_prefixes, pack
+from evaluators.audio_lm.prefixes import KVCache
 from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
@@ -207,6 +209,19 @@ def test_weights_side_by_side_are_the_weights_wherever_they_lie(places):
         assert torch.equal(side_by_side(weights), torch.cat(weights))
     adjacent = [store[2:5], store[5:6], store[6:9]]
     assert side_by_side(adjacent).data_ptr() == store[2:].data_ptr()  # nothing is stored twice
+
+
+def test_a_step_that_keeps_no_token_returns_no_state(small):
+    """As of clips, of which keys and values are wanted alone."""
+    model, processor, *_ = small
+    decoder = evaluator_with(model, processor).decoder
+    cache = KVCache(decoder)
+    cache.grow(3, 0)
+    layout = lay_out_prefixes([3], CacheSegment(0, 0), 0, cache.spare)
+    batch = pack(np.array([1, 2, 3]), layout, size=8, kept=4, device=decoder.device)
+    with torch.inference_mode():
+        assert len(decoder.step(batch, cache.layers)) == 0
+    assert all(layer.keys[:3].abs().sum(1).min() > 0 for layer in cache.layers)
 
 
 def test_layers_that_are_not_plain_ones_are_called_as_they_are(clips, tmp_path):

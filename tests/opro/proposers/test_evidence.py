@@ -118,6 +118,14 @@ def test_the_best_six_children_are_shown_ascending_with_what_they_gained(seeds):
     assert "Changes tried" not in about_parent(view, view.trials[1], random.Random(0))
 
 
+@pytest.mark.parametrize("state", ["waiting", "failed"])
+def test_a_child_without_a_score_is_not_shown(seeds, state):
+    about = {"parents": (seeds[0].prompt_id,), "prompt": Prompt("Child: A or B")}
+    child = replace(scored_trial(3, 0.5, 1, **about), state=state, outcome=None)
+    view = three_seeds(seeds, [child])
+    assert "Child" not in about_parent(view, view.trials[0], random.Random(0))
+
+
 def test_a_misjudged_clip_is_told_in_words_with_the_answer_given():
     odds = np.where(TRUTH == 0, 3.0, -3.0)
     odds[[1, 4]] = [1.0, -2.0]

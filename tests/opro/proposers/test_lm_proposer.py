@@ -107,9 +107,9 @@ def test_opro_shows_three_misjudged_clips_and_the_same_words_to_every_call(seeds
     found = proposer(lm, strategy="opro").propose(three_seeds(seeds), 8)
     assert len(found) == 8 and len(set(lm.asked)) == 1
     assert lm.asked[0].count("<INS>\nclip:") == 2  # the best one misjudges two
-    lm = ScriptedLM("")
-    proposer(lm, strategy="opro").propose(three_seeds(seeds, logp={1: right_about(8)}), 1)
-    assert lm.asked[0].count("<INS>\nclip:") == 3
+    lm = ScriptedLM(*[""] * 8)
+    proposer(lm, strategy="opro").propose(three_seeds(seeds, logp={1: right_about(8)}), 8)
+    assert lm.asked[0].count("<INS>\nclip:") == 3 and set(lm.asked) == {lm.asked[0]}
 
 
 def test_a_reply_that_was_paid_for_is_not_asked_for_again(seeds):

@@ -19,7 +19,8 @@ def tiny_chat_model(tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(POCKET / "base")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -62,6 +63,47 @@ def test_a_local_model_counts_its_tokens_and_without_temperature_draws_nothing(t
     assert max(texts) <= 4 and 1 in texts
     other = [Message("system", "Be brief."), Message("user", "Write!")]
     assert model(chat, temperature=1.0, max_tokens=9) != model(other, temperature=1.0, max_tokens=9)
+
+
+def saying(folder, noise, words=slice(None)):
+    """The model with so much noise for its last layer, and only where it says these words."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    head = model.lm_head.weight.data
+    drawn = noise * torch.randn(head.shape)
+    head.zero_()[words] = drawn[words]
+    model.save_pretrained(folder)
+    return LocalModel(folder)
+
+
+@pytest.mark.tiny
+def test_the_colder_the_surer(tiny_chat_model):
+    model, ask = saying(tiny_chat_model, 0.2), [Message("user", "Write.")]
+    surest, nearly, free = (model(ask, temperature=t, max_tokens=12).text for t in (0.0, 1e-4, 1.0))
+    assert surest == nearly != free
+
+
+@pytest.mark.tiny
+def test_other_questions_are_other_draws_where_every_word_is_as_likely(tiny_chat_model):
+    model = saying(tiny_chat_model, 0.0)
+    asks = [[Message("user", f"Write {i}.")] for i in range(4)]
+    texts = [model(ask, temperature=1.0, max_tokens=12).text for ask in asks]
+    assert len(set(texts)) == 4
+    assert texts == [model(ask, temperature=1.0, max_tokens=12).text for ask in asks]
+
+
+@pytest.mark.tiny
+def test_marks_of_a_chat_are_no_words_of_a_reply(tiny_chat_model):
+    from transformers import AutoTokenizer
+
+    marks = AutoTokenizer.from_pretrained(tiny_chat_model).all_special_ids
+    reply = saying(tiny_chat_model, 1.0, marks)(
+        [Message("user", "Hm.")], temperature=0.0, max_tokens=5
+    )
+    assert reply.text == "" and 0 < reply.tokens_out <= 5
 
 
 @pytest.mark.tiny

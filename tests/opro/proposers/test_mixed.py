@@ -58,6 +58,9 @@ def test_each_gets_one_at_least_and_rounds_without_a_score_do_not_count(seeds):
     failed = [replace(t, state="failed", outcome=None) for t in lost]
     Mixed(lm, rewriter).propose(three_seeds(seeds, failed), 4)
     assert lm.asked == [3, 1, 2]
+    for proposals in (2, 3):
+        found = Mixed(lm, rewriter).propose(three_seeds(seeds, many), proposals)
+        assert [c.prompt.text for c in found] == [*"abcdefgh"[: proposals - 1], "s"]
 
 
 def test_the_winner_of_a_round_is_its_best_and_not_its_first(seeds):

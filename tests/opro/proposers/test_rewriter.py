@@ -232,6 +232,30 @@ def test_proposals_are_new_and_as_many_as_wanted_and_depend_on_the_view_alone(vi
     assert found != before
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_nothing_is_proposed_twice_however_little_there_is_to_change(seeds, learn):
+    """The layout alone of one prompt: fewer are proposed than wanted."""
+    rewriter = Rewriter(Task("other", LABELS, "x"), seed=0, learn=learn)
+    trials = [scored_trial(0, 0.5, 0, prompt=seeds[0])]
+    found = rewriter.propose(view_of(trials), 30)
+    made = [c.prompt.digest for c in found]
+    assert len({seeds[0].digest, *made}) == 1 + len(made) and 2 < len(made) < 30
+    trials += [scored_trial(1 + i, 0.5, 0, prompt=c.prompt) for i, c in enumerate(found[1:])]
+    more = rewriter.propose(view_of(trials), 3)
+    assert not {c.prompt.digest for c in more} & {t.prompt.digest for t in trials}
+
+
+def test_later_iterations_keep_more_of_their_parents(view):
+    """At first parts are drawn anew, and nothing that keeps them is done; then ever more edits."""
+    kept = {"cross", "letters", "shorten"}
+    shares = []
+    for iteration in (1, 2, 8):
+        found = Rewriter(SPEECH_TASK, seed=0).propose(replace(view, iteration=iteration), 40)
+        done = [c.origin.removeprefix("rewriter:").split("+") for c in found]
+        shares.append(sum(bool(kept & set(d)) for d in done) / len(done))
+    assert shares[0] == 0 and sorted(set(shares)) == shares
+
+
 def test_without_a_scored_prompt_nothing_is_proposed(trials):
     failed = [replace(t, state="failed", outcome=None) for t in trials]
     for nothing in ([], failed):

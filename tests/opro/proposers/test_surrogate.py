@@ -28,6 +28,14 @@ def test_prompts_that_share_their_words_with_good_ones_are_picked_the_surer_the_
     assert 0.45 < share_of_good(1.0) < 0.75
 
 
+def test_between_prompts_that_are_well_known_luck_does_not_decide():
+    """A hundred scores each, and a lead of three points; also where the pool says the same twice."""
+    past = [(p, reward, 0.0) for p, reward in ((GOOD[0], 0.73), (POOR[0], 0.7)) for _ in range(100)]
+    pool = [POOR[0], Prompt(POOR[0].text.upper()), GOOD[0], Prompt(GOOD[0].text.upper())]
+    for seed in range(20):
+        assert set(chosen(past, pool, 2, seed)) == {2, 3}
+
+
 @pytest.mark.parametrize(("count", "most"), [(0, 0), (2, 2), (6, 6), (9, 6)])
 def test_as_many_as_wanted_are_picked_each_once_and_the_same_for_the_same_seed(count, most):
     past = [(p, 0.5 + i / 10, 0.01) for i, p in enumerate(GOOD[:3])]

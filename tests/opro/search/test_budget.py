@@ -124,6 +124,8 @@ def test_both_orders_of_a_prompt_are_two_evals(max_evals, swap, pairs):
     told = problem(both_orders=True)  # by the seed prompts themselves, as in a best.yaml of --swap
     twice = pairs if math.isinf(pairs) else 499
     assert budget.max_pairs(told, searching(max_evals=max_evals, swap=swap)) == twice
+    mixed = dataclasses.replace(one, seed_prompts=(*one.seed_prompts, told.seed_prompts[0]))
+    assert budget.max_pairs(mixed, searching(max_evals=max_evals, swap=swap)) == twice
 
 
 def test_what_is_left_counts_every_clip_that_earlier_trials_were_scored_on():

@@ -77,16 +77,26 @@ def test_scores_stay_whichever_clips_they_are_of_and_draws_do_not_depend_on_anyt
     assert len(np.unique(drawn[:, 0])) == forecast.DRAWS
 
 
-def test_a_prompt_that_answers_as_the_references_do_is_forecast_nearly_exactly(half):
-    truth = half.targets.truth
+@pytest.mark.parametrize("first", [0, 40])
+def test_a_prompt_that_answers_as_the_references_do_is_forecast_nearly_exactly(half, first):
+    truth, seen = half.targets.truth, np.arange(first, first + 24)
     odds = log_odds(KnownTruth().score(PROMPTS[:1], half).logp[0].astype(float))
     known = basis(logp_of([odds]), truth)
-    drawn = draw_log_odds(known, np.arange(24), 2 * odds[:24] + 1)
+    drawn = draw_log_odds(known, seen, 2 * odds[seen] + 1)
     assert np.abs(drawn.mean(axis=0) - (2 * odds + 1)).max() < 0.2
-    blind = draw_log_odds(
-        basis(np.zeros((0, len(half), 2)), truth), np.arange(24), 2 * odds[:24] + 1
-    )
-    assert blind.std(axis=0)[24:].mean() > 10 * drawn.std(axis=0)[24:].mean()
+    blind = draw_log_odds(basis(np.zeros((0, len(half), 2)), truth), seen, 2 * odds[seen] + 1)
+    others = np.delete(np.arange(len(half)), seen)
+    assert blind.std(axis=0)[others].mean() > 10 * drawn.std(axis=0)[others].mean()
+
+
+def test_what_the_references_differ_in_comes_first_after_their_mean(half):
+    rng = np.random.default_rng(0)
+    mean, more = rng.normal(0, 2, len(half)), rng.normal(0, 0.5, len(half))
+    found = basis(logp_of([mean + more, mean - more]), half.targets.truth).features
+    assert abs(np.corrcoef(found[:, 3], more)[0, 1]) == pytest.approx(1)
+    shift = log_odds(logp_of([mean, mean + more, mean + 2 * more]).astype(float))
+    found = basis(logp_of(shift), half.targets.truth).features
+    assert abs(np.corrcoef(found[:, 3], more)[0, 1]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

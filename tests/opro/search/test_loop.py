@@ -209,6 +209,17 @@ def test_without_a_race_a_candidate_costs_all_clips(tmp_path, strategy):
     assert {(t["state"], t["clips"]) for t in found.told} == {("complete", 64)}
 
 
+def test_where_the_seeds_leave_nothing_no_candidate_is_asked_for(tmp_path):
+    proposer = Made()
+    most = selection(half("f", 40)) + 3 * 64
+    found = Searched(
+        tmp_path / "t.jsonl", search=64, holdout=40, strategy="opro", max_evals=most, proposer=proposer
+    )  # fmt: skip
+    assert proposer.asked == [] and found.proposed == {0: 3}
+    shown = found.display
+    assert shown.scored + shown.skipped == budget.planned_pairs(found.problem, found.settings)
+
+
 @pytest.mark.parametrize(("more", "dear"), [(-1, True), (0, False)])
 def test_seeds_that_take_more_than_a_third_of_the_evals_race_the_first(tmp_path, more, dear):
     """Three seeds on 96 clips: beyond a third of what is left only the first is sure to be scored on everything."""
