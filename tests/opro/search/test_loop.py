@@ -211,7 +211,7 @@ def test_without_a_race_a_candidate_costs_all_clips(tmp_path, strategy):
 
 def test_where_the_seeds_leave_nothing_no_candidate_is_asked_for(tmp_path):
     proposer = Made()
-    most = selection(half("f", 40)) + 3 * 64
+    most = selection(half("f", 40), raced=0) + 3 * 64
     found = Searched(
         tmp_path / "t.jsonl", search=64, holdout=40, strategy="opro", max_evals=most, proposer=proposer
     )  # fmt: skip
