@@ -31,7 +31,11 @@ from opro.problem import Data, Model, open_data, open_joint_model
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
+from opro.results.summary import FourCells
+from opro.results.two_by_two import share_line, two_by_two_sheet
+from opro.search.history import Trial
 from opro.search.objective import slice_scores
+from opro.search.select import two_by_two
 from opro.settings import DataSettings, Dtype, MachineSettings, ModelSettings, Quantization
 
 
@@ -98,6 +102,7 @@ class Asked:
         checkpoints: That they are to serve, the first is the model's: several where the run was made with ``--also``.
         fingerprint: Of the run that chose them; "" where only one of its checkpoints was asked for; None for a prompt
             file.
+        pair: Of a run: its best seed prompt, and the prompt it found, where the run told wording and threshold apart.
     """
 
     source: Path
@@ -107,6 +112,8 @@ class Asked:
     checkpoints: Sequence[str]
     data: DataSettings
     fingerprint: str | None = None
+    pair: tuple[Trial, Trial] | None = None
+    objective: str = "balanced_accuracy"
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,16 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
         run.checkpoints if settings.checkpoint is None else [settings.checkpoint],
         DataSettings(run.task.name, manifest),
         str((run.history.header or {}).get("fingerprint")) if whole else "",
+        _pair(run, trials) if not settings.swap else None,
+        str(config.get("objective", "balanced_accuracy")),
     )
+
+
+def _pair(run: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, Trial] | None:
+    """The best seed prompt and the prompt found, if both are scored."""
+    cells = run.finished().two_by_two
+    found = next((t for t in trials if cells and t.prompt.prompt_id == cells.found), None)
+    return (trials[0], found) if found else None
 
 
 def _filled(settings: RescoreSettings, config: dict[str, Any]) -> ModelSettings:
@@ -220,6 +236,8 @@ def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
         "warnings": list(job.warnings),
         "prompts": list(_rows(asked.classifiers, table, job.clips)),
     }
+    if asked.pair and (cells := two_by_two(table, *asked.pair, asked.objective)):
+        result["two_by_two"] = FourCells.of(cells).model_dump()
     if len(asked.checkpoints) > 1:
         result["each"] = {
             name: list(_rows(asked.classifiers, *_of_checkpoint(name, table, job.clips)))
@@ -324,6 +342,9 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
 
 def _show(result: dict[str, Any], out: Path) -> None:
     print(render(result_sheet(result)))
+    if "two_by_two" in result:
+        cells = FourCells.model_validate(result["two_by_two"])
+        print(f"\n{render(two_by_two_sheet(cells, result['split']))}\n{share_line(cells)}\n")
     for name, rows in result.get("each", {}).items():
         print(render(result_sheet(result | {"checkpoint": name, "prompts": rows})))
     if result["split"] == "test":

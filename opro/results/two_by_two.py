@@ -7,8 +7,8 @@ NAMES = {"seed": "best seed prompt", "found": "prompt found"}
 MODES = {"argmax": "argmax", "threshold": "with its threshold"}
 
 
-def two_by_two_sheet(cells: FourCells) -> Sheet:
-    """The four classifiers on the same holdout clips; what wording and threshold gain, paired, with 95 % intervals."""
+def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
+    """The four classifiers on the same clips; what wording and threshold gain, paired, with 95 % intervals."""
     metric = cells.metric.replace("_", " ")
     rows = [
         [
@@ -23,7 +23,7 @@ def two_by_two_sheet(cells: FourCells) -> Sheet:
     )
     columns = [Column("", text=True), *(Column(name) for name in MODES.values())]
     return Sheet(
-        f"{metric} on the holdout; thresholds are fitted on the search half",
+        f"{metric} on {where}; thresholds are fitted on the search half",
         [*columns, Column("threshold gains")],
         rows,
     )

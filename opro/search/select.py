@@ -163,7 +163,9 @@ def decide(
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
         reason=_reason(finalists, winner, fewest),
-        two_by_two=two_by_two(table, baseline, found.trial, settings) if found else None,
+        two_by_two=two_by_two(table, baseline, found.trial, metric, settings.seed)
+        if found
+        else None,
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
     )
@@ -183,16 +185,17 @@ def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
 
 
 def two_by_two(
-    table: ScoreTable, seed: Trial, found: Trial, settings: SearchSettings
+    table: ScoreTable, best_seed: Trial, found: Trial, objective: str, seed: int = 0
 ) -> TwoByTwo | None:
     """The four classifiers of two prompts on the holdout; None where a trial's fitted threshold is not known.
 
     Args:
-        table: Scores of both prompts on the holdout.
+        table: Scores of both prompts on clips that chose and fitted nothing.
+        seed: Of the resamples.
     """
-    metric = settings.objective if settings.objective in DECIDED else "balanced_accuracy"
+    metric = objective if objective in DECIDED else "balanced_accuracy"
     said: dict[str, dict[str, Predictions]] = {}
-    for name, trial in (("seed", seed), ("found", found)):
+    for name, trial in (("seed", best_seed), ("found", found)):
         if trial.outcome is None or trial.outcome.fitted is None:
             return None
         said[name] = {
@@ -201,13 +204,13 @@ def two_by_two(
         }
 
     def gain(a: Predictions, b: Predictions) -> Estimate:
-        return compare(a, b, metric, seed=settings.seed)
+        return compare(a, b, metric, seed=seed)
 
     return TwoByTwo(
         metric,
         found,
         {
-            name: {mode: estimate(one, metric, seed=settings.seed) for mode, one in pair.items()}
+            name: {mode: estimate(one, metric, seed=seed) for mode, one in pair.items()}
             for name, pair in said.items()
         },
         {mode: gain(said["found"][mode], said["seed"][mode]) for mode in ("argmax", "threshold")},
