@@ -122,7 +122,8 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *about: None  # a client that hung up
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # A short poll: the server stops at once, and not up to half a second later.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:

@@ -57,12 +57,12 @@ def run(folder, *flags):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No waits, and a second for a reply."""
+    """No waits, and half a second for a reply."""
     original = openai_model.OpenAIModel.__init__
     monkeypatch.setattr(
         openai_model.OpenAIModel,
         "__init__",
-        lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 1.0}),
+        lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 0.5}),
     )
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
