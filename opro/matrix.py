@@ -28,6 +28,7 @@ from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.files import csv_text, json_text, read_json, resolve, write_json, write_text
 from evaluators.manifest import columns_of, verify
+from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
 from evaluators.splits import halves
 from evaluators.statistics import calibration, metrics
@@ -328,7 +329,8 @@ def _plan(
             seeds = tuple(Prompt(str(i)) for i in range(len(prompts)))
             one = Problem(scored.task, seeds, tuned_on, tuned_on, model.evaluator, {})
             total += most_evals(one, _search_settings(settings, model.name))
-        cached = len(prompts) * len(scored) - model.evaluator.count_missing(prompts, scored)
+        asked = sum(map(evals_per_clip, prompts)) * len(scored)
+        cached = max(0, asked - model.evaluator.count_missing(prompts, scored))
         seconds = time_of(model.evaluator, total - cached)
         yield f"{model.name}: at most {total:,} evals, {cached:,} cached; {seconds}"
         for line in model.evaluator.about().memory:

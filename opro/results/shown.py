@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
-from evaluators.orders import swapped
+from evaluators.orders import evals_per_clip
 from opro.problem import Problem
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
@@ -29,8 +29,8 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
     """What a search would do, what of it is in the cache, and how long it takes."""
     search, holdout, evaluator = problem.search_clips, problem.holdout_clips, problem.evaluator
     seeds, most = problem.seed_prompts, most_evals(problem, settings)
-    orders = sum(2 if p.both_orders and swapped(p) else 1 for p in seeds)  # each is an eval
-    cached = len(search) * orders - evaluator.count_missing(seeds, search)
+    asked = sum(map(evals_per_clip, seeds)) * len(search)
+    cached = max(0, asked - evaluator.count_missing(seeds, search))
     about = evaluator.about()
     yield f"run         {settings.folder}"
     yield (

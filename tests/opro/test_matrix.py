@@ -811,6 +811,17 @@ def test_a_dry_run_opens_nothing(made, capsys):
     assert count_uses(made.parent / "runs", manifest_digest(made)) == 0
 
 
+def test_a_dry_run_counts_both_orders_of_what_is_cached(made, capsys):
+    """Twice the evals, and never fewer than none of them cached."""
+    evals = []
+    for more in ([], ["--swap"]):
+        assert verb(*flags(made, "--dry-run", "--search", *more)) == 0
+        said = re.search(r"at most ([0-9,]+) evals, ([0-9,-]+) cached", capsys.readouterr().out)
+        evals.append(int(said[1].replace(",", "")))
+        assert said[2] == "0"
+    assert evals[1] == 2 * evals[0]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
