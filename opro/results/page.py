@@ -37,7 +37,7 @@ from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.summary import Summary
-from opro.results.two_by_two import share_line, two_by_two_sheet
+from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 
 WORST = 6  # misses and false alarms with a player, each
 MAX_ROWS = 20  # of a leaderboard
@@ -137,7 +137,7 @@ def _cells(summary: Summary) -> dict[str, Any] | None:
         "title": sheet.title,
         "head": [column.name for column in sheet.columns],
         "rows": sheet.rows,
-        "line": share_line(summary.two_by_two),
+        "line": "; ".join(filter(None, (share_line(summary.two_by_two), verdict_line(summary)))),
     }
 
 

@@ -11,7 +11,7 @@ from opro.results.progress import spelled
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
-from opro.results.two_by_two import share_line, threshold_does_it_all, two_by_two_sheet
+from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.budget import most_evals
 from opro.settings import STRATEGIES, OptimizeSettings
 
@@ -99,8 +99,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     yield "decision", f"{verdict.upper()}:{why}"
     if summary.two_by_two:
         yield "of which", share_line(summary.two_by_two)
-        if summary.baseline_kept and chosen.bias and threshold_does_it_all(summary.two_by_two):
-            yield "", "so the threshold does it all: the best seed prompt is handed over with it"
+    if verdict_on_wording := verdict_line(summary):
+        yield "", verdict_on_wording
     yield "baseline", f"{_interval(baseline)} on the holdout  {_shown(baseline.text)}"
     yield "chosen", f"{_interval(chosen)} on the holdout  {_shown(chosen.text)}"
     bounds = (

@@ -1,7 +1,7 @@
 """How much of a gain is wording and how much threshold: the sheet and the sentence that say so."""
 
 from opro.results.sheet import Column, Sheet
-from opro.results.summary import FourCells, Interval
+from opro.results.summary import FourCells, Interval, Summary
 
 NAMES = {"seed": "best seed prompt", "found": "prompt found"}
 MODES = {"argmax": "argmax", "threshold": "with its threshold"}
@@ -38,10 +38,17 @@ def share_line(cells: FourCells) -> str:
     )
 
 
-def threshold_does_it_all(cells: FourCells) -> bool:
-    """Whether the threshold gains for certain."""
-    low = cells.threshold["seed"].low
-    return low is not None and low > 0
+def verdict_line(summary: Summary) -> str:
+    """What the table means for what is handed over, in plain words; "" where nothing needs to be said."""
+    cells = summary.two_by_two
+    if cells is None:
+        return ""
+    alone, beyond = cells.threshold["seed"].low, cells.wording["threshold"].low
+    if summary.baseline_kept and summary.chosen.bias and alone is not None and alone > 0:
+        return "so the threshold does it all: the best seed prompt is handed over with it"
+    if not summary.baseline_kept and not summary.chosen.bias and beyond is not None and beyond <= 0:
+        return "so a threshold on the best seed prompt may do as well: --threshold dev would tell"
+    return ""
 
 
 def _value(one: Interval) -> str:
