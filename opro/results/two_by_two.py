@@ -18,9 +18,8 @@ def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
         ]
         for who in NAMES
     ]
-    rows.append(
-        ["wording gains", *(_gain(cells.wording[mode]) for mode in MODES), _gain(cells.both)]
-    )
+    wording = [_gain(cells.wording[mode]) for mode in MODES]
+    rows.append(["wording gains", *wording, f"both {_gain(cells.both)}"])
     columns = [Column("", text=True), *(Column(name) for name in MODES.values())]
     return Sheet(
         f"{metric} on {where}; thresholds are fitted on the search half",

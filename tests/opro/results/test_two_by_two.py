@@ -39,7 +39,7 @@ def test_every_number_stands_in_its_cell():
     assert text[0] == "balanced accuracy on test; thresholds are fitted on the search half"
     assert text[2].split() == "best seed prompt 70.0 80.0 +10.0 [+9.0, +11.0]".split()
     assert text[3].split() == "prompt found 75.0 85.0 +10.0 [+9.0, +11.0]".split()
-    rest = "wording gains +5.0 [+4.0, +6.0] +5.0 [+4.0, +6.0] +15.0 [+14.0, +16.0]"
+    rest = "wording gains +5.0 [+4.0, +6.0] +5.0 [+4.0, +6.0] both +15.0 [+14.0, +16.0]"
     assert text[4].split() == rest.split()
     assert share_line(cells()) == (
         "of +15.0 points over the best seed prompt as it is, its threshold alone gives +10.0"
