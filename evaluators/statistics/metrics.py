@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.classifier import sigmoid
 from evaluators.statistics.resampling import (
     ALIKE,
     Clusters,
@@ -190,11 +191,18 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
 
 
 def _likelihood(c: Clusters, said: Predictions) -> Statistic:
-    """1 less the balanced mean negative log-probability of the right label, in nats."""
+    """1 less the balanced mean negative log-probability of the right label, in nats.
+
+    From the log-odds where these are what ranks: a probability of 37 nats is rounded to 0 or 1.
+    """
     if said.probability is None:
         raise ValueError(f"{said.name}: it gives no probability, so it has no likelihood")
-    own = np.where(c.truth == 0, said.probability, 1 - said.probability)
-    loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
+    odds = said.score
+    if odds is not None and np.allclose(sigmoid(odds), said.probability, atol=1e-9):
+        loss = np.logaddexp(0, np.where(c.truth == 0, -odds, odds))
+    else:
+        own = np.where(c.truth == 0, said.probability, 1 - said.probability)
+        loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
     parts = [c.ratio(loss * (c.truth == k), c.truth == k) for k in np.unique(c.truth)]
     return Statistic(
         np.asarray(1 - np.mean([p.value for p in parts], axis=0)),

@@ -2,6 +2,7 @@
 
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import FourCells, Interval
+from opro.search.objective import NAMES as METRICS
 
 NAMES = {"seed": "best seed prompt", "found": "prompt found"}
 MODES = {"argmax": "argmax", "threshold": "with its threshold"}
@@ -9,7 +10,6 @@ MODES = {"argmax": "argmax", "threshold": "with its threshold"}
 
 def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
     """The four classifiers on the same clips; what wording and threshold gain, paired, with 95 % intervals."""
-    metric = cells.metric.replace("_", " ")
     rows = [
         [
             NAMES[who],
@@ -23,7 +23,7 @@ def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
     )
     columns = [Column("", text=True), *(Column(name) for name in MODES.values())]
     return Sheet(
-        f"{metric} on {where}; thresholds are fitted on the search half",
+        f"{METRICS[cells.metric]} on {where}; thresholds are fitted on the search half",
         [*columns, Column("threshold gains")],
         rows,
     )
@@ -33,15 +33,15 @@ def share_line(cells: FourCells) -> str:
     """One line: how much of the whole gain the threshold alone gives, and how much wording adds to it."""
     alone, beyond = cells.threshold["seed"], cells.wording["threshold"]
     return (
-        f"of {100 * cells.both.value:+.1f} points over the best seed prompt as it is, its threshold alone gives"
-        f" {_gain(alone)}, wording beyond that {_gain(beyond)}"
+        f"of {100 * cells.both.value:+.1f} points of {METRICS[cells.metric]} over the best seed prompt as it is, its"
+        f" threshold alone gives {_gain(alone)}, wording beyond that {_gain(beyond)}"
     )
 
 
 def threshold_does_it_all(cells: FourCells) -> bool:
-    """Whether the threshold gains for certain."""
-    low = cells.threshold["seed"].low
-    return low is not None and low > 0
+    """Whether the threshold gains for certain, and wording beyond it does not."""
+    alone, beyond = cells.threshold["seed"].low, cells.wording["threshold"].low
+    return alone is not None and alone > 0 and (beyond is None or beyond <= 0)
 
 
 def _value(one: Interval) -> str:

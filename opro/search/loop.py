@@ -267,7 +267,7 @@ class Search:
             decided = decide(entry.logp, entry.bias)
         else:  # forecasts are of two labels
             decided = np.where(entry.odds + entry.bias > 0, 0, 1)
-        said = Predictions("", targets, decided, sigmoid(entry.odds))
+        said = Predictions("", targets, decided, sigmoid(entry.odds), entry.odds)
         own = clusters.estimate(METRICS[self.settings.objective](clusters, said))
         if own.low is None or own.high is None:
             return None, None

@@ -25,6 +25,13 @@ OBJECTIVES = {
     "nll": "100 minus 100 times the mean negative log-likelihood of the right answer in nats",
     "worst_slice": "balanced accuracy in percent on the duration or noise level where it is worst",
 }
+NAMES = {  # of a score in a table or a sentence
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "nll": "100 - 100 x nats of the right answer",
+    "worst_slice": "balanced accuracy of the worst duration or SNR",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Objective:
     def describe(self, task: Task) -> str:
         """What the score means, for the proposer; made from the objective in force and nothing else."""
         text = f"The score is {OBJECTIVES[self.name]}. The classes are {', '.join(task.labels)}."
-        if self.threshold == "dev":
+        if self.threshold == "dev" and self.name != "nll":
             text += (
                 " The decision threshold is tuned for each prompt, so a prompt that only favours"
                 " one answer gains nothing."
