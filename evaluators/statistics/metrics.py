@@ -179,7 +179,7 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     """Balanced accuracy where it is worst, in each resample; without levels that of all clips."""
     right = said.right.astype(np.float64)
     found = [
-        [c.ratio(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
+        [c.share(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
         for mask in levels(said.targets).values()
     ]
     if not found:
@@ -187,7 +187,9 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     values = np.stack([np.mean([one.value for one in pair], axis=0) for pair in found])
     draws = np.stack([np.mean([one.draws for one in pair], axis=0) for pair in found])
     lowest = np.where(np.isnan(draws).all(0), math.nan, np.nanmin(np.nan_to_num(draws, nan=2.0), 0))
-    return Statistic(np.asarray(values.min(0)), lowest)
+    one, other = (part.unmoved for part in found[int(values.argmin())])
+    unmoved = one.and_of(other).times(0.5) if one and other else None
+    return Statistic(np.asarray(values.min(0)), lowest, unmoved)
 
 
 def _likelihood(c: Clusters, said: Predictions) -> Statistic:

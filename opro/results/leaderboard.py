@@ -83,7 +83,7 @@ def leaderboard_sheet(
     several = len(runs) > 1
     title = "" if several else "".join(f"run {run}: " for run in runs)
     title += (
-        f"{NAMES[objective]}{about} on the search half; * dropped early, a forecast from"
+        f"{NAMES.get(objective, objective)}{about} on the search half; * dropped early, a forecast from"
         " fewer clips"
     )
     columns = [

@@ -162,7 +162,7 @@ def decide(
         finalists=tuple(finalists),
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
-        reason=_reason(finalists, winner, fewest),
+        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)),
         two_by_two=two_by_two(table, baseline, found.trial, metric, settings.seed)
         if found
         else None,
@@ -219,7 +219,20 @@ def two_by_two(
     )
 
 
-def _reason(finalists: Sequence[Finalist], winner: Finalist | None, fewest: int) -> str:
+def _unfinished(history: History, baseline: Trial) -> int:
+    """Forecasts above the baseline that the budget could not finish."""
+    dropped = [t for t in history.trials if t.state == "dropped" and t.iteration > 0]
+    return sum(t.rank > baseline.rank and t.reward > baseline.reward for t in dropped)
+
+
+def _reason(
+    finalists: Sequence[Finalist], winner: Finalist | None, fewest: int, unfinished: int = 0
+) -> str:
+    if not finalists and unfinished:
+        return (
+            "baseline kept: no candidate that was scored on the whole search half is above it;"
+            f" --max-evals left nothing to finish {unfinished} whose forecast is"
+        )
     if not finalists:
         return "baseline kept: no candidate scored above it on the search half"
     best = winner or max(finalists, key=lambda f: f.gain.value)

@@ -806,6 +806,7 @@ def test_a_search_cut_while_it_finishes_forecasts_goes_on_as_the_whole_one(tmp_p
     whole = Searched(tmp_path / "whole.jsonl", **how)
     finished = whole.journal[len(begun) :].splitlines(keepends=True)
     assert len(finished) == min(2, left // 96)
+    assert ("left nothing to finish 2" in whole.decision.reason) == (not finished)
     assert whole.evaluator.evals() <= how["max_evals"] + 4 * 96
     for kept in range(len(finished) + 1):
         path = tmp_path / f"cut{kept}.jsonl"

@@ -10,7 +10,7 @@ from searches import clip, clip_set, half, logp_of
 from sklearn import metrics as reference
 
 from evaluators.classifier import sigmoid
-from evaluators.statistics.compare import estimate
+from evaluators.statistics.compare import compare, estimate
 from evaluators.targets import Predictions
 from evaluators.tasks import SPEECH_TASK
 from opro.search.objective import OBJECTIVES, Objective, slice_scores
@@ -207,3 +207,14 @@ def test_answers_too_sure_for_a_probability_have_the_value_that_is_climbed(name)
     said = Predictions("", clips.targets, np.where(odds > 0, 0, 1), sigmoid(odds), odds)
     climbed = Objective(name).measure(logp_of(odds), clips).reward
     assert estimate(said, name).value == pytest.approx(climbed, abs=1e-4)
+
+
+def test_a_worst_slice_without_a_mistake_has_an_interval_of_some_width():
+    clips = half("s", 80).targets
+    right = Predictions("", clips, clips.truth.copy())
+    first = Predictions("", clips, np.zeros(80, int))
+    for whole, one in ((1.0, right), (0.5, first)):
+        found = estimate(one, "worst_slice")
+        assert found.value == whole and found.low < estimate(one).low and found.high > whole - 1e-9
+    gain = compare(right, first, "worst_slice")
+    assert gain.value == 0.5 and gain.low < 0.4 and gain.p < 0.025
