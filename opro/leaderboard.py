@@ -6,6 +6,7 @@ were scored on fewer clips: their score is a forecast, marked with *, and they a
 different data sets or objectives are shown in a table each: their scores cannot be ranked together.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def _sorted(rows: list[Row], by: str) -> list[Row]:
         return sorted(rows, key=lambda r: r["length"])
 
     def key(row: Row) -> tuple[bool, Any]:
-        return row["state"] == "complete", row[by] if row[by] is not None else -1.0
+        return row["state"] == "complete", row[by] if row[by] is not None else -math.inf
 
     return sorted(rows, key=key, reverse=True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.orders import evals_per_clip
+from evaluators.statistics.resampling import MIN_SOURCES
 from opro.cli import DONE, parse, run_verb
 from opro.problem import Problem, open_problem
 from opro.proposers.open import ProposerPlan, open_proposer
@@ -28,6 +29,7 @@ from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
+from opro.search.objective import Objective
 from opro.search.select import decide
 from opro.settings import OptimizeSettings, named_by_default
 
@@ -66,7 +68,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    problem = fit_budget(open_problem(settings), settings)
+    problem = _told_of_thresholds(fit_budget(open_problem(settings), settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
         print("\n".join(plan_lines(settings, problem)))
@@ -80,6 +82,16 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
             _search(settings, problem, plan, folder)
         show_run(folder)
     return settings.folder
+
+
+def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem:
+    """With a warning where ``--threshold dev`` fits none."""
+    asked = settings.threshold == "dev" and settings.objective != "nll"
+    if not asked or Objective(settings.objective, settings.threshold).fits(problem.search_clips):
+        return problem
+    few = problem.search_clips.targets.fewest_sources
+    warning = f"no thresholds are fitted: the search half has only {few} sources of one label, {MIN_SOURCES} are needed"
+    return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 
 def _search(

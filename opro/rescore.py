@@ -112,7 +112,7 @@ class Asked:
     checkpoints: Sequence[str]
     data: DataSettings
     fingerprint: str | None = None
-    pair: tuple[Trial, Trial] | None = None
+    pair: tuple[Trial, Trial | None] | None = None
     objective: str = "balanced_accuracy"
 
 
@@ -164,11 +164,12 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
     )
 
 
-def _pair(run: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, Trial] | None:
-    """The best seed prompt and the prompt found, if both are scored."""
+def _pair(run: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, Trial | None] | None:
+    """The best seed prompt and the prompt found, if that is among those that are scored."""
     cells = run.finished().two_by_two
-    found = next((t for t in trials if cells and t.prompt.prompt_id == cells.found), None)
-    return (trials[0], found) if found else None
+    if cells is None:
+        return None
+    return trials[0], next((t for t in trials if t.prompt.prompt_id == cells.found), None)
 
 
 def _filled(settings: RescoreSettings, config: dict[str, Any]) -> ModelSettings:

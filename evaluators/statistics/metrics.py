@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluators.classifier import sigmoid
 from evaluators.statistics.resampling import (
     ALIKE,
     Clusters,
@@ -178,7 +179,7 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     """Balanced accuracy where it is worst, in each resample; without levels that of all clips."""
     right = said.right.astype(np.float64)
     found = [
-        [c.ratio(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
+        [c.share(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
         for mask in levels(said.targets).values()
     ]
     if not found:
@@ -186,15 +187,24 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     values = np.stack([np.mean([one.value for one in pair], axis=0) for pair in found])
     draws = np.stack([np.mean([one.draws for one in pair], axis=0) for pair in found])
     lowest = np.where(np.isnan(draws).all(0), math.nan, np.nanmin(np.nan_to_num(draws, nan=2.0), 0))
-    return Statistic(np.asarray(values.min(0)), lowest)
+    one, other = (part.unmoved for part in found[int(values.argmin())])
+    unmoved = one.and_of(other).times(0.5) if one and other else None
+    return Statistic(np.asarray(values.min(0)), lowest, unmoved)
 
 
 def _likelihood(c: Clusters, said: Predictions) -> Statistic:
-    """1 less the balanced mean negative log-probability of the right label, in nats."""
+    """1 less the balanced mean negative log-probability of the right label, in nats.
+
+    From the log-odds where these are what ranks: a probability of 37 nats is rounded to 0 or 1.
+    """
     if said.probability is None:
         raise ValueError(f"{said.name}: it gives no probability, so it has no likelihood")
-    own = np.where(c.truth == 0, said.probability, 1 - said.probability)
-    loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
+    odds = said.score
+    if odds is not None and np.allclose(sigmoid(odds), said.probability, atol=1e-9):
+        loss = np.logaddexp(0, np.where(c.truth == 0, -odds, odds))
+    else:
+        own = np.where(c.truth == 0, said.probability, 1 - said.probability)
+        loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
     parts = [c.ratio(loss * (c.truth == k), c.truth == k) for k in np.unique(c.truth)]
     return Statistic(
         np.asarray(1 - np.mean([p.value for p in parts], axis=0)),

@@ -89,7 +89,9 @@ def wav(wave: Wave) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def history(rows: Sequence[dict[str, Any]], baseline: float | None) -> str:
+def history(
+    rows: Sequence[dict[str, Any]], baseline: float | None, scores: str = "balanced accuracy"
+) -> str:
     """Score of each trial with its interval, the best so far, the baseline. `rows`: number, score, low, high, state."""
     figure, axis = axes(7.0, 3.2)
     best = -np.inf
@@ -101,12 +103,8 @@ def history(rows: Sequence[dict[str, Any]], baseline: float | None) -> str:
         some = [r for r in rows if r["state"] == state and r["score"] is not None]
         if some:
             x, y = [r["number"] for r in some], np.array([100 * r["score"] for r in some])
-            low = y - [
-                100 * (r["low"] if np.isfinite(r["low"] or np.nan) else r["score"]) for r in some
-            ]
-            high = [
-                100 * (r["high"] if np.isfinite(r["high"] or np.nan) else r["score"]) for r in some
-            ] - y
+            low = y - [100 * (r["score"] if r["low"] is None else r["low"]) for r in some]
+            high = [100 * (r["score"] if r["high"] is None else r["high"]) for r in some] - y
             spread = np.abs(np.stack([low, high])) if state == "complete" else None
             axis.errorbar(
                 x, y, spread, fmt=mark, ms=4, color=colour, elinewidth=0.7, alpha=0.9, label=label
@@ -123,7 +121,7 @@ def history(rows: Sequence[dict[str, Any]], baseline: float | None) -> str:
     if baseline is not None:
         axis.axhline(100 * baseline, color=INK, lw=0.8, ls="--", label="baseline")
     axis.set_xlabel("trial")
-    axis.set_ylabel("balanced accuracy, %")
+    axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
     axis.legend(fontsize=7, frameon=False, loc="lower right")
     return svg(figure)
 

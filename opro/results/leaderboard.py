@@ -7,6 +7,7 @@ from evaluators.files import csv_text
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import Summary
+from opro.search.objective import NAMES
 
 COLUMNS = (
     "run",
@@ -82,7 +83,7 @@ def leaderboard_sheet(
     several = len(runs) > 1
     title = "" if several else "".join(f"run {run}: " for run in runs)
     title += (
-        f"{objective.replace('_', ' ')}{about} on the search half; * dropped early, a forecast from"
+        f"{NAMES.get(objective, objective)}{about} on the search half; * dropped early, a forecast from"
         " fewer clips"
     )
     columns = [

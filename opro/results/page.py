@@ -38,6 +38,7 @@ from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.summary import Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
+from opro.search.objective import NAMES
 
 WORST = 6  # misses and false alarms with a player, each
 MAX_ROWS = 20  # of a leaderboard
@@ -118,7 +119,8 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "chosen": {**chosen.model_dump(), "diff": _diff(baseline.text, chosen.text)},
         "baseline": baseline.model_dump(),
         "test": read_json(test) if test.is_file() else None,
-        "history": figures.history(trials, baseline.search_score),
+        "history": figures.history(trials, baseline.search_score, NAMES[summary.objective]),
+        "scores": NAMES[summary.objective],
         "board": board,
         "matrix": None,
         "where": "the holdout of dev",
@@ -144,6 +146,7 @@ def _cells(summary: Summary) -> dict[str, Any] | None:
 def _run_facts(summary: Summary, labels: int) -> Iterator[tuple[str, str]]:
     gain, evals, lm = summary.gain, summary.evals, summary.lm
     yield "checkpoint", summary.checkpoint
+    yield "scores", NAMES[summary.objective]
     bounds = (
         "[too few sources for an interval]"
         if gain.low is None or gain.high is None
@@ -167,7 +170,7 @@ def _run_facts(summary: Summary, labels: int) -> Iterator[tuple[str, str]]:
     if control:
         yield (
             "without the sound",
-            f"{100 * control['silence']:.1f} % with silence, {100 * control['shuffled']:.1f} %"
+            f"balanced accuracy {100 * control['silence']:.1f} % with silence, {100 * control['shuffled']:.1f} %"
             f" with shuffled samples; chance is {100 / labels:.0f}",
         )
 
@@ -196,6 +199,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
         "history": figures.forest(
             [_forest_row(r) for r in rows], reference["balanced_accuracy"]["value"]
         ),
+        "scores": "",
         "board": [],
         "matrix": {
             "head": [c.name for c in sheet.columns],

@@ -13,6 +13,7 @@ from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.budget import most_evals
+from opro.search.objective import NAMES
 from opro.settings import STRATEGIES, OptimizeSettings
 
 SHOWN = 10  # prompts of a finished run
@@ -97,6 +98,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     chosen, baseline, first = summary.chosen, summary.baseline, summary.gain_to_first_seed
     verdict, _, why = summary.reason.partition(":")
     yield "decision", f"{verdict.upper()}:{why}"
+    if summary.objective != "balanced_accuracy":
+        yield "scores", f"{NAMES[summary.objective]} (gain, baseline, chosen)"
     if summary.two_by_two:
         yield "of which", share_line(summary.two_by_two)
     if verdict_on_wording := verdict_line(summary):
@@ -134,7 +137,7 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
 def _controls(control: Mapping[str, float], labels: Sequence[str]) -> str:
     share = 100 * control["silence_first_label"]
     return (
-        f"with silence {100 * control['silence']:.1f}, with shuffled audio"
+        f"balanced accuracy with silence {100 * control['silence']:.1f}, with shuffled audio"
         f" {100 * control['shuffled']:.1f}; chance is {100 / len(labels):.0f}; on silence it answers"
         f" {labels[0]} for {share:.0f} % of the clips"
     )

@@ -84,7 +84,7 @@ class FourCells(Part):
     """{best seed, prompt found} x {argmax, threshold fitted on the search half}: see `opro.search.select.TwoByTwo`."""
 
     metric: str
-    found: str
+    found: str | None
     scores: dict[str, dict[str, Interval]]
     wording: dict[str, Interval]
     threshold: dict[str, Interval]
@@ -95,7 +95,7 @@ class FourCells(Part):
         """From what the selection found."""
         return cls(
             metric=cells.metric,
-            found=cells.found.prompt.prompt_id,
+            found=cells.found.prompt.prompt_id if cells.found else None,
             scores={
                 name: {mode: Interval.of(one) for mode, one in pair.items()}
                 for name, pair in cells.scores.items()
@@ -259,7 +259,7 @@ def _renamed(summary: Summary, ids: Mapping[str, str]) -> Summary:
             "finalists": tuple(map(one, summary.finalists)),
             "two_by_two": summary.two_by_two
             and summary.two_by_two.model_copy(
-                update={"found": ids.get(summary.two_by_two.found, summary.two_by_two.found)}
+                update={"found": ids.get(str(summary.two_by_two.found), summary.two_by_two.found)}
             ),
             "controls": {ids.get(k, k): v for k, v in summary.controls.items()},
         }

@@ -2,6 +2,7 @@
 
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import FourCells, Interval, Summary
+from opro.search.objective import NAMES as METRICS
 
 NAMES = {"seed": "best seed prompt", "found": "prompt found"}
 MODES = {"argmax": "argmax", "threshold": "with its threshold"}
@@ -9,20 +10,20 @@ MODES = {"argmax": "argmax", "threshold": "with its threshold"}
 
 def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
     """The four classifiers on the same clips; what wording and threshold gain, paired, with 95 % intervals."""
-    metric = cells.metric.replace("_", " ")
     rows = [
         [
             NAMES[who],
-            *(_value(cells.scores[who][mode]) for mode in MODES),
+            *(_value(pair[mode]) for mode in MODES),
             _gain(cells.threshold[who]),
         ]
-        for who in NAMES
+        for who, pair in cells.scores.items()
     ]
-    wording = [_gain(cells.wording[mode]) for mode in MODES]
-    rows.append(["wording gains", *wording, f"both {_gain(cells.both)}"])
+    if cells.wording:
+        wording = [_gain(cells.wording[mode]) for mode in MODES]
+        rows.append(["wording gains", *wording, f"both {_gain(cells.both)}"])
     columns = [Column("", text=True), *(Column(name) for name in MODES.values())]
     return Sheet(
-        f"{metric} on {where}; thresholds are fitted on the search half",
+        f"{METRICS[cells.metric]} on {where}; thresholds are fitted on the search half",
         [*columns, Column("threshold gains")],
         rows,
     )
@@ -30,10 +31,12 @@ def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
 
 def share_line(cells: FourCells) -> str:
     """One line: how much of the whole gain the threshold alone gives, and how much wording adds to it."""
-    alone, beyond = cells.threshold["seed"], cells.wording["threshold"]
+    alone, metric = _gain(cells.threshold["seed"]), METRICS[cells.metric]
+    if not cells.wording:
+        return f"its threshold gives the best seed prompt {alone} points of {metric}; no wording beat it"
     return (
-        f"of {100 * cells.both.value:+.1f} points over the best seed prompt as it is, its threshold alone gives"
-        f" {_gain(alone)}, wording beyond that {_gain(beyond)}"
+        f"of {100 * cells.both.value:+.1f} points of {metric} over the best seed prompt as it is, its threshold"
+        f" alone gives {alone}, wording beyond that {_gain(cells.wording['threshold'])}"
     )
 
 
@@ -42,10 +45,14 @@ def verdict_line(summary: Summary) -> str:
     cells = summary.two_by_two
     if cells is None:
         return ""
-    alone, beyond = cells.threshold["seed"].low, cells.wording["threshold"].low
-    if summary.baseline_kept and summary.chosen.bias and alone is not None and alone > 0:
-        return "so the threshold does it all: the best seed prompt is handed over with it"
-    if not summary.baseline_kept and not summary.chosen.bias and beyond is not None and beyond <= 0:
+    alone, beyond = cells.threshold["seed"], cells.wording.get("threshold")
+    more = beyond is not None and beyond.low is not None and beyond.low > 0
+    if summary.baseline_kept and summary.chosen.bias:
+        if alone.low is not None and alone.low > 0 and not more:
+            return "so the threshold does it all: the best seed prompt is handed over with it"
+        if alone.value < 0:
+            return "its threshold did not hold up on the holdout; take out `bias` in best.yaml for argmax"
+    if not summary.baseline_kept and not summary.chosen.bias and not more and cells.wording:
         return "so a threshold on the best seed prompt may do as well: --threshold dev would tell"
     return ""
 

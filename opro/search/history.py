@@ -65,6 +65,7 @@ class Trial:
         state: ``complete``: scored on all search clips; ``dropped`` by the race after some of them; ``failed``: it
             could not be scored, see `error`.
         failed_after: Clips that a failed one was scored on before.
+        asked_twice: Clips that its forecast was made from, once it was scored on all: they were asked for again.
     """
 
     number: int
@@ -74,6 +75,7 @@ class Trial:
     outcome: Outcome | None = None
     error: str = ""
     failed_after: int = 0
+    asked_twice: int = 0
 
     @property
     def prompt(self) -> Prompt:
@@ -257,8 +259,10 @@ class History:
                 candidate = Candidate(prompt, raw["origin"], tuple(raw["parents"]))
                 self.trials.append(Trial(raw["number"], event["iteration"], candidate))
         elif kind == "tell":
-            told = _told(self.trials[event["number"]], event)
-            again = self.trials[event["number"]].scored  # its forecast made way for its score
+            before = self.trials[event["number"]]
+            told, again = _told(before, event), before.scored
+            if again:  # its forecast made way for its score
+                told = replace(told, asked_twice=before.n_scored)
             self.trials[event["number"]] = told
             if again:
                 self.best = max(self.scored, key=lambda t: t.rank, default=None)
@@ -278,9 +282,8 @@ def best_first(trials: Any) -> list[Trial]:
 def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
     """The trial with the outcome that an event tells."""
     if event["reward"] is None:
-        return replace(
-            trial, state=event["state"], error=event["error"], failed_after=event["clips"]
-        )
+        about = {"error": event["error"], "failed_after": event["clips"]}
+        return replace(trial, state=event["state"], outcome=None, **about)
     outcome = Outcome(
         reward=event["reward"],
         sd=event["sd"],

@@ -132,7 +132,7 @@ class Search:
 
         What cannot be paid for is left to its forecast, and the selection passes it over.
         """
-        clips, passed, twice = self.problem.search_clips, set[int](), 0
+        clips, passed = self.problem.search_clips, set[int]()
         fewest = self.problem.holdout_clips.targets.fewest_sources
         clusters = resample(clips.targets, seed=self.settings.seed)
         while True:
@@ -144,10 +144,10 @@ class Search:
             if trial is None:
                 return
             left = self.budget.left(self.history.trials) + len(clips)  # set aside for this
+            twice = sum(t.asked_twice for t in self.history.trials)
             if left - twice < len(clips):
                 passed.add(trial.number)
                 continue
-            twice += trial.n_scored  # asked for again
             with self.clock.stage("scoring"):  # what it was scored on is in the cache
                 (entry,) = Race(self.problem.evaluator, clips, self.objective).run([trial.prompt])
             self._tell(trial, entry, clusters)
@@ -267,7 +267,7 @@ class Search:
             decided = decide(entry.logp, entry.bias)
         else:  # forecasts are of two labels
             decided = np.where(entry.odds + entry.bias > 0, 0, 1)
-        said = Predictions("", targets, decided, sigmoid(entry.odds))
+        said = Predictions("", targets, decided, sigmoid(entry.odds), entry.odds)
         own = clusters.estimate(METRICS[self.settings.objective](clusters, said))
         if own.low is None or own.high is None:
             return None, None

@@ -10,6 +10,7 @@ from evaluators.classifier import decide, log_odds
 from evaluators.clips import Clip, ClipSet
 from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.tasks import Task
 
 OBJECTIVES = {
@@ -24,6 +25,13 @@ OBJECTIVES = {
     ),
     "nll": "100 minus 100 times the mean negative log-likelihood of the right answer in nats",
     "worst_slice": "balanced accuracy in percent on the duration or noise level where it is worst",
+}
+NAMES = {  # of a score in a table or a sentence
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "nll": "100 - 100 x nats of the right answer",
+    "worst_slice": "balanced accuracy of the worst duration or SNR",
 }
 
 
@@ -64,6 +72,11 @@ class Objective:
         """Whether the reward is a weighted sum of hits, so that a race may stop early without loss."""
         return self.name in ("balanced_accuracy", "accuracy") and self.threshold == "argmax"
 
+    def fits(self, clips: ClipSet) -> bool:
+        """Whether thresholds are fitted on these clips: not on so few sources that no claim is made on them either."""
+        enough = clips.targets.fewest_sources >= MIN_SOURCES
+        return self.threshold == "dev" and self.name != "nll" and enough
+
     def weights(self, truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """``[clip]`` weight of each clip's hit, summing to one."""
         if self.name == "accuracy":
@@ -81,7 +94,7 @@ class Objective:
         truth = clips.targets.truth
         fitted = fit_bias(truth, log_odds(logp)) if bias is None else bias
         if bias is None:
-            bias = fitted if self.threshold == "dev" and self.name != "nll" else 0.0
+            bias = fitted if self.fits(clips) else 0.0
         right = decide(logp, bias) == truth
         loss = metrics.nll(truth, logp)
         if self.name == "auroc":
@@ -98,7 +111,7 @@ class Objective:
     def describe(self, task: Task) -> str:
         """What the score means, for the proposer; made from the objective in force and nothing else."""
         text = f"The score is {OBJECTIVES[self.name]}. The classes are {', '.join(task.labels)}."
-        if self.threshold == "dev":
+        if self.threshold == "dev" and self.name != "nll":
             text += (
                 " The decision threshold is tuned for each prompt, so a prompt that only favours"
                 " one answer gains nothing."

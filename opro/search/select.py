@@ -40,7 +40,8 @@ class TwoByTwo:
 
     Attributes:
         metric: A key of `evaluators.statistics.metrics.METRICS` that thresholds change.
-        found: The prompt that was chosen; where the baseline was kept, the finalist with the largest gain.
+        found: The prompt that was chosen; where the baseline was kept, the finalist with the largest gain; None without
+            finalists, and then there are no cells of it.
         scores: ``seed`` or ``found`` -> ``argmax`` or ``threshold`` -> score.
         wording: ``argmax`` or ``threshold`` -> gain of the found wording, both prompts decided in this way.
         threshold: ``seed`` or ``found`` -> gain of its threshold over its argmax.
@@ -48,7 +49,7 @@ class TwoByTwo:
     """
 
     metric: str
-    found: Trial
+    found: Trial | None
     scores: Mapping[str, Mapping[str, Estimate]]
     wording: Mapping[str, Estimate]
     threshold: Mapping[str, Estimate]
@@ -66,7 +67,7 @@ class Decision:
         winner: The finalist that replaces the baseline, or None.
         to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
-        two_by_two: How much is wording, how much threshold; None where nothing was found, or no threshold is known.
+        two_by_two: How much is wording, how much threshold; None where no threshold is known.
         controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
         predictions: On the holdout, by prompt id.
     """
@@ -162,10 +163,10 @@ def decide(
         finalists=tuple(finalists),
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
-        reason=_reason(finalists, winner, fewest),
-        two_by_two=two_by_two(table, baseline, found.trial, metric, settings.seed)
-        if found
-        else None,
+        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)),
+        two_by_two=two_by_two(
+            table, baseline, found.trial if found else None, metric, settings.seed
+        ),
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
     )
@@ -185,7 +186,7 @@ def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
 
 
 def two_by_two(
-    table: ScoreTable, best_seed: Trial, found: Trial, objective: str, seed: int = 0
+    table: ScoreTable, best_seed: Trial, found: Trial | None, objective: str, seed: int = 0
 ) -> TwoByTwo | None:
     """The four classifiers of two prompts on the holdout; None where a trial's fitted threshold is not known.
 
@@ -196,6 +197,8 @@ def two_by_two(
     metric = objective if objective in DECIDED else "balanced_accuracy"
     said: dict[str, dict[str, Predictions]] = {}
     for name, trial in (("seed", best_seed), ("found", found)):
+        if trial is None:
+            continue
         if trial.outcome is None or trial.outcome.fitted is None:
             return None
         said[name] = {
@@ -206,6 +209,7 @@ def two_by_two(
     def gain(a: Predictions, b: Predictions) -> Estimate:
         return compare(a, b, metric, seed=seed)
 
+    both, modes = said.get("found", said["seed"]), ("argmax", "threshold") if found else ()
     return TwoByTwo(
         metric,
         found,
@@ -213,13 +217,26 @@ def two_by_two(
             name: {mode: estimate(one, metric, seed=seed) for mode, one in pair.items()}
             for name, pair in said.items()
         },
-        {mode: gain(said["found"][mode], said["seed"][mode]) for mode in ("argmax", "threshold")},
+        {mode: gain(said["found"][mode], said["seed"][mode]) for mode in modes},
         {name: gain(pair["threshold"], pair["argmax"]) for name, pair in said.items()},
-        gain(said["found"]["threshold"], said["seed"]["argmax"]),
+        gain(both["threshold"], said["seed"]["argmax"]),
     )
 
 
-def _reason(finalists: Sequence[Finalist], winner: Finalist | None, fewest: int) -> str:
+def _unfinished(history: History, baseline: Trial) -> int:
+    """Forecasts above the baseline that the budget could not finish."""
+    dropped = [t for t in history.trials if t.state == "dropped" and t.iteration > 0]
+    return sum(t.rank > baseline.rank and t.reward > baseline.reward for t in dropped)
+
+
+def _reason(
+    finalists: Sequence[Finalist], winner: Finalist | None, fewest: int, unfinished: int = 0
+) -> str:
+    if not finalists and unfinished:
+        return (
+            "baseline kept: no candidate that was scored on the whole search half is above it;"
+            f" --max-evals left nothing to finish {unfinished} whose forecast is"
+        )
     if not finalists:
         return "baseline kept: no candidate scored above it on the search half"
     best = winner or max(finalists, key=lambda f: f.gain.value)

@@ -61,7 +61,7 @@ def test_runs_of_other_clips_or_objectives_are_not_ranked_together(runs, capsys,
     for title, manifest in ((both, first), (alone, second), (other, first)):
         assert f"on {manifest} [{manifest_digest(manifest)[:8]}], dev" in title
         assert "of speech" in title
-    assert "balanced accuracy of speech" in both and "auroc of speech" in other
+    assert "balanced accuracy of speech" in both and "AUROC of speech" in other
     assert both != alone
 
 

@@ -381,3 +381,17 @@ def test_floats_are_rounded_to_six_places_and_what_is_no_number_is_null(tmp_path
 def test_what_is_journalled_cannot_be_changed():
     for kind in (Candidate, Trial):
         assert kind.__dataclass_params__.frozen
+
+
+def test_a_forecast_that_is_finished_makes_way_for_what_comes_of_it(tmp_path, seeds):
+    history = run_of_all_events(tmp_path / "t.jsonl", seeds)
+    assert history.best.number == 3 and history.trials[3].asked_twice == 0
+    tell(history, history.trials[3], reward=0.55, **WHOLE)
+    assert history.best.number == 1 and history.trials[3].n_scored == 20
+    assert history.trials[3].asked_twice == 5
+    other = run_of_all_events(tmp_path / "u.jsonl", seeds)
+    other.tell(replace(other.trials[3], state="failed", error="x", outcome=None, failed_after=20))
+    failed = other.trials[3]
+    assert (failed.outcome, failed.n_scored, failed.reward) == (None, 20, -math.inf)
+    assert other.best.number == 1 and failed.asked_twice == 5
+    assert opened(tmp_path / "u.jsonl").trials == other.trials

@@ -26,7 +26,7 @@ from evaluators.statistics.resampling import clusters
 from opro.results.progress import Progress
 from opro.search import budget, forecast, loop
 from opro.search.budget import Budget, fit_budget
-from opro.search.history import History
+from opro.search.history import Candidate, History, Outcome
 from opro.search.objective import OBJECTIVES, Objective
 from opro.settings import OptimizeSettings
 
@@ -766,3 +766,51 @@ def test_what_is_searched_is_what_is_told_selected_and_shown(tmp_path, objective
     for one in finalists:
         assert one.gain.value == pytest.approx(one.score.value - base.value, abs=1e-9)
     assert objective != "nll" or not any(t.classifier.bias for t in found.history.complete)
+
+
+def raced_by_hand(path, *, forecasts=2, left=130, **more):
+    """A journal of one seed and so many dropped trials that beat it, with so many pairs left to finish them."""
+    problem = {"search": half("s", 96), "holdout": half("f", 96)}
+    told = History(path, LABELS)
+    told.begin({"seed": 0})
+    seeds = told.add(0, [Candidate(SEEDS[0], "seed")])
+    made = told.add(
+        1, [Candidate(Prompt(f"{i}: speech? A or B"), "made") for i in range(forecasts)]
+    )
+    told.tell(
+        dataclasses.replace(
+            seeds[0], state="complete", outcome=Outcome(0.1, 0.0, 0.1, loss=3.0, n_scored=96)
+        )
+    )
+    for t in made:
+        told.tell(
+            dataclasses.replace(t, state="dropped", outcome=Outcome(0.9, 0.01, 0.9, n_scored=64))
+        )
+    aside = budget.most_selected(problem["holdout"], 1) * 96
+    most = aside + 96 + 64 * forecasts + left
+    return {
+        "seeds": SEEDS[:1],
+        "iterations": 1,
+        "candidates": forecasts,
+        "max_evals": most,
+        **problem,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("left", [95, 100, 130, 160, 191, 192, 300])
+def test_a_search_cut_while_it_finishes_forecasts_goes_on_as_the_whole_one(tmp_path, left):
+    """What was asked for twice is known from the journal alone."""
+    how = raced_by_hand(tmp_path / "whole.jsonl", left=left)
+    begun = (tmp_path / "whole.jsonl").read_bytes()
+    whole = Searched(tmp_path / "whole.jsonl", **how)
+    finished = whole.journal[len(begun) :].splitlines(keepends=True)
+    assert len(finished) == min(2, left // 96)
+    assert ("left nothing to finish 2" in whole.decision.reason) == (not finished)
+    assert whole.evaluator.evals() <= how["max_evals"] + 4 * 96
+    for kept in range(len(finished) + 1):
+        path = tmp_path / f"cut{kept}.jsonl"
+        path.write_bytes(begun + b"".join(finished[:kept]))
+        again = Searched(path, **how)
+        assert again.journal == whole.journal
+        assert again.decision.reason == whole.decision.reason

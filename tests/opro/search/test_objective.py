@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searches import clip, clip_set
+from searches import clip, clip_set, half, logp_of
 from sklearn import metrics as reference
 
+from evaluators.classifier import sigmoid
+from evaluators.statistics.compare import compare, estimate
+from evaluators.targets import Predictions
 from evaluators.tasks import SPEECH_TASK
 from opro.search.objective import OBJECTIVES, Objective, slice_scores
 
@@ -188,8 +191,30 @@ def test_the_proposer_is_told_the_score_in_force_and_the_classes(name, threshold
     told = [other for other, words in OBJECTIVES.items() if f"The score is {words}." in text]
     assert told == [name]
     assert ", ".join(SPEECH_TASK.labels) in text
-    assert ("tuned for each prompt" in text) == (threshold == "dev")
+    assert ("tuned for each prompt" in text) == (threshold == "dev" and name != "nll")
 
 
 def test_unless_told_otherwise_balanced_accuracy_without_a_fitted_threshold_is_climbed():
     assert Objective() == Objective("balanced_accuracy", "argmax")
+
+
+@pytest.mark.parametrize("name", ["nll", "auroc"])
+def test_answers_too_sure_for_a_probability_have_the_value_that_is_climbed(name):
+    """Beyond 37 nats a probability is 0 or 1: the log-odds still tell how wrong an answer is, and rank it."""
+    clips = half("s", 40)
+    odds = np.where(clips.targets.truth == 0, 50.0, 40.0)
+    odds[0] = -45.0
+    said = Predictions("", clips.targets, np.where(odds > 0, 0, 1), sigmoid(odds), odds)
+    climbed = Objective(name).measure(logp_of(odds), clips).reward
+    assert estimate(said, name).value == pytest.approx(climbed, abs=1e-4)
+
+
+def test_a_worst_slice_without_a_mistake_has_an_interval_of_some_width():
+    clips = half("s", 80).targets
+    right = Predictions("", clips, clips.truth.copy())
+    first = Predictions("", clips, np.zeros(80, int))
+    for whole, one in ((1.0, right), (0.5, first)):
+        found = estimate(one, "worst_slice")
+        assert found.value == whole and found.low < estimate(one).low and found.high > whole - 1e-9
+    gain = compare(right, first, "worst_slice")
+    assert gain.value == 0.5 and gain.low < 0.4 and gain.p < 0.025
