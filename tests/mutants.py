@@ -1365,7 +1365,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "        if True:\n            self._write",
     ),
     ("opro/search/history.py", "replace(prompt, both_orders=True)", "prompt"),
-    ("opro/search/history.py", 'failed_after=event["clips"]', "failed_after=0"),
+    ("opro/search/history.py", '"failed_after": event["clips"]', '"failed_after": 0'),
     ("opro/search/history.py", "self.outcome.bias if self.outcome else 0.0", "0.0"),
     (
         "opro/search/loop.py",
@@ -1440,7 +1440,8 @@ DIRECTED: list[tuple[str, str, str]] = [
         "value = min(metrics.balanced_accuracy",
         "value = max(metrics.balanced_accuracy",
     ),
-    ("opro/search/objective.py", 'and self.name != "nll" else 0.0', "else 0.0"),
+    ("opro/search/objective.py", 'and self.name != "nll" and enough', "and enough"),
+    ("opro/search/objective.py", ">= MIN_SOURCES", "> MIN_SOURCES"),
     ("opro/search/loop.py", 'if t.state == "dropped"), None)', 'if t.state == "failed"), None)'),
     (
         "opro/search/loop.py",
@@ -1464,8 +1465,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/search/select.py",
-        'gain(said["found"]["threshold"], said["seed"]["argmax"])',
-        'gain(said["found"]["threshold"], said["seed"]["threshold"])',
+        'gain(both["threshold"], said["seed"]["argmax"])',
+        'gain(both["threshold"], said["seed"]["threshold"])',
     ),
     (
         "opro/search/objective.py",
@@ -1535,7 +1536,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/race.py", "MIN_GAIN = 0.005", "MIN_GAIN = 0.0"),
     ("opro/search/race.py", "return sorted(out)", "return out[::-1]"),
     ("opro/search/select.py", "and t.rank > baseline.rank", "and t.rank < baseline.rank"),
-    ("opro/search/select.py", "and t.reward > baseline.reward", "and True"),
+    ("opro/search/select.py", "and t.reward > baseline.reward\n", "and True\n"),
     ("opro/search/select.py", "gain.p < ALPHA", "gain.p < 2 * ALPHA"),
     ("opro/search/select.py", "if not real or fewest_sources < MIN_SOURCES:", "if not real:"),
     (

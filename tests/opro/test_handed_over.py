@@ -53,7 +53,7 @@ def test_a_classifier_scores_the_same_wherever_it_is_scored(make_manifest, tmp_p
             number = int(row["source_id"].removeprefix("source"))
             row["split"] = "test" if number % 4 < 2 else "dev"
 
-    folder = make_manifest(sources=48, per_source=2, change=change)
+    folder = make_manifest(sources=84, per_source=2, change=change)
     found = list(handed_over(folder, tmp_path / "runs"))
     for (threshold, order, objective), best, by_run, by_file, by_matrix in found:
         where = name_of(threshold, order, objective)

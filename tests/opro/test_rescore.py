@@ -311,7 +311,15 @@ def read_trials(folder):
     return {e["number"]: e for e in events if e["event"] == "tell"}, events[-1]
 
 
-def test_a_runs_prompts_are_judged_by_the_thresholds_fitted_on_its_search_half(tmp_path, small):
+def test_a_runs_prompts_are_judged_by_the_thresholds_fitted_on_its_search_half(
+    tmp_path, make_manifest
+):
+    def change(rows):
+        for row in rows:
+            number = int(row["source_id"].removeprefix("source"))
+            row["split"] = "dev" if number % 6 < 2 else "test"
+
+    small = make_manifest(sources=150, per_source=1, change=change)
     argv = ["--checkpoint", "fake", "--iterations", "1", "--candidates", "4", "--manifest", small]
     argv += ["--threshold", "dev", "--runs-dir", tmp_path, "--name", "t", "--proposer", "rewriter"]
     verb(optimize, *argv)

@@ -42,8 +42,20 @@ def test_every_number_stands_in_its_cell():
     rest = "wording gains +5.0 [+4.0, +6.0] +5.0 [+4.0, +6.0] both +15.0 [+14.0, +16.0]"
     assert text[4].split() == rest.split()
     assert share_line(cells()) == (
-        "of +15.0 points over the best seed prompt as it is, its threshold alone gives +10.0"
+        "of +15.0 points of balanced accuracy over the best seed prompt as it is, its threshold alone gives +10.0"
         " [+9.0, +11.0], wording beyond that +5.0 [+4.0, +6.0]"
+    )
+
+
+def test_where_nothing_was_found_the_seeds_row_is_shown():
+    one = cells()
+    alone = one.model_copy(
+        update={"found": None, "scores": {"seed": one.scores["seed"]}, "wording": {}}
+    )
+    assert len(two_by_two_sheet(alone).rows) == 1
+    assert share_line(alone) == (
+        "its threshold gives the best seed prompt +10.0 [+9.0, +11.0] points of balanced accuracy;"
+        " no wording beat it"
     )
 
 
@@ -81,8 +93,12 @@ def test_the_verdict_is_told_in_plain_words(tmp_path):
         return verdict_line(summary.model_copy(update=update))
 
     assert verdict(True, 0.5, None) == ""
-    assert "the threshold does it all" in verdict(True, 0.5, cells())
-    assert verdict(True, 0.5, cells(sure=0.2)) == ""  # not for certain
+    alike = cells(found=(0.75, 0.8))  # as good as the seed with its threshold
+    assert "the threshold does it all" in verdict(True, 0.5, alike)
+    assert verdict(True, 0.5, cells()) == ""  # wording gains, too
+    assert verdict(True, 0.5, cells(found=(0.75, 0.8), sure=0.2)) == ""  # not for certain
+    worse = cells(seed=(0.8, 0.7), found=(0.8, 0.7))
+    assert "did not hold up" in verdict(True, 0.5, worse)
     assert verdict(False, 0.5, cells()) == ""
     assert "may do as well: --threshold dev" in verdict(False, 0.0, cells(found=(0.8, 0.8)))
     assert verdict(False, 0.0, cells()) == ""

@@ -142,13 +142,25 @@ def test_area_and_loss_equal_scikit_learn(drawn):
 
 @pytest.mark.parametrize("name", ["balanced_accuracy", "accuracy", "worst_slice"])
 def test_a_fitted_threshold_forgives_a_shift_and_argmax_does_not(name):
-    truth = np.array([0, 1] * 6)
+    truth = np.array([0, 1] * 10)
     margin = np.where(truth == 0, 1.0, -1.0) + 4.0
-    clips = [clip(i, t) for i, t in enumerate(truth)]
+    clips = [clip(i, t, source=f"s{i}") for i, t in enumerate(truth)]
     assert measured(name, margin, truth, clips).reward == pytest.approx(0.5)
     fitted = measured(name, margin, truth, clips, "dev")
     assert fitted.reward == pytest.approx(1.0) and fitted.bias == pytest.approx(-4.0)
     assert fitted.right.all()
+
+
+def test_of_fewer_than_ten_sources_of_a_label_no_threshold_is_fitted():
+    truth = np.array([0, 1] * 10)
+    margin = np.where(truth == 0, 1.0, -1.0) + 4.0
+    for sources, fits in ((9, False), (10, True)):
+        clips = [clip(i, t, source=f"s{t}-{i // 2 % sources}") for i, t in enumerate(truth)]
+        assert Objective("accuracy", "dev").fits(clip_set(clips)) == fits
+        found = measured("accuracy", margin, truth, clips, "dev")
+        assert found.bias == pytest.approx(-4.0 if fits else 0.0)
+        assert not Objective("accuracy", "argmax").fits(clip_set(clips))
+        assert not Objective("nll", "dev").fits(clip_set(clips))
 
 
 @pytest.mark.parametrize("threshold", ["argmax", "dev"])

@@ -495,8 +495,13 @@ def test_wording_and_threshold_are_told_apart():
     assert cells.both.value == pytest.approx(right(1, -1.0) - right(0, 0.0))
 
 
-def test_without_a_finalist_or_a_known_threshold_nothing_is_told_apart():
+def test_without_a_finalist_the_seeds_cells_stand_alone_and_without_thresholds_none():
     holdout, truth, _ = half(10, 2)
-    margin = {0: np.zeros(len(truth)), 1: np.zeros(len(truth))}
-    assert decided([trial(0, 0.6, iteration=0), trial(1, 0.5)], margin, holdout).cells is None
-    assert decided([trial(0, 0.6, iteration=0), trial(1, 0.7)], margin, holdout).cells is None
+    margin = {0: np.where(truth == 0, 1.0, -1.0) - 2.0, 1: np.zeros(len(truth))}
+    one = trial(0, 0.6, iteration=0)
+    known = replace(one, outcome=replace(one.outcome, fitted=2.0))
+    cells = decided([known, trial(1, 0.5)], margin, holdout).cells
+    assert cells.found is None and set(cells.scores) == {"seed"} and not cells.wording
+    assert cells.both.value == cells.threshold["seed"].value == pytest.approx(0.5)
+    assert decided([one, trial(1, 0.5)], margin, holdout).cells is None
+    assert decided([one, trial(1, 0.7)], margin, holdout).cells is None
