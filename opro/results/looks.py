@@ -27,7 +27,7 @@ def _uses(runs_dir: Path, digest: str) -> list[set[str]]:
     if not path.exists():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             event = json.loads(line)
             if event["manifest"] == digest:
@@ -89,5 +89,14 @@ def _alone(runs_dir: Path) -> Iterator[None]:
 
 def said_of_uses(uses: int) -> str:
     """The count as a sentence."""
-    text = f"the test split of this manifest has been opened {uses} times in this project"
+    text = f"the test split of this manifest has been opened {times(uses)} in this project"
     return text + ("; each use makes the next result less trustworthy" if uses > 1 else "")
+
+
+def times(count: int) -> str:
+    """How often, in words.
+
+    >>> times(1), times(2)
+    ('once', '2 times')
+    """
+    return "once" if count == 1 else f"{count} times"

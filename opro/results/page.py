@@ -33,6 +33,7 @@ from evaluators.targets import Predictions
 from evaluators.tasks import TASKS
 from opro.results import figures
 from opro.results.leaderboard import leaderboard_rows
+from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
@@ -77,6 +78,7 @@ def page_of(folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    env.filters["times"] = times
     env.filters["percent"] = lambda v: "" if v is None else f"{100 * v:.1f}"
     return env.get_template("report.html").render(page)
 
@@ -191,7 +193,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
         "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
         f" sources; differences are to {result['reference']}.",
         "kept": None,
-        "facts": [("test split opened", f"{uses} times in this project")] if uses else [],
+        "facts": [("test split opened", f"{times(uses)} in this project")] if uses else [],
         "cells": None,
         "chosen": None,
         "baseline": None,

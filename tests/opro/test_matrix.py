@@ -28,7 +28,7 @@ from evaluators.tasks import SPEECH_TASK
 from opro import matrix, optimize, problem, report, stats
 from opro.cli import run_verb
 from opro.problem import Problem
-from opro.results.looks import count_uses
+from opro.results.looks import count_uses, times
 from opro.results.run_folder import RunFolder
 from opro.search.budget import most_evals
 from opro.settings import OptimizeSettings
@@ -377,7 +377,7 @@ def test_every_look_at_test_is_counted_and_shown(small, capsys):
     for look, argv in ((1, [path]), (1, [path]), (2, both), (2, both), (2, [path]), (3, [more])):
         assert verb(*flags(small, "--prompts", *argv)) == 0
         assert result_of(small)["test_openings"] == look == len(openings(small))
-        assert f"opened {look} times" in capsys.readouterr().out
+        assert f"opened {times(look)}" in capsys.readouterr().out
     line = openings(small)[1]
     assert line["verb"] == "matrix" and line["manifest"] == manifest_digest(small)
     assert line["about"] == "matrix, 1 checkpoints, 1 prompts, 1 baselines"
@@ -761,7 +761,7 @@ def test_rows_tables_and_predictions(made, capsys):
     )
     assert (out / "matrix.md").read_text().count("\n") == 2 + 4
     assert (out / "matrix.tex").read_text().count(r"\\") == 1 + 4
-    assert "opened 1 times" in capsys.readouterr().out
+    assert "opened once" in capsys.readouterr().out
 
 
 def test_searched_prompts_join_and_a_second_matrix_scores_nothing_anew(made, capsys):

@@ -44,7 +44,7 @@ def test_a_damaged_count_is_named_with_its_line_and_nothing_is_added(tmp_path, l
 
 
 def test_what_is_said_warns_from_the_second_use_on():
-    assert "opened 1 times" in said_of_uses(1) and "trustworthy" not in said_of_uses(1)
+    assert "opened once" in said_of_uses(1) and "trustworthy" not in said_of_uses(1)
     assert said_of_uses(2).endswith("each use makes the next result less trustworthy")
 
 
@@ -109,3 +109,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PauseError, match="cannot be written"):
         record_use(tmp_path / "file", "a", "rescore", "x", ["p"])
+
+
+def test_an_empty_record_counts_nothing(tmp_path):
+    (tmp_path / USES).write_text("")
+    assert count_uses(tmp_path, "d") == 0
+    assert record_use(tmp_path, "d", "rescore", "one", ["a"]) == 1
