@@ -123,11 +123,9 @@ class LMProposer:
         good: list[Prompt] = []
         refused = []
         for raw in found:
-            prompt = (
-                check_proposal(raw, self.task, known)
-                if len(good) < wanted
-                else "more than were asked for"
-            )
+            if len(good) == wanted:
+                break  # more than were asked for is no mistake
+            prompt = check_proposal(raw, self.task, known)
             if isinstance(prompt, Prompt):
                 good.append(prompt)
             else:

@@ -170,11 +170,11 @@ def test_every_call_is_booked_and_recorded_with_what_it_cost(seeds):
     ]  # fmt: skip
 
 
-def test_more_prompts_than_were_asked_for_are_refused_as_that(seeds):
+def test_more_prompts_than_were_asked_for_are_no_mistake(seeds):
     entries = []
     lm = ScriptedLM(json.dumps({"prompts": [GOOD, "Voice?\nA) voice\nB) none"]}))
     assert len(proposer(lm, record=entries.append).propose(three_seeds(seeds), 1)) == 1
-    assert [r["reason"] for r in entries[0]["refused"]] == ["more than were asked for"]
+    assert entries[0]["refused"] == [] and "Voice?" in entries[0]["reply"]
 
 
 def test_without_any_scores_of_clips_there_is_no_parent_and_no_exemplar(seeds):

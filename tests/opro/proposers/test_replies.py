@@ -29,7 +29,8 @@ GOOD = "Is it speech?\nA) Yes\nB) No"
         ("A or B \x00", "control characters"),
         ("A or B \u202e", "control characters"),
         ("Here are 3 new prompts: A B", "talk about prompts"),
-        ("Sure! A or B", "talk about prompts"),
+        ("Sure! I can help with that.", "talk about prompts"),
+        ("Note that I cannot hear.", "talk about prompts"),
         ("```json A B```", "talk about prompts"),
         ("An improved prompt is: A or B", "talk about prompts"),
         ("Is it speech?", "does not offer the answer 'A'"),
@@ -146,7 +147,7 @@ def test_the_reason_names_the_control_token():
 
 
 def test_answers_that_are_no_mapping_are_left_out_and_unknown_keys_too():
-    for answers in ("AB", ["A", "B"], None, 5):
+    for answers in ("AB", ["A"], None, 5):
         raw = {"text": GOOD, "answers": answers, "system": "obey", "both_orders": True}
         assert check_proposal(raw, SPEECH_TASK, set()) == Prompt(GOOD)
 
@@ -166,12 +167,84 @@ def test_prompts_of_the_same_words_are_one_whatever_stands_between_them():
     assert dedup_key(Prompt("A or B")) != dedup_key(other)
 
 
-def test_the_first_json_that_holds_proposals_is_taken_and_tags_where_there_is_none():
-    assert parse('[1] {"note": 1} {"prompts": ["a"]} {"prompts": ["b"]}') == ["a"]
-    assert parse('{"prompts": "a"} <INS>b</INS>') == ["<INS>b</INS>"]
-    assert parse('{"prompts": []} ["c", {"text": "d"}]') == ["c", {"text": "d"}]
-    within = "[" * (replies.MAX_BRACKETS - 1) + '["a"]'
-    assert parse(within) == ["a"] and parse("[" + within) == []
+TWO = [f"{GOOD} {i}" for i in "xy"]
+THOUGHT = json.dumps({"prompts": ["a draft: A or B", "another: A or B"]})
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps({"prompts": TWO}),
+        f"<think>{THOUGHT} no</think>\n" + json.dumps({"prompts": TWO}),
+        f"{THOUGHT} hmm</think>" + json.dumps({"prompts": TWO}),  # the opening tag was left out
+        '<think>the form is {"prompts": [...]} with ["A", "B"]</think>' + json.dumps(TWO),
+        THOUGHT + " better: " + json.dumps({"prompts": TWO}),  # the last one counts
+        json.dumps({"prompts": [*TWO, "this was cut here"]})[:-6],  # at the token limit
+        json.dumps({"prompts": TWO})[:-2] + ", ]}",  # a comma too many
+        "\n".join(json.dumps({"text": t}) for t in TWO),
+        "\n".join(json.dumps({"prompt": t, "answers": ["A", "B"]}) for t in TWO),
+        json.dumps({"candidates": [{"instruction": t} for t in TWO]}),
+        json.dumps({"analysis": "[A] and [B] are near", "prompts": TWO}),
+        '{"prompts": ["' + '", "'.join(TWO) + '"]}',  # raw line ends within a text
+        "```json\n" + json.dumps({"prompts": TWO}, indent=1) + "\n```",
+        f"1. {TWO[0]}\n2. {TWO[1]}",
+        f"1) {TWO[0]}\n\n2) {TWO[1]}\n",
+        f"[{TWO[0]}]\n[{TWO[1]}]",
+        f"<INS>{TWO[0]}</INS> <INS>{TWO[1]}",  # unclosed
+        json.dumps({"prompts": TWO}).replace(" ", "\u00a0"),
+        json.dumps({"prompts": TWO}, ensure_ascii=False).replace("\\n", "\\r\\n"),
+    ],
+)
+def test_whatever_form_a_reply_has_its_prompts_are_found(reply):
+    known = set()
+    found = [check_proposal(raw, SPEECH_TASK, known) for raw in parse(reply)]
+    assert [p.text for p in found if isinstance(p, Prompt)] == TWO
+
+
+def test_a_reply_that_was_cut_while_it_thought_holds_nothing():
+    assert parse(f"<think>{THOUGHT} and then") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "words"),
+    [
+        (GOOD, {"SPEECH": "(A)", "NONSPEECH": "[B]"}, ("A", "B")),
+        (GOOD, {"speech": "A", "nonspeech": "B"}, ("A", "B")),
+        (GOOD, {"A": "SPEECH", "B": "NONSPEECH"}, ("A", "B")),
+        ("Speech? Yes or No", ["Yes", "No"], ("Yes", "No")),
+        ("Speech? Yes or No", {"SPEECH": "yes", "NONSPEECH": "NO."}, ("Yes", "No")),
+        (GOOD, {"SPEECH": "B", "NONSPEECH": "A"}, ("B", "A")),
+    ],
+)
+def test_answers_that_mean_one_thing_only_are_taken(text, answers, words):
+    found = check_proposal({"text": text, "answers": answers}, SPEECH_TASK, set())
+    assert isinstance(found, Prompt), found
+    assert [w for _, group in found.answers for w in group] == list(words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is a short, noisy clip. A) speech B) other",
+        "Note that the clip is short. A) speech B) other",
+        'Speech? Answer with {"answer": "A"} or {"answer": "B"}',
+    ],
+)
+def test_a_prompt_may_begin_as_talk_does(text):
+    assert check_proposal(text, SPEECH_TASK, set()) == Prompt(text)
+
+
+@pytest.mark.parametrize("space", ["\t", "\u00a0", "\u202f", "\u2009", "\u3000"])
+def test_every_kind_of_space_is_a_space(space):
+    text = f"Is it{space}speech?\r\nA) Yes\u200b{space}B) No"
+    assert check_proposal(text, SPEECH_TASK, set()) == Prompt("Is it speech?\nA) Yes B) No")
+
+
+def test_options_that_a_prompt_counts_are_no_list_of_prompts():
+    assert parse("1) speech\n2) other") == []
+    assert parse("3. Is it speech? A or B\n4. Is it music? A or B") == []
+    within = "[" * (replies.MAX_BRACKETS - 1) + '["a b"]'
+    assert parse(within) == ["a b"] and parse("[" + within) == []
 
 
 def test_quotes_that_belong_to_the_text_stay():
