@@ -945,7 +945,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "temperature=0.0, max_tokens=max_tokens)",
     ),
     ("opro/proposers/ledger.py", "self.ledger.refused += len(refused)", "pass"),
-    ("opro/proposers/lm_proposer.py", "if len(good) == wanted:", "if True"),
+    ("opro/proposers/lm_proposer.py", "if len(good) == wanted:", "if False:"),
     ("opro/proposers/lm_proposer.py", "refusals[-5:]", "refusals[:0]"),
     (
         "opro/proposers/lm_proposer.py",
