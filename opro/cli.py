@@ -252,7 +252,7 @@ def run_verb(main: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         return main()
     except UserError as error:
@@ -268,4 +268,5 @@ def run_verb(main: Callable[[], int]) -> int:
         print("interrupted: nothing is lost, the same command goes on from here", file=sys.stderr)
         return FAULT
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for one, handler in previous.items():
+            signal.signal(one, handler)

@@ -6,6 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes share the cores: threads of each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import soundfile
