@@ -1049,11 +1049,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "word not in text",
     ),
     ("opro/proposers/replies.py", "reversed(lists)", "lists"),
-    (
-        "opro/proposers/replies.py",
-        'return re.split(rf"(?i)<(?:{THOUGHTS})>", reply)[0]',
-        "return reply",
-    ),
+    ("opro/proposers/replies.py", "if thinking else reply[end:]", "if False else reply[end:]"),
     ("opro/proposers/replies.py", "counted and texts", "texts"),
     ("opro/proposers/replies.py", "return other.group(0) if other else word", "return word"),
     ("opro/proposers/replies.py", "strict=False)  # a line", "strict=True)  # a line"),

@@ -13,6 +13,7 @@ from evaluators.tasks import Task
 
 MAX_BRACKETS = 100  # brackets of a reply that are tried as the start of its JSON
 MAX_CHARACTERS = 500  # of a proposed prompt
+MOST_WRAPPED = 4 * MAX_CHARACTERS  # with what stands round it
 TEXTS = ("text", "prompt", "instruction", "question")  # names under which a model writes a prompt
 LISTS = "prompts|candidates|instructions|proposals"
 THOUGHTS = "think|thinking|thought|reasoning"
@@ -36,6 +37,8 @@ def check_proposal(raw: Any, task: Task, known: set[str], where: str = "reply") 
     found = _text_of(entry) if isinstance(entry, Mapping) else None
     if found is None:
         return "no text"
+    if len(found) > MOST_WRAPPED:
+        return f"longer than {MAX_CHARACTERS} characters ({len(found)})"
     text = unwrap(_plain(found))
     if not text:
         return "empty"
@@ -111,10 +114,19 @@ def parse(reply: str) -> list[Any]:
 
 
 def _said(reply: str) -> str:
-    """The reply without what was thought aloud, and with plain line ends."""
-    reply = re.sub(rf"(?is)<({THOUGHTS})>.*?</\1>", "", reply)
-    reply = re.split(rf"(?i)</(?:{THOUGHTS})>", reply)[-1]  # some servers leave the opening tag out
-    return re.split(rf"(?i)<(?:{THOUGHTS})>", reply)[0]  # cut while it was thinking
+    """The reply without what was thought aloud; of one that was cut while it was thinking, what came before."""
+    kept: list[str] = []
+    end, thinking = 0, False
+    for tag in re.finditer(rf"(?i)<(/?)(?:{THOUGHTS})>", reply):
+        if tag[1]:
+            if not thinking:  # some servers leave the opening tag out: all before was thought
+                kept.clear()
+            thinking = False
+        elif not thinking:
+            kept.append(reply[end : tag.start()])
+            thinking = True
+        end = tag.end()
+    return "".join(kept) + ("" if thinking else reply[end:])
 
 
 def _entries(reply: str, start: int) -> list[Any]:
@@ -170,13 +182,20 @@ def _tagged(reply: str) -> list[Any]:
 
 
 def _bracketed(reply: str) -> list[Any]:
-    parts = re.findall(r"(?ms)^\s*\[(?![\[{\"\d])(.+?)\]\s*$", reply)
-    return [part.strip() for part in parts if " " in part.strip()]
+    out: list[Any] = []
+    lines: list[str] = []  # of the brackets that are open
+    for line in map(str.strip, reply.split("\n")):
+        if lines or re.match(r"\[(?![\[{\"\d])", line):
+            lines.append(line)
+            if line.endswith("]"):
+                out.append("\n".join(lines)[1:-1].strip())
+                lines = []
+    return [text for text in out if " " in text]
 
 
 def _numbered(reply: str) -> list[Any]:
     """Entries counted from 1, each a line or more; options that a prompt counts are no list of prompts."""
-    parts = re.split(r"(?m)^\s*(?:\*\*)?(\d{1,2})[.)](?:\*\*)?\s+", reply)
+    parts = re.split(r"(?m)^[ \t]*(?:\*\*)?(\d{1,2})[.)](?:\*\*)?\s+", reply)
     numbers, texts = parts[1::2], [text.strip() for text in parts[2::2]]
     counted = numbers == [str(n) for n in range(1, len(numbers) + 1)]
     return texts if counted and texts and all(" " in text for text in texts) else []

@@ -240,6 +240,16 @@ def test_every_kind_of_space_is_a_space(space):
     assert check_proposal(text, SPEECH_TASK, set()) == Prompt("Is it speech?\nA) Yes B) No")
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["[ a b\n", "<think> ", "</think> ", "<INS> ", "\n", " ", "1.\n", '{"a":', '"prompts": ['],
+)
+def test_a_long_reply_of_one_part_is_read_in_one_go(part):
+    """What takes the square of its length would not end here."""
+    assert parse(part * 100_000) == []
+    assert isinstance(check_proposal(part * 100_000, SPEECH_TASK, set()), str)
+
+
 def test_options_that_a_prompt_counts_are_no_list_of_prompts():
     assert parse("1) speech\n2) other") == []
     assert parse("3. Is it speech? A or B\n4. Is it music? A or B") == []
