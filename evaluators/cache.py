@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
-from evaluators.prompts import Prompt
+from evaluators.prompts import Prompt, exchanged
 
 KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
 
@@ -107,7 +107,7 @@ class CachedEvaluator:
             tuple[int, ...], list[int]
         ] = {}  # clip positions -> prompts that lack exactly those
         for p, prompt in enumerate(prompts):
-            row = self._row(self._row_key(prompt), labels, keys)
+            row = self._known(prompt, keys)
             lacking = tuple(c for c, key in enumerate(keys) if key not in row)
             for c, key in enumerate(keys):
                 if key in row:
@@ -140,11 +140,20 @@ class CachedEvaluator:
         if not self.folder.is_dir():
             return len(prompts) * len(clips)
         keys = [_clip_key(clip) for clip in clips]
-        rows = [self._row(self._row_key(p), len(p.answers), keys) for p in prompts]
+        rows = [self._known(p, keys) for p in prompts]
         return sum(key not in row for row in rows for key in keys)
 
     def _row_key(self, prompt: Prompt) -> str:
         return hashlib.sha256(f"{self.inner.fingerprint}|{prompt.digest}".encode()).hexdigest()
+
+    def _known(self, prompt: Prompt, clips: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """A prompt's scores, also from the one whose two answers are exchanged: the same two numbers a clip."""
+        row = self._row(self._row_key(prompt), len(prompt.answers), clips)
+        other = exchanged(prompt)
+        if other is None or all(clip in row for clip in clips):
+            return row
+        there = self._row(self._row_key(other), len(other.answers), clips)
+        return {clip: values[:, ::-1] for clip, values in there.items()} | row
 
     def _row(
         self, key: str, labels: int, clips: Sequence[bytes]

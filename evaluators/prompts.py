@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ class Prompt:
         }
         out = {"text": self.text, "answers": answers, "system": self.system}
         return out | {"both_orders": True} if self.both_orders else out
+
+
+def exchanged(prompt: Prompt) -> Prompt | None:
+    """The prompt with the answers of its two labels exchanged; None where it has more."""
+    if len(prompt.answers) != 2:
+        return None
+    (first, own), (second, other) = prompt.answers
+    return replace(prompt, answers=((first, other), (second, own)))
 
 
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in another order than it is read

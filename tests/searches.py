@@ -283,7 +283,7 @@ def three_seeds(seeds, more=(), logp=None, iteration=None):
 
 
 class ScriptedLM:
-    """Answers with the next reply of a list, and remembers what it was asked."""
+    """Answers with the next reply of a list, and remembers what it was asked, system message and question in one."""
 
     name = "scripted"
     prices = None
@@ -293,6 +293,6 @@ class ScriptedLM:
         self.replies, self.asked, self.options = list(replies), [], []
 
     def __call__(self, messages, *, temperature, max_tokens):
-        self.asked.append(messages[-1].content)
+        self.asked.append("".join(m.content for m in messages))
         self.options.append((len(messages), temperature, max_tokens))
         return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")

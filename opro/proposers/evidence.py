@@ -1,23 +1,25 @@
-"""Evidence: what a language model is shown of a search: a parent, where it errs, what was changed on it, the gains.
+"""Evidence: where a parent errs and what edits of it gained, as a language model is shown it.
 
-Parents come from the instance-wise Pareto front (GEPA, arXiv 2507.19457): a prompt that alone is right about some clips
-is worth starting from, even if another one is right more often.
+Half of the parents come from the instance-wise Pareto front (GEPA, arXiv 2507.19457): a prompt that alone is right
+about some clips is worth starting from, even if another one is right more often. The other half are leaders, forecasts
+too.
 """
 
+import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.classifier import log_odds
-from evaluators.clips import Clip
 from opro.search.history import Trial
 from opro.search.proposer import SearchView
 
-SLICES = 4  # worst slices that are named
-MISJUDGED = 6  # clips that are described
-CHILDREN = 6  # earlier changes that are shown
+LEADERS = 6  # that a parent is drawn from
+CHILDREN = 4  # best and worst edits that are named
+SURE = math.log(9)  # nats: an answer that is 90 % sure
 
 
 def decided(view: SearchView, trial: Trial) -> NDArray[np.integer]:
@@ -47,8 +49,15 @@ def front(view: SearchView, trials: Sequence[Trial]) -> dict[int, float]:
 
 
 def draw_parent(view: SearchView, rng: random.Random) -> Trial | None:
-    """One of the front, likelier the more clips it leads; None before any trial was scored on every clip."""
+    """A trial to start from; None before any has a score.
+
+    With even chances one of the front, likelier the more clips it leads, or one of the leaders, each half as likely as
+    the one before it.
+    """
     known = [t for t in view.trials if t.number in view.logp]
+    leaders = view.scored[:LEADERS]
+    if leaders and (not known or rng.random() < 0.5):
+        return rng.choices(leaders, [2.0**-i for i in range(len(leaders))])[0]
     if not known:
         return None
     leads = front(view, known)
@@ -57,57 +66,98 @@ def draw_parent(view: SearchView, rng: random.Random) -> Trial | None:
     return next(t for t in known if t.number == number)
 
 
-def about_parent(view: SearchView, parent: Trial, rng: random.Random) -> str:
-    """The parent with its profile of errors, some clips it misjudges, and its children with what they gained."""
-    assert parent.outcome is not None
-    labels, truth = view.clips.task.labels, view.clips.targets.truth
+def about_parent(view: SearchView, parent: Trial) -> str:
+    """Where a parent errs: misses by duration and SNR, false alarms by kind, and how sure it is."""
     lines = [
-        f"Start from this prompt, which scored {100 * parent.reward:.0f}:",
+        f"Row #{parent.number}, which scores {100 * parent.reward:.1f}:",
         "",
         parent.prompt.text,
+        "",
     ]
-    worst = sorted(parent.outcome.slices.items(), key=lambda item: item[1][0])[:SLICES]
-    if worst:
-        named = ", ".join(f"{name} ({100 * s:.0f} % of {n} clips)" for name, (s, n) in worst)
-        lines += ["", f"It does worst on: {named}."]
+    if parent.number not in view.logp:
+        return "\n".join(
+            [
+                *lines,
+                f"It heard {parent.n_scored} of {len(view.clips)} clips: its errors are not known.",
+            ]
+        )
+    labels, truth = view.clips.task.labels, view.clips.targets.truth
     said = decided(view, parent)
+    odds = log_odds(view.logp[parent.number]) + parent.classifier.bias
+    sure = np.abs(odds) > SURE
     for k, label in enumerate(labels):
         own = truth == k
-        missed = int((said[own] != k).sum())
-        lines.append(f"It gets {missed} of {int(own.sum())} clips of {label} wrong.")
-    wrong = misjudged(view, parent, MISJUDGED, rng)
-    if wrong:
-        lines += ["", "Some clips it gets wrong:", *(f"- {line}" for line in wrong)]
-    children = [
-        t for t in view.trials if parent.prompt.prompt_id in t.candidate.parents and t.scored
-    ]
-    children.sort(key=lambda t: t.rank)
-    if children:
-        lines += ["", "Changes tried on it before, with the points they gained:"]
-        for child in children[-CHILDREN:]:
-            about = "about " if child.state == "dropped" else ""
-            text = " / ".join(child.prompt.text.split("\n"))
-            lines.append(f"{about}{100 * (child.reward - parent.reward):+.1f}: {text}")
+        right = said == k
+        counts = [
+            f"{int((own & a & b).sum())} {words}"
+            for a, b, words in (
+                (right, sure, "right and sure"),
+                (right, ~sure, "right but near"),
+                (~right, ~sure, "wrong but near"),
+                (~right, sure, "wrong and sure"),
+            )
+        ]
+        lines.append(f"{label}, {int(own.sum())} clips: {', '.join(counts)}.")
+    lines += _missed(view, (truth == 0) & (said != 0), truth == 0, labels[0])
+    lines += _by_kind(view, said, truth, labels)
     return "\n".join(lines)
 
 
-def misjudged(view: SearchView, trial: Trial, count: int, rng: random.Random) -> list[str]:
-    """Up to `count` clips that a trial is wrong about, in words: what is known of each, and the answer given."""
-    labels, truth = view.clips.task.labels, view.clips.targets.truth
-    said = decided(view, trial)
-    odds = log_odds(view.logp[trial.number]) + trial.classifier.bias
-    wrong = np.flatnonzero(said != truth).tolist()
-    return [
-        f"{about_clip(view.clips[i])}; it is {labels[truth[i]]}, the answer was"
-        f" {labels[said[i]]} ({100 / (1 + np.exp(-abs(odds[i]))):.0f} % sure)"
-        for i in sorted(rng.sample(wrong, min(count, len(wrong))))
-    ]
+def _missed(
+    view: SearchView, missed: NDArray[np.bool_], own: NDArray[np.bool_], label: str
+) -> list[str]:
+    """Misses of one label by duration and SNR, as ``missed/clips``."""
+    durations = np.array([round(c.duration_ms) for c in view.clips])
+    snrs = np.array([math.nan if c.snr_db is None else round(c.snr_db / 5) * 5 for c in view.clips])
+    columns = [*sorted({float(s) for s in snrs[own & ~np.isnan(snrs)]}), math.nan]
+    rows = sorted({int(d) for d in durations[own]})
+    if len(rows) > 8 or not own.any():
+        return []
+    lines = [f"{label} missed of clips, by duration and SNR:"]
+    for duration in rows:
+        cells = []
+        for snr in columns:
+            cell = (
+                own & (durations == duration) & (np.isnan(snrs) if math.isnan(snr) else snrs == snr)
+            )
+            if cell.any():
+                name = "no noise" if math.isnan(snr) else f"{snr + 0.0:.0f} dB"
+                cells.append(f"{name} {int((missed & cell).sum())}/{int(cell.sum())}")
+        lines.append(f"- {duration} ms: {', '.join(cells)}")
+    return lines
 
 
-def about_clip(clip: Clip) -> str:
-    """A clip in words: a language model cannot hear it."""
-    noise = "" if clip.snr_db is None else f", {clip.snr_db:.0f} dB above its noise"
-    return f"a clip of {clip.duration_ms:.0f} ms{noise}, kind: {clip.category}"
+def _by_kind(
+    view: SearchView, said: NDArray[np.integer], truth: NDArray[np.integer], labels: Sequence[str]
+) -> list[str]:
+    """What the clips of each other label were taken for, by kind."""
+    lines = []
+    kinds = np.array([c.category for c in view.clips])
+    for k, label in enumerate(labels[1:], 1):
+        for wrong in range(len(labels)):
+            found = []
+            for kind in sorted(set(kinds[truth == k])):
+                cell = (truth == k) & (kinds == kind)
+                if count := int((said[cell] == wrong).sum()):
+                    found.append(f"{kind} {count}/{int(cell.sum())}")
+            if wrong != k and found:
+                lines.append(f"{label} called {labels[wrong]}: {', '.join(found)}")
+    return lines
+
+
+def edits(view: SearchView, parent: Trial, shown: Iterable[Trial]) -> str:
+    """What edits of the parent gained, the best and the worst; their texts where no row shows them."""
+    rows = {t.number for t in shown}
+    made = [t for t in view.trials if t.scored and parent.prompt.prompt_id in t.candidate.parents]
+    made.sort(key=lambda t: t.reward)
+    if len(made) > 2 * CHILDREN:
+        made = [*made[:CHILDREN], *made[-CHILDREN:]]
+    lines = []
+    for t in made:
+        about = "about " if t.state == "dropped" else ""
+        text = "" if t.number in rows else f": {json.dumps(t.prompt.text, ensure_ascii=False)}"
+        lines.append(f"- {about}{100 * (t.reward - parent.reward):+.1f}: row #{t.number}{text}")
+    return "\n".join(["Edits of it, with the points they gained:", *lines]) if lines else ""
 
 
 def standstill(view: SearchView) -> int:
@@ -115,3 +165,14 @@ def standstill(view: SearchView) -> int:
     if not view.scored:
         return 0
     return max(t.iteration for t in view.trials) - view.scored[0].iteration
+
+
+def noise(view: SearchView) -> float | None:
+    """By how many points a prompt's score is uncertain on new clips: half of a seed prompt's 95 % interval."""
+    widths = [
+        50 * (t.outcome.high - t.outcome.low)
+        for t in view.trials
+        if t.iteration == 0 and t.state == "complete" and t.outcome
+        and t.outcome.low is not None and t.outcome.high is not None
+    ]  # fmt: skip
+    return float(np.median(widths)) if widths else None

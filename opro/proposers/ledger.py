@@ -6,7 +6,7 @@ from typing import Any
 
 from opro.proposers.language_model import LanguageModel, Message, Reply, SpentError, most_tokens
 
-Call = tuple[int, int, str]  # iteration, call in it, what is asked
+Call = tuple[int, int, str, str]  # iteration, call in it, system message, what is asked
 
 
 @dataclass
@@ -80,15 +80,18 @@ class MeteredModel:
         """The reply; None when the ledger's limit is near, which is recorded."""
         if call in self.paid:
             return self.paid[call]
-        iteration, number, text = call
+        iteration, number, system, text = call
+        asked = most_tokens(system + text)
         try:
-            stop = self.ledger.why_stop(most_tokens(text), max_tokens)
+            stop = self.ledger.why_stop(asked, max_tokens)
             if self.ledger.torn and not stop:  # with no room for it, it was not made
-                stop = self.lm.on_loss(most_tokens(text), max_tokens, "its record was cut short")
+                stop = self.lm.on_loss(asked, max_tokens, "its record was cut short")
             self.ledger.torn = False
             if stop:
                 raise SpentError(stop)
-            reply = self.lm([Message("user", text)], temperature=temperature, max_tokens=max_tokens)
+            own = [Message("system", system)] if system else []
+            messages = [*own, Message("user", text)]
+            reply = self.lm(messages, temperature=temperature, max_tokens=max_tokens)
         except SpentError as stopped:
             self.record({"iteration": iteration, "call": number, "stopped": str(stopped)})
             return None
@@ -105,7 +108,8 @@ class MeteredModel:
                 "iteration": call[0],
                 "call": call[1],
                 "model": reply.model,
-                "meta_prompt": call[2],
+                "system": call[2],
+                "meta_prompt": call[3],
                 "reply": reply.text,
                 "tokens_in": reply.tokens_in,
                 "tokens_out": reply.tokens_out,

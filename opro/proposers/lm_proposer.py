@@ -1,60 +1,66 @@
 """The proposer that asks a language model, with a scored history."""
 
-import json
+import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from evaluators.errors import UserError
-from evaluators.files import shipped
 from evaluators.prompts import Prompt
 from evaluators.tasks import Task
-from opro.proposers.evidence import about_parent, draw_parent, misjudged, standstill
+from opro.proposers.evidence import draw_parent
+from opro.proposers.fragments import read_fragments
 from opro.proposers.language_model import Reply
-from opro.proposers.ledger import MeteredModel
-from opro.proposers.replies import MAX_CHARACTERS, check_proposal, dedup_key, parse
+from opro.proposers.ledger import Call, MeteredModel
+from opro.proposers.replies import check_proposal, dedup_key, parse
+from opro.proposers.request import META, MetaPrompt
+from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
 from opro.search.proposer import SearchView
 
-META = shipped("prompts/meta")  # what a language model is told, to edit
-PROMPTS_SHOWN = 20  # of the history that a language model sees (OPRO's figure)
-EXEMPLARS = 3  # clips of the paper's meta-prompt
-FIELDS = (
-    "task",
-    "reward",
-    "answers",
-    "history",
-    "parent",
-    "exemplars",
-    "progress",
-    "refused",
-    "n",
-    "longest",
-    "example",
-)  # names a meta-prompt may use
+log = logging.getLogger(__name__)
+
 TEMPERATURE = 1.0  # of sampling; at 0 a search gets stuck (arXiv 2309.03409)
-CALLS = 3  # calls an iteration may take to fill its candidates
-REPLY_TOKENS = 200  # of a reply, and as many more for each prompt asked for
+WAVES = 3  # of calls an iteration may take to fill its candidates
+EACH = 5  # prompts asked for in a call, more or less: several parents, and replies that are not too long
+OPRO_PARENTS = 3  # best prompts that a new one of OPRO counts as made from
+REPLY_TOKENS = 200  # of a reply's analysis, of each prompt asked for, and of one beyond
+FRAGMENTS_TOKENS = 2500
+FRAGMENTS_CALL = -1  # its number among the calls of the first round
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One call: what is asked, for how many prompts, starting from which trial."""
+
+    call: Call
+    wanted: int
+    start: Trial | None
+
+    @property
+    def max_tokens(self) -> int:
+        """Room for the reply."""
+        return REPLY_TOKENS * (2 + self.wanted)
 
 
 class LMProposer:
-    """Asks a language model.
+    """Asks a language model, for a round's prompts in a few calls at once, each from another parent.
 
-    Strategy ``opro`` is the paper's (arXiv 2309.03409): one prompt a call, all calls of an iteration on one meta-prompt
-    of the best prompts and three exemplars; a clip cannot be shown as text, so an exemplar is what is known of a clip
-    that the best prompt misjudges. Otherwise every call shows a parent from the Pareto front (`evidence`).
+    Strategy ``opro`` is the paper's (arXiv 2309.03409): instructions alone, from one meta-prompt without parents. A
+    clip cannot be shown as text, so what the best prompt errs on stands in place of exemplars.
 
     Args:
         model: Answers; its calls are counted and limited.
         task, objective: What it is told.
         strategy: A key of `opro.settings.STRATEGIES`.
-        seed: Of the parents and clips that are shown.
+        seed: Of the parents.
         both_orders: Of the prompts that are proposed.
+        separate: One call a prompt and none again, as in the paper.
+        concurrency: Calls under way at once.
         folder: Where the meta-prompts lie.
     """
 
@@ -67,129 +73,147 @@ class LMProposer:
         strategy: str = "race",
         seed: int = 0,
         both_orders: bool = False,
+        separate: bool = False,
+        concurrency: int = 1,
         folder: Path = META,
     ) -> None:
         self.name = f"language model {model.lm.name}"
-        self.model, self.task, self.objective = model, task, objective
-        self.strategy, self.seed, self.both_orders = strategy, seed, both_orders
-        path = folder / ("opro.txt" if strategy == "opro" else "propose.txt")
-        try:
-            self._template = Template(path.read_text(encoding="utf-8"))
-            self._fill({})
-        except (OSError, UnicodeDecodeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{path}: the meta-prompt cannot be used ({type(error).__name__}: {error}); known names are"
-                f" {', '.join('$' + n for n in FIELDS)}, and a dollar sign is written $$"
-            ) from None
+        self.model, self.task = model, task
+        self.opro = strategy == "opro"
+        self.seed, self.both_orders = seed, both_orders
+        self.separate, self.concurrency = separate, concurrency
+        name = "opro.txt" if strategy == "opro" else "propose.txt"
+        self._meta = MetaPrompt(folder / name, task, objective)
+        self._about_fragments = MetaPrompt(META / "fragments.txt", task, objective)
+        self._fragments: Fragments | None = None
 
     def propose(self, view: SearchView, n: int) -> list[Candidate]:
         """See `Proposer`. Stops early, with what it has, when the ledger's limit is near."""
-        iteration = view.iteration
         known = {dedup_key(t.prompt) for t in view.trials}
         out: list[Candidate] = []
         refusals: list[str] = []
-        single = self.strategy == "opro"
-        for call in range(n if single else CALLS):
-            if len(out) >= n:
+        calls = 0
+        for _ in range(1 if self.separate else WAVES):
+            asked = self._wave(view, n - len(out), calls, refusals, n)
+            calls += len(asked)
+            answered = 0
+            for one, reply in self._answers(asked):
+                if reply is None:
+                    continue
+                answered += 1
+                made, refused = self._checked(
+                    view, one, reply, min(one.wanted, n - len(out)), known
+                )
+                out += made
+                refusals += [f"{r['text'][:80]!r}: {r['reason']}" for r in refused]
+                self.model.keep(one.call, reply, len(made), refused)
+            if len(out) >= n or answered < len(asked):
                 break
-            # The paper's calls of one iteration differ by sampling alone.
-            rng = random.Random(f"{self.seed}|{iteration}|{0 if single else call}")
-            meta, parents = self._render(view, n - len(out), refusals, rng)
-            reply_tokens = REPLY_TOKENS * (1 + (1 if single else n - len(out)))
-            asked = (iteration, call, meta)
-            reply = self.model.ask(asked, temperature=TEMPERATURE, max_tokens=reply_tokens)
-            if reply is None:
-                break
-            new, refused = self._checked(reply, n - len(out), known)
-            out += [self._candidate(prompt, parents) for prompt in new]
-            refusals += [f"{r['text'][:80]!r}: {r['reason']}" for r in refused]
-            self.model.keep(asked, reply, len(new), refused)
         return out
 
-    def _candidate(self, prompt: Prompt, parents: Sequence[Prompt]) -> Candidate:
-        """A proposed prompt, with the system message of the best prompt that it starts from."""
-        prompt = replace(prompt, both_orders=self.both_orders)
-        if parents:
-            prompt = replace(prompt, system=parents[-1].system)
-        return Candidate(prompt, "lm", tuple(p.prompt_id for p in parents))
+    def fragments(self, view: SearchView) -> Fragments:
+        """Building blocks for the rewriter, asked for once a run with the seed prompts' scores."""
+        if self._fragments is None:
+            seeds = tuple(t for t in view.trials if t.iteration == 0)
+            first = SearchView(1, seeds, view.clips, rounds=view.rounds)
+            request = self._about_fragments.request(first, 1, None, (), 1)
+            call = (1, FRAGMENTS_CALL, request.system, request.text)
+            reply = self.model.ask(call, temperature=TEMPERATURE, max_tokens=FRAGMENTS_TOKENS)
+            if reply is None:
+                return {}
+            self._fragments = read_fragments(reply.text, self.task)
+            count = sum(map(len, self._fragments.values()))
+            why = {"text": reply.text[:200], "reason": "no fragments found in the reply"}
+            self.model.keep(call, reply, count, [] if count else [why])
+        return self._fragments
+
+    def _wave(
+        self, view: SearchView, n: int, first: int, refusals: Sequence[str], batch: int
+    ) -> list[_Asked]:
+        """The calls of a wave, all made from what was known before it."""
+        count = n if self.separate else max(1, round(n / EACH))
+        if self.opro and not self.separate:
+            count = 1
+        out = []
+        for i in range(count):
+            number = first + i
+            # The paper's calls of one iteration differ by sampling alone.
+            start = self._start(view, 0 if self.opro else number)
+            wanted = n // count + (i < n % count)
+            request = self._meta.request(view, wanted, start, refusals, batch)
+            out.append(
+                _Asked((view.iteration, number, request.system, request.text), wanted, start)
+            )
+        return out
+
+    def _start(self, view: SearchView, number: int) -> Trial | None:
+        if self.opro:
+            return next((t for t in view.scored if t.number in view.logp), None)
+        return draw_parent(view, random.Random(f"{self.seed}|{view.iteration}|{number}"))
+
+    def _answers(self, asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Reply | None]]:
+        """Each call with its reply, in their order; None where the ledger forbids it."""
+        with ThreadPoolExecutor(max(1, self.concurrency)) as pool:
+            jobs = [
+                pool.submit(
+                    self.model.ask, one.call, temperature=TEMPERATURE, max_tokens=one.max_tokens
+                )
+                for one in asked
+            ]
+            try:
+                for one, job in zip(asked, jobs, strict=True):
+                    yield one, job.result()
+            finally:  # what has not begun when one fails is not asked
+                for job in jobs:
+                    job.cancel()
 
     def _checked(
-        self, reply: Reply, wanted: int, known: set[str]
-    ) -> tuple[list[Prompt], list[dict[str, str]]]:
+        self, view: SearchView, asked: _Asked, reply: Reply, wanted: int, known: set[str]
+    ) -> tuple[list[Candidate], list[dict[str, str]]]:
         """The usable prompts of a reply, and what was refused with its reason."""
         found = parse(reply.text)
+        cut = " (the reply was cut at its limit of tokens)" if reply.finish == "length" else ""
         if not found:
-            return [], [{"text": reply.text[:200], "reason": "no proposals found in the reply"}]
-        good: list[Prompt] = []
+            return [], [
+                {"text": reply.text[:200], "reason": f"no proposals found in the reply{cut}"}
+            ]
+        if cut:
+            log.warning(
+                "iteration %d, call %d%s: %d whole prompts of it are used",
+                *asked.call[:2],
+                cut,
+                len(found),
+            )
+        good: list[Candidate] = []
         refused = []
         for raw in found:
             if len(good) == wanted:
                 break  # more than were asked for is no mistake
             prompt = check_proposal(raw, self.task, known)
             if isinstance(prompt, Prompt):
-                good.append(prompt)
+                good.append(self._candidate(view, asked, prompt, raw))
             else:
                 text = str(raw.get("text") if isinstance(raw, Mapping) else raw)[:200]
                 refused.append({"text": text, "reason": prompt})
         return good, refused
 
-    def _render(
-        self,
-        view: SearchView,
-        n: int,
-        refusals: Sequence[str],
-        rng: random.Random,
-    ) -> tuple[str, list[Prompt]]:
-        """The meta-prompt, and the prompts it starts from, the best one last."""
-        best = _best(view)
-        shown = "\n\n".join(
-            f"text:\n{t.prompt.text}\nscore:\n{round(100 * t.reward)}" for t in best
-        )
-        parents = [t.prompt for t in best[-3:]]
-        parent, exemplars = "", ""
-        if self.strategy == "opro":
-            full = [t for t in best if t.number in view.logp]
-            lines = misjudged(view, full[-1], EXEMPLARS, rng) if full else []
-            exemplars = "\n\n".join(f"<INS>\nclip: {line}" for line in lines)
-        elif start := draw_parent(view, rng):
-            parents = [start.prompt]
-            parent = about_parent(view, start, rng)
-        still = standstill(view)
-        text = self._fill(
-            {
-                "history": shown,
-                "parent": parent,
-                "exemplars": exemplars,
-                "progress": (
-                    f"For {still} rounds nothing has scored higher: try something quite different."
-                    if still > 1
-                    else ""
-                ),
-                "refused": (
-                    "Do not repeat these mistakes, the prompts were refused:\n"
-                    + "\n".join(refusals[-5:])
-                    + "\n"
-                    if refusals
-                    else ""
-                ),
-                "n": n,
-            }
-        )
-        return text, parents
-
-    def _fill(self, values: Mapping[str, Any]) -> str:
-        letters = "ABCDEFGH"[: len(self.task.labels)]
-        fixed = {
-            "task": self.task.description,
-            "reward": self.objective.describe(self.task),
-            "answers": " and ".join(letters),
-            "longest": MAX_CHARACTERS,
-            "example": json.dumps(dict(zip(self.task.labels, letters, strict=True))),
-        }
-        text = self._template.substitute({**dict.fromkeys(FIELDS, ""), **fixed, **values})
-        return re.sub(r"\n{3,}", "\n\n", text)
+    def _candidate(self, view: SearchView, asked: _Asked, prompt: Prompt, raw: Any) -> Candidate:
+        """A proposed prompt, with the system message of the prompt that it starts from."""
+        parents = [t.prompt for t in (asked.start,) if t]
+        if self.opro:
+            parents = [t.prompt for t in view.scored[:OPRO_PARENTS][::-1]]
+        like = parents[-1:]
+        if not self.opro and isinstance(raw, Mapping) and "from" in raw:
+            named = _row(view, raw["from"])
+            parents = [named.prompt] if named else []
+            like = parents or like
+        prompt = replace(prompt, both_orders=self.both_orders)
+        if like:
+            prompt = replace(prompt, system=like[-1].system)
+        return Candidate(prompt, "lm", tuple(p.prompt_id for p in parents))
 
 
-def _best(view: SearchView) -> list[Trial]:
-    """The best trials, ascending: models attend to the end (arXiv 2309.03409)."""
-    return view.scored[:PROMPTS_SHOWN][::-1]
+def _row(view: SearchView, value: Any) -> Trial | None:
+    """The trial that a reply names as what it changed, as 12, "12" or "#12"."""
+    found = re.fullmatch(r"(?:row )?#?(\d{1,6})", str(value).strip().casefold())
+    return next((t for t in view.trials if found and t.number == int(found[1])), None)

@@ -13,6 +13,7 @@ from typing import Any
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from opro.problem import Problem
+from opro.proposers.exchange import Exchanging
 from opro.proposers.language_model import LanguageModel, Reply
 from opro.proposers.ledger import Call, Ledger, MeteredModel
 from opro.proposers.lm_proposer import LMProposer
@@ -70,15 +71,21 @@ class ProposerPlan:
                 strategy=settings.strategy,
                 seed=settings.seed,
                 both_orders=settings.swap,
+                separate=settings.lm_separate,
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
-            proposer = asking if self._alone else Mixed(asking, rewriter)
+            if self._alone:
+                proposer = asking
+            else:
+                proposer = Mixed(asking, rewriter, asking.fragments)
         elif settings.strategy != "random" and settings.proposer == "auto":
             print(
                 "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
                 " (and --lm-base-url for another server) and give --lm-model NAME",
                 file=sys.stderr,
             )
+        if settings.strategy == "race":
+            proposer = Exchanging(proposer)
         return Shared(proposer, self.shared) if self.shared else proposer
 
 
@@ -135,7 +142,7 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
                 continue
             keys = ("reply", "tokens_in", "tokens_out", "cost", "model", "finish")
             reply = Reply(*(raw[k] for k in keys))
-            paid[raw["iteration"], raw["call"], raw["meta_prompt"]] = reply
+            paid[raw["iteration"], raw["call"], raw.get("system", ""), raw["meta_prompt"]] = reply
             ledger.add(reply)
             ledger.refused += len(raw["refused"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

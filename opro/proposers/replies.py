@@ -39,7 +39,7 @@ def check_proposal(raw: Any, task: Task, known: set[str], where: str = "reply") 
         return "no text"
     if len(found) > MOST_WRAPPED:
         return f"longer than {MAX_CHARACTERS} characters ({len(found)})"
-    text = unwrap(_plain(found))
+    text = unwrap(plain(found))
     if not text:
         return "empty"
     if len(text) > MAX_CHARACTERS:
@@ -106,7 +106,7 @@ def parse(reply: str) -> list[Any]:
     ``prompts``, with every whole entry where it was cut; the last list of prompts without a key; objects with a text,
     one after another; ``<INS>`` tags; ``[text]``, the form of the paper; a numbered list.
     """
-    reply = _said(_plain(reply))
+    reply = _said(plain(reply))
     for read in (_keyed, _bare_list, _objects, _tagged, _bracketed, _numbered):
         if found := read(reply):
             return found
@@ -163,6 +163,11 @@ def _bare_list(reply: str) -> list[Any]:
 
 
 def _objects(reply: str) -> list[Any]:
+    return _usable(objects(reply))
+
+
+def objects(reply: str) -> list[Any]:
+    """The whole JSON objects of a text that lie within no other one, in their order."""
     out: list[Any] = []
     end = 0
     for match in itertools.islice(re.finditer(r"\{", reply), MAX_BRACKETS):
@@ -172,7 +177,7 @@ def _objects(reply: str) -> list[Any]:
             one, end = _JSON.raw_decode(reply, match.start())
         except (ValueError, RecursionError):
             continue
-        out += _usable([one])
+        out.append(one)
     return out
 
 
@@ -216,7 +221,7 @@ def _text_of(entry: Mapping[str, Any]) -> str | None:
     return next((entry[k] for k in TEXTS if isinstance(entry.get(k), str)), None)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """With plain blanks and line ends, whichever kind of space a model writes."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = re.sub(r"[\u200b\u2060\ufeff]", "", text)

@@ -4,9 +4,10 @@ An honest baseline: it takes a prompt apart into hints, question, options and cl
 and learns from the history only through which prompts it starts from. It does not know what a prompt means.
 """
 
+import copy
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surro
 MAX_PAST = 400  # prompts that the surrogate learns from, more or less
 PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
+FORMATS = ["{0}) {1}", "({0}) {1}"]  # of a task without fragments
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
 DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
+Fragments = Mapping[
+    str, Sequence[Any]
+]  # by kind, as in a fragments file; "answers" are pairs of answer words
 KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats", "letters"}
 
 
@@ -42,7 +47,7 @@ class Parts:
     closing: str
     mark: str = "{0}) {1}"
     join: str = "\n"
-    letters: str = "AB"
+    letters: Sequence[str] = "AB"
 
     def prompt(self, like: Prompt) -> Prompt:
         """Put together again: letters by position, answers by label."""
@@ -99,6 +104,21 @@ class Rewriter:
                 f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected"
                 f" {sorted(KEYS)}"
             )
+
+    def enriched(self, more: Fragments) -> "Rewriter":
+        """A rewriter with more fragments; this one where some kind would have none."""
+        if not more:
+            return self
+        bank = {kind: [*self.bank.get(kind, ()), *more.get(kind, ())] for kind in KEYS}
+        bank["letters"] += more.get("answers", ())
+        bank["letters"] = bank["letters"] or ["ABCDEFGH"[: len(self.task.labels)]]
+        bank["formats"] = bank["formats"] or FORMATS
+        bank["closings"] = bank["closings"] or [""]
+        if not all(bank.values()):
+            return self
+        out = copy.copy(self)
+        out.bank = bank
+        return out
 
     def propose(self, view: SearchView, n: int) -> list[Candidate]:
         """See `Proposer`; fewer than `n` only when nothing new can be made."""
@@ -181,8 +201,8 @@ def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:
     return replace(parts, options=tuple((label, words[label]) for label, _ in parts.options))
 
 
-def _letters(parts: Parts, letters: str) -> Parts:
-    """Other answers; where the old ones are named in the words, as in "Answer A or B.", they change with them."""
+def _letters(parts: Parts, letters: Sequence[str]) -> Parts:
+    """Other answers, letters or words; where the old ones are named, as in "Answer A or B.", they change too."""
     if len(letters) != len(parts.letters):
         return parts
 
@@ -194,11 +214,12 @@ def _letters(parts: Parts, letters: str) -> Parts:
     )
 
 
-def _renamed(text: str, old: str, new: str) -> str:
+def _renamed(text: str, old: Sequence[str], new: Sequence[str]) -> str:
     """The words with other letters where the old ones stand side by side, as in "A or B"."""
     names = dict(zip(old, new, strict=True))
+    either = "|".join(map(re.escape, old))
     return re.sub(
-        rf"(?<!\w)([{old}])( or | and |/|, )([{old}])(?!\w)",
+        rf"(?<!\w)({either})( or | and |/|, )({either})(?!\w)",
         lambda m: names[m[1]] + m[2] + names[m[3]],
         text,
     )
@@ -228,7 +249,7 @@ _OPERATORS: dict[str, _Operator] = {
     ),
     "layout": lambda p, m, b, r, t: replace(
         p,
-        mark=r.choice((b or {"formats": ["{0}) {1}", "({0}) {1}"]})["formats"]),
+        mark=r.choice((b or {"formats": FORMATS})["formats"]),
         join=r.choice(("\n", " ")),
     ),
     "swap": lambda p, m, b, r, t: replace(p, options=p.options[::-1]),

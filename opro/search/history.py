@@ -1,5 +1,6 @@
 """The history of a run: candidates, trials, and the append-only journal that is its only state."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from evaluators.classifier import Classifier
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt, prompt_from
+from opro.search.objective import Profile
 
 SCHEMA = 1
 State = Literal["waiting", "complete", "dropped", "failed"]
@@ -40,6 +42,8 @@ class Outcome:
         n_scored: Search clips scored.
         blocks: Reward or forecast after each block of clips.
         slices: Slice name -> (score, clips).
+        profile: How its answers behave, of a dropped trial a forecast; None in older journals.
+        outside: Mean probability that goes to no answer, over the clips scored; None in older journals.
     """
 
     reward: float
@@ -53,6 +57,8 @@ class Outcome:
     n_scored: int = 0
     blocks: tuple[float, ...] = ()
     slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    profile: Profile | None = None
+    outside: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,8 @@ class History:
                 "clips": trial.n_scored,
                 "blocks": one.blocks if one else (),
                 "slices": one.slices if one else {},
+                "profile": dataclasses.asdict(one.profile) if one and one.profile else None,
+                "outside": one.outside if one else None,
                 "error": trial.error,
             }
         )
@@ -296,8 +304,17 @@ def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
         n_scored=event["clips"],
         blocks=tuple(event["blocks"]),
         slices={name: (value[0], value[1]) for name, value in event["slices"].items()},
+        profile=_profile(event.get("profile")),
+        outside=event.get("outside"),
     )
     return replace(trial, state=event["state"], outcome=outcome, error=event["error"])
+
+
+def _profile(raw: Mapping[str, Any] | None) -> Profile | None:
+    if raw is None:
+        return None
+    auroc = math.nan if raw["auroc"] is None else raw["auroc"]
+    return Profile(tuple(raw["recalls"]), auroc, raw["tuned"])
 
 
 def _rounded(value: Any) -> Any:

@@ -165,7 +165,8 @@ class Search:
                 )
             self.logp.update({t.number: table.logp[i] for i, t in enumerate(missing)})
         logp = {t.number: self.logp[t.number] for t in best}
-        return SearchView(number, trials, self.problem.search_clips, logp)
+        rounds = max(number, self.settings.iterations)
+        return SearchView(number, trials, self.problem.search_clips, logp, rounds)
 
     def _propose(self, view: SearchView, wanted: int) -> None:
         """Journals the iteration's candidates."""
@@ -257,6 +258,8 @@ class Search:
             n_scored=len(entry.scored),
             blocks=entry.blocks,
             slices=slice_scores(clips, clips.targets.truth, exact.right) if exact else {},
+            profile=entry.profile,
+            outside=max(0.0, 1.0 - float(np.exp(entry.logp).sum(axis=-1).mean())),
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
 

@@ -45,6 +45,7 @@ class Measured:
         bias: Of the classifier, see `evaluators.classifier.Classifier`.
         fitted: The bias with the best balanced accuracy on these clips, whether or not it is used.
         loss: Balanced mean negative log-probability of the right label in nats.
+        profile: What a proposer is told beside the reward.
     """
 
     reward: float
@@ -52,6 +53,22 @@ class Measured:
     bias: float
     fitted: float
     loss: float
+    profile: "Profile"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a prompt's answers behave, whatever the objective.
+
+    Attributes:
+        recalls: Share decided right of each label's clips, in the task's order; 0 where a label has none.
+        auroc: Area under the ROC curve of the first label; NaN where a class is missing.
+        tuned: Balanced accuracy with the threshold that is best on these clips.
+    """
+
+    recalls: tuple[float, ...]
+    auroc: float
+    tuned: float
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,9 @@ class Objective:
             bias = fitted if self.fits(clips) else 0.0
         right = decide(logp, bias) == truth
         loss = metrics.nll(truth, logp)
+        profile = _profile(logp, truth, right, fitted)
         if self.name == "auroc":
-            value = metrics.auroc(truth, log_odds(logp))
+            value = profile.auroc
         elif self.name == "nll":
             value = 1.0 - loss
         elif self.name == "worst_slice":  # the first few clips may hold no level with both classes
@@ -106,7 +124,7 @@ class Objective:
             value = min(metrics.balanced_accuracy(truth[m], right[m]) for m in masks)
         else:
             value = float((self.weights(truth) * right).sum())
-        return Measured(value, right, bias, fitted, loss)
+        return Measured(value, right, bias, fitted, loss, profile)
 
     def describe(self, task: Task) -> str:
         """What the score means, for the proposer; made from the objective in force and nothing else."""
@@ -117,6 +135,16 @@ class Objective:
                 " one answer gains nothing."
             )
         return text
+
+
+def _profile(
+    logp: NDArray[np.floating], truth: NDArray[np.integer], right: NDArray[np.bool_], fitted: float
+) -> Profile:
+    recalls = tuple(
+        float(right[truth == k].mean()) if (truth == k).any() else 0.0 for k in range(logp.shape[1])
+    )
+    tuned = metrics.balanced_accuracy(truth, decide(logp, fitted) == truth)
+    return Profile(recalls, metrics.auroc(truth, log_odds(logp)), tuned)
 
 
 def slice_scores(

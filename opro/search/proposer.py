@@ -21,12 +21,14 @@ class SearchView:
         trials: Of earlier iterations, in their order.
         clips: The search half.
         logp: ``[clip, label]`` nats by trial number, of the best trials that were scored on every clip, best first.
+        rounds: Iterations of proposals that the run has; 0: unknown.
     """
 
     iteration: int
     trials: Sequence[Trial]
     clips: ClipSet
     logp: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    rounds: int = 0
 
     @cached_property
     def scored(self) -> list[Trial]:
@@ -37,7 +39,9 @@ class SearchView:
 class Proposer(Protocol):
     """Makes candidates from what is known of a search."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who proposes, in words."""
 
     def propose(self, view: SearchView, n: int) -> list[Candidate]:
         """At most `n` candidates that differ from all trials of the view.

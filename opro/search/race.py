@@ -19,7 +19,7 @@ from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
 from opro.search.forecast import Basis, basis, draw_log_odds
-from opro.search.objective import Measured, Objective
+from opro.search.objective import Measured, Objective, Profile
 
 FIRST_BLOCK = 32  # clips of the first block
 DROP_Z = 1.2816  # one-sided 10 %: how sure a forecast must be before a candidate is dropped for being worse
@@ -41,6 +41,7 @@ class Entry:
         blocks: `reward` after each block.
         measured: Its exact measures, once it is scored on all clips.
         bias: Of the classifier; of a forecast the mean over its draws.
+        profile: Of a forecast the mean over its draws; None before any is made.
         error: Why it could not be scored, else empty.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     blocks: tuple[float, ...] = ()
     measured: Measured | None = None
     bias: float = 0.0
+    profile: Profile | None = None
     error: str = ""
 
 
@@ -156,6 +158,7 @@ class Race:
                 logp=logp,
                 measured=exact,
                 bias=exact.bias,
+                profile=exact.profile,
                 reward=exact.reward,
                 sd=0.0,
                 p_correct=exact.right.astype(float),
@@ -178,6 +181,11 @@ class Race:
             p_correct=np.mean([o.right for o in outcomes], axis=0),
             odds=drawn.mean(0),
             bias=float(np.mean([o.bias for o in outcomes])),
+            profile=Profile(
+                tuple(np.mean([o.profile.recalls for o in outcomes], axis=0).tolist()),
+                float(np.mean([o.profile.auroc for o in outcomes])),
+                float(np.mean([o.profile.tuned for o in outcomes])),
+            ),
             blocks=(*entry.blocks, float(rewards.mean())),
         )
 

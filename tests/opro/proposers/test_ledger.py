@@ -102,7 +102,7 @@ def test_without_prices_a_call_is_taken_to_cost_twice_the_mean_so_far():
 
 # ---- calls
 
-CALL = (2, 1, "Propose prompts.")
+CALL = (2, 1, "You propose.", "Propose prompts.")
 REPLY = Reply("1. Listen.", 30, 7, 0.25, "m", "stop")
 
 
@@ -121,7 +121,10 @@ def test_a_call_is_made_as_it_is_given_and_counted():
     ledger = Ledger(max_tokens=5000)
     model, asked, records = metered(ledger)
     assert model.ask(CALL, temperature=0.7, max_tokens=900) == REPLY
-    assert asked == [([Message("user", CALL[2])], 0.7, 900)] and records == []
+    assert (
+        asked == [([Message("system", CALL[2]), Message("user", CALL[3])], 0.7, 900)]
+        and records == []
+    )
     assert (ledger.calls, ledger.tokens_in, ledger.tokens_out, ledger.cost) == (1, 30, 7, 0.25)
 
 
@@ -145,12 +148,13 @@ def test_what_came_of_a_reply_is_recorded_with_it():
     model, _, records = metered(ledger)
     refused = [{"text": "x", "reason": "too long"}, {"text": "y", "reason": "seen before"}]
     model.keep(CALL, REPLY, 3, refused)
-    model.keep((3, 0, "Again."), REPLY, 0, refused[:1])
+    model.keep((3, 0, "", "Again."), REPLY, 0, refused[:1])
     assert ledger.refused == 3
     assert records[0] == {
         "iteration": 2,
         "call": 1,
         "model": "m",
+        "system": "You propose.",
         "meta_prompt": "Propose prompts.",
         "reply": "1. Listen.",
         "tokens_in": 30,

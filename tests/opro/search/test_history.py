@@ -163,7 +163,7 @@ def test_every_event_has_its_keys(tmp_path, seeds):
     told = (
         "schema event prompt_id number state reward sd score low high nll bias fitted clips blocks"
     )
-    assert set(events[2]) == {*told.split(), "slices", "error"}
+    assert set(events[2]) == {*told.split(), "slices", "profile", "outside", "error"}
     assert events[2]["prompt_id"] == seeds[0].prompt_id
     assert "Ünïcode" in path.read_text(encoding="utf-8")
 

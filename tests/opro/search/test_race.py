@@ -65,7 +65,7 @@ def kept(rivals, best=0.0, truth=(0, 1, 0, 1), objective=OBJECTIVES[0]):
         logp = np.zeros((len(right), 2), np.float32)
         entries.append(Entry(np.arange(len(right)), logp, forecast, sd, chance))
     clips = clip_set(clip(i, t) for i, t in enumerate(truth))
-    measured = Measured(best, np.ones(len(truth), bool), 0.0, 0.0, 0.5)
+    measured = Measured(best, np.ones(len(truth), bool), 0.0, 0.0, 0.5, None)
     return Race(None, clips, objective)._keep(entries, range(len(entries)), measured)
 
 
