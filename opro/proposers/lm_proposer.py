@@ -47,6 +47,19 @@ class _Asked:
         return REPLY_TOKENS * (2 + self.wanted)
 
 
+@dataclass(frozen=True)
+class Calls:
+    """How a round's prompts are asked for.
+
+    Attributes:
+        separate: One call a prompt and none again, as in the paper.
+        concurrency: Calls under way at once.
+    """
+
+    separate: bool = False
+    concurrency: int = 1
+
+
 class LMProposer:
     """Asks a language model, for a round's prompts in a few calls at once, each from another parent.
 
@@ -59,8 +72,7 @@ class LMProposer:
         strategy: A key of `opro.settings.STRATEGIES`.
         seed: Of the parents.
         both_orders: Of the prompts that are proposed.
-        separate: One call a prompt and none again, as in the paper.
-        concurrency: Calls under way at once.
+        calls: How a round's prompts are asked for.
         folder: Where the meta-prompts lie.
     """
 
@@ -73,15 +85,14 @@ class LMProposer:
         strategy: str = "race",
         seed: int = 0,
         both_orders: bool = False,
-        separate: bool = False,
-        concurrency: int = 1,
+        calls: Calls = Calls(),
         folder: Path = META,
     ) -> None:
         self.name = f"language model {model.lm.name}"
         self.model, self.task = model, task
         self.opro = strategy == "opro"
         self.seed, self.both_orders = seed, both_orders
-        self.separate, self.concurrency = separate, concurrency
+        self.calls = calls
         name = "opro.txt" if strategy == "opro" else "propose.txt"
         self._meta = MetaPrompt(folder / name, task, objective)
         self._about_fragments = MetaPrompt(META / "fragments.txt", task, objective)
@@ -93,7 +104,7 @@ class LMProposer:
         out: list[Candidate] = []
         refusals: list[str] = []
         calls = 0
-        for _ in range(1 if self.separate else WAVES):
+        for _ in range(1 if self.calls.separate else WAVES):
             asked = self._wave(view, n - len(out), calls, refusals, n)
             calls += len(asked)
             answered = 0
@@ -131,8 +142,8 @@ class LMProposer:
         self, view: SearchView, n: int, first: int, refusals: Sequence[str], batch: int
     ) -> list[_Asked]:
         """The calls of a wave, all made from what was known before it."""
-        count = n if self.separate else max(1, round(n / EACH))
-        if self.opro and not self.separate:
+        count = n if self.calls.separate else max(1, round(n / EACH))
+        if self.opro and not self.calls.separate:
             count = 1
         out = []
         for i in range(count):
@@ -153,7 +164,7 @@ class LMProposer:
 
     def _answers(self, asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Reply | None]]:
         """Each call with its reply, in their order; None where the ledger forbids it."""
-        with ThreadPoolExecutor(max(1, self.concurrency)) as pool:
+        with ThreadPoolExecutor(max(1, self.calls.concurrency)) as pool:
             jobs = [
                 pool.submit(
                     self.model.ask, one.call, temperature=TEMPERATURE, max_tokens=one.max_tokens

@@ -16,7 +16,7 @@ from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
 from opro.proposers.language_model import LanguageModel, Reply
 from opro.proposers.ledger import Call, Ledger, MeteredModel
-from opro.proposers.lm_proposer import LMProposer
+from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed
 from opro.proposers.openai_model import OpenAIModel
@@ -71,7 +71,7 @@ class ProposerPlan:
                 strategy=settings.strategy,
                 seed=settings.seed,
                 both_orders=settings.swap,
-                separate=settings.lm_separate,
+                calls=Calls(settings.lm_separate),
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
             if self._alone:

@@ -617,10 +617,10 @@ def test_max_tokens_is_never_exceeded(tmp_path):
     with serve(reply) as server:
         flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         free = run(tmp_path, *flags, name="free")
-        meta = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])["meta_prompt"]
-        limit = (
-            len(meta) // 3 + 1 + 5 * REPLY_TOKENS + 100
-        )  # room for the first call, not for a second
+        first = json.loads((free / "proposals.jsonl").read_text().splitlines()[0])
+        asked = len(first["system"] + first["meta_prompt"])
+        # Room for the first call, not for a second.
+        limit = asked // 3 + 1 + 6 * REPLY_TOKENS + 100
         folder = run(tmp_path, *flags, "--max-tokens", limit)
     spent = json.loads((folder / "summary.json").read_text())["lm"]
     assert spent["calls"] == 1 and spent["tokens_in"] + spent["tokens_out"] <= limit
@@ -853,7 +853,9 @@ def test_a_shared_prompt_is_scored_in_the_orders_of_this_run(tmp_path, first):
 
 def test_a_language_model_and_the_rewriter_share_a_search(tmp_path, capsys):
     def answer(request):
-        n = int(re.search(r"Write (\d+) new", request["messages"][0]["content"]).group(1))
+        if "building blocks" in request["messages"][0]["content"]:
+            return "{}"
+        n = int(re.search(r"Write (\d+) prompts", request["messages"][-1]["content"]).group(1))
         made = [f"Is it speech, {len(server.requests)}.{i}? A) yes B) no" for i in range(n)]
         return json.dumps({"prompts": made})
 

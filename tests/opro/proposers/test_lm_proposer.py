@@ -12,7 +12,7 @@ from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.language_model import Reply, SpentError, most_tokens
 from opro.proposers.ledger import Ledger, MeteredModel
-from opro.proposers.lm_proposer import REPLY_TOKENS, LMProposer
+from opro.proposers.lm_proposer import REPLY_TOKENS, Calls, LMProposer
 from opro.search.objective import Objective
 
 
@@ -79,7 +79,12 @@ def test_opro_asks_for_all_in_one_call_or_for_one_in_each(seeds):
     assert len(lm.asked) == 1 and "Write 3 new instructions" in lm.asked[0]
     assert "A means SPEECH, B means NONSPEECH" in lm.asked[0]
     lm = ScriptedLM(*texts)
-    assert len(proposer(lm, strategy="opro", separate=True).propose(three_seeds(seeds), 3)) == 3
+    assert (
+        len(
+            proposer(lm, strategy="opro", calls=Calls(separate=True)).propose(three_seeds(seeds), 3)
+        )
+        == 3
+    )
     assert "<INS>" in lm.asked[0] and len(lm.asked) == 3
 
 
@@ -106,7 +111,7 @@ def test_a_round_is_asked_for_in_a_few_calls_at_once_each_from_its_own_parent(se
     lm = ScriptedLM(
         *[json.dumps({"prompts": [f"{i}{j}: A or B" for j in range(5)]}) for i in range(2)]
     )
-    found = proposer(lm, concurrency=2).propose(three_seeds(seeds), 10)
+    found = proposer(lm, calls=Calls(concurrency=2)).propose(three_seeds(seeds), 10)
     assert len(found) == 10 and [o[2] for o in lm.options] == [REPLY_TOKENS * 7] * 2
     system = {meta.partition("Round 1")[0] for meta in lm.asked}
     assert len(system) == 1 and "SPEECH is the one to detect" in system.pop()
@@ -123,7 +128,7 @@ def test_replies_are_taken_in_the_order_of_their_calls_however_late_they_come(se
     texts = [json.dumps({"prompts": [f"{i}{j}: A or B" for j in range(5)]}) for i in range(4)]
     entries = []
     one = proposer(ScriptedLM(*texts)).propose(three_seeds(seeds), 20)
-    late = proposer(Late(*texts), record=entries.append, concurrency=4).propose(
+    late = proposer(Late(*texts), record=entries.append, calls=Calls(concurrency=4)).propose(
         three_seeds(seeds), 20
     )
     assert [c.prompt for c in late] == [c.prompt for c in one]
@@ -199,7 +204,7 @@ def test_a_call_asks_for_no_more_than_is_wanted(seeds):
     assert len(proposer(lm).propose(three_seeds(seeds), 3)) == 2
     assert lm.options == [(2, 1.0, 1000), (2, 1.0, 600), (2, 1.0, 600)]
     lm = ScriptedLM("", "")
-    proposer(lm, strategy="opro", separate=True).propose(three_seeds(seeds), 2)
+    proposer(lm, strategy="opro", calls=Calls(separate=True)).propose(three_seeds(seeds), 2)
     assert lm.options == [(2, 1.0, 600)] * 2
 
 

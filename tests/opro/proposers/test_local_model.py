@@ -115,4 +115,4 @@ def test_a_search_with_a_local_model_that_talks_nonsense_ends(
     flags += ["--lm-model", str(tiny_chat_model), "--runs-dir", str(tmp_path), "--name", "local"]
     assert optimize.main(flags) == 0
     lines = (tmp_path / "local" / "proposals.jsonl").read_text().splitlines()
-    assert len(lines) == 3 and all(json.loads(line)["refused"] for line in lines)
+    assert len(lines) == 4 and all(json.loads(line)["refused"] for line in lines)
