@@ -32,7 +32,7 @@ from opro.search.history import History, best_first
 
 LABELS = SPEECH_TASK.labels
 ROW = re.compile(
-    r"^#\d+ \| ~?([\d.]+) \|.*\| ([\d.-]+) \| [\d-]+ \| \d+ \| SPEECH=(\S+) NONSPEECH=(\S+) \| (\".*\")$",
+    r"^#\d+ \| ~?([\d.]+) \|.*\| ([\d.-]+) \| [\d-]+ \| \d+ \| (\S+), (\S+) \| (\".*\")$",
     re.M,
 )
 

@@ -17,7 +17,7 @@ from evaluators.prompts import Prompt
 from opro.search.history import Trial
 
 FEWEST = 3  # rows with a factor, and without it
-TOLD = 12  # factors
+TOLD = 9  # factors
 TOGETHER = 3  # pairs of factors
 CLEAR = 3.0  # standard errors by which the effect of a pair must differ from the sum of its parts
 COMMON = frozenset(
@@ -85,11 +85,11 @@ class _Rows:
     def about(self, rows: Bools) -> str:
         """Means of some rows in words."""
         known = self.shares[rows & ~np.isnan(self.shares[:, 0])]
-        text = f"{self.score[rows].mean():.1f} in {int(rows.sum())} rows"
+        text = f"{self.score[rows].mean():.1f}"
         if len(known):
             hits, false = known.mean(axis=0)
             text += f" (hits {hits:.0f}, false alarms {false:.0f})"
-        return text
+        return f"{text} in {int(rows.sum())} rows"
 
 
 def factors(trials: Sequence[Trial]) -> str:
@@ -100,8 +100,7 @@ def factors(trials: Sequence[Trial]) -> str:
     effect = {name: rows.difference(has, ~has) for name, has in rows.has.items()}
     best = sorted(effect, key=lambda name: -abs(effect[name]))
     lines = [
-        f"- {n}: {rows.about(rows.has[n])}; otherwise {rows.about(~rows.has[n])}"
-        for n in best[:TOLD]
+        f"- {n}: {rows.about(rows.has[n])}; else {rows.about(~rows.has[n])}" for n in best[:TOLD]
     ]
     return "\n".join([*lines, *_together(rows, best[: 3 * TOLD])])
 

@@ -44,7 +44,17 @@ def table(view: SearchView, trials: Iterable[Trial]) -> str:
     labels = view.clips.task.labels
     two = len(labels) == 2
     shares = ["hits", "false alarms"] if two else [f"right of {label}" for label in labels]
-    head = ["row", "score", *shares, "AUROC", "tuned", "outside", "clips", "answers", "text"]
+    head = [
+        "row",
+        "score",
+        *shares,
+        "AUROC",
+        "tuned",
+        "outside",
+        "clips",
+        f"answers ({', '.join(labels)})",
+        "text",
+    ]
     lines = [" | ".join(head)]
     for t in trials:
         one = t.outcome
@@ -62,7 +72,7 @@ def table(view: SearchView, trials: Iterable[Trial]) -> str:
         cells.append("-" if one.outside is None else f"{100 * one.outside:.0f}")
         cells += [
             str(one.n_scored),
-            answers_in_words(t.prompt),
+            ", ".join("/".join(words) for _, words in t.prompt.answers),
             json.dumps(t.prompt.text, ensure_ascii=False),
         ]
         lines.append(" | ".join(cells))

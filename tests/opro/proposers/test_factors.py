@@ -40,8 +40,8 @@ def test_the_factor_that_decides_comes_first_with_hits_and_false_alarms():
     texts = [f"{'faint ' * (r > 0.6)}{'abcdefg'[i] * 3}: A or B" for i, r in enumerate(rewards)]
     first = factors(trials(rewards, texts, profile=Profile((0.9, 0.7), 0.9, 0.8))).split("\n")[0]
     assert first == (
-        '- "faint" before the options: 81.0 in 3 rows (hits 90, false alarms 30);'
-        " otherwise 51.5 in 4 rows (hits 90, false alarms 30)"
+        '- "faint" before the options: 81.0 (hits 90, false alarms 30) in 3 rows;'
+        " else 51.5 (hits 90, false alarms 30) in 4 rows"
     )
 
 

@@ -19,7 +19,7 @@ from opro.proposers.table import (
 )
 from opro.search.objective import Profile
 
-HEAD = "row | score | hits | false alarms | AUROC | tuned | outside | clips | answers | text"
+HEAD = "row | score | hits | false alarms | AUROC | tuned | outside | clips | answers (SPEECH, NONSPEECH) | text"
 
 
 def test_a_row_shows_what_a_score_hides():
@@ -30,8 +30,8 @@ def test_a_row_shows_what_a_score_hides():
     dropped = replace(one, number=4, state="dropped", outcome=guess)
     assert table(view_of([one, dropped]), [dropped, one]).split("\n") == [
         HEAD,
-        '#4 | ~18.0 | 60 | 4 | 0.950 | 88.5 | 2 | 32 | SPEECH=A/a NONSPEECH=B | "Say \\"A\\":\\nA) yes B) no"',
-        '#3 | 78.0 | 60 | 4 | 0.950 | 88.5 | 2 | 200 | SPEECH=A/a NONSPEECH=B | "Say \\"A\\":\\nA) yes B) no"',
+        '#4 | ~18.0 | 60 | 4 | 0.950 | 88.5 | 2 | 32 | A/a, B | "Say \\"A\\":\\nA) yes B) no"',
+        '#3 | 78.0 | 60 | 4 | 0.950 | 88.5 | 2 | 200 | A/a, B | "Say \\"A\\":\\nA) yes B) no"',
     ]
 
 
