@@ -14,6 +14,7 @@ from opro.cli import flag
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
+ADDED = ("lm_reply_tokens", "lm_effort")  # settings that runs of version 0.1 did not have
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,16 @@ class ProposerSettings:
     lm_base_url: str | None = flag(
         None, "base URL of an OpenAI-compatible server; the key comes from OPENAI_API_KEY"
     )
+    lm_reply_tokens: int = flag(
+        0,
+        "tokens of a reply, thoughts included; 0 is as many as needed, and 16384 once a model is seen to think"
+        " first",
+        min=0,
+    )
+    lm_effort: Literal["low", "medium", "high"] | None = flag(
+        None, "how much the language model is to think first, where it can be told"
+    )
+    lm_concurrency: int = flag(4, "calls to the language model under way at once", min=1)
     max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
     max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
     seeds: Path = flag(SEED_PROMPTS, "prompt file to start from")
@@ -172,11 +183,19 @@ class OptimizeSettings(
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain data, as config.yaml holds it: all that a result depends on."""
+        """Plain data, as config.yaml holds it: all that a result depends on.
+
+        What later versions added is left out where it is not given, so that older runs keep their names and go on.
+        """
         raw = dataclasses.asdict(self)
-        elsewhere = ("runs_dir", "ray", "ray_cpus")
+        elsewhere = ("runs_dir", "ray", "ray_cpus", "lm_concurrency")
+        added = {
+            f.name for f in dataclasses.fields(self) if f.name in ADDED and raw[f.name] == f.default
+        }
         return {
-            k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k not in elsewhere
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in raw.items()
+            if k not in elsewhere and k not in added
         }
 
     def checked(self) -> "OptimizeSettings":

@@ -31,6 +31,9 @@ class Server:
         self.reply, self.script = reply, list(script)
         self.requests: list[dict] = []
         self.keys: list[str] = []  # each request's Authorization header
+        self.tokens: Callable[[str], list[int]] | None = (
+            None  # what /tokenize answers, where there is one
+        )
         self.url = ""
 
 
@@ -58,6 +61,10 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/tokenize":
+                found = state.tokens and {"tokens": state.tokens(request["prompt"])}
+                self.send(200 if found else 404, json.dumps(found or {"detail": "none"}).encode())
+                return
             state.requests.append(request)
             state.keys.append(self.headers.get("authorization", ""))
             fault = state.script.pop(0) if state.script else None

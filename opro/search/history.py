@@ -40,6 +40,7 @@ class Outcome:
         n_scored: Search clips scored.
         blocks: Reward or forecast after each block of clips.
         slices: Slice name -> (score, clips).
+        unlisted: Share of the answers that a server did not list; their scores are upper bounds.
     """
 
     reward: float
@@ -53,6 +54,7 @@ class Outcome:
     n_scored: int = 0
     blocks: tuple[float, ...] = ()
     slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    unlisted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ class History:
     def tell(self, trial: Trial) -> None:
         """Journals a trial's outcome."""
         one = trial.outcome
+        marked = {"unlisted": one.unlisted} if one and one.unlisted else {}
         self._write(
             {
                 "event": "tell",
@@ -211,6 +214,7 @@ class History:
                 "blocks": one.blocks if one else (),
                 "slices": one.slices if one else {},
                 "error": trial.error,
+                **marked,
             }
         )
 
@@ -296,6 +300,7 @@ def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
         n_scored=event["clips"],
         blocks=tuple(event["blocks"]),
         slices={name: (value[0], value[1]) for name, value in event["slices"].items()},
+        unlisted=event.get("unlisted", 0.0),
     )
     return replace(trial, state=event["state"], outcome=outcome, error=event["error"])
 

@@ -539,8 +539,6 @@ def reply(request):
 
 
 def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch):
-    import tenacity.nap
-
     from opro.proposers import openai_model
 
     original = openai_model.OpenAIModel.__init__
@@ -549,7 +547,6 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
         "__init__",
         lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 1.0}),
     )
-    monkeypatch.setattr(tenacity.nap, "sleep", lambda s: None)
     faults = [
         429,
         "retry-after",
