@@ -228,8 +228,10 @@ class ChatClient:
             parsed = json.loads(body)
         except (ValueError, RecursionError):
             parsed = None
-        spent = b"insufficient_quota" in body
-        passes = (status in PASSING or status >= 500) and not spent and not TOO_LONG.search(told)
+        lasting = TOO_LONG.search(told) or any(
+            code in body for code in (b"insufficient_quota", b"exceed_context_size")
+        )
+        passes = (status in PASSING or status >= 500) and not lasting
         named, wait_s = _named(parsed), _retry_after(headers)
         return ChatError(what, told, named, status, passes, wait_s=wait_s)
 

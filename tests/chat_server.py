@@ -69,7 +69,10 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
             state.keys.append(self.headers.get("authorization", ""))
             fault = state.script.pop(0) if state.script else None
             if fault is None:
-                answer = state.reply(request)  # a reply's text, or a whole body
+                answer = state.reply(request)  # a reply's text, a whole body, or a refusal
+                if isinstance(answer, tuple):
+                    self.send(answer[0], json.dumps({"error": {"message": answer[1]}}).encode())
+                    return
                 body = answer if isinstance(answer, dict) else completion(answer)
                 self.send(200, json.dumps(body).encode())
             elif isinstance(fault, tuple):  # status, body, and perhaps headers
@@ -110,6 +113,13 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                     for _ in range(600):
                         self.wfile.write(b" ")
                         time.sleep(0.1)
+            elif fault == "drip header":
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nx: ")
+                    for _ in range(100):
+                        self.wfile.write(b"y")
+                        time.sleep(0.1)
+                self.close_connection = True
             elif fault in ("cut", "stall"):  # the body ends, or stops, before its length
                 self.send_response(200)
                 self.send_header("content-length", "1000")
