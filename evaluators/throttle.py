@@ -32,7 +32,7 @@ class Throttle:
         self._changed = threading.Condition()
         self._under_way = self._waiting = 0
         self._doubling, self._before, self._rate = True, self._limit, 0.0
-        self._probing, self._target = False, float(most)
+        self._probing, self._target = False, 0.0  # what it creeps back to
         self._pause, self._clean = 2, 0  # epochs until the next probe, epochs since the last one
         self._epoch, self._begin, self._done, self._starved = 0, 0.0, 0, False
         self._cut = 0  # the epoch of the last cut
