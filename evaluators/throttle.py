@@ -6,22 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 FIRST = 8  # requests under way at the beginning
-GROWTH = (
-    1.15  # of throughput, when twice as many are under way: below it the server has no more to give
-)
-PROBE, WORTH = (
-    1.25,
-    1.05,
-)  # later on so many times as many are tried, and kept for so much more throughput
+GROWTH = 1.15  # of throughput by twice as many: below it the server has no more to give
+STEP, LEAST_STEP = (
+    0.25,
+    0.05,
+)  # later on so many more are tried, half as many each time it brings nothing
+WORTH = 0.3  # of a step, in throughput, is worth it
 CUT = 0.85  # of the limit, when the server is overloaded
 
 
 class Throttle:
     """A limit on requests under way that finds where the server's throughput ends. Safe to use from several threads.
 
-    It doubles while throughput grows. From there on a larger limit is tried now and then, less often each time that it
-    brings nothing. When the server is overloaded (429, 5xx, time-outs) the limit is cut once for all the requests that
-    were under way, and creeps back to where that happened.
+    It doubles while throughput grows. From there on a larger limit is tried now and then, less often and less far each
+    time that it brings nothing. When the server is overloaded (429, 5xx, time-outs) the limit is cut, once for all the
+    requests that were under way, and creeps back to where that happened.
 
     Args:
         most: The limit's own limit.
@@ -34,6 +33,7 @@ class Throttle:
         self._doubling, self._before, self._rate = True, self._limit, 0.0
         self._probing, self._target = False, 0.0  # what it creeps back to
         self._pause, self._clean = 2, 0  # epochs until the next probe, epochs since the last one
+        self._step = STEP
         self._epoch, self._begin, self._done, self._starved = 0, 0.0, 0, False
         self._cut = 0  # the epoch of the last cut
         self.answered = 0  # requests, so far
@@ -80,7 +80,7 @@ class Throttle:
                 return
             if self._doubling or self._probing:
                 self._limit = self._before
-                self._pause = min(64, 2 * self._pause)
+                self._probe_less()
             else:
                 self._target = max(1.0, 0.95 * self._limit)
                 self._limit = max(1.0, CUT * self._limit)
@@ -88,6 +88,10 @@ class Throttle:
             self._clean, self._rate = 0, 0.0
             self._restart()
             self._cut = self._epoch
+
+    def _probe_less(self) -> None:
+        """The last probe brought nothing: the next one comes later and goes less far."""
+        self._pause, self._step = min(64, 2 * self._pause), max(LEAST_STEP, self._step / 2)
 
     def _restart(self) -> None:
         self._begin, self._done, self._starved = time.perf_counter(), 0, False
@@ -108,10 +112,11 @@ class Throttle:
                 self._limit = min(float(self._most), 2 * self._limit)
         elif self._probing:
             self._probing = False
-            if rate >= WORTH * self._rate:
-                self._rate, self._pause = rate, 2
+            if rate >= (1 + WORTH * self._step) * self._rate:
+                self._rate, self._pause, self._step = rate, 2, STEP
             else:
-                self._limit, self._pause = self._before, min(64, 2 * self._pause)
+                self._limit = self._before
+                self._probe_less()
         elif self._limit < self._target:
             self._limit = min(self._target, self._limit + 1)
         else:
@@ -119,4 +124,6 @@ class Throttle:
             self._clean += 1
             if self._clean >= self._pause and self._limit < self._most:
                 self._clean, self._probing, self._before = 0, True, self._limit
-                self._limit = min(float(self._most), max(self._limit + 1, PROBE * self._limit))
+                self._limit = min(
+                    float(self._most), max(self._limit + 1, (1 + self._step) * self._limit)
+                )
