@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-import select
+import selectors
 import socket
 import ssl
 import time
@@ -104,7 +104,11 @@ class ChatClient:
         self._url, self._host, self._port = url, url.hostname, port
         self._timeout, self._hints = timeout, hints
         self._secrets = [url.password or "", "" if key == "none" else key]
-        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._headers = {
+            "Authorization": f"Bearer {key}",
+            "Content-Type": "application/json",
+            "User-Agent": "opro-audio",  # some gateways refuse requests without one
+        }
         for name, header in (
             ("OPENAI_ORG_ID", "OpenAI-Organization"),
             ("OPENAI_PROJECT_ID", "OpenAI-Project"),
@@ -259,7 +263,7 @@ class ChatClient:
                 connection = self._idle.pop()
             except IndexError:
                 break
-            if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+            if connection.sock is not None and not _readable(connection.sock):
                 return connection
             connection.close()  # the server has hung up meanwhile
         host, port, headers = self._proxy or (self._host, self._port, {})
@@ -323,6 +327,13 @@ class _Timed(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def _readable(sock: socket.socket) -> bool:
+    """Whether something has come, of an idle connection its end."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.prompts import Prompt
+from evaluators.server_words import shortened
 from evaluators.spelling import Listing, several_tokens
 from evaluators.throttle import Throttle
 
@@ -265,7 +266,8 @@ class Endpoint(Uncached):
 
     def _refused(self, error: ChatError) -> UserError:
         if error.status in (401, 403):
-            return UserError(f"{self._client.address} refuses the key ({error.status}): {error}")
+            words = f'; it says "{shortened(error.told)}"' if error.told else ""
+            return UserError(f"{self._client.address} refuses the key ({error.status}){words}")
         return UserError(
             f"{self._client.address} refuses model {self.model!r} or audio ({error}); expected a model that takes"
             " input_audio and returns logprobs"

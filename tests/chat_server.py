@@ -31,6 +31,7 @@ class Server:
         self.reply, self.script = reply, list(script)
         self.requests: list[dict] = []
         self.keys: list[str] = []  # each request's Authorization header
+        self.clients: set[tuple] = set()  # addresses that connections came from
         self.tokens: Callable[[str], list[int]] | None = (
             None  # what /tokenize answers, where there is one
         )
@@ -66,6 +67,7 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                 self.send(200 if found else 404, json.dumps(found or {"detail": "none"}).encode())
                 return
             state.requests.append(request)
+            state.clients.add(self.client_address)
             state.keys.append(self.headers.get("authorization", ""))
             fault = state.script.pop(0) if state.script else None
             if fault is None:
