@@ -134,7 +134,7 @@ class ChatClient:
             try:
                 return self._checked(self.post("/chat/completions", sent))
             except ChatError as error:
-                if error.status is None or not error.told:
+                if error.status in (None, 401, 403, *PASSING) or not error.told:
                     raise
                 if self._dialect.learn(error.told, error.named, request, sent):
                     continue
@@ -232,10 +232,9 @@ class ChatClient:
             parsed = json.loads(body)
         except (ValueError, RecursionError):
             parsed = None
-        lasting = TOO_LONG.search(told) or any(
-            code in body for code in (b"insufficient_quota", b"exceed_context_size")
-        )
-        passes = (status in PASSING or status >= 500) and not lasting
+        spent = b"insufficient_quota" in body
+        too_long = bool(TOO_LONG.search(told)) or b"exceed_context_size" in body
+        passes = (status in PASSING and not spent) or (status >= 500 and not too_long)
         named, wait_s = _named(parsed), _retry_after(headers)
         return ChatError(what, told, named, status, passes, wait_s=wait_s)
 

@@ -432,6 +432,16 @@ def test_what_stays_as_it_is_is_not_tried_again(status, body, tries):
     assert len(server.requests) == tries
 
 
+@pytest.mark.parametrize(
+    "told", ["Too many tokens, please wait", "tokens per min: lower max_tokens or temperature"]
+)
+def test_a_server_that_is_busy_refuses_no_parameter(told):
+    body = json.dumps({"error": {"message": told}}).encode()
+    with serve(lambda r: "fine", [(429, body)] * 2) as server:
+        assert ask(server, []).text == "fine"
+    assert all("max_tokens" in r and "temperature" in r for r in server.requests)
+
+
 def test_a_pause_shows_the_servers_words_without_the_key_or_anything_like_one():
     told = (
         f"Incorrect API key provided: {SECRET}, Bearer abcdef, http://me:pw@host\x1b[2J "
