@@ -15,6 +15,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ TRIES = 5  # after the first one, with growing waits; Retry-After is honoured
 PARALLEL = 64  # requests under way at most
 TIMEOUT_S = 60.0
 FIRST_WAIT_S = 0.5
+MISSED = 0.05  # share of a prompt's replies that may list none of its answers
 KEPT = 100_000  # scores of calls that failed which are not asked for again
 
 Scores = tuple[
@@ -48,11 +50,20 @@ Scores = tuple[
 
 @dataclass
 class _Call:
-    """A call of `score`: what is known, and what went wrong."""
+    """A call of `score`: what is known, and what went wrong.
 
+    Attributes:
+        allowed: Replies to a prompt that may list none of its answers.
+        missed: So many did, by prompt; on silence and shuffled audio they do not count.
+        troubles: Prompt -> why it has no score.
+        over: Nothing more is sent.
+    """
+
+    allowed: int = 0
+    missed: Counter[int] = field(default_factory=Counter)
     scores: dict[tuple[int, int], Scores] = field(default_factory=dict)
-    troubles: dict[int, str] = field(default_factory=dict)  # prompt -> why it has no score
-    over: bool = False  # nothing more is sent
+    troubles: dict[int, str] = field(default_factory=dict)
+    over: bool = False
 
 
 class Endpoint(Uncached):
@@ -91,6 +102,7 @@ class Endpoint(Uncached):
         self._ids: dict[str, tuple[int, ...]] = {}  # word -> its tokens
         self._tokenizes = True  # until it turns out that the server does not
         self._answers = False  # a reply has listed one
+        self._missing: dict[str, str] = {}  # prompt -> what a reply without its answers began with
         self._kept: dict[tuple[str, str, str], Scores | str] = {}
         self._lock = threading.Lock()
         self.forwards = 0
@@ -106,13 +118,13 @@ class Endpoint(Uncached):
         """See `Evaluator.score`. NaN in `logp_top` marks an answer that was not listed.
 
         Raises:
-            PromptError: A reply lists none of a prompt's answers, one of them takes several tokens, or the model thinks
-                before it answers: that is no score.
+            PromptError: More than a twentieth of the replies to a prompt list none of its answers, one of these takes
+                several tokens, or the model thinks before it answers: that is no score.
             UserError: The server refuses key, model or request, or returns no log-probabilities; or no prompt so far
                 has had a score.
             PauseError: The server cannot be reached or fails; the same command goes on.
         """
-        call = _Call()
+        call = _Call(int(MISSED * sum(clip.audio == "recorded" for clip in clips)))
         ids = [self._tokens(p, prompt, call) for p, prompt in enumerate(prompts)]
         pairs = [(p, c) for c in range(len(clips)) for p in range(len(prompts))]
         for p, c in pairs:  # of a call that failed
@@ -120,7 +132,7 @@ class Endpoint(Uncached):
             if isinstance(kept, str):
                 call.troubles.setdefault(p, kept)
             elif kept:
-                call.scores[p, c] = kept
+                self._note(call, (p, c), prompts[p], clips[c], kept)
         waves = [_wav(clip) for clip in clips]
 
         def one(pair: tuple[int, int]) -> None:
@@ -133,9 +145,12 @@ class Endpoint(Uncached):
             if trouble := listing.trouble(prompts[p]):
                 call.troubles.setdefault(p, trouble)
                 self._keep(prompts[p], clips[c], trouble)
+                return
+            if missing := listing.missing(prompts[p]):
+                self._missing[prompts[p].digest] = missing
             else:
                 self._answers = True
-                call.scores[p, c] = listing.scores(prompts[p])
+            self._note(call, pair, prompts[p], clips[c], listing.scores(prompts[p]))
 
         self._run(one, pairs, call)
         if call.troubles:
@@ -145,6 +160,17 @@ class Endpoint(Uncached):
             raise self._unscored(prompts, call)
         self.forwards += len(pairs)
         return self._table(prompts, clips, call)
+
+    def _note(
+        self, call: _Call, pair: tuple[int, int], prompt: Prompt, clip: Clip, scores: Scores
+    ) -> None:
+        """Notes a pair's scores, and that its prompt has none where too many of its replies list no answer."""
+        call.scores[pair] = scores
+        if clip.audio == "recorded" and np.isnan(scores[1]).all():
+            with self._lock:
+                call.missed[pair[0]] += 1
+                if call.missed[pair[0]] > call.allowed:
+                    call.troubles.setdefault(pair[0], self._missing[prompt.digest])
 
     def _run(
         self, one: Callable[[tuple[int, int]], None], pairs: list[tuple[int, int]], call: _Call

@@ -71,7 +71,7 @@ class Listing:
         return sums, best
 
     def trouble(self, prompt: Prompt) -> str:
-        """Why this is no score of the prompt, or an empty text."""
+        """Why no reply can be a score of the prompt, or an empty text: thoughts, or answers of several tokens."""
         first = max(self.tokens, key=lambda entry: entry[1])[0]
         if first.strip().lower().startswith(THOUGHTS):
             return (
@@ -85,7 +85,11 @@ class Listing:
         for word in (word for words in unlisted for word in words):
             if part := self._beginning(word, prompt):
                 return _several(word, f"{part!r} is listed")
-        if len(unlisted) < len(best):
+        return ""
+
+    def missing(self, prompt: Prompt) -> str:
+        """Why this reply tells nothing of the answers, or an empty text where it lists one."""
+        if not np.isnan(self.scores(prompt)[1]).all():
             return ""
         likeliest = sorted(self.tokens, key=lambda entry: -entry[1])[:SHOWN]
         answers = _quoted(word for _, words in prompt.answers for word in words)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -303,6 +304,32 @@ def wordy_without_options(request):
     return answer(request) if "A)" in heard(request)[1] else listing(*WORDY)
 
 
+def test_a_rare_reply_without_an_answer_is_bounded_and_marked_and_costs_no_prompt(make_manifest):
+    clips = read_manifest(make_manifest(sources=24), LABELS)[:40]
+    with serve(lambda r: None) as server:
+        for misses, fails in ((2, False), (3, True)):
+            count = itertools.count()
+            server.reply = lambda r, n=count, m=misses: (
+                listing(*WORDY) if next(n) < m else answer(r)
+            )
+            evaluator = Endpoint("m", server.url, parallel=1)
+            if fails:
+                for _ in range(2):  # the second time without a request
+                    with pytest.raises(PromptError, match="none of the answers"):
+                        evaluator.score(PROMPTS[:1], clips)
+                    assert next(count) <= 5
+            else:
+                table = evaluator.score(PROMPTS[:1], clips)
+                assert table.unlisted.sum() == misses == np.isnan(table.logp_top).all(-1).sum()
+
+
+def test_silence_that_is_answered_with_other_words_fails_no_prompt(clips):
+    silent = [replace(c, audio="silence") for c in clips]
+    with serve(lambda request: listing(*WORDY)) as server:
+        table = Endpoint("m", server.url).score(PROMPTS, silent)
+    assert (table.unlisted == 1).all() and (table.logp[..., 0] == table.logp[..., 1]).all()
+
+
 def test_a_prompt_without_a_score_fails_alone_and_nothing_is_asked_twice(clips):
     with serve(wordy_without_options) as server:
         evaluator = Endpoint("m", server.url, parallel=1)
@@ -386,8 +413,9 @@ def test_refusals_for_too_many_requests_do_not_count_while_others_get_through(cl
         return (429, "slow down") if next(count) % 3 == 1 else answer(request)
 
     with serve(busy) as server:
-        evaluator = Endpoint("m", server.url, retries=1, wait=lambda s: None)
+        evaluator = Endpoint("m", server.url, retries=2, wait=lambda s: time.sleep(0.02))
         assert np.isfinite(evaluator.score(prompts, clips).logp).all()
+    assert len(server.requests) > 1.4 * len(prompts) * len(clips)
 
 
 def test_prompts_of_a_clip_are_asked_together(clips):
