@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class PromptError(UserError):
+    """A prompt that this model cannot score."""
+
+
 class PauseError(Exception):
     """A fault outside the program (network, server, disk, device). The same command resumes; exit code 1."""
 

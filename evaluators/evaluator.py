@@ -29,7 +29,7 @@ class ScoreTable:
         logp: ``[prompt, clip, label]`` in nats over the full vocabulary, summed over the words of a label. The labels
             need not sum to one, the rest is `outside`. NaN means not scored.
         logp_top: The same shape: the single likeliest answer token (or token sequence) of each label, which is what
-            constrained generation picks by.
+            constrained generation picks by. NaN: a server did not list it, and `logp` is an upper bound.
     """
 
     prompts: tuple[Prompt, ...]
@@ -41,6 +41,11 @@ class ScoreTable:
     def outside(self) -> Array:
         """``[prompt, clip]`` probability mass that goes to no answer."""
         return np.asarray(1 - np.exp(self.logp).sum(axis=-1), dtype=np.float32)
+
+    @property
+    def unlisted(self) -> Array:
+        """``[prompt, clip]`` share of the labels whose answers a server did not list: their scores are upper bounds."""
+        return np.asarray(np.isnan(self.logp_top).mean(axis=-1), dtype=np.float32)
 
     @cached_property
     def targets(self) -> Targets:

@@ -99,7 +99,8 @@ class BothOrders:
 
         def averaged(logp: np.ndarray) -> np.ndarray:
             first, second = logp[orders[:, 0]], logp[orders[:, 1]]
-            mean = np.asarray(np.logaddexp(first, second) - np.log(2), dtype=np.float32)
+            with np.errstate(invalid="ignore"):  # NaN marks an answer that a server did not list
+                mean = np.asarray(np.logaddexp(first, second) - np.log(2), dtype=np.float32)
             once = orders[:, 0] == orders[:, 1]  # to the bit, where there is nothing to average
             mean[once] = first[once]
             return mean

@@ -23,7 +23,7 @@ from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier
 from evaluators.clips import ClipSet
-from evaluators.errors import UserError
+from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import read_json, resolve
 from evaluators.manifest import read_manifest, verify
@@ -258,7 +258,13 @@ def _answers(evaluator: Evaluator, prompts: Sequence[Prompt]) -> Iterator[Findin
 
 def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet) -> Iterator[Finding]:
     before = evaluator.about().batch_tokens
-    table = evaluator.score(prompts, clips)
+    try:
+        table = evaluator.score(prompts, clips)
+    except PromptError:
+        prompts = yield from _scorable(evaluator, prompts, clips)
+        if not prompts:
+            return
+        table = evaluator.score(prompts, clips)
     for audio in CONTROLS:
         control = evaluator.score(prompts, clips.as_control(audio))
         moved = float(np.abs(control.logp - table.logp).mean())
@@ -293,12 +299,36 @@ def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet) -> 
                     "say in the prompt how to answer, or change the answer words",
                 )
             )
+        if unlisted := float(table.unlisted[i].mean()):
+            found.append(
+                Finding(
+                    "look",
+                    "",
+                    f"{100 * unlisted:.0f} % of its answers are not among the tokens that the server lists: their"
+                    " scores are upper bounds",
+                    "say in the prompt how to answer, or change the answer words",
+                )
+            )
         name = f"prompt {prompt.prompt_id}"
         if not found:
             right = table.predict(Classifier(prompt)).right.mean()
             yield Finding("ok", name, f"{100 * right:.0f} % right on {len(clips)} clips")
         for finding in found:
             yield replace(finding, about=name)
+
+
+def _scorable(
+    evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet
+) -> Generator[Finding, None, Sequence[Prompt]]:
+    """The prompts that this model can score; what is wrong with each other one is a finding."""
+    scored = []
+    for prompt in prompts:
+        try:
+            evaluator.score([prompt], clips)
+            scored.append(prompt)
+        except PromptError as error:
+            yield Finding("broken", "answers", str(error))
+    return scored
 
 
 def symptoms(

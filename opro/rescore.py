@@ -284,6 +284,7 @@ def _rows(
             "false_alarm_rate": float(rate["false_alarm_rate"].value),
             "auroc": auroc(one.targets.truth, np.asarray(one.ranking)),
             "outside": float(np.clip(table.outside[i], 0, 1).mean()),
+            **({"unlisted": unlisted} if (unlisted := float(table.unlisted[i].mean())) else {}),
             "slices": {
                 name: {"score": value, "clips": count}
                 for name, (value, count) in slice_scores(
@@ -315,6 +316,7 @@ COLUMNS = (
 def result_sheet(result: dict[str, Any]) -> Sheet:
     """The rows of test.json as people read them."""
     first, body = result["prompts"][0], []
+    marked = any(row.get("unlisted") for row in result["prompts"])
     for row in result["prompts"]:
         gain = row["difference"]
         against = (
@@ -330,6 +332,7 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
                 f"{100 * row['hit_rate']:.0f}",
                 f"{100 * row['false_alarm_rate']:.0f}",
                 f"{row['auroc']:.3f}",
+                *([f"{100 * row.get('unlisted', 0.0):.0f} %"] if marked else []),
                 *against,
                 row["text"],
             ]
@@ -338,7 +341,8 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
         f"{result['checkpoint']} on {result['split']}: {first['clips']} clips of"
         f" {first['sources']} sources"
     )
-    return Sheet(title, COLUMNS, body)
+    mark = [Column("unlisted", 8)] if marked else []  # answers that a server did not list
+    return Sheet(title, [*COLUMNS[:5], *mark, *COLUMNS[5:]], body)
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

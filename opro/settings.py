@@ -14,7 +14,11 @@ from opro.cli import flag
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
-ADDED = ("lm_separate",)  # settings that runs of version 0.1 did not have
+ADDED = (
+    "lm_separate",
+    "lm_reply_tokens",
+    "lm_effort",
+)  # settings that runs of version 0.1 did not have
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,16 @@ class ProposerSettings:
     lm_separate: bool = flag(
         False, "ask for each prompt in a call of its own, as OPRO's paper does, and for none again"
     )
+    lm_reply_tokens: int = flag(
+        0,
+        "tokens of a reply, thoughts included; 0 is as many as needed, and 16384 once a model is seen to think"
+        " first",
+        min=0,
+    )
+    lm_effort: Literal["low", "medium", "high"] | None = flag(
+        None, "how much the language model is to think first, where it can be told"
+    )
+    lm_concurrency: int = flag(4, "calls to the language model under way at once", min=1)
     max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
     max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
     seeds: Path = flag(SEED_PROMPTS, "prompt file to start from")
@@ -181,7 +195,7 @@ class OptimizeSettings(
         What later versions added is left out where it is not given, so that older runs keep their names and go on.
         """
         raw = dataclasses.asdict(self)
-        elsewhere = ("runs_dir", "ray", "ray_cpus")
+        elsewhere = ("runs_dir", "ray", "ray_cpus", "lm_concurrency")
         added = {
             f.name for f in dataclasses.fields(self) if f.name in ADDED and raw[f.name] == f.default
         }

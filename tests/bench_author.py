@@ -1,11 +1,11 @@
 """Does a good author help? python tests/bench_author.py --checkpoint pocket-base
 
-An author who knows nothing of the checkpoint is simulated behind a loopback server: it has the 40 held-out human phrasings
-and reads what a request shows. ``full`` reads the whole table: it starts from the rows that are best with their best
-threshold, whatever their letters, and writes fragments for the rewriter. ``score`` reads texts and rounded scores alone,
-as requests once had them, takes every answer for A or B in the seeds' order, and writes no fragments. Each joins the
-rewriter under ``--proposer auto``; ``rewriter`` is the rewriter alone. Over seeds, after each round: evals asked for, and
-balanced accuracy on the test split of what the search half holds for best, with its threshold.
+An author who knows nothing of the checkpoint is simulated behind a loopback server: it has the 40 held-out human
+phrasings and reads what a request shows. ``full`` reads the whole table: it starts from the rows that are best with
+their best threshold, whatever their letters, and writes fragments for the rewriter. ``score`` reads texts and rounded
+scores alone, as requests once had them, takes every answer for A or B in the seeds' order, and writes no fragments.
+Each joins the rewriter under ``--proposer auto``; ``rewriter`` is the rewriter alone. Over seeds, after each round:
+evals asked for, and balanced accuracy on the test split of what the search half holds for best, with its threshold.
 """
 
 import argparse

@@ -31,6 +31,10 @@ class Server:
         self.reply, self.script = reply, list(script)
         self.requests: list[dict] = []
         self.keys: list[str] = []  # each request's Authorization header
+        self.clients: set[tuple] = set()  # addresses that connections came from
+        self.tokens: Callable[[str], list[int]] | None = (
+            None  # what /tokenize answers, where there is one
+        )
         self.url = ""
 
 
@@ -58,11 +62,19 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/tokenize":
+                found = state.tokens and {"tokens": state.tokens(request["prompt"])}
+                self.send(200 if found else 404, json.dumps(found or {"detail": "none"}).encode())
+                return
             state.requests.append(request)
+            state.clients.add(self.client_address)
             state.keys.append(self.headers.get("authorization", ""))
             fault = state.script.pop(0) if state.script else None
             if fault is None:
-                answer = state.reply(request)  # a reply's text, or a whole body
+                answer = state.reply(request)  # a reply's text, a whole body, or a refusal
+                if isinstance(answer, tuple):
+                    self.send(answer[0], json.dumps({"error": {"message": answer[1]}}).encode())
+                    return
                 body = answer if isinstance(answer, dict) else completion(answer)
                 self.send(200, json.dumps(body).encode())
             elif isinstance(fault, tuple):  # status, body, and perhaps headers
@@ -103,6 +115,13 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
                     for _ in range(600):
                         self.wfile.write(b" ")
                         time.sleep(0.1)
+            elif fault == "drip header":
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nx: ")
+                    for _ in range(100):
+                        self.wfile.write(b"y")
+                        time.sleep(0.1)
+                self.close_connection = True
             elif fault in ("cut", "stall"):  # the body ends, or stops, before its length
                 self.send_response(200)
                 self.send_header("content-length", "1000")

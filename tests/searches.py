@@ -288,11 +288,12 @@ class ScriptedLM:
     name = "scripted"
     prices = None
     on_loss = staticmethod(lambda tokens_in, tokens_out, why: "")
+    may_take = staticmethod(lambda tokens_in, tokens_out: "")
 
     def __init__(self, *replies):
         self.replies, self.asked, self.options = list(replies), [], []
 
-    def __call__(self, messages, *, temperature, max_tokens):
+    def __call__(self, messages, *, temperature, max_tokens, schema=None):
         self.asked.append("".join(m.content for m in messages))
         self.options.append((len(messages), temperature, max_tokens))
         return Reply(self.replies.pop(0), 10, 5, 0.01, self.name, "stop")

@@ -3,12 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.errors import UserError
+from evaluators.errors import PromptError
 from evaluators.prompts import Prompt
-
-
-class PromptError(UserError):
-    """A prompt that this model's tokenizer cannot score."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from evaluators.audio_lm import selftest
-from evaluators.audio_lm.answer_tokens import PromptError, find_answers
+from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder
 from evaluators.audio_lm.device import device_faults, estimate_seconds_per_eval
@@ -57,7 +57,7 @@ from evaluators.audio_lm.prefixes import PrefixCache, Prefixes
 from evaluators.audio_lm.templates import encode
 from evaluators.audio_lm.tower import TOWER_BATCH, AudioTower, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import UserError
+from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 

@@ -1,5 +1,6 @@
 """Calls to a language model: counted, limited, journalled, and never made twice."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,11 @@ Call = tuple[int, int, str, str]  # iteration, call in it, system message, what 
 
 @dataclass
 class Ledger:
-    """Calls, tokens and cost of a run, with the limits on them. Restored from the run's proposals on resume."""
+    """Calls, tokens and cost of a run, with the limits on them. Restored from the run's proposals on resume.
+
+    Safe to use from several threads, each of which has one call under way at most: what that may cost is held, so that
+    calls under way together never exceed a limit.
+    """
 
     max_tokens: int | None = None
     max_cost: float | None = None
@@ -23,34 +28,66 @@ class Ledger:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
+    lock: threading.Condition = field(
+        default_factory=threading.Condition, repr=False, compare=False
+    )
+    _held: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, reply: Reply) -> None:
         """Counts a reply."""
-        self.calls += 1
-        self.tokens_in += reply.tokens_in
-        self.tokens_out += reply.tokens_out
-        self.cost += reply.cost or 0.0
+        with self.lock:
+            self.calls += 1
+            self.tokens_in += reply.tokens_in
+            self.tokens_out += reply.tokens_out
+            self.cost += reply.cost or 0.0
+
+    def hold(self, tokens_in: int, tokens_out: int) -> str:
+        """Sets aside what this thread's next try takes at most; returns why it may not be made, or an empty text.
+
+        Where only the calls of other threads leave no room, it waits for them: they may take less than they hold.
+        """
+        with self.lock:
+            self._held.pop(threading.get_ident(), None)
+            self.lock.notify_all()
+            while (why := self.why_stop(tokens_in, tokens_out)) and self._held:
+                self.lock.wait()
+            if not why:
+                self._held[threading.get_ident()] = tokens_in, tokens_out
+            return why
+
+    def release(self) -> None:
+        """Sets nothing aside for this thread any more: its call is counted, or was not made."""
+        with self.lock:
+            self._held.pop(threading.get_ident(), None)
+            self.lock.notify_all()
 
     def charge_unanswered(self, tokens_in: int, tokens_out: int) -> float:
         """Counts a call whose reply never came, at its worst case: the server may charge it. Returns its cost."""
-        cost = self._price(tokens_in, tokens_out)
-        self.lost += 1
-        self.tokens_in += tokens_in
-        self.tokens_out += tokens_out
-        self.cost += cost
-        return cost
+        with self.lock:
+            cost = self._price(tokens_in, tokens_out)
+            self.lost += 1
+            self.tokens_in += tokens_in
+            self.tokens_out += tokens_out
+            self.cost += cost
+            return cost
 
     def why_stop(self, tokens_in: int, tokens_out: int) -> str:
-        """Why no further call may be made, or an empty text. Assumes that the next one takes so many tokens."""
-        total = self.tokens_in + self.tokens_out
-        if self.max_tokens is not None and total + tokens_in + tokens_out > self.max_tokens:
-            return f"--max-tokens {self.max_tokens} leaves no room for another call ({total} spent)"
-        worst = self._price(tokens_in, tokens_out)
-        if self.max_cost is not None and (
-            self.cost >= self.max_cost or self.cost + worst > self.max_cost
-        ):
-            return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
-        return ""
+        """Why no further call may be made, or an empty text.
+
+        Assumes that the next one takes so many tokens, and those of other threads all that they hold.
+        """
+        with self.lock:
+            total = self.tokens_in + self.tokens_out
+            others = [v for k, v in self._held.items() if k != threading.get_ident()]
+            most = total + tokens_in + tokens_out + sum(map(sum, others))
+            if self.max_tokens is not None and most > self.max_tokens:
+                return f"--max-tokens {self.max_tokens} leaves no room for another call ({total} spent)"
+            worst = sum(self._price(*held) for held in ((tokens_in, tokens_out), *others))
+            if self.max_cost is not None and (
+                self.cost >= self.max_cost or self.cost + worst > self.max_cost
+            ):
+                return f"--max-cost {self.max_cost} leaves no room for another call ({self.cost:.4f} spent)"
+            return ""
 
     def _price(self, tokens_in: int, tokens_out: int) -> float:
         if self.prices is not None:
@@ -64,10 +101,10 @@ def _forget(entry: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class MeteredModel:
-    """A language model whose calls are counted.
+    """A language model whose calls are counted. Safe to use from several threads.
 
     Attributes:
-        record: Called with one dictionary a call.
+        record: Called with one dictionary a call, one at a time.
         paid: Replies that an interrupted run has had: they are not asked for again.
     """
 
@@ -76,46 +113,61 @@ class MeteredModel:
     record: Callable[[dict[str, Any]], None] = _forget
     paid: Mapping[Call, Reply] = field(default_factory=dict)
 
-    def ask(self, call: Call, *, temperature: float, max_tokens: int) -> Reply | None:
+    def ask(
+        self,
+        call: Call,
+        *,
+        temperature: float,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Reply | None:
         """The reply; None when the ledger's limit is near, which is recorded."""
         if call in self.paid:
             return self.paid[call]
         iteration, number, system, text = call
-        asked = most_tokens(system + text)
+        more = {} if schema is None else {"schema": schema}
         try:
-            stop = self.ledger.why_stop(asked, max_tokens)
-            if self.ledger.torn and not stop:  # with no room for it, it was not made
-                stop = self.lm.on_loss(asked, max_tokens, "its record was cut short")
-            self.ledger.torn = False
-            if stop:
+            if stop := self._why_not(most_tokens(system + text), max_tokens):
                 raise SpentError(stop)
             own = [Message("system", system)] if system else []
-            messages = [*own, Message("user", text)]
-            reply = self.lm(messages, temperature=temperature, max_tokens=max_tokens)
+            chat = [*own, Message("user", text)]
+            reply = self.lm(chat, temperature=temperature, max_tokens=max_tokens, **more)
+            self.ledger.add(reply)
+            return reply
         except SpentError as stopped:
-            self.record({"iteration": iteration, "call": number, "stopped": str(stopped)})
+            with self.ledger.lock:
+                self.record({"iteration": iteration, "call": number, "stopped": str(stopped)})
             return None
-        self.ledger.add(reply)
-        return reply
+        finally:
+            self.ledger.release()
+
+    def _why_not(self, tokens_in: int, tokens_out: int) -> str:
+        """Why a call may not be made, or an empty text: then what it may take is held."""
+        stop = self.ledger.hold(tokens_in, tokens_out)
+        with self.ledger.lock:
+            torn, self.ledger.torn = self.ledger.torn, False
+        if torn and not stop:  # with no room for it, it was not made
+            return self.lm.on_loss(tokens_in, tokens_out, "its record was cut short")
+        return stop
 
     def keep(self, call: Call, reply: Reply, accepted: int, refused: list[dict[str, str]]) -> None:
         """Records a reply and what came of it, once."""
         if call in self.paid:
             return
-        self.ledger.refused += len(refused)
-        self.record(
-            {
-                "iteration": call[0],
-                "call": call[1],
-                "model": reply.model,
-                "system": call[2],
-                "meta_prompt": call[3],
-                "reply": reply.text,
-                "tokens_in": reply.tokens_in,
-                "tokens_out": reply.tokens_out,
-                "cost": reply.cost,
-                "finish": reply.finish,
-                "accepted": accepted,
-                "refused": refused,
-            }
-        )
+        entry = {
+            "iteration": call[0],
+            "call": call[1],
+            "model": reply.model,
+            "system": call[2],
+            "meta_prompt": call[3],
+            "reply": reply.text,
+            "tokens_in": reply.tokens_in,
+            "tokens_out": reply.tokens_out,
+            "cost": reply.cost,
+            "finish": reply.finish,
+            "accepted": accepted,
+            "refused": refused,
+        }
+        with self.ledger.lock:
+            self.ledger.refused += len(refused)
+            self.record(entry)

@@ -15,7 +15,7 @@ from opro.proposers.evidence import draw_parent
 from opro.proposers.fragments import read_fragments
 from opro.proposers.language_model import Reply
 from opro.proposers.ledger import Call, MeteredModel
-from opro.proposers.replies import check_proposal, dedup_key, parse
+from opro.proposers.replies import check_proposal, dedup_key, parse, reply_schema
 from opro.proposers.request import META, MetaPrompt
 from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
@@ -94,6 +94,7 @@ class LMProposer:
         self.seed, self.both_orders = seed, both_orders
         self.calls = calls
         name = "opro.txt" if strategy == "opro" else "propose.txt"
+        self._schema = None if strategy == "opro" else reply_schema(task)
         self._meta = MetaPrompt(folder / name, task, objective)
         self._about_fragments = MetaPrompt(META / "fragments.txt", task, objective)
         self._fragments: Fragments | None = None
@@ -164,11 +165,10 @@ class LMProposer:
 
     def _answers(self, asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Reply | None]]:
         """Each call with its reply, in their order; None where the ledger forbids it."""
-        with ThreadPoolExecutor(max(1, self.calls.concurrency)) as pool:
+        with ThreadPoolExecutor(self.calls.concurrency) as pool:
+            options = {"temperature": TEMPERATURE, "schema": self._schema}
             jobs = [
-                pool.submit(
-                    self.model.ask, one.call, temperature=TEMPERATURE, max_tokens=one.max_tokens
-                )
+                pool.submit(self.model.ask, one.call, max_tokens=one.max_tokens, **options)
                 for one in asked
             ]
             try:

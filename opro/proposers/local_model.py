@@ -1,7 +1,8 @@
 """A language model in this process."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,28 @@ class LocalModel:
         self.name = str(folder)
         self.prices: tuple[float, float] | None = None
         self.on_loss: Callable[[int, int, str], str] = lambda tokens_in, tokens_out, why: ""
+        self.may_take: Callable[[int, int], str] = lambda tokens_in, tokens_out: ""
+        self._alone = threading.Lock()
         self._folder = folder
         self._seed = seed
         self._loaded: Any = None
 
     def __call__(
-        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+        self,
+        messages: Sequence[Message],
+        *,
+        temperature: float,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
     ) -> Reply:
-        """See `LanguageModel`. Sampling is seeded by the conversation, so a resumed run gets the same reply."""
+        """See `LanguageModel`. Sampling is seeded by the conversation, so a resumed run gets the same reply.
+
+        The seed is torch's own, so one call is made at a time. A schema holds it to nothing.
+        """
+        with self._alone:
+            return self._answer(messages, temperature, max_tokens)
+
+    def _answer(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Reply:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

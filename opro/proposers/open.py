@@ -14,12 +14,13 @@ from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
+from opro.proposers.fallback import OrNothing
 from opro.proposers.language_model import LanguageModel, Reply
 from opro.proposers.ledger import Call, Ledger, MeteredModel
 from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed
-from opro.proposers.openai_model import OpenAIModel
+from opro.proposers.openai_model import OpenAIModel, Thinking
 from opro.proposers.rewriter import Rewriter
 from opro.proposers.shared import Shared
 from opro.search.history import Candidate
@@ -64,20 +65,25 @@ class ProposerPlan:
         rewriter = Rewriter(task, settings.seed, learn=settings.strategy != "random")
         proposer: Proposer = rewriter
         if self.lm is not None:
+
+            def record(entry: dict[str, Any]) -> None:
+                _record(journal, self.ledger, entry)
+
             asking = LMProposer(
-                MeteredModel(self.lm, self.ledger, lambda entry: _record(journal, entry), paid),
+                MeteredModel(self.lm, self.ledger, record, paid),
                 task,
                 Objective(settings.objective, settings.threshold),
                 strategy=settings.strategy,
                 seed=settings.seed,
                 both_orders=settings.swap,
-                calls=Calls(settings.lm_separate),
+                calls=Calls(settings.lm_separate, settings.lm_concurrency),
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
-            if self._alone:
-                proposer = asking
-            else:
-                proposer = Mixed(asking, rewriter, asking.fragments)
+            self.lm.may_take = self.ledger.hold
+            proposer = asking
+            if not self._alone:
+                beside = OrNothing(asking, record)
+                proposer = Mixed(beside, rewriter, beside.fragments)
         elif settings.strategy != "random" and settings.proposer == "auto":
             print(
                 "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
@@ -108,6 +114,8 @@ def open_proposer(
     lm = None
     if settings.proposer != "rewriter" and settings.strategy != "random":
         lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
+        if isinstance(lm, OpenAIModel):
+            lm.thinking = Thinking(settings.lm_reply_tokens, settings.lm_effort)
         if lm is None and settings.proposer == "lm":
             raise UserError(
                 "--proposer lm: no language model is configured; give --lm-base-url and --lm-model, or"
@@ -132,7 +140,7 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
     for number, line in enumerate(journal.read_bytes().split(b"\n")[:-1], 1):
         try:
             raw = json.loads(line)
-            if "stopped" in raw:
+            if "stopped" in raw or "unanswered" in raw:
                 continue
             for name in ("tokens_in", "tokens_out", "cost"):
                 if not 0 <= (raw.get(name) or 0) < math.inf:
@@ -153,8 +161,9 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
     return paid
 
 
-def _record(journal: Path, entry: dict[str, Any]) -> None:
-    append_line(journal, json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
+def _record(journal: Path, ledger: Ledger, entry: dict[str, Any]) -> None:
+    with ledger.lock:  # lines of several threads stay whole
+        append_line(journal, json.dumps(entry) + "\n")  # plain ASCII: a reply may hold anything
     for refused in entry.get("refused", []):
         log.info("refused (%s): %r", refused["reason"], refused["text"])
     if "stopped" in entry:
@@ -163,10 +172,11 @@ def _record(journal: Path, entry: dict[str, Any]) -> None:
 
 def _lose(journal: Path, ledger: Ledger, tokens_in: int, tokens_out: int, why: str) -> str:
     """Counts a call without a reply; returns why there may be no further one, or an empty text."""
-    cost = ledger.charge_unanswered(tokens_in, tokens_out)
-    entry = {"lost": why, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost}
-    _record(journal, entry)
-    return ledger.why_stop(tokens_in, tokens_out)
+    with ledger.lock:
+        cost = ledger.charge_unanswered(tokens_in, tokens_out)
+        entry = {"lost": why, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost}
+        _record(journal, ledger, entry)
+        return ledger.why_stop(tokens_in, tokens_out)
 
 
 def connect(

@@ -1,33 +1,56 @@
 """A language model behind an OpenAI-compatible endpoint."""
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from evaluators.errors import PauseError
-from opro.proposers.language_model import Message, Reply, SpentError, most_tokens
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam
+from evaluators.chat_client import ChatClient, ChatError, backoff
+from opro.proposers.language_model import (
+    Message,
+    Reply,
+    SpentError,
+    UnansweredError,
+    most_tokens,
+)
 
 log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
-LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 TIMEOUT_S = 300.0
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
-LARGEST_BODY = 32 * 2**20  # bytes of a reply that are read at all
 MOST_TOLD = 1e9  # tokens or US dollars of one call that a server is believed
+THOUGHT_ROOM = 16_384  # tokens of a reply that a model may think in first
+HINTS = {
+    None: "check --lm-base-url",
+    401: "check OPENAI_API_KEY",
+    403: "check that the key may use this model",
+    404: "check --lm-model and --lm-base-url",
+}
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How much a model may think before it answers.
+
+    Attributes:
+        room: Tokens of a reply, its thoughts included; 0: what is asked for, and `THOUGHT_ROOM` once thoughts are seen.
+        effort: Sent as ``reasoning_effort``; None: not sent.
+    """
+
+    room: int = 0
+    effort: str | None = None
 
 
 class OpenAIModel:
-    """A model behind an OpenAI-compatible endpoint.
+    """A model behind an OpenAI-compatible endpoint. Safe to use from several threads.
 
     The key comes from OPENAI_API_KEY (servers without keys take any), the base URL from the flag or OPENAI_BASE_URL.
     Time-outs, resets, 408, 429 (Retry-After honoured), 5xx and unreadable bodies are tried again with growing waits;
-    a refused key, an unknown model or a rejected request are not, as trying again cannot help.
+    a refused key, an unknown model or a rejected request are not, as trying again cannot help. A parameter that the
+    server refuses by name is left out or renamed, see `ChatClient.chat`. A reply whose room was spent on thought is
+    asked for once more, at once and with room for both.
 
     Args:
         name: Model name, as the server knows it.
@@ -36,8 +59,11 @@ class OpenAIModel:
         wait: Called with seconds instead of sleeping, for tests.
         timeout: Seconds that a reply may take, from its request to its last byte.
     Attributes:
+        thinking: Set it before the first call.
         on_loss: Called with (most tokens in, out, what happened) when a try failed that the server may charge. What it
             returns, if anything, is why there may be no further try.
+        may_take: Called with (most tokens in, out) before a try with more room than was asked for. What it returns, if
+            anything, is why there may be none.
     """
 
     def __init__(
@@ -48,159 +74,147 @@ class OpenAIModel:
         wait: Callable[[float], None] | None = None,
         timeout: float = TIMEOUT_S,
     ) -> None:
-        import openai
-
         self.name = name
         self.prices = prices
-        self._openai = openai
-        self._sleep = wait or time.sleep
-        self._timeout = timeout
+        self.thinking = Thinking()
         self.on_loss: Callable[[int, int, str], str] = lambda tokens_in, tokens_out, why: ""
-        self._client = openai.OpenAI(
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            base_url=base_url,
-            timeout=timeout,
-            max_retries=0,
-        )
+        self.may_take: Callable[[int, int], str] = lambda tokens_in, tokens_out: ""
+        self._sleep = wait or time.sleep
+        self._thinks = False  # thoughts were seen
+        url = base_url or os.environ.get("OPENAI_BASE_URL")
+        self._client = ChatClient(url, os.environ.get("OPENAI_API_KEY") or "none", timeout, HINTS)
 
     def __call__(
-        self, messages: Sequence[Message], *, temperature: float, max_tokens: int
+        self,
+        messages: Sequence[Message],
+        *,
+        temperature: float,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
     ) -> Reply:
         """See `LanguageModel`."""
-        import tenacity
-
+        request = self._request(messages, temperature, schema)
         asked = sum(most_tokens(m.content) for m in messages)
-
-        def failed(state: Any) -> None:
-            error = state.outcome.exception()
-            if self._charged(error):
-                why = self.on_loss(asked, max_tokens, self._sentence(error))
-                if why:
-                    raise SpentError(why)
-
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(TRIES),
-            wait=self._wait,
-            sleep=self._sleep,
-            reraise=True,
-            retry=tenacity.retry_if_exception(self._passing),
-            after=failed,
-            before_sleep=lambda state: log.warning(
-                "language model: %s; trying again in %.0f s (%d of %d)",
-                self._sentence(state.outcome.exception() if state.outcome else None),
-                state.next_action.sleep if state.next_action else 0.0,
-                state.attempt_number,
-                TRIES,
-            ),
-        )
         try:
-            return retrying(self._once, messages, temperature, max_tokens)
-        except (self._openai.OpenAIError, _BadReplyError) as error:
-            raise PauseError(
-                f"language model {self.name!r}: {self._sentence(error)}; the same command goes on"
-                " from here"
+            while True:
+                room = self._room(max_tokens)
+                if room > max_tokens and (why := self.may_take(asked, room)):
+                    raise SpentError(why)
+                reply = self._persist(request | {"max_tokens": room}, asked)
+                if reply.text or reply.finish != "length":
+                    return reply
+                # All of the room went into thoughts.
+                self._lost(reply.tokens_in, reply.tokens_out, f"{room} tokens of thoughts alone")
+                if self._room(max_tokens) <= room:
+                    raise ChatError(
+                        f"all {room} tokens of a reply were thoughts; give more with --lm-reply-tokens N, or"
+                        " --lm-effort low"
+                    )
+        except ChatError as error:
+            raise UnansweredError(
+                f"language model {self.name!r}: {error}", refused=not error.passes
             ) from None
 
-    def _once(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Reply:
-        raw = self._body(messages, temperature, max_tokens)
+    def _room(self, max_tokens: int) -> int:
+        """Tokens of a reply, thoughts included."""
+        if self.thinking.room:
+            return self.thinking.room
+        return max(max_tokens, THOUGHT_ROOM) if self._thinks else max_tokens
+
+    def _request(
+        self, messages: Sequence[Message], temperature: float, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.name,
+            "temperature": temperature,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+        }
+        if self.thinking.effort is not None:
+            request["reasoning_effort"] = self.thinking.effort
+        if schema is not None:
+            named = {"name": "reply", "strict": True, "schema": dict(schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": named}
+        return request
+
+    def _persist(self, request: Mapping[str, Any], asked: int) -> Reply:
+        """A reply, which may be empty, after the tries that make sense."""
+        for number in range(1, TRIES + 1):
+            try:
+                return self._reply(self._client.chat(request), asked)
+            except ChatError as error:
+                if error.charged:
+                    self._lost(asked, request["max_tokens"], str(error))
+                if not error.passes or number == TRIES:
+                    raise
+                seconds = backoff(error, number)
+                log.warning(
+                    "language model: %s; trying again in %.0f s (%d of %d)",
+                    error,
+                    seconds,
+                    number,
+                    TRIES,
+                )
+                self._sleep(seconds)
+        raise AssertionError("unreachable")
+
+    def _lost(self, tokens_in: int, tokens_out: int, why: str) -> None:
+        """Tells of a try that the server may charge.
+
+        Raises:
+            SpentError: There may be no further one.
+        """
+        if stop := self.on_loss(tokens_in, tokens_out, why):
+            raise SpentError(stop)
+
+    def _reply(self, raw: Mapping[str, Any], asked: int) -> Reply:
         try:
             choice = raw["choices"][0]
-            finish, text = choice.get("finish_reason"), choice["message"]["content"]
+            finish, message = choice.get("finish_reason"), choice["message"]
+            text = _text(message)
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _BadReplyError("the reply holds no choices") from None
+            raise ChatError("the reply holds no choices", passes=True, charged=True) from None
+        told = raw.get("usage")
+        usage: dict[str, Any] = told if isinstance(told, dict) else {}
+        cut, begun = finish == "length", (text or "").lstrip().startswith("<think>")
+        if cut and (not (text or "").strip() or (begun and "</think>" not in str(text))):
+            text = ""  # all of it were thoughts
+        if not self._thinks and (begun or _thoughts(message, usage) or (cut and not text)):
+            self._thinks = True
+            log.info("language model: it thinks first; its replies have room for that from now on")
         if finish == "content_filter":
             text = ""
-        elif not isinstance(text, str):
-            raise _BadReplyError("the reply holds no text")
-        usage = raw.get("usage") if isinstance(raw.get("usage"), dict) else {}
-        tokens_in = _count(usage.get("prompt_tokens")) or sum(
-            most_tokens(m.content) for m in messages
-        )
+        if text is None:
+            raise ChatError("the reply holds no text", passes=True, charged=True)
+        tokens_in = _count(usage.get("prompt_tokens")) or asked
         tokens_out = _count(usage.get("completion_tokens")) or most_tokens(text)
         cost = _cost(usage.get("cost"))
         if cost is None and self.prices is not None:
             cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
         return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(finish))
 
-    def _body(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Any:
-        """The reply as plain data, read bit by bit: the client's own time-out starts anew with every byte."""
-        end = time.monotonic() + self._timeout
-        body = bytearray()
-        with self._client.chat.completions.with_streaming_response.create(
-            model=self.name,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            messages=[
-                cast("ChatCompletionMessageParam", {"role": m.role, "content": m.content})
-                for m in messages
-            ],
-        ) as response:
-            for part in _received(response.iter_bytes()):
-                body += part
-                if len(body) > LARGEST_BODY:
-                    raise _BadReplyError(f"the reply is larger than {LARGEST_BODY >> 20} MiB")
-                if time.monotonic() > end:
-                    raise _BadReplyError(f"the reply was not complete after {self._timeout:.0f} s")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:  # a 200 whose body is no JSON
-            raise _BadReplyError(
-                f"the reply is not readable as JSON ({type(error).__name__})"
-            ) from None
 
-    def _charged(self, error: BaseException) -> bool:
-        """Whether the server may charge a try that failed so: it had the request and did not refuse it."""
-        if isinstance(error, _BadReplyError):
-            return True
-        connected = not type(error.__cause__).__name__.startswith("Connect")
-        return isinstance(error, self._openai.APIConnectionError) and connected
-
-    def _passing(self, error: BaseException) -> bool:
-        status = getattr(error, "status_code", None)
-        return isinstance(
-            error,
-            self._openai.APIConnectionError | _BadReplyError,
-        ) or (isinstance(status, int) and (status in (408, 409, 425, 429) or status >= 500))
-
-    def _wait(self, state: Any) -> float:
-        error = state.outcome.exception()
-        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-        try:
-            return min(LONGEST_WAIT_S, max(0.0, float(headers.get("retry-after", ""))))
-        except (TypeError, ValueError):
-            return float(min(LONGEST_WAIT_S, 2.0**state.attempt_number))
-
-    def _sentence(self, error: BaseException | None) -> str:
-        """What went wrong, without anything secret: never the request, its headers or the key."""
-        status = getattr(error, "status_code", None)
-        known = {
-            400: "the request was rejected (400)",
-            401: "the key was refused (401): check OPENAI_API_KEY",
-            403: "access is forbidden (403): check that the key may use this model",
-            404: "the model or the address is unknown (404): check --lm-model and --lm-base-url",
-            429: "too many requests or no credit left (429)",
-        }
-        if status in known:
-            return known[status]
-        if status is not None:
-            return f"the server answered {status}"
-        if isinstance(error, self._openai.APITimeoutError):
-            return "no reply in time"
-        if isinstance(error, self._openai.APIConnectionError):
-            return "no connection to the server: check --lm-base-url"
-        return str(error) if isinstance(error, _BadReplyError) else type(error).__name__
+def _text(message: Mapping[str, Any]) -> str | None:
+    """A message's content, or its text parts without thoughts; else a refusal, or what a tool is called with."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [p for p in content if isinstance(p, dict) and p.get("type") in ("text", None)]
+        content = "".join(p["text"] for p in parts if isinstance(p.get("text"), str))
+    if isinstance(content, str) and content.strip():
+        return content
+    if isinstance(message.get("refusal"), str):
+        return str(message["refusal"])
+    calls = message.get("tool_calls") or []
+    given = [c["function"].get("arguments") for c in calls if isinstance(c.get("function"), dict)]
+    if any(isinstance(one, str) for one in given):
+        return "\n".join(one for one in given if isinstance(one, str))
+    return content if isinstance(content, str) else None
 
 
-class _BadReplyError(Exception):
-    """A reply that is no chat completion."""
-
-
-def _received(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts of a body. What its transport raises within it, the client does not translate."""
-    try:
-        yield from parts
-    except Exception as error:
-        raise _BadReplyError(f"the reply broke off ({type(error).__name__})") from None
+def _thoughts(message: Mapping[str, Any], usage: Mapping[str, Any]) -> bool:
+    """Whether a reply shows that its model thinks first."""
+    details = usage.get("completion_tokens_details")
+    counted = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+    return bool(counted or message.get("reasoning_content") or message.get("reasoning"))
 
 
 def _count(value: Any) -> int:

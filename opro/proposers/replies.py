@@ -74,6 +74,28 @@ def check_proposal(raw: Any, task: Task, known: set[str], where: str = "reply") 
     return prompt
 
 
+def reply_schema(task: Task) -> dict[str, Any]:
+    """JSON schema of a reply with prompts, for servers that hold a model to one."""
+    texts = {"type": "string"}
+    entry = {
+        "from": {"type": ["integer", "null"]},
+        "change": texts,
+        "text": texts,
+        "answers": _closed(dict.fromkeys(task.labels, texts)),
+    }
+    prompts = {"type": "array", "items": _closed(entry)}
+    return _closed({"analysis": texts, "prompts": prompts})
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 def dedup_key(prompt: Prompt) -> str:
     """Texts that differ only in case, spaces or punctuation are the same prompt."""
     return re.sub(r"[\W_]+", " ", prompt.text).strip().casefold() + "|" + repr(prompt.answers)

@@ -32,7 +32,8 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
     """Rows of one run, best first. Reads the journal only: no model, no clips.
 
     `score`, `low` and `high` are the objective on `clips` search clips; `fresh_score` that on the holdout, for
-    finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed.
+    finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed. `unlisted`,
+    where there are any, is the share of the answers that a server did not list: their scores are upper bounds.
     """
     summary = summary or run.summary
     holdout: dict[str, float] = {}
@@ -60,6 +61,7 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
                 "chosen": t.number == chosen,
                 "length": len(t.prompt.text),
                 "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
+                **({"unlisted": one.unlisted} if one and one.unlisted else {}),
             }
         )
     return rows
@@ -67,7 +69,12 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV."""
-    return csv_text(rows, COLUMNS)
+    return csv_text(rows, (*COLUMNS, *_marks(rows)))
+
+
+def _marks(rows: Sequence[Row]) -> list[str]:
+    """The column for answers that a server did not list, where there are any."""
+    return ["unlisted"] if any(row.get("unlisted") for row in rows) else []
 
 
 def leaderboard_sheet(
@@ -92,6 +99,7 @@ def leaderboard_sheet(
         Column("95 %", 5),
         Column("clips", 2),
         Column("holdout"),
+        *(Column(name, 8) for name in _marks(rows)),
         Column("origin", 1, text=True),
         Column("prompt", text=True),
     ]
@@ -106,6 +114,7 @@ def leaderboard_sheet(
                 interval,
                 str(row["clips"]),
                 _percent(row["fresh_score"]),
+                *(f"{100 * row.get(name, 0.0):.0f} %" for name in _marks(rows)),
                 row["origin"],
                 ("-> " if row["chosen"] else "") + row["text"],
             ]

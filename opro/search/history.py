@@ -44,6 +44,7 @@ class Outcome:
         slices: Slice name -> (score, clips).
         profile: How its answers behave, of a dropped trial a forecast; None in older journals.
         outside: Mean probability that goes to no answer, over the clips scored; None in older journals.
+        unlisted: Share of the answers that a server did not list; their scores are upper bounds.
     """
 
     reward: float
@@ -59,6 +60,7 @@ class Outcome:
     slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     profile: Profile | None = None
     outside: float | None = None
+    unlisted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class History:
     def tell(self, trial: Trial) -> None:
         """Journals a trial's outcome."""
         one = trial.outcome
+        marked = {"unlisted": one.unlisted} if one and one.unlisted else {}
         self._write(
             {
                 "event": "tell",
@@ -219,6 +222,7 @@ class History:
                 "profile": dataclasses.asdict(one.profile) if one and one.profile else None,
                 "outside": one.outside if one else None,
                 "error": trial.error,
+                **marked,
             }
         )
 
@@ -306,6 +310,7 @@ def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
         slices={name: (value[0], value[1]) for name, value in event["slices"].items()},
         profile=_profile(event.get("profile")),
         outside=event.get("outside"),
+        unlisted=event.get("unlisted", 0.0),
     )
     return replace(trial, state=event["state"], outcome=outcome, error=event["error"])
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.classifier import decide, sigmoid
+from evaluators.errors import UserError
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Clusters
@@ -126,6 +127,16 @@ class Search:
                 self._score(view, left, clusters)
             else:  # of a run that was interrupted
                 self._skip(len(trials))
+            if number == 0:
+                self._require_a_seed()
+
+    def _require_a_seed(self) -> None:
+        """Raises UserError when no seed prompt could be scored: there is no baseline, and all would fare alike."""
+        seeds = self.history.of(0)
+        if seeds and not any(t.scored for t in seeds):
+            raise UserError(
+                f"no seed prompt could be scored by this model ({seeds[0].error}); --seeds needs one that can"
+            )
 
     def finish_finalists(self) -> None:
         """Scores whatever the selection would pick on a forecast on all search clips, as far as the budget goes.
@@ -260,6 +271,7 @@ class Search:
             slices=slice_scores(clips, clips.targets.truth, exact.right) if exact else {},
             profile=entry.profile,
             outside=max(0.0, 1.0 - float(np.exp(entry.logp).sum(axis=-1).mean())),
+            unlisted=entry.unlisted / len(entry.scored),
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
 

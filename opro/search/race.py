@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.classifier import log_odds
 from evaluators.clips import ClipSet
+from evaluators.errors import PromptError
 from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
 from opro.search.forecast import Basis, basis, draw_log_odds
@@ -43,6 +43,7 @@ class Entry:
         bias: Of the classifier; of a forecast the mean over its draws.
         profile: Of a forecast the mean over its draws; None before any is made.
         error: Why it could not be scored, else empty.
+        unlisted: Answers that a server did not list, in clips: half of the labels of two clips are one.
     """
 
     scored: Index
@@ -56,6 +57,7 @@ class Entry:
     bias: float = 0.0
     profile: Profile | None = None
     error: str = ""
+    unlisted: float = 0.0
 
 
 def _no_progress(scored: int, skipped: int) -> None:
@@ -127,22 +129,24 @@ class Race:
     ) -> list[int]:
         """Scores those that race on a block; a prompt that this model cannot score is marked and left out."""
         part = self.clips.take(index.tolist())
-        found: dict[int, NDArray[np.float32]] = {}
+        found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         try:
             if racing:
                 table = self.evaluator.score([prompts[p] for p in racing], part)
-                found = dict(zip(racing, table.logp, strict=True))
+                found = {p: (table.logp[i], table.unlisted[i]) for i, p in enumerate(racing)}
         except PromptError:  # raised before anything is scored: find out which one it was
             for p in racing:
                 try:
-                    found[p] = self.evaluator.score([prompts[p]], part).logp[0]
+                    table = self.evaluator.score([prompts[p]], part)
+                    found[p] = table.logp[0], table.unlisted[0]
                 except PromptError as fault:
                     entries[p] = replace(entries[p], error=str(fault))
-        for p, logp in found.items():
+        for p, (logp, unlisted) in found.items():
             entries[p] = replace(
                 entries[p],
                 scored=np.concatenate([entries[p].scored, index]),
                 logp=np.concatenate([entries[p].logp, logp]),
+                unlisted=entries[p].unlisted + float(unlisted.sum()),
             )
         return list(found)
 

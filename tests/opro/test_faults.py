@@ -71,7 +71,7 @@ def test_table_of_faults_of_a_language_model(tmp_path, quick, capsys):
     """Each fault stays until the run has given up or gone on; the run then resumes to its end, the key nowhere."""
     rows = []
     with serve(reply) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         for number, (fault, done) in enumerate(LASTING.items()):
             folder = tmp_path / str(number)
             server.script = [fault] * 6
@@ -100,6 +100,39 @@ def test_table_of_faults_of_a_language_model(tmp_path, quick, capsys):
             print("| " + " | ".join(map(str, row)) + " |")
 
 
+@pytest.mark.parametrize(("fault", "tries"), [(401, 1), (400, 1), (503, 10), ("half", 10)])
+def test_beside_the_rewriter_a_language_model_that_does_not_answer_pauses_nothing(
+    tmp_path, quick, capsys, fault, tries
+):
+    """A refusal is not asked about again; a server that was not reached is, in the next round."""
+    with serve(reply, [fault] * 99) as server:
+        assert run(tmp_path, "--lm-base-url", server.url, "--lm-model", "test") == 0
+    assert len(server.requests) == tries
+    told = [x for x in capsys.readouterr().err.splitlines() if "the rewriter goes on" in x]
+    assert len(told) == 1 and "paused" not in told[0]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "proposals.jsonl").read_text().splitlines()]
+    journalled = [line["unanswered"] for line in lines if "unanswered" in line]
+    assert len(journalled) == 1 and journalled[0] in told[0]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["proposed"]["rewriter"] == 8 and summary["lost"] == (fault == "half") * tries
+
+
+def test_a_language_model_that_answers_again_is_asked_again_on_resume(tmp_path, quick, capsys):
+    with serve(reply, [None, 401]) as server:
+        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        assert run(tmp_path, *flags) == 0
+        (tmp_path / "run" / "summary.json").unlink()
+        journal = tmp_path / "run" / "trials.jsonl"
+        events = journal.read_text().splitlines(keepends=True)
+        begun = next(i for i, e in enumerate(events) if '"propose"' in e and '"iteration": 2' in e)
+        journal.write_text("".join(events[:begun]))
+        before = len(server.requests)
+        assert run(tmp_path, *flags) == 0
+    assert len(server.requests) == before + 1
+    lines = (tmp_path / "run" / "proposals.jsonl").read_text().splitlines()
+    assert [json.loads(x).get("iteration") for x in lines if "meta_prompt" in x] == [1, 2]
+
+
 def test_no_budget_is_exceeded_by_replies_that_never_came(tmp_path, quick, capsys):
     with serve(reply, ["half"] * 50) as server:
         limit = 4000
@@ -114,7 +147,7 @@ def test_no_budget_is_exceeded_by_replies_that_never_came(tmp_path, quick, capsy
 
 def test_what_was_lost_before_a_pause_still_counts_after_it(tmp_path, quick, capsys):
     with serve(reply, ["half", 401]) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         assert run(tmp_path, *flags) == 1
         assert run(tmp_path, *flags) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["lost"] == 1

@@ -539,8 +539,6 @@ def reply(request):
 
 
 def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch):
-    import tenacity.nap
-
     from opro.proposers import openai_model
 
     original = openai_model.OpenAIModel.__init__
@@ -549,7 +547,6 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
         "__init__",
         lambda self, *a, **k: original(self, *a, **{**k, "wait": lambda s: None, "timeout": 1.0}),
     )
-    monkeypatch.setattr(tenacity.nap, "sleep", lambda s: None)
     faults = [
         429,
         "retry-after",
@@ -593,7 +590,7 @@ def test_a_server_with_every_fault_ends_and_loses_nothing(tmp_path, monkeypatch)
 def test_a_refused_key_pauses_the_run_and_a_good_one_resumes_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-marked-secret-key")
     with serve(reply, [None, 401]) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         run(tmp_path, *flags, code=1)
         err = capsys.readouterr().err
         assert "paused:" in err and "check OPENAI_API_KEY" in err
@@ -706,7 +703,7 @@ def test_strange_replies_are_recorded_and_counted_on_resume(tmp_path, monkeypatc
     strange = json.dumps({"prompts": ["line\u2028end A B", "x"]}, ensure_ascii=False)
     surrogate = '{"prompts": [{"text": "hi \\ud83d A B"}]}'
     with serve(reply, [strange, surrogate, None, 401]) as server:
-        flags = ["--lm-base-url", server.url, "--lm-model", "test"]
+        flags = ["--lm-base-url", server.url, "--lm-model", "test", "--proposer", "lm"]
         run(tmp_path, *flags, code=1)
         folder = run(tmp_path, *flags)
     summary = json.loads((folder / "summary.json").read_text())

@@ -78,6 +78,15 @@ def test_defaults_are_filled_in_once():
     assert once.checked() == once and once.name == "n"
 
 
+def test_what_was_added_later_leaves_older_runs_their_names():
+    plain = OptimizeSettings().config
+    assert not {"lm_reply_tokens", "lm_effort", "lm_concurrency"} & set(plain)
+    assert OptimizeSettings(lm_concurrency=9).config == plain  # no result depends on it
+    thinks = OptimizeSettings(lm_effort="low", lm_reply_tokens=9000).config
+    assert thinks == {**plain, "lm_effort": "low", "lm_reply_tokens": 9000}
+    assert default_name(OptimizeSettings(lm_effort="low")) != default_name(OptimizeSettings())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -1,6 +1,8 @@
 """The ledger, against sums that are written out."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -164,3 +166,84 @@ def test_what_came_of_a_reply_is_recorded_with_it():
         "accepted": 3,
         "refused": refused,
     }
+
+
+# ---- calls at once
+
+
+@pytest.mark.parametrize("limit", [5_000, 12_345, 40_000])
+def test_calls_at_once_never_exceed_a_limit_together_and_use_what_it_allows(limit):
+    """Each takes less than it holds, so that others may follow."""
+    under_way, most = [], []
+    ledger = Ledger(max_tokens=limit, max_cost=limit / 1e6, prices=(1.0, 1.0))
+    lock = threading.Lock()
+
+    def lm(messages, *, temperature, max_tokens):
+        worst = 5 + max_tokens
+        with lock:
+            under_way.append(worst)
+            most.append(sum(under_way) + ledger.tokens_in + ledger.tokens_out)
+            under_way.remove(worst)
+        return Reply("", 5, max_tokens // 2, (5 + max_tokens // 2) / 1e6, "m", "stop")
+
+    model = MeteredModel(lm, ledger, lambda entry: None)
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [
+            pool.submit(model.ask, (1, i, "x" * 12), temperature=1.0, max_tokens=900)
+            for i in range(200)
+        ]
+        replies = [job.result() for job in jobs]
+    spent = ledger.tokens_in + ledger.tokens_out
+    assert max(most) <= limit and spent <= limit and limit - spent < 905 + 5
+    assert ledger.calls == sum(r is not None for r in replies) == spent // 455
+    assert not ledger._held
+
+
+def test_a_call_that_others_leave_no_room_for_waits_for_what_they_really_take():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def lm(messages, *, temperature, max_tokens):
+        if messages[0].content == "first":
+            begun.set()
+            assert go_on.wait(20)
+        return REPLY
+
+    ledger = Ledger(max_tokens=1000)
+    model = MeteredModel(lm, ledger)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(model.ask, (1, 0, "first"), temperature=1.0, max_tokens=900)
+        assert begun.wait(20)
+        assert "leaves no room" in ledger.why_stop(1, 900)
+        second = pool.submit(model.ask, (1, 1, "second"), temperature=1.0, max_tokens=900)
+        assert not second.done()
+        go_on.set()
+        assert first.result(20) == second.result(20) == REPLY
+
+
+def test_a_call_that_fails_holds_nothing():
+    def lm(messages, *, temperature, max_tokens):
+        raise OSError
+
+    ledger = Ledger(max_tokens=1000)
+    with pytest.raises(OSError):
+        MeteredModel(lm, ledger).ask(CALL, temperature=1.0, max_tokens=900)
+    assert ledger.why_stop(50, 950) == ""
+
+
+def test_a_thread_may_hold_more_for_its_next_try_and_not_beyond_the_limit():
+    ledger = Ledger(max_tokens=1000)
+    assert ledger.hold(10, 400) == "" == ledger.hold(10, 990)
+    assert "leaves no room" in ledger.hold(10, 991)
+
+
+def test_a_schema_goes_with_the_call_where_there_is_one():
+    seen = []
+
+    def lm(messages, *, temperature, max_tokens, schema=None):
+        seen.append(schema)
+        return REPLY
+
+    model = MeteredModel(lm, Ledger())
+    model.ask(CALL, temperature=1.0, max_tokens=9)
+    model.ask(CALL, temperature=1.0, max_tokens=9, schema={"type": "object"})
+    assert seen == [None, {"type": "object"}]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from searches import GOOD, ScriptedLM, half, scored_trial, three_seeds, view_of
@@ -11,12 +12,14 @@ from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
+from opro.proposers.fallback import OrNothing
 from opro.proposers.language_model import Reply, most_tokens
 from opro.proposers.ledger import Ledger
 from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed
 from opro.proposers.open import ProposerPlan, connect, open_proposer
+from opro.proposers.openai_model import Thinking
 from opro.proposers.rewriter import Rewriter
 from opro.proposers.shared import Shared
 from opro.search.history import Candidate
@@ -121,6 +124,45 @@ def test_only_who_could_have_a_language_model_is_told_of_it(monkeypatch, tmp_pat
     for flags, told in (({}, 1), ({"proposer": "rewriter"}, 0), ({"strategy": "random"}, 0)):
         open_proposer(OptimizeSettings(**flags), PROBLEM).resume(tmp_path / "p.jsonl")
         assert capsys.readouterr().err.count("to use a language model set OPENAI_API_KEY") == told
+
+
+def test_flags_say_how_much_a_model_may_think():
+    plan = open_proposer(
+        OptimizeSettings(lm_model="m", lm_reply_tokens=9000, lm_effort="low"), PROBLEM
+    )
+    assert plan.lm.thinking == Thinking(9000, "low")
+    assert open_proposer(OptimizeSettings(lm_model="m"), PROBLEM).lm.thinking == Thinking()
+
+
+@pytest.mark.parametrize(
+    ("flags", "forgives"), [({}, True), ({"proposer": "lm"}, False), ({"strategy": "opro"}, False)]
+)
+def test_only_beside_the_rewriter_may_a_language_model_stay_silent(tmp_path, flags, forgives):
+    proposer = open_proposer(OptimizeSettings(lm_model="m", **flags), PROBLEM).resume(
+        tmp_path / "p.jsonl"
+    )
+    assert isinstance(getattr(proposer, "lm", proposer), OrNothing) == forgives
+
+
+def test_that_nothing_was_answered_is_no_call_on_resume(tmp_path):
+    journal = tmp_path / "p.jsonl"
+    journal.write_text(json.dumps({"iteration": 1, "unanswered": "no connection"}) + "\n")
+    plan = plan_with(ScriptedLM(), proposer="lm")
+    plan.resume(journal)
+    assert plan.ledger == Ledger()
+
+
+def test_lines_of_many_threads_stay_whole(tmp_path, seeds):
+    journal = tmp_path / "p.jsonl"
+    lm = ScriptedLM()
+    plan = plan_with(lm, proposer="lm")
+    plan.resume(journal)
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(lm.on_loss, i, 1, "x" * 20_000) for i in range(40)]
+        assert [job.result() for job in jobs] == [""] * 40
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert sorted(line["tokens_in"] for line in lines) == list(range(40))
+    assert plan.ledger.tokens_in == sum(range(40)) and plan.ledger.lost == 40
 
 
 def test_shared_prompts_come_first(tmp_path):

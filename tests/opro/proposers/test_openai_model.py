@@ -1,9 +1,11 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from chat_server import completion, serve
 
+from evaluators import chat_client
 from evaluators.errors import PauseError
 from opro.proposers import openai_model
 from opro.proposers.language_model import Message, Reply, SpentError
@@ -126,7 +128,7 @@ def test_wait_never_exceeds_a_minute():
     with serve(lambda request: "fine", [429] * 4) as server:
         waits = []
         ask(server, waits)
-    assert waits == [2, 4, 8, 16] and max(waits) <= openai_model.LONGEST_WAIT_S
+    assert waits == [2, 4, 8, 16] and max(waits) <= chat_client.LONGEST_WAIT_S
 
 
 # What is read from a reply.
@@ -270,7 +272,7 @@ def test_the_server_says_how_long_to_wait_but_never_more_than_a_minute(asked, wa
         ("half", "not readable as JSON"),
         ("empty", "holds no choices"),
         ("null", "holds no text"),
-        ("reset", "no connection to the server"),
+        ("reset", "the reply broke off \\(ConnectionResetError\\)"),
         ("cut", "the reply broke off"),
     ],
 )
@@ -290,15 +292,15 @@ def test_no_reply_in_time_is_named_and_may_have_been_charged():
         model.on_loss = lambda *about: lost.append(about) or "enough"
         with pytest.raises(SpentError, match="enough"):
             model([Message("user", "hello")], temperature=1.0, max_tokens=99)
-    assert [(i, o, why) for i, o, why in lost] == [(2, 99, "no reply in time")]
+    assert [(i, o, why) for i, o, why in lost] == [(2, 99, "no whole reply within 0.1 s")]
 
 
 def test_a_body_is_read_up_to_its_limit_and_no_farther(monkeypatch):
     size = len(json.dumps(completion("fine")))
     with serve(lambda request: "fine") as server:
-        monkeypatch.setattr(openai_model, "LARGEST_BODY", size)
+        monkeypatch.setattr(chat_client, "LARGEST_BODY", size)
         assert ask(server, []).text == "fine"
-        monkeypatch.setattr(openai_model, "LARGEST_BODY", size - 1)
+        monkeypatch.setattr(chat_client, "LARGEST_BODY", size - 1)
         with pytest.raises(PauseError, match="is larger than"):
             ask(server, [])
 
@@ -307,6 +309,313 @@ def test_a_long_reply_is_cut_at_its_limit(monkeypatch):
     monkeypatch.setattr(openai_model, "LARGEST_REPLY", 3)
     with serve(lambda request: "fine") as server:
         assert ask(server, []).text == "fin"
+
+
+# What a server wants otherwise, and what it says.
+
+
+def strict(request):
+    """A reasoning model behind OpenAI's API, as it refuses what it does not take, one thing at a time."""
+    if "max_tokens" in request:
+        return 400, (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+    if "temperature" in request:
+        return 400, (
+            "Unsupported value: 'temperature' does not support 1.0 with this model. Only the default (1) value is"
+            " supported."
+        )
+    if "response_format" in request:
+        return 400, (
+            "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
+        )
+    if request["messages"][0]["role"] == "system":
+        return (
+            400,
+            "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        )
+    return "fine"
+
+
+def test_a_request_is_adapted_to_the_server_and_stays_so():
+    waits, lost = [], []
+    chat = [Message("system", "Be brief."), Message("user", "hello")]
+    with serve(strict) as server:
+        model = OpenAIModel("test", server.url, wait=waits.append)
+        model.on_loss = lambda *about: lost.append(about) or ""
+        for _ in range(2):
+            reply = model(chat, temperature=1.0, max_tokens=99, schema={"type": "object"})
+            assert reply.text == "fine"
+    assert len(server.requests) == 6 and waits == lost == []
+    assert server.requests[-1] == {
+        "model": "test",
+        "messages": [{"role": "user", "content": "Be brief.\n\nhello"}],
+        "max_completion_tokens": 99,
+    }
+
+
+def test_a_schema_is_sent_where_the_server_takes_it():
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    with serve(lambda request: "fine") as server:
+        model = OpenAIModel("test", server.url)
+        model([Message("user", "hello")], temperature=1.0, max_tokens=99, schema=schema)
+    sent = server.requests[0]["response_format"]
+    assert sent["type"] == "json_schema" and sent["json_schema"]["schema"] == schema
+
+
+def test_a_context_that_is_too_long_is_told_in_the_servers_words_and_not_asked_again():
+    told = (
+        "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. Please"
+        " reduce the length of the messages."
+    )
+    with (
+        serve(lambda request: (400, told)) as server,
+        pytest.raises(
+            PauseError, match=r"rejected \(400\); it says \"This model's maximum context"
+        ),
+    ):
+        ask(server, [])
+    assert len(server.requests) == 1
+
+
+def test_a_reply_is_made_shorter_once_where_the_refusal_gives_the_numbers():
+    def small(request):
+        if request["max_tokens"] > 3000:
+            return 400, (
+                "This model's maximum context length is 8192 tokens. However, you requested 9192 tokens (5192 in the"
+                " messages, 4000 in the completion)."
+            )
+        return "fine"
+
+    with serve(small) as server:
+        model = OpenAIModel("test", server.url)
+        for _ in range(2):
+            model([Message("user", "hello")], temperature=1.0, max_tokens=4000)
+    assert [r["max_tokens"] for r in server.requests] == [4000, 3000, 4000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "tries"),
+    [
+        ({"error": {"message": "no such model", "code": 404}}, 404, 1),
+        ({"error": {"message": "quota of sk-marked-secret-key", "code": "429"}}, 429, 5),
+        ({"error": {"message": "Unexpected endpoint", "code": "x"}}, None, 5),
+        ({"error": "Unexpected endpoint"}, None, 5),
+        ({"choices": [{"error": {"message": "provider is down", "code": 502}}]}, 502, 5),
+    ],
+    ids=str,
+)
+def test_an_error_within_a_200_is_told_and_goes_by_its_code(fault, status, tries):
+    waits = []
+    with serve(lambda request: fault) as server, pytest.raises(PauseError) as caught:
+        ask(server, waits)
+    assert len(server.requests) == tries
+    words = {404: "no such model", 429: "quota of ***", 502: "provider is down"}
+    assert f'it says "{words.get(status, "Unexpected endpoint")}"' in str(caught.value)
+    assert SECRET not in str(caught.value) and caught.value.refused == (tries == 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "tries"),
+    [
+        (413, {"error": {"message": "too large"}}, 1),
+        (429, {"error": {"message": "no credit", "code": "insufficient_quota"}}, 1),
+        (500, {"error": {"message": "x", "type": "exceed_context_size_error"}}, 1),
+        (500, {"error": {"message": "the request exceeds the available context size"}}, 1),
+        (307, {}, 1),
+    ],
+)
+def test_what_stays_as_it_is_is_not_tried_again(status, body, tries):
+    with serve(lambda r: "fine", [(status, json.dumps(body).encode())] * 9) as server:
+        with pytest.raises(PauseError):
+            ask(server, [])
+    assert len(server.requests) == tries
+
+
+@pytest.mark.parametrize(
+    "told", ["Too many tokens, please wait", "tokens per min: lower max_tokens or temperature"]
+)
+def test_a_server_that_is_busy_refuses_no_parameter(told):
+    body = json.dumps({"error": {"message": told}}).encode()
+    with serve(lambda r: "fine", [(429, body)] * 2) as server:
+        assert ask(server, []).text == "fine"
+    assert all("max_tokens" in r and "temperature" in r for r in server.requests)
+
+
+def test_a_pause_shows_the_servers_words_without_the_key_or_anything_like_one():
+    told = (
+        f"Incorrect API key provided: {SECRET}, Bearer abcdef, http://me:pw@host\x1b[2J "
+        + "y " * 400
+    )
+    body = json.dumps({"error": {"message": told}}).encode()
+    with serve(lambda r: "fine", [(401, body)]) as server, pytest.raises(PauseError) as caught:
+        ask(server, [])
+    text = str(caught.value)
+    assert 'it says "Incorrect API key provided: ***, Bearer ***, http://***@host?[2J' in text
+    assert "marked" not in text and "pw" not in text and len(text) < 400 and text.isprintable()
+
+
+def test_a_refusal_without_end_is_read_to_its_limit_and_no_farther(monkeypatch):
+    monkeypatch.setattr(chat_client, "LARGEST_REFUSAL", 50)
+    with (
+        serve(lambda r: "fine", [(400, b'{"error": {"message": "no"}}' + b" " * 10**7)]) as server,
+        pytest.raises(PauseError, match="rejected"),
+    ):
+        ask(server, [])
+
+
+def test_a_header_that_drips_ends_in_time():
+    """A socket's own time-out starts anew with every byte."""
+    with serve(lambda request: "fine", ["drip header"] * 9) as server:
+        model = OpenAIModel("test", server.url, wait=lambda s: None, timeout=0.3)
+        model.on_loss = lambda *about: "enough"
+        with pytest.raises(SpentError, match="enough"):
+            model([Message("user", "hello")], temperature=1.0, max_tokens=99)
+    assert len(server.requests) == 1
+
+
+def test_a_wait_may_be_asked_for_as_a_date():
+    waits = []
+    fault = (429, b"{}", {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    with serve(lambda request: "fine", [fault]) as server:
+        ask(server, waits)
+    assert waits == [0]
+
+
+# Models that think first.
+
+
+def thinker(needs):
+    """A model that spends so many tokens on thought before it says a word."""
+
+    def reply(request):
+        room = request.get("max_tokens") or request["max_completion_tokens"]
+        body = completion("fine" if room > needs else None, "stop" if room > needs else "length")
+        details = {"reasoning_tokens": min(room, needs)}
+        body["usage"] = {"prompt_tokens": 9, "completion_tokens": min(room, needs + 3)}
+        body["usage"]["completion_tokens_details"] = details
+        return body
+
+    return reply
+
+
+def call(model, max_tokens=400):
+    return model([Message("user", "hello")], temperature=1.0, max_tokens=max_tokens)
+
+
+def test_thoughts_get_room_at_once_and_from_then_on():
+    waits, lost, held = [], [], []
+    with serve(thinker(3000)) as server:
+        model = OpenAIModel("test", server.url, wait=waits.append)
+        model.on_loss = lambda *about: lost.append(about) or ""
+        model.may_take = lambda *about: held.append(about) or ""
+        assert call(model).text == call(model).text == "fine"
+    assert [r["max_tokens"] for r in server.requests] == [400, 16_384, 16_384]
+    assert waits == [] and lost == [(9, 400, "400 tokens of thoughts alone")]
+    assert held == [(2, 16_384)] * 2
+
+
+def test_thoughts_without_end_are_not_asked_for_again_at_the_same_room():
+    lost = []
+    with serve(thinker(10**6)) as server:
+        model = OpenAIModel("test", server.url, wait=lambda s: None)
+        model.on_loss = lambda *about: lost.append(about) or ""
+        with pytest.raises(
+            PauseError, match=r"all 16384 tokens .*--lm-reply-tokens N, or --lm-eff"
+        ):
+            call(model)
+        assert [r["max_tokens"] for r in server.requests] == [400, 16_384]
+        assert sum(tokens_out for _, tokens_out, _ in lost) == 16_784
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "so so", "reasoning_content": "hm"},
+        {"content": "so so", "reasoning": "hm"},
+        {"content": "<think>hm</think> so so"},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "so so"}],
+         "reasoning_content": "hm"},
+    ],
+)  # fmt: skip
+def test_thoughts_are_seen_in_every_form(message):
+    body = completion("")
+    body["choices"][0]["message"] |= message
+    with serve(lambda request: body) as server:
+        model = OpenAIModel("test", server.url)
+        assert call(model).text.endswith("so so") and call(model)
+    assert [r["max_tokens"] for r in server.requests] == [400, 16_384]
+
+
+@pytest.mark.parametrize("text", ["", None, " \n", "<think>hm, what if"])
+def test_a_reply_that_is_cut_within_its_thoughts_is_asked_for_with_more_room(text):
+    def reply(request):
+        return completion(text, "length") if request["max_tokens"] < 9000 else completion("fine")
+
+    with serve(reply) as server:
+        assert call(OpenAIModel("test", server.url, wait=lambda s: None)).text == "fine"
+    assert len(server.requests) == 2
+
+
+def test_what_is_cut_within_its_prompts_is_a_reply():
+    with serve(lambda request: completion('{"prompts": ["A or', "length")) as server:
+        assert call(OpenAIModel("test", server.url)).finish == "length"
+    assert len(server.requests) == 1
+
+
+def test_a_person_says_how_much_a_model_may_think():
+    with serve(thinker(3000)) as server:
+        model = OpenAIModel("test", server.url)
+        model.thinking = openai_model.Thinking(room=5000, effort="low")
+        assert call(model).text == "fine"
+        assert server.requests[-1]["reasoning_effort"] == "low"
+        model.thinking = openai_model.Thinking(room=2000)
+        with pytest.raises(PauseError, match="all 2000 tokens"):
+            call(model)
+    assert [r["max_tokens"] for r in server.requests] == [5000, 2000]
+    assert "reasoning_effort" not in server.requests[-1]
+
+
+def test_room_for_thoughts_that_the_limits_do_not_cover_is_not_taken():
+    with serve(thinker(3000)) as server:
+        model = OpenAIModel("test", server.url)
+        ledger = Ledger(max_tokens=9000)
+        model.may_take = ledger.hold
+        with pytest.raises(SpentError, match="--max-tokens 9000 leaves no room"):
+            call(model)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}, "ab"),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]},
+                      {"type": "text", "text": "b"}]}, "b"),
+        ({"content": None, "refusal": "I cannot do that."}, "I cannot do that."),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"prompts": []}'}}]},
+         '{"prompts": []}'),
+        ({"content": "", "tool_calls": None}, ""),
+    ],
+)  # fmt: skip
+def test_a_message_is_read_in_every_form(message, text):
+    body = completion("x")
+    body["choices"][0]["message"] = {"role": "assistant", **message}
+    assert reply_to(body).text == text
+
+
+def test_many_threads_learn_together_and_each_gets_its_reply():
+    def echo(request):
+        refused = strict(request)
+        return refused if isinstance(refused, tuple) else request["messages"][-1]["content"]
+
+    with serve(echo) as server, ThreadPoolExecutor(8) as pool:
+        model = OpenAIModel("test", server.url)
+        texts = [f"text {i}" for i in range(40)]
+        jobs = [
+            pool.submit(model, [Message("user", t)], temperature=1.0, max_tokens=9) for t in texts
+        ]
+        assert [job.result().text for job in jobs] == texts
 
 
 def test_a_slow_drip_ends_in_time_and_lost_calls_are_counted():
@@ -318,4 +627,4 @@ def test_a_slow_drip_ends_in_time_and_lost_calls_are_counted():
     assert reply.text == "fine" and len(waits) == 3
     # A refusal (503) costs nothing; the others may have been charged.
     assert [(i, o) for i, o, _ in lost] == [(2, 99), (2, 99)]
-    assert "not complete after 1 s" in lost[0][2]
+    assert "no whole reply within 1 s" in lost[0][2]
