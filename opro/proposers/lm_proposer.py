@@ -166,7 +166,7 @@ class LMProposer:
     def _answers(self, asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Reply | None]]:
         """Each call with its reply, in their order; None where the ledger forbids it."""
         with ThreadPoolExecutor(self.calls.concurrency) as pool:
-            options = {"temperature": TEMPERATURE, "schema": self._schema}
+            options: dict[str, Any] = {"temperature": TEMPERATURE, "schema": self._schema}
             jobs = [
                 pool.submit(self.model.ask, one.call, max_tokens=one.max_tokens, **options)
                 for one in asked

@@ -1,5 +1,7 @@
 """A search goes on where its language model does not answer."""
 
+from dataclasses import replace
+
 import pytest
 from searches import scored_trial, view_of
 
@@ -42,7 +44,9 @@ def test_a_server_that_was_not_reached_is_asked_again_in_the_next_round_and_told
     records = []
     asks = Asks(UnansweredError("no connection"), UnansweredError("no connection"), FOUND)
     proposer = OrNothing(asks, records.append)
-    assert [proposer.propose(VIEW, 1) for _ in range(3)] == [[], [], FOUND]
+    views = [replace(VIEW, iteration=number) for number in (1, 1, 2, 3)]
+    assert [proposer.propose(view, 1) for view in views] == [[], [], [], FOUND]
+    assert asks.asked == 3
     assert records == [
         {"iteration": 1, "unanswered": "the rewriter goes on without it: no connection"}
     ]
@@ -60,3 +64,14 @@ def test_a_server_that_refuses_is_not_asked_again():
 def test_any_other_pause_pauses():
     with pytest.raises(PauseError, match="disk is full"):
         OrNothing(Asks(PauseError("the disk is full")), print).propose(VIEW, 1)
+
+
+def test_fragments_are_forgiven_like_prompts():
+    class Silent(Asks):
+        def fragments(self, view):
+            return self.propose(view, 0)
+
+    asks = Silent({"hints": ["x"]}, UnansweredError("no connection"))
+    proposer = OrNothing(asks, [].append)
+    assert [proposer.fragments(VIEW) for _ in range(3)] == [{"hints": ["x"]}, {}, {}]
+    assert asks.asked == 2 and proposer.propose(VIEW, 1) == []

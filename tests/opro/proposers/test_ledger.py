@@ -189,7 +189,7 @@ def test_calls_at_once_never_exceed_a_limit_together_and_use_what_it_allows(limi
     model = MeteredModel(lm, ledger, lambda entry: None)
     with ThreadPoolExecutor(8) as pool:
         jobs = [
-            pool.submit(model.ask, (1, i, "x" * 12), temperature=1.0, max_tokens=900)
+            pool.submit(model.ask, (1, i, "", "x" * 12), temperature=1.0, max_tokens=900)
             for i in range(200)
         ]
         replies = [job.result() for job in jobs]
@@ -211,10 +211,10 @@ def test_a_call_that_others_leave_no_room_for_waits_for_what_they_really_take():
     ledger = Ledger(max_tokens=1000)
     model = MeteredModel(lm, ledger)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(model.ask, (1, 0, "first"), temperature=1.0, max_tokens=900)
+        first = pool.submit(model.ask, (1, 0, "", "first"), temperature=1.0, max_tokens=900)
         assert begun.wait(20)
         assert "leaves no room" in ledger.why_stop(1, 900)
-        second = pool.submit(model.ask, (1, 1, "second"), temperature=1.0, max_tokens=900)
+        second = pool.submit(model.ask, (1, 1, "", "second"), temperature=1.0, max_tokens=900)
         assert not second.done()
         go_on.set()
         assert first.result(20) == second.result(20) == REPLY

@@ -119,9 +119,9 @@ def test_a_round_is_asked_for_in_a_few_calls_at_once_each_from_its_own_parent(se
 
 def test_replies_are_taken_in_the_order_of_their_calls_however_late_they_come(seeds):
     class Late(ScriptedLM):
-        def __call__(self, messages, *, temperature, max_tokens):
+        def __call__(self, messages, **options):
             number = len(self.asked)
-            reply = super().__call__(messages, temperature=temperature, max_tokens=max_tokens)
+            reply = super().__call__(messages, **options)
             time.sleep(0.05 * (number == 0))
             return reply
 
@@ -316,10 +316,10 @@ def test_proposals_are_asked_in_the_orders_of_the_run(seeds, both_orders):
 
 def test_a_model_that_may_not_be_tried_again_ends_the_iteration(seeds):
     class Lost(ScriptedLM):
-        def __call__(self, messages, *, temperature, max_tokens):
+        def __call__(self, messages, **options):
             if self.asked:
                 raise SpentError("enough is lost")
-            return super().__call__(messages, temperature=temperature, max_tokens=max_tokens)
+            return super().__call__(messages, **options)
 
     entries = []
     lm = Lost(json.dumps({"prompts": [GOOD]}))

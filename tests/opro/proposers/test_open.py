@@ -141,6 +141,7 @@ def test_only_beside_the_rewriter_may_a_language_model_stay_silent(tmp_path, fla
     proposer = open_proposer(OptimizeSettings(lm_model="m", **flags), PROBLEM).resume(
         tmp_path / "p.jsonl"
     )
+    proposer = getattr(proposer, "proposer", proposer)
     assert isinstance(getattr(proposer, "lm", proposer), OrNothing) == forgives
 
 
