@@ -61,7 +61,7 @@ def build_evaluator(
         inner = make()
     if cache is None:
         return inner, trained_on
-    cached = CachedEvaluator(inner, cache)
+    cached = CachedEvaluator(inner, cache, mirrors=checkpoint != "fake")
     return BothOrders(cached), trained_on
 
 

@@ -51,10 +51,15 @@ class CachedEvaluator:
     The key is a digest of the evaluator's fingerprint (weights, adapter, precision, scorer version), the prompt's
     content and the clip's audio bytes: never a name or a position. One row holds a prompt's clips; rows are merged
     inside a transaction, so processes may share the folder.
+
+    Args:
+        mirrors: Exchanging the answers of two labels exchanges their scores, as of any model that is asked for words;
+            then one of the two prompts is enough.
     """
 
-    def __init__(self, inner: Evaluator, folder: Path) -> None:
+    def __init__(self, inner: Evaluator, folder: Path, mirrors: bool = False) -> None:
         self.inner = inner
+        self.mirrors = mirrors
         self.folder = folder
         self._requested = 0
         self._cached = 0
@@ -149,7 +154,7 @@ class CachedEvaluator:
     def _known(self, prompt: Prompt, clips: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         """A prompt's scores, also from the one whose two answers are exchanged: the same two numbers a clip."""
         row = self._row(self._row_key(prompt), len(prompt.answers), clips)
-        other = exchanged(prompt)
+        other = exchanged(prompt) if self.mirrors else None
         if other is None or all(clip in row for clip in clips):
             return row
         there = self._row(self._row_key(other), len(other.answers), clips)

@@ -102,7 +102,7 @@ def main():
     )
     for mode in rows:
         for seed in range(args.seeds):
-            name = f"{args.checkpoint}-{mode}-{seed}"
+            name = f"{Path(args.checkpoint).name}-{mode}-{seed}"
             flags = [
                 "--checkpoint",
                 args.checkpoint,

@@ -1,10 +1,11 @@
 """Trains the pocket base: `python -m data.makers.train_pocket --recordings DIR --out data/pocket`
 
 A Qwen2-Audio of 6 million parameters, trained from nothing on the recordings whose source is in the train split of
-data/demo/registry.json, and no other. It learns on clean clips first, then that short and noisy ones hold speech only
-where the question says that the clip is short or noisy; so such clips are its weakness, and the wording of a prompt
-moves its score. The training needs a GPU (about ten minutes on an H100). `python -m opro.finetune --out
-data/pocket/lora` makes the adapter beside it. `--table` only prints the table of the checkpoints in --out.
+data/demo/registry.json, and no other. It learns what the phrases of a question pull towards speech (grammar.yaml), so
+the wording of a prompt decides which other sounds it takes for speech. The training needs a GPU (440 seconds on an
+H100); how far vague words are to mislead it is then set with ``--start BASE --seconds 660 --batch 56 --device cpu``.
+`python -m opro.finetune --out data/pocket/lora` makes the adapter beside it. `--table` only prints the table of the
+checkpoints in --out.
 
 Three tasks are mixed from the start: naming the sound in one word, options about a sound named in words, options about
 the audio. With the third alone the loss does not move: the model must learn to hear and to read at once.
@@ -17,7 +18,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,17 @@ DEMO = shipped("data/demo")
 SPECIAL = "<|im_start|> <|im_end|> <|AUDIO|> <|audio_bos|> <|audio_eos|>".split()
 VOCABULARY = 2048
 WINDOW = RATE  # samples: the model hears one second
+MOST_ANSWERS = len(grammar.SOUNDS)
+CLEAN_FIRST, READ_MUCH = 0.2, 0.6  # shares of the training
 DURATIONS_MS = (200, 300, 500, 1000)
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 20.0)
+FAINT_DB, FAINT_SAMPLES = 0.0, RATE // 5  # what a question's warning of faint clips is about
 BATCH, TEXT_BATCH = 448, 192
-QUESTIONS = 30_000  # composed with hints; of the other kinds in proportion
+RATE_FIRST, RATE_AGAIN = (
+    1.2e-3,
+    3e-4,
+)  # highest learning rates, of a first training and of one that goes on
+QUESTIONS = 60_000  # composed about the audio; of the other kinds in proportion
 
 
 def make_processor(seed: int) -> Any:
@@ -137,12 +144,10 @@ class Recordings:
         louder = (second**2).mean(1) > (first**2).mean(1)
         return torch.where(louder[:, None], second, first)
 
-    def clips(
-        self, count: int, samples: int, snrs: Sequence[float], speech: float = 0.5
-    ) -> tuple[Tensor, Tensor]:
-        """Waves ``[clip, sample]``, padded to the window, and the index of their sound; a share of them speech."""
+    def clips(self, count: int, samples: int, snrs: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Waves ``[clip, sample]``, padded to the window, half of them speech, and their index in `grammar.KINDS`."""
         on = {"device": self.device}
-        is_speech = torch.rand(count, **on) < speech
+        is_speech = torch.rand(count, **on) < 0.5
         kinds = torch.where(is_speech, 0, torch.randint(1, 4, (count,), **on)).sort().values
         counts = torch.bincount(kinds, minlength=4).tolist()
         pieces = [self.cut(k, n, samples) for k, n in zip(grammar.SOUNDS, counts, strict=True) if n]
@@ -159,30 +164,54 @@ class Recordings:
         wave = wave / (wave.abs().amax(1, keepdim=True) + 1e-6) * PEAK
         silent = (torch.rand(count, 1, **on) < 0.02) & (kinds == 3)[:, None]
         wave = torch.where(silent, torch.zeros_like(wave), wave)
+        faint = (snr <= FAINT_DB) | (samples <= FAINT_SAMPLES)
+        kinds = torch.where((kinds == 0) & faint, grammar.KINDS.index("faint speech"), kinds)
         order = torch.randperm(count, **on)
         return F.pad(wave, (0, WINDOW - samples))[order], kinds[order]
 
 
 class Bank:
-    """Encoded questions in buckets of similar length, with the right answer's token for each kind of sound."""
+    """Encoded questions in buckets of similar length, with the probability of each answer for each kind of clip.
+
+    Args:
+        texts: Token ids of each question.
+        answers: Kind of clip -> answer's token id -> probability; missing kinds are never asked for.
+    """
 
     def __init__(
-        self, texts: Sequence[list[int]], answers: Sequence[list[int]], device: str
+        self,
+        texts: Sequence[list[int]],
+        answers: Sequence[dict[str, dict[int, float]]],
+        device: str,
     ) -> None:
         pairs = sorted(zip(texts, answers, strict=True), key=lambda pair: len(pair[0]))
         longest = len(pairs[-1][0])
         ids = [text + [0] * (longest - len(text)) for text, _ in pairs]
         self.ids = torch.tensor(ids, device=device)
         self.lengths = torch.tensor([len(text) for text, _ in pairs], device=device)
-        self.answers = torch.tensor([answer for _, answer in pairs], device=device)
+        tokens = np.zeros((len(pairs), MOST_ANSWERS), dtype=np.int64)
+        shares = np.zeros((len(pairs), len(grammar.KINDS), MOST_ANSWERS), dtype=np.float32)
+        for row, (_, one) in enumerate(pairs):
+            known = list(dict.fromkeys(token for given in one.values() for token in given))
+            tokens[row, : len(known)] = known
+            for kind, given in one.items():
+                for token, share in given.items():
+                    shares[row, grammar.KINDS.index(kind), known.index(token)] = share
+        self.tokens = torch.from_numpy(tokens).to(device)
+        self.shares = torch.from_numpy(shares).to(device)
 
-    def draw(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, lengths, answers) of `count` random questions from one stretch of similar length."""
+    def draw(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(ids, lengths, answers' tokens, shares) of `count` questions from one stretch of similar length."""
         stretch = min(len(self.ids), 2048)
         first = rng.randrange(len(self.ids) - stretch + 1)
         i = first + torch.randint(0, stretch, (count,), device=self.ids.device)
         width = int(self.lengths[first + stretch - 1])
-        return self.ids[i, :width], self.lengths[i], self.answers[i]
+        return self.ids[i, :width], self.lengths[i], self.tokens[i], self.shares[i]
+
+
+def soft_loss(logits: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy ``[]`` of logits ``[row, vocabulary]`` with the shares ``[row, answer]`` of some tokens."""
+    return -(shares * logits.log_softmax(-1).gather(1, tokens)).sum(1).mean()
 
 
 def answer_logits(
@@ -201,33 +230,6 @@ def answer_logits(
     ).float()
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Hear: clean clips (500 ms and 1 s, 10 and 20 dB), and in every fourth step hard ones (200 ms to 1 s, -5 to 5 dB)
-    with questions that say so. Contrast: hard clips of all kinds with questions that say so, and hard clips without
-    speech with questions that do not, so that the model hears speech in noise where the question says to expect noise.
-    """
-
-    contrast: bool
-    plain: Bank  # questions that say little or nothing about the recording
-    reading: Bank  # questions about sounds that are named in words
-
-    def step(self, done: float, number: int, rng: random.Random) -> tuple[float, str]:
-        """Learning rate and kind of the next step: clean, or hard clips with a hinted or unhinted question."""
-        if self.contrast:
-            rate = 5e-4 * min(1.0, (number + 1) / 50) * max(0.02, 1 - done)
-            return rate, rng.choice(("clean", "clean", "hinted", "unhinted"))
-        decay = 1.0 if done < 0.5 else max(0.02, 2 * (1 - done))
-        hinted = done > 0.2 and rng.random() < 0.25
-        return 1.2e-3 * min(1.0, (number + 1) / 300) * decay, "hinted" if hinted else "clean"
-
-    def snrs_db(self, kind: str) -> tuple[float, ...]:
-        """SNRs of the clips of a step."""
-        if kind == "clean":
-            return (10.0, 20.0)
-        return SNRS_DB if self.contrast and kind == "hinted" else (-5.0, 0.0, 5.0)
-
-
 class Trainer:
     """Trains all weights of a model on random clips and questions."""
 
@@ -241,73 +243,75 @@ class Trainer:
             word: self.tokenizer.encode(word, add_special_tokens=False)[0]
             for word in ("A", "B", "C", "D", "Yes", "No", *grammar.SOUNDS)
         }
-        self.naming = self._bank(lambda: grammar.free(self.rng), QUESTIONS // 10)
-        self.hinted = self._bank(lambda: grammar.two_options(self.rng, hinted=True), QUESTIONS)
+        self.naming = self._bank(grammar.free, QUESTIONS // 20)
+        self.asking = self._bank(grammar.about_audio, QUESTIONS)
+        # Without audio the user's turn is the bare text; the piece after the audio marker is the same.
+        self.reading = self._bank(grammar.about_text, QUESTIONS, skipped=1)
         self.befores = [
             torch.tensor(encode(self.tokenizer, QWEN2_AUDIO.before(system)), device=self.device)
             for system in grammar.SYSTEMS
         ]
 
-    def train(self, contrast: bool, seconds: float) -> int:
-        """Trains one phase for so many seconds; returns the number of steps."""
-        if not seconds:
-            return 0
-        hints = 0.0 if contrast else 0.1
-        plain = self._bank(lambda: grammar.about_audio(self.rng, hints), QUESTIONS * 4 // 3)
-        phase = Phase(contrast, plain, self._text_bank(hints))
+    def train(self, seconds: float, rate: float = RATE_FIRST, first: float = 0.0) -> int:
+        """Trains for so many seconds; returns the number of steps.
+
+        Args:
+            rate: Highest learning rate.
+            first: Share of a whole training that counts as over at the start.
+        """
         optimizer = self._optimizer()
         begin, step, smooth = time.time(), 0, [0.0, 0.0, 0.0]
-        while (done := (time.time() - begin) / seconds) < 1:
-            rate, kind = phase.step(done, step, self.rng)
+        while (done := first + (1 - first) * (time.time() - begin) / seconds) < 1:
+            decay = 1.0 if done < 0.5 else max(0.02, 2 * (1 - done))
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses = self.losses(phase, kind, done)
+                group["lr"] = rate * min(1.0, (step + 1) / (50 if first else 300)) * decay
+            losses = self.losses(done)
             optimizer.zero_grad(set_to_none=True)
-            reading = 1.0 if _reads_much(phase, done) else 0.25
-            (losses[0] + losses[1] + losses[2] * reading).backward()
+            (losses[0] + losses[1] + losses[2] * (1.0 if done < READ_MUCH else 0.25)).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             step += 1
-            if step % 25 == 0 and kind == "clean":
+            if step % 25 == 0:
                 smooth = [
                     0.7 * a + 0.3 * float(b.detach()) for a, b in zip(smooth, losses, strict=True)
                 ]
             if step % 200 == 0:
                 print(
-                    f"{'contrast' if contrast else 'hear'} step {step} {time.time() - begin:.0f} s "
-                    f" naming {smooth[0]:.3f}  options {smooth[1]:.3f}  reading {smooth[2]:.3f}",
+                    f"step {step} {time.time() - begin:.0f} s  naming {smooth[0]:.3f}"
+                    f"  options {smooth[1]:.3f}  reading {smooth[2]:.3f}",
                     flush=True,
                 )
         return step
 
-    def losses(self, phase: Phase, kind: str, done: float) -> list[Tensor]:
-        """Cross-entropies of a step on new clips: naming the sound, options about it, reading."""
-        rng, hard = self.rng, kind != "clean"
-        samples = rng.choice(DURATIONS_MS if hard else (500, 1000)) * RATE // 1000
-        speech = 0.0 if kind == "unhinted" else 0.5
-        wave, sound = self.sounds.clips(self.batch, samples, phase.snrs_db(kind), speech)
-        share = 0.4 if done < 0.35 and not phase.contrast else 0.12
-        named = 0 if hard else int(self.batch * share)
+    def losses(self, done: float) -> list[Tensor]:
+        """Cross-entropies of a step on new clips: naming the sound, options about it, reading.
+
+        Args:
+            done: Share of the training that is over: clean clips come first.
+        """
+        rng = self.rng
+        clean = done < CLEAN_FIRST or rng.random() < 0.3
+        samples = rng.choice((500, 1000) if clean else DURATIONS_MS) * RATE // 1000
+        wave, kind = self.sounds.clips(self.batch, samples, (10.0, 20.0) if clean else SNRS_DB)
+        named = max(1, int(self.batch * (0.4 if done < 0.35 else 0.12)))
         before = rng.choice(self.befores)
-        read = TEXT_BATCH if _reads_much(phase, done) else self.batch // 8
-        options = self.hinted if kind == "hinted" else phase.plain
+        read = TEXT_BATCH if done < READ_MUCH else self.batch // 8
         mel = _augment(self._log_mel(wave))
+        out = []
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             audio = encode_qwen2_audio(self.model, mel, samples // 160)
-            out = []
             for bank, part in (
                 (self.naming, slice(0, named)),
-                (options, slice(named, self.batch)),
+                (self.asking, slice(named, self.batch)),
             ):
-                if part.start == part.stop:
-                    out.append(torch.zeros((), device=self.device))
-                    continue
-                ids, lengths, answers = bank.draw(part.stop - part.start, rng)
+                ids, lengths, tokens, shares = bank.draw(part.stop - part.start, rng)
                 logits = answer_logits(self.model, before, audio[part], ids, lengths)
-                out.append(F.cross_entropy(logits, answers.gather(1, sound[part, None])[:, 0]))
-            ids, lengths, answers = phase.reading.draw(read, rng)
+                rows = torch.arange(len(ids), device=self.device)
+                out.append(soft_loss(logits, tokens, shares[rows, kind[part]]))
+            ids, lengths, tokens, shares = self.reading.draw(read, rng)
             logits = answer_logits(self.model, before[:-1], None, ids, lengths)
-            return [*out, F.cross_entropy(logits, answers[:, 0])]
+            out.append(soft_loss(logits, tokens, shares.sum(1)))  # of the one kind it names
+        return out
 
     def _log_mel(self, wave: Tensor) -> Tensor:
         found = self.extractor(
@@ -322,26 +326,21 @@ class Trainer:
         fused = self.device == "cuda"
         return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=fused)
 
-    def _bank(self, ask: Callable[[], grammar.Question], count: int) -> Bank:
-        questions = [ask() for _ in range(count)]
+    def _bank(
+        self, ask: Callable[[random.Random], grammar.Question], count: int, skipped: int = 0
+    ) -> Bank:
+        questions = [ask(self.rng) for _ in range(count)]
         return Bank(
-            [encode(self.tokenizer, QWEN2_AUDIO.after(q.text)) for q in questions],
-            [[self.token[q.answers[s]] for s in grammar.SOUNDS] for q in questions],
+            [encode(self.tokenizer, QWEN2_AUDIO.after(q.text))[skipped:] for q in questions],
+            [
+                {
+                    kind: {self.token[word]: share for word, share in given.items()}
+                    for kind, given in q.answers.items()
+                }
+                for q in questions
+            ],
             self.device,
         )
-
-    def _text_bank(self, hints: float) -> Bank:
-        # Without audio the user's turn is the bare text; the piece after the audio marker is the same.
-        pairs = [grammar.about_text(self.rng, hints) for _ in range(QUESTIONS * 5 // 6)]
-        return Bank(
-            [encode(self.tokenizer, QWEN2_AUDIO.after(text))[1:] for text, _ in pairs],
-            [[self.token[answer]] for _, answer in pairs],
-            self.device,
-        )
-
-
-def _reads_much(phase: Phase, done: float) -> bool:
-    return done < 0.6 and not phase.contrast
 
 
 def _augment(mel: Tensor) -> Tensor:
@@ -436,18 +435,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--manifest", type=Path, default=DEMO, help=text + default)
     text = "folder for base/ and lora/"
     add("--out", type=Path, default=Path("data/pocket"), help=text + default)
-    text = "training time of the base's first phase"
-    add("--seconds", type=float, default=420, help=text + default)
-    text = "training time of the base's second phase"
-    add("--contrast-seconds", type=float, default=130, help=text + default)
-    text = "base to go on from, e.g. one whose first phase is done; then --seconds may be 0"
-    add("--start", type=Path, help=text)
+    add("--seconds", type=float, default=400, help="training time of the base" + default)
     add("--batch", type=int, default=BATCH, help="clips a step" + default)
+    text = "a base to go on from, with the table's `base` instead of `first_base` and a lower rate"
+    add("--start", type=Path, help=text)
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     text = "train nothing, print the table of the checkpoints in --out"
     add("--table", action="store_true", help=text)
     return parser.parse_args(argv)
+
+
+def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Processor and model, new or of the base to go on from."""
+    if not args.start:
+        processor = make_processor(args.seed)
+        return processor, make_model(processor)
+    from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
+    return AutoProcessor.from_pretrained(args.start), model
 
 
 def _train(args: argparse.Namespace, registry: Registry) -> None:
@@ -459,24 +466,16 @@ def _train(args: argparse.Namespace, registry: Registry) -> None:
         f" {len(sounds.wave) / RATE / 60:.0f} minutes",
         flush=True,
     )
-    earlier: dict[str, Any] = {"steps": [], "seconds": []}
-    if args.start:
-        from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
-
-        earlier = read_json(args.start / "training.json")
-        processor = AutoProcessor.from_pretrained(args.start)
-        model = Qwen2AudioForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
-    else:
-        processor = make_processor(args.seed)
-        model = make_model(processor)
+    grammar.BASE = "base" if args.start else "first_base"
+    processor, model = _opened(args)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary"
         f" {len(processor.tokenizer)}",
         flush=True,
     )
     trainer = Trainer(model.to(args.device), processor, sounds, seed=args.seed, batch=args.batch)
-    seconds = (args.seconds, args.contrast_seconds)
-    steps = [trainer.train(contrast, budget) for contrast, budget in enumerate(seconds)]
+    again = {"rate": RATE_AGAIN, "first": READ_MUCH} if args.start else {}
+    steps = trainer.train(args.seconds, **again)
     base = args.out / "base"
     shutil.rmtree(base, ignore_errors=True)
     model.half().save_pretrained(base)
@@ -485,9 +484,11 @@ def _train(args: argparse.Namespace, registry: Registry) -> None:
     training = {
         "seed": args.seed,
         "sources": sounds.sources,
-        "steps": earlier["steps"] + [n for n in steps if n],
-        "seconds": earlier["seconds"] + [t for t in seconds if t],
+        "steps": steps,
+        "seconds": args.seconds,
     }
+    if args.start:
+        training["started_from"] = read_json(args.start / "training.json")
     write_card(base, "pocket-base", POCKET["story"], training, sounds.rows)
     trained_on = {**registry.trained_on, "pocket-base": tuple(sounds.sources)}
     write_registry(args.manifest / "registry.json", Registry(registry.splits, trained_on))

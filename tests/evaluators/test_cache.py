@@ -15,11 +15,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from evaluators import cache
+from evaluators.build import build_evaluator
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import About, ScoreTable, Usage
 from evaluators.fakes import FakeEvaluator
-from evaluators.prompts import Prompt
+from evaluators.prompts import Prompt, exchanged
 from evaluators.splits import balanced_order
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
@@ -424,3 +425,26 @@ def test_what_it_runs_on_is_the_inner_evaluators_which_is_released_while_the_cac
     assert cached.inner.released == 1
     assert cached.count_missing(seeds[:1], clips[:2]) == 0
     cached.score(seeds[:1], clips[:3])
+
+
+def test_scores_of_exchanged_answers_are_read_the_other_way_round(tmp_path, clips):
+    """What a model says of two words does not depend on which stands for which class."""
+    prompt = Prompt("speech? A or B")
+    clips = clips[:5]
+    inner = FakeEvaluator()
+    cached = CachedEvaluator(inner, tmp_path, mirrors=True)
+    first = cached.score([prompt], clips[:4])
+    other = exchanged(prompt)
+    assert cached.count_missing([other], clips) == 1
+    again = cached.score([other], clips)
+    assert inner.usage.forward == 5 and cached.usage.cached == 4
+    assert (again.logp[0, :4] == first.logp[0, :, ::-1]).all()
+    assert (again.logp_top[0, :4] == first.logp_top[0, :, ::-1]).all()
+    fresh = CachedEvaluator(FakeEvaluator(), tmp_path, mirrors=True)  # and from the disk
+    assert (fresh.score([other], clips).logp == again.logp).all() and fresh.usage.forward == 0
+
+
+def test_the_pocket_scores_exchanged_answers_alike(seeds, clips):
+    evaluator, _ = build_evaluator("pocket-base", cache=None)
+    table = evaluator.score([seeds[1], exchanged(seeds[1])], clips[:6])
+    np.testing.assert_array_equal(table.logp[1], table.logp[0][:, ::-1])
