@@ -1,10 +1,12 @@
 """Loads a checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from evaluators.audio_lm.adapters import attach
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.families import Family
 from evaluators.errors import UserError
@@ -45,38 +47,6 @@ def card_gib(device: torch.device) -> float | None:
     return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
-def merge_to_linear(module: Any, dtype: torch.dtype, dequantize: bool) -> None:
-    """Merges LoRA layers (and, with `dequantize`, 4-bit ones) into equivalent `nn.Linear` layers, in place.
-
-    4-bit weights become the numbers that bitsandbytes dequantizes them to for every batch. LoRA is added in float32 and
-    rounded once; where weights stay 4-bit it cannot be added, and stays beside them.
-    """
-    for name, child in list(module.named_children()):
-        adapted = hasattr(child, "lora_A")  # peft's; not imported without need
-        base = child.get_base_layer() if adapted else child
-        if not isinstance(base, torch.nn.Linear):
-            merge_to_linear(child, dtype, dequantize)
-            continue
-        packed = hasattr(base.weight, "quant_state")
-        if (packed and not dequantize) or type(child) is torch.nn.Linear:
-            continue
-        weight = base.weight.data
-        if packed:
-            import bitsandbytes as bnb
-
-            weight = bnb.functional.dequantize_4bit(weight, base.weight.quant_state)  # type: ignore[attr-defined]
-        if adapted:
-            delta = sum(child.get_delta_weight(a).float() for a in child.active_adapters)
-            weight = weight.float() + delta
-        plain = torch.nn.Linear(
-            base.in_features, base.out_features, base.bias is not None, device="meta"
-        )
-        plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
-        if base.bias is not None:
-            plain.bias = torch.nn.Parameter(base.bias.data.to(dtype), requires_grad=False)
-        setattr(module, name, plain)
-
-
 def load_model(
     checkpoint: Checkpoint, family: Family, device: torch.device, dtype: torch.dtype
 ) -> Any:
@@ -97,15 +67,38 @@ def load_model(
                 bnb_4bit_compute_dtype=dtype,
             ),
         }
-    model = getattr(transformers, family.model_class).from_pretrained(
-        checkpoint.base, dtype=dtype, use_safetensors=True, **options
-    )
+    model_class = getattr(transformers, family.model_class)
+    model = read_model(model_class, checkpoint.base, dtype=dtype, **options)
     if device.type == "mps":
         model = model.to(device)
     if checkpoint.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(
-            model, str(checkpoint.adapter), use_safetensors=True
-        ).get_base_model()
+        model = attach(model, checkpoint.adapter).get_base_model()
     return model.eval().requires_grad_(False)
+
+
+def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
+    """A model by transformers' own loading, in which every weight comes from the folder.
+
+    Args:
+        model_class: The class of transformers.
+        folder: It holds configuration and weights.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: A weight is missing or has another shape: transformers would draw it at random, with a warning.
+    """
+    model, about = model_class.from_pretrained(
+        folder,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are named below
+        output_loading_info=True,
+        **options,
+    )
+    wrong = [*sorted(about["missing_keys"]), *sorted(str(k[0]) for k in about["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"the weights in {str(folder)!r} are not those of its config.json: {wrong[0]!r}"
+            + (f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is")
+            + " missing or of another shape; download the model again"
+        )
+    return model

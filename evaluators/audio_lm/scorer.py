@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from evaluators.audio_lm import selftest
+from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.answer_tokens import PromptError, find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder
@@ -31,7 +32,6 @@ from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import (
     card_gib,
     load_model,
-    merge_to_linear,
     pick_device,
     pick_dtype,
 )
@@ -228,7 +228,7 @@ class AudioScorer(Uncached):
                 if self._given
                 else load_model(self.checkpoint, self.family, self.device, self.dtype)
             )
-            merge_to_linear(model.model, self.dtype, self.dequantize)
+            merge(model, self.dtype, self.dequantize)
             decoder = Decoder(model)
             tower = AudioTower(model, self.family, self.feature_store, decoder.dtype)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
