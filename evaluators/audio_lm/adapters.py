@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from evaluators.audio_lm.weight_files import FLOATS, read_object, refuse_pointers
+from evaluators.audio_lm.model_folder import FLOATS, read_object, refuse_pointers, tensor_types
 from evaluators.errors import UserError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -60,17 +58,7 @@ def check_adapter(folder: Path, quantization: str) -> None:
         raise UserError(
             f"adapter {str(folder)!r} holds no {WEIGHTS}; convert it, pickled weights are not read"
         )
-    try:
-        with safe_open(weights, framework="numpy") as file:  # reads the header alone
-            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}
-            if not kinds:
-                raise SafetensorError("no tensor in it")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"adapter file {str(weights)!r} is truncated or no safetensors file"
-            f" ({weights.stat().st_size:,} bytes: {error}); restore it or train again"
-        ) from None
-    for key, kind in kinds.items():
+    for key, kind in tensor_types(weights).items():
         if kind not in FLOATS:
             raise UserError(
                 f"adapter file {str(weights)!r}: tensor {key!r} is of type {kind}; expected one of"

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.audio_lm.adapters import CONFIG, WEIGHTS, check_adapter
-from evaluators.audio_lm.weight_files import check_model_folder, read_object, refuse_pointers
+from evaluators.audio_lm.model_folder import (
+    check_model_folder,
+    read_object,
+    refuse_pointers,
+    refuse_quantized,
+)
 from evaluators.errors import UserError
 from evaluators.files import shipped
 from evaluators.prompts import Prompt, prompt_from
@@ -148,13 +153,14 @@ def _find_base(adapter: Path, name: str) -> Path:
 
 def _check_base(base: Path, name: str, quantization: str) -> None:
     """Raises UserError for a folder whose weights cannot be scored."""
-    check_model_folder(base, f"checkpoint {name!r}")
+    who = f"checkpoint {name!r}"
+    check_model_folder(base, who)
     kind = read_object(base / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(
-            f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
-            f" {', '.join(MODEL_TYPES)}"
+            f"{who} is a model of type {kind!r}; expected one of {', '.join(MODEL_TYPES)}"
         )
+    refuse_quantized(base, who)
     if kind in OMNI and quantization != "none":
         raise UserError(
             f"--quantization {quantization} does not reach the experts of {name!r}, which hold most"

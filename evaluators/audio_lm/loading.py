@@ -1,7 +1,6 @@
 """Loads a checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from evaluators.audio_lm.adapters import attach
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.families import Family
+from evaluators.audio_lm.model_folder import read_model
 from evaluators.errors import UserError
 
 
@@ -74,31 +74,3 @@ def load_model(
     if checkpoint.adapter is not None:
         model = attach(model, checkpoint.adapter).get_base_model()
     return model.eval().requires_grad_(False)
-
-
-def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
-    """A model by transformers' own loading, in which every weight comes from the folder.
-
-    Args:
-        model_class: The class of transformers.
-        folder: It holds configuration and weights.
-        options: Further arguments of `from_pretrained`.
-
-    Raises:
-        UserError: A weight is missing or has another shape: transformers would draw it at random, with a warning.
-    """
-    model, about = model_class.from_pretrained(
-        folder,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # they are named below
-        output_loading_info=True,
-        **options,
-    )
-    wrong = [*sorted(about["missing_keys"]), *sorted(str(k[0]) for k in about["mismatched_keys"])]
-    if wrong:
-        raise UserError(
-            f"the weights in {str(folder)!r} are not those of its config.json: {wrong[0]!r}"
-            + (f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is")
-            + " missing or of another shape; download the model again"
-        )
-    return model
