@@ -88,6 +88,10 @@ class CachedEvaluator:
         """See `Evaluator.innermost`."""
         return self.inner.innermost
 
+    def reading(self, prompt: Prompt) -> str:
+        """That of the evaluator that computes scores."""
+        return self.innermost.reading(prompt)
+
     def about(self) -> About:
         """The inner evaluator's."""
         return self.inner.about()
@@ -144,7 +148,8 @@ class CachedEvaluator:
         return sum(key not in row for row in rows for key in keys)
 
     def _row_key(self, prompt: Prompt) -> str:
-        return hashlib.sha256(f"{self.inner.fingerprint}|{prompt.digest}".encode()).hexdigest()
+        parts = f"{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def _row(
         self, key: str, labels: int, clips: Sequence[bytes]

@@ -6,6 +6,7 @@ kept. The same command continues after an interruption. Several GPUs: accelerate
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -23,6 +24,7 @@ from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import resolve
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
+from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
 from evaluators.prompts import Prompt, read_prompts
@@ -236,7 +238,12 @@ def pick_machine(settings: FinetuneSettings) -> "Machine":
     from evaluators.finetuning.train import Machine
 
     device = pick_device(settings.device)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
+    if settings.study and processes > 1:
+        raise UserError(
+            f"--study: {processes} processes were started; a study trains in one, start it without"
+            " accelerate launch"
+        )
     if settings.batch % processes:
         raise UserError(
             f"--batch is {settings.batch}; expected a multiple of the {processes} processes"
@@ -307,20 +314,25 @@ def run(settings: FinetuneSettings, training: "Training", folder: Path) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if os.environ.get("RANK", "0") != "0":  # the first process writes the result
-        if not is_finished(folder):
-            train(training, folder / CHECKPOINTS)
-        return DONE
-    if is_finished(folder) and not (folder / "config.yaml").is_file():
-        raise UserError(f"{str(folder)!r} holds an adapter that is not of this command")
-    with open_run(folder, config_of(settings)):
-        if not is_finished(folder):
-            if settings.study:
-                from evaluators.finetuning.study import search_recipe  # optuna
+    with contextlib.ExitStack() as opened:
 
-                search_recipe(training, folder, settings.study, tell, fixed=set(given(settings)))
-            else:
-                write_adapter(training, folder, [Progress(tell)])
+        def begin() -> bool:
+            if is_finished(folder) and not (folder / "config.yaml").is_file():
+                raise UserError(f"{str(folder)!r} holds an adapter that is not of this command")
+            opened.enter_context(open_run(folder, config_of(settings)))
+            return not is_finished(folder)
+
+        to_train = agree(begin, training.machine.device.type == "cpu")
+        if not is_first():  # the first process writes the result
+            if to_train:
+                train(training, folder / CHECKPOINTS)
+            return DONE
+        if to_train and settings.study:
+            from evaluators.finetuning.study import search_recipe  # optuna
+
+            search_recipe(training, folder, settings.study, tell, fixed=set(given(settings)))
+        elif to_train:
+            write_adapter(training, folder, [Progress(tell)])
         show(folder)
     return DONE
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapters import merge
-from evaluators.audio_lm.answer_tokens import PromptError, find_answers
+from evaluators.audio_lm.answer_tokens import PromptError, find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder
 from evaluators.audio_lm.device import device_faults, estimate_seconds_per_eval
@@ -166,6 +166,10 @@ class AudioScorer(Uncached):
     def prefixes(self) -> Prefixes:
         """Keys and values that are kept; loads the weights."""
         return self._load().prefixes
+
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return reading_of(prompt, lambda: self.processor.tokenizer)
 
     def about(self) -> About:
         """See `Evaluator.about`."""

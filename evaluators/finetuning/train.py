@@ -25,7 +25,7 @@ from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.model import AdaptedModel, Graphs, adapted_model, embed_clips
 from evaluators.finetuning.recipe import Recipe
-from evaluators.finetuning.samples import Collate, Samples, Schedule, tokenize_prompts
+from evaluators.finetuning.samples import ALL_WORDINGS, Collate, Samples, Schedule, tokenize_prompts
 from evaluators.prompts import Prompt
 
 SAVE_SECONDS = 10.0  # between checkpoints, at least
@@ -179,7 +179,7 @@ def graphs_for(training: Training) -> Graphs:
 
 
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:
-    """(Samples of the whole training, samples of a validation, which has the first wording only)."""
+    """(Samples of the whole training, samples of a validation: every clip in every wording that is trained on)."""
     recipe, processor, labels = training.recipe, training.processor, training.labels
     store = FeatureStore(
         training.machine.features, processor.feature_extractor, model.family.whole_window
@@ -195,7 +195,7 @@ def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samp
     schedule = Schedule(recipe.epochs, recipe.batch, recipe.seed, augment)
     return (
         Samples(training.clips, wordings, labels, store, schedule=schedule, audio=audio),
-        Samples(training.validation, wordings[:1], labels, store, audio=audio),
+        Samples(training.validation, wordings, labels, store, schedule=ALL_WORDINGS, audio=audio),
     )
 
 
