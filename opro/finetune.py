@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
-from evaluators.audio_lm.memory import weight_counts
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import resolve
@@ -234,7 +233,7 @@ def given(settings: FinetuneSettings) -> dict[str, Any]:
 
 def pick_machine(settings: FinetuneSettings) -> "Machine":
     """Device, precision and number of processes; of several cards each process takes its own."""
-    from evaluators.audio_lm.loading import pick_device, pick_dtype
+    from evaluators.audio_lm.device import pick_device, pick_dtype
     from evaluators.finetuning.train import Machine
 
     device = pick_device(settings.device)
@@ -258,9 +257,7 @@ def make_plan(
     settings: FinetuneSettings, config: Any, row: RowLength, machine: "Machine"
 ) -> TrainingPlan:
     """The fastest way to train that fits this machine."""
-    from evaluators.audio_lm.loading import card_gib
-
-    gib = card_gib(machine.device)
+    gib = machine.gib
     plan = plan_training(
         config,
         row,
@@ -280,11 +277,8 @@ def make_plan(
 
 def describe(training: "Training") -> list[tuple[str, str]]:
     """The plan as lines of (name, text)."""
-    from evaluators.audio_lm.families import audio_config
-
     recipe, checkpoint, clips = training.recipe, training.checkpoint, training.clips
-    active = weight_counts(audio_config(checkpoint.base))[1]
-    flop = 6 * active * training.plan.row.tokens * len(clips) * recipe.epochs
+    flop = 6 * training.active_weights * training.plan.row.tokens * len(clips) * recipe.epochs
     return [
         ("checkpoint", f"{checkpoint.name}, quantization {checkpoint.quantization}"),
         (

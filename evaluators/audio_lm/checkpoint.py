@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.audio_lm.adapters import CONFIG, WEIGHTS, check_adapter
+from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS, check_adapter
 from evaluators.audio_lm.model_folder import (
     check_model_folder,
     read_object,

@@ -17,7 +17,7 @@ import transformers
 from transformers import TrainerCallback
 
 from evaluators.audio_lm import selftest
-from evaluators.audio_lm.adapters import CONFIG, WEIGHTS
+from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS
 from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint, folder_digest
 from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
 from evaluators.audio_lm.scorer import AudioScorer

@@ -19,7 +19,10 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.device import card_gib
+from evaluators.audio_lm.families import audio_config
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.memory import weight_counts
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
@@ -43,6 +46,11 @@ class Machine:
     processes: int = 1
     features: Path | None = None  # folder that keeps features of clips
     max_graphs: int = 3  # CUDA graphs that may be kept
+
+    @property
+    def gib(self) -> float | None:
+        """Memory of a CUDA card; None for any other device."""
+        return card_gib(self.device)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,11 @@ class Training:
                 f"a batch of {self.recipe.batch} cannot be shared by {processes} processes with"
                 f" {at_once} samples at once"
             )
+
+    @property
+    def active_weights(self) -> int:
+        """Weights that a token meets."""
+        return weight_counts(audio_config(self.checkpoint.base))[1]
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,8 @@ from adapters import BASE, EXACT, in_old_layout, lora, make_adapter, plain_peft,
 from bench_adapters import REFUSED
 from safetensors.torch import load_file, save_file
 
-from evaluators.audio_lm.adapters import APPLIED, HARMLESS, attach, check_kind, merge
+from evaluators.audio_lm.adapter_kinds import APPLIED, HARMLESS, check_kind
+from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.loading import load_model
