@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import peft
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adapters import EXACT, base_model, in_old_layout, make_adapter, plain_peft, plain_scores
@@ -54,7 +55,9 @@ def main() -> None:
     prompt = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[0]
     clips = read_manifest(DEMO, LABELS, "dev")[:6]
     base = plain_scores(base_model(), prompt, clips)
-    print(f"peft {peft.__version__}; float32 on the CPU, {len(clips)} clips")
+    print(
+        f"transformers {transformers.__version__}, peft {peft.__version__}; float32, {len(clips)} clips"
+    )
     print(
         f"{'kind':28}{'moves the base by':>18}{'transformers 5':>16}{'transformers 4':>16}   nats"
     )
