@@ -26,7 +26,7 @@ INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # they decide wher
 RESIDUAL_INITS = (
     "pissa",
     "olora",
-)  # they take a part out of the base's weights: peft takes it out again
+)  # they take a part out of the base's weights, as peft does again
 BIASES = ("none", "all", "lora_only")
 BEYOND_4_BIT = "use_dora", "lora_bias"  # would change when the weights beside them are expanded
 MERGE_IT = (

@@ -39,27 +39,20 @@ def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """
     tensors = load_file(folder / WEIGHTS)
     named = {new_name(key): key for key in tensors}
+    in_old_layout = any(new != key for new, key in named.items())
     try:
-        config: Any = LoraConfig.from_pretrained(str(folder))
-        config.inference_mode = not trainable
-        if any(new != key for new, key in named.items()):
-            _resolve(config, model)
-        with (
-            warnings.catch_warnings()
-        ):  # what peft warns of (layers it could not merge, say) is handled here
-            warnings.simplefilter("ignore")
-            joined: Any = PeftModel(model, config)
+        joined = _join(model, folder, trainable, in_old_layout)
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"adapter {str(folder)!r} cannot join its base ({reason}); give the base it was trained on"
         ) from None
-    wanted = get_peft_model_state_dict(joined, save_embedding_layers=False)
-    places = get_peft_model_state_dict(
-        joined, save_embedding_layers=True
-    )  # peft may save these too
+    every = joined.state_dict()
+    wanted = get_peft_model_state_dict(joined, every, save_embedding_layers=False)
+    # peft may save the embeddings of the base, too
+    places = get_peft_model_state_dict(joined, every, save_embedding_layers=True)
     missing = [key for key in wanted if key not in named]
-    extra = [key for new, key in named.items() if new not in places]
+    extra = [key for key in tensors if named[new_name(key)] != key or new_name(key) not in places]
     misshapen = [
         f"{key!r} is {list(tensors[key].shape)} where {list(places[new].shape)} is expected"
         for new, key in named.items()
@@ -79,6 +72,20 @@ def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         for new, key in named.items():  # the places are the model's own tensors
             places[new].copy_(tensors[key])
     return joined
+
+
+def _join(model: Any, folder: Path, trainable: bool, in_old_layout: bool) -> Any:
+    """The base model with an adapter of the folder's configuration in it, whose weights are not yet those of its file.
+
+    peft warns here of what `attach` and `merge` take care of, such as layers that peft itself could not merge.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = not trainable
+        if in_old_layout:
+            _resolve(config, model)
+        return PeftModel(model, config)
 
 
 def merge(module: Any, dtype: torch.dtype, dequantize: bool) -> None:

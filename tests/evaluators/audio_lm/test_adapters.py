@@ -96,6 +96,11 @@ def one_too_many(tensors):
     return tensors | {"base_model.model.model.vision_tower.x.lora_A.weight": torch.zeros(1)}
 
 
+def one_twice(tensors):
+    key = "base_model.model.model.audio_tower.layers.0.self_attn.k_proj.lora_A.weight"
+    return tensors | {key.replace("model.model.model", "model.model"): tensors[key].clone()}
+
+
 def too_wide(tensors):
     key = "base_model.model.model.audio_tower.layers.0.self_attn.k_proj.lora_A.weight"
     return tensors | {key: torch.zeros(4, 7)}
@@ -106,6 +111,7 @@ def too_wide(tensors):
     [
         (without_tower, {}, r"lacks '\S*audio_tower\.layers\.0\S*' and \d+ more"),
         (one_too_many, {}, r"'\S*vision_tower\.x\.lora_A\.weight' fits nothing there"),
+        (one_twice, {}, r"k_proj\.lora_A\.weight' fits nothing there"),
         (too_wide, {}, r"audio_tower\S*k_proj\.lora_A\.weight' is \[4, 7\] where \[4, \d+\] is"),
         (None, {"r": 5}, r"is \[4, \d+\] where \[5, \d+\] is expected and \d+ more"),
         (None, {"target_modules": ["q_proj"]}, r"\.lora_A\.weight' and \d+ more fits nothing"),
