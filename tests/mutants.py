@@ -562,7 +562,8 @@ DIRECTED: list[tuple[str, str, str]] = [
         "for clip in sorted(clips, key=lambda c: _order(c.clip_id)):",
         "for clip in clips:",
     ),
-    ("evaluators/splits.py", "(used.get(cell[i].source_id, 0), i)", "i"),
+    ("evaluators/splits.py", "        if now == count:", "        if True:"),
+    ("evaluators/splits.py", "(now, place, clip)", "(now, -place, clip)"),
     ("evaluators/splits.py", "    if sources is None:\n", "    if not sources:\n"),
     (
         "evaluators/splits.py",
