@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
-from evaluators.audio_lm.loading import pick_device, pick_dtype
+from evaluators.audio_lm.device import pick_device, pick_dtype
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.stock import StockModel, config_7b, random_7b, to_nf4

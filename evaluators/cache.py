@@ -93,6 +93,10 @@ class CachedEvaluator:
         """See `Evaluator.innermost`."""
         return self.inner.innermost
 
+    def reading(self, prompt: Prompt) -> str:
+        """That of the evaluator that computes scores."""
+        return self.innermost.reading(prompt)
+
     def about(self) -> About:
         """The inner evaluator's."""
         return self.inner.about()
@@ -149,7 +153,8 @@ class CachedEvaluator:
         return sum(key not in row for row in rows for key in keys)
 
     def _row_key(self, prompt: Prompt) -> str:
-        return hashlib.sha256(f"{self.inner.fingerprint}|{prompt.digest}".encode()).hexdigest()
+        parts = f"{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def _known(self, prompt: Prompt, clips: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         """A prompt's scores, also from the one whose two answers are exchanged: the same two numbers a clip."""

@@ -135,6 +135,9 @@ class Evaluator(Protocol):
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """How many of these pairs `score` would send through the model."""
 
+    def reading(self, prompt: Prompt) -> str:
+        """What of how a prompt's answers are read is no part of fingerprint and prompt; "" mostly. Loads no weights."""
+
     def about(self) -> About:
         """Device, precision, checkpoint, memory and speed. Loads no weights."""
 
@@ -164,6 +167,10 @@ class Uncached:
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """All of them."""
         return len(prompts) * len(clips)
+
+    def reading(self, prompt: Prompt) -> str:
+        """Nothing."""
+        return ""
 
     def about(self) -> About:
         """Nothing that is known."""

@@ -123,6 +123,10 @@ class BothOrders:
         """See `Evaluator.count_missing`; both orders are counted."""
         return self.inner.count_missing(_single_orders(prompts), clips)
 
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return self.innermost.reading(prompt)
+
     def about(self) -> About:
         """The inner evaluator's."""
         return self.inner.about()

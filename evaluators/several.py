@@ -37,6 +37,10 @@ class PerCheckpoint:
         """The first checkpoint's."""
         return next(iter(self.evaluators.values())).innermost
 
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return self.innermost.reading(prompt)
+
     def about(self) -> About:
         """The first checkpoint's."""
         return next(iter(self.evaluators.values())).about()

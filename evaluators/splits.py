@@ -1,8 +1,10 @@
 """Splits: the registry of sources, the halves of dev, a balanced order, and what a checkpoint was trained on."""
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,23 +19,25 @@ def _order(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+Waiting = tuple[
+    int, int, Clip
+]  # how often its source was used when last looked at, place in the cell, the clip
+
+
 def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
     """The clips in a fixed order in which every prefix is balanced over label, duration, SNR and source.
 
     Depends on nothing but the clips' ids and attributes, so "the first N" is the same set on every machine.
     Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
     """
-    cells: dict[tuple[str, int, str], list[Clip]] = {}
+    cells: dict[tuple[str, int, str], list[Waiting]] = {}
     used: dict[str, int] = {}
     for clip in sorted(clips, key=lambda c: _order(c.clip_id)):
-        cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), []).append(clip)
+        cell = cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), [])
+        cell.append((0, len(cell), clip))  # in order: a heap
     labels = sorted({key[0] for key in cells})
-    queues = {
-        label: [
-            cells[key] for key in sorted(cells, key=lambda k: _order(repr(k))) if key[0] == label
-        ]
-        for label in labels
-    }
+    in_turn = sorted(cells, key=lambda k: _order(repr(k)))
+    queues = {label: deque(cells[k] for k in in_turn if k[0] == label) for label in labels}
     total = {label: sum(map(len, queue)) for label, queue in queues.items()}
     taken = dict.fromkeys(labels, 0)
     out: list[Clip] = []
@@ -43,16 +47,25 @@ def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
             (lab for lab in labels if taken[lab] < total[lab]),
             key=lambda lab: (taken[lab] / total[lab], lab),
         )
-        queue = queues[label]
-        cell = queue.pop(0)
-        index = min(range(len(cell)), key=lambda i: (used.get(cell[i].source_id, 0), i))
-        clip = cell.pop(index)
+        cell = queues[label].popleft()
+        clip = _pop_least_used(cell, used)
         used[clip.source_id] = used.get(clip.source_id, 0) + 1
         taken[label] += 1
         if cell:
-            queue.append(cell)
+            queues[label].append(cell)
         out.append(clip)
     return out
+
+
+def _pop_least_used(cell: list[Waiting], used: Mapping[str, int]) -> Clip:
+    """Takes the first of the clips whose source was used least. Counts in the heap may lag behind: they only grow."""
+    while True:
+        count, place, clip = cell[0]
+        now = used.get(clip.source_id, 0)
+        if now == count:
+            heapq.heappop(cell)
+            return clip
+        heapq.heapreplace(cell, (now, place, clip))
 
 
 def _cell(clip: Clip) -> str:

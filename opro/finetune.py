@@ -6,6 +6,7 @@ kept. The same command continues after an interruption. Several GPUs: accelerate
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
-from evaluators.audio_lm.memory import weight_counts
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import resolve
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
+from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
 from evaluators.prompts import Prompt, read_prompts
@@ -96,12 +97,19 @@ class FinetuneSettings(DataSettings):
     out: Path | None = flag(
         None, "folder of the result (default: runs/lora-..., made from the settings)"
     )
+    merge: Path | None = flag(
+        None,
+        "instead of training, write base and adapter of --checkpoint as one plain model into this new"
+        " folder, which transformers loads without this project",
+    )
     runs_dir: Path = flag(Path("runs"), "where the result and kept features lie by default")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
+    if settings.merge is not None:
+        return merge(settings, settings.merge)
     folder = settings.out or default_out(settings)
     training = prepare(settings)
     if space.dry_run:
@@ -120,7 +128,7 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
 def config_of(settings: FinetuneSettings) -> dict[str, Any]:
     """The settings as plain data, as config.yaml holds them."""
     raw = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()}
-    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir")}
+    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir", "merge")}
 
 
 def default_out(settings: FinetuneSettings) -> Path:
@@ -225,11 +233,16 @@ def given(settings: FinetuneSettings) -> dict[str, Any]:
 
 def pick_machine(settings: FinetuneSettings) -> "Machine":
     """Device, precision and number of processes; of several cards each process takes its own."""
-    from evaluators.audio_lm.loading import pick_device, pick_dtype
+    from evaluators.audio_lm.device import pick_device, pick_dtype
     from evaluators.finetuning.train import Machine
 
     device = pick_device(settings.device)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
+    if settings.study and processes > 1:
+        raise UserError(
+            f"--study: {processes} processes were started; a study trains in one, start it without"
+            " accelerate launch"
+        )
     if settings.batch % processes:
         raise UserError(
             f"--batch is {settings.batch}; expected a multiple of the {processes} processes"
@@ -244,9 +257,7 @@ def make_plan(
     settings: FinetuneSettings, config: Any, row: RowLength, machine: "Machine"
 ) -> TrainingPlan:
     """The fastest way to train that fits this machine."""
-    from evaluators.audio_lm.loading import card_gib
-
-    gib = card_gib(machine.device)
+    gib = machine.gib
     plan = plan_training(
         config,
         row,
@@ -266,11 +277,8 @@ def make_plan(
 
 def describe(training: "Training") -> list[tuple[str, str]]:
     """The plan as lines of (name, text)."""
-    from evaluators.audio_lm.families import audio_config
-
     recipe, checkpoint, clips = training.recipe, training.checkpoint, training.clips
-    active = weight_counts(audio_config(checkpoint.base))[1]
-    flop = 6 * active * training.plan.row.tokens * len(clips) * recipe.epochs
+    flop = 6 * training.active_weights * training.plan.row.tokens * len(clips) * recipe.epochs
     return [
         ("checkpoint", f"{checkpoint.name}, quantization {checkpoint.quantization}"),
         (
@@ -300,21 +308,38 @@ def run(settings: FinetuneSettings, training: "Training", folder: Path) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if os.environ.get("RANK", "0") != "0":  # the first process writes the result
-        if not is_finished(folder):
-            train(training, folder / CHECKPOINTS)
-        return DONE
-    if is_finished(folder) and not (folder / "config.yaml").is_file():
-        raise UserError(f"{str(folder)!r} holds an adapter that is not of this command")
-    with open_run(folder, config_of(settings)):
-        if not is_finished(folder):
-            if settings.study:
-                from evaluators.finetuning.study import search_recipe  # optuna
+    with contextlib.ExitStack() as opened:
 
-                search_recipe(training, folder, settings.study, tell, fixed=set(given(settings)))
-            else:
-                write_adapter(training, folder, [Progress(tell)])
+        def begin() -> bool:
+            if is_finished(folder) and not (folder / "config.yaml").is_file():
+                raise UserError(f"{str(folder)!r} holds an adapter that is not of this command")
+            opened.enter_context(open_run(folder, config_of(settings)))
+            return not is_finished(folder)
+
+        to_train = agree(begin, training.machine.device.type == "cpu")
+        if not is_first():  # the first process writes the result
+            if to_train:
+                train(training, folder / CHECKPOINTS)
+            return DONE
+        if to_train and settings.study:
+            from evaluators.finetuning.study import search_recipe  # optuna
+
+            search_recipe(training, folder, settings.study, tell, fixed=set(given(settings)))
+        elif to_train:
+            write_adapter(training, folder, [Progress(tell)])
         show(folder)
+    return DONE
+
+
+def merge(settings: FinetuneSettings, folder: Path) -> int:
+    """Writes the checkpoint and its adapter as one plain model."""
+    from evaluators.finetuning.merged_folder import write_merged
+
+    checkpoint = open_checkpoint(settings.checkpoint, settings.adapter, settings.quantization)
+    prompt = checkpoint.prompt or read_wordings(settings, open_data(settings).task)[0]
+    apart, dtype = write_merged(checkpoint, folder, prompt, settings.device, settings.dtype)
+    print(f"merged      {folder}, {dtype}")
+    print(f"self-test   scores of made-up clips differ by {apart:.1e} nats at most")
     return DONE
 
 

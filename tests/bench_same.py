@@ -109,7 +109,9 @@ def found(name: str, *modules: str):
     """A function or value, wherever this tree has it."""
     for module in modules:
         if importlib.util.find_spec(module) is not None:
-            return getattr(importlib.import_module(module), name)
+            loaded = importlib.import_module(module)
+            if hasattr(loaded, name):
+                return getattr(loaded, name)
     sys.exit(f"no {name} in {modules}")
 
 
@@ -122,12 +124,12 @@ class Worker:
         import evaluators.audio_lm.scorer as module
         from evaluators import bench
         from evaluators.audio_lm.checkpoint import open_checkpoint
-        from evaluators.audio_lm.loading import pick_device
 
         self.torch, self.args, self.file = torch, args, module.__file__
         self.new = hasattr(module, "AudioScorer")
         self.kind = module.AudioScorer if self.new else module.QwenAudio
-        self.on = pick_device(args.device)
+        places = ("evaluators.audio_lm.device", "evaluators.audio_lm.loading")
+        self.on = found("pick_device", *places)(args.device)
         self.checkpoint = open_checkpoint("pocket-base")
         read_manifest = found("read_manifest", "evaluators.manifest", "evaluators.clips")
         balanced_order = found("balanced_order", "evaluators.splits", "evaluators.clips")

@@ -18,6 +18,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew[pocket-lora]",
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_answers_and_the_rest_of_the_vocabulary_sum_to_one[pocket-lora]",
     ),
+    "evaluators/audio_lm/adapter_kinds.py": ("tests/evaluators/audio_lm/test_adapters.py",),
+    "evaluators/audio_lm/adapters.py": ("tests/evaluators/audio_lm/test_adapters.py",),
+    "evaluators/audio_lm/model_folder.py": (
+        "tests/evaluators/audio_lm/test_model_folder.py",
+        "tests/evaluators/audio_lm/test_checkpoint.py",
+    ),
+    "evaluators/audio_lm/selftest.py": ("tests/evaluators/audio_lm/test_selftest.py",),
     "evaluators/audio_lm/checkpoint.py": ("tests/evaluators/audio_lm/test_checkpoint.py",),
     "evaluators/audio_lm/decoder.py": (
         "tests/evaluators/audio_lm/test_scorer.py",
@@ -177,12 +184,27 @@ MODULES: dict[str, tuple[str, ...]] = {
 DIRECTED: list[tuple[str, str, str]] = [
     (
         "evaluators/audio_lm/answer_tokens.py",
-        "single or variants[:1]",
-        "single[:1] or variants[:1]",
+        "forms = (plain, spaced) if len(spaced) == 1 else (plain,)",
+        "forms = (plain, spaced)",
     ),
-    ("evaluators/audio_lm/answer_tokens.py", "single or variants[:1]", "variants"),
-    ("evaluators/audio_lm/answer_tokens.py", "single or variants[:1]", "variants[:1]"),
-    ("evaluators/audio_lm/answer_tokens.py", "single or variants[:1]", "single or variants[1:]"),
+    (
+        "evaluators/audio_lm/answer_tokens.py",
+        "forms = (plain, spaced) if len(spaced) == 1 else (plain,)",
+        "forms = (plain,)",
+    ),
+    (
+        "evaluators/audio_lm/answer_tokens.py",
+        "(plain, spaced) if len(spaced) == 1 else (plain,)",
+        "(spaced,) if len(spaced) == 1 else (plain,)",
+    ),
+    (
+        "evaluators/audio_lm/answer_tokens.py",
+        "(plain, spaced) if len(spaced) == 1 else (plain,)",
+        "(spaced, plain) if len(spaced) == 1 else (plain,)",
+    ),
+    ("evaluators/audio_lm/answer_tokens.py", "if any(a > 1 and b == 1", "if all(a > 1 and b == 1"),
+    ("evaluators/audio_lm/answer_tokens.py", "a > 1 and b == 1 for", "b == 1 for"),
+    ("evaluators/audio_lm/answer_tokens.py", "len(word) == 1 and word.isascii()", "word.isascii()"),
     (
         "evaluators/audio_lm/answer_tokens.py",
         "if a[: len(b)] == b or b[: len(a)] == a",
@@ -193,7 +215,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "if a[: len(b)] == b or b[: len(a)] == a",
         "if label_a != label_b and (a[: len(b)] == b or b[: len(a)] == a)",
     ),
-    ("evaluators/audio_lm/answer_tokens.py", "if v not in found]", "]"),
+    ("evaluators/audio_lm/answer_tokens.py", "if form not in found]", "]"),
     ("evaluators/audio_lm/answer_tokens.py", "add_special_tokens=False", "add_special_tokens=True"),
     (
         "evaluators/audio_lm/answer_tokens.py",
@@ -242,15 +264,64 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/audio_lm/checkpoint.py", ' and p.name != "training.json"', ""),
     (
-        "evaluators/audio_lm/checkpoint.py",
-        '            if not file.keys():\n                raise SafetensorError("no tensor in it")\n',
-        "            pass\n",
+        "evaluators/audio_lm/model_folder.py",
+        '            if not types:\n                raise SafetensorError("no tensor in it")\n',
+        "",
     ),
     (
-        "evaluators/audio_lm/checkpoint.py",
+        "evaluators/audio_lm/model_folder.py",
         "    except (SafetensorError, OSError) as error:",
         "    except OSError as error:",
     ),
+    ("evaluators/audio_lm/model_folder.py", 'about["mismatched_keys"]', "()"),
+    ("evaluators/audio_lm/model_folder.py", 'sorted(about["missing_keys"])', "()"),
+    (
+        "evaluators/audio_lm/model_folder.py",
+        "lacking = sorted(expected - tensor_types(path).keys())",
+        "lacking = []",
+    ),
+    (
+        "evaluators/audio_lm/model_folder.py",
+        "        if kind not in FLOATS",
+        "        if kind in FLOATS",
+    ),
+    (
+        "evaluators/audio_lm/adapter_kinds.py",
+        "value and value != _peft_default(name)",
+        "value and False",
+    ),
+    (
+        "evaluators/audio_lm/adapter_kinds.py",
+        'if quantization != "none" and set_here',
+        'if quantization == "none" and set_here',
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "    if missing or extra or misshapen:",
+        "    if missing or misshapen:",
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "    if missing or extra or misshapen:",
+        "    if extra or misshapen:",
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "exact = copy.deepcopy(base).float()",
+        "exact = copy.deepcopy(base)",
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "get_pattern_key(pattern, _old_name(name))",
+        "get_pattern_key(pattern, name)",
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "check_target_module_exists(config, _old_name(name))",
+        "check_target_module_exists(config, name)",
+    ),
+    ("evaluators/audio_lm/selftest.py", "apart <= allowed.probability and nats", "nats"),
+    ("evaluators/audio_lm/selftest.py", " and nats <= allowed.nats", ""),
     (
         "evaluators/audio_lm/checkpoint.py",
         "    if written and hashlib",
@@ -319,12 +390,13 @@ DIRECTED: list[tuple[str, str, str]] = [
         "if True:\n                new",
     ),
     ("evaluators/cache.py", 'b"", retry=True), labels) | new', 'b"", retry=True), labels) and new'),
-    ("evaluators/cache.py", 'f"{self.inner.fingerprint}|{prompt.digest}"', 'f"{prompt.digest}"'),
+    ("evaluators/cache.py", "{self.inner.fingerprint}|{prompt.digest}", "{prompt.digest}"),
     (
         "evaluators/cache.py",
-        'f"{self.inner.fingerprint}|{prompt.digest}"',
-        'f"{self.inner.fingerprint}|{prompt.text}"',
+        "{self.inner.fingerprint}|{prompt.digest}",
+        "{self.inner.fingerprint}|{prompt.prompt_id}",
     ),
+    ("evaluators/cache.py", "{prompt.digest}{self.reading(prompt)}", "{prompt.digest}"),
     ("evaluators/cache.py", 'f"{clip.sha256}|{clip.audio}"', 'f"{clip.sha256}"'),
     ("evaluators/cache.py", 'f"{clip.sha256}|{clip.audio}"', 'f"{clip.clip_id}|{clip.audio}"'),
     (
@@ -493,7 +565,8 @@ DIRECTED: list[tuple[str, str, str]] = [
         "for clip in sorted(clips, key=lambda c: _order(c.clip_id)):",
         "for clip in clips:",
     ),
-    ("evaluators/splits.py", "(used.get(cell[i].source_id, 0), i)", "i"),
+    ("evaluators/splits.py", "        if now == count:", "        if True:"),
+    ("evaluators/splits.py", "(now, place, clip)", "(now, -place, clip)"),
     ("evaluators/splits.py", "    if sources is None:\n", "    if not sources:\n"),
     (
         "evaluators/splits.py",

@@ -1,5 +1,6 @@
 """Answer words as token ids: which tokens, or sequences of tokens, count as which label."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ class Answers:
 def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
     """Token sequences of the prompt's answer words.
 
-    A word with single-token variants (``A`` and ``" A"``) is read as all of them; a word of several tokens as the
-    full sequence without a leading space, which is how an answer starts after the template's newline.
+    A word is read as the sequence without a leading space, which is how an answer starts after the template's newline,
+    and as the single token with one (``" A"``), if there is such a token. Probabilities of both are summed: no sequence
+    begins another one, so that they exclude each other.
 
     Raises:
         PromptError: Two labels share a sequence, or one answer's tokens begin another's.
@@ -32,12 +34,9 @@ def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
     for _, words in prompt.answers:
         found: list[tuple[int, ...]] = []
         for word in words:
-            variants = [
-                tuple(tokenizer.encode(form, add_special_tokens=False, split_special_tokens=True))
-                for form in (word, f" {word}")
-            ]
-            single = [v for v in variants if len(v) == 1]
-            found += [v for v in single or variants[:1] if v not in found]
+            plain, spaced = spellings(tokenizer, word)
+            forms = (plain, spaced) if len(spaced) == 1 else (plain,)
+            found += [form for form in forms if form not in found]
         per_label.append(tuple(found))
     flat = [
         (sequence, label)
@@ -54,3 +53,25 @@ def find_answers(tokenizer: Any, prompt: Prompt) -> Answers:
                     " told apart; use other answer words"
                 )
     return Answers(tuple(per_label))
+
+
+def spellings(tokenizer: Any, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of a word (as it is, after a space)."""
+    plain, spaced = (
+        tuple(tokenizer.encode(form, add_special_tokens=False, split_special_tokens=True))
+        for form in (word, f" {word}")
+    )
+    return plain, spaced
+
+
+def reading_of(prompt: Prompt, tokenizer: Callable[[], Any]) -> str:
+    """What the cache key of a prompt's scores holds of how its answers are read: mostly nothing.
+
+    Words that are one token after a space and several without were once read with the space alone. Their scores have
+    another key since; those of all other prompts keep theirs. The tokenizer is asked for where words are no letters.
+    """
+    words = [word for _, group in prompt.answers for word in group]
+    if all(len(word) == 1 and word.isascii() for word in words):
+        return ""
+    lengths = [tuple(map(len, spellings(tokenizer(), word))) for word in words]
+    return "|unspaced too" if any(a > 1 and b == 1 for a, b in lengths) else ""

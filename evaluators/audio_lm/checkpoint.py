@@ -2,14 +2,18 @@
 
 import functools
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS, check_adapter
+from evaluators.audio_lm.model_folder import (
+    check_model_folder,
+    read_object,
+    refuse_pointers,
+    refuse_quantized,
+)
 from evaluators.errors import UserError
 from evaluators.files import shipped
 from evaluators.prompts import Prompt, prompt_from
@@ -18,6 +22,13 @@ POCKET = shipped("data/pocket")
 SHIPPED = {"pocket-base": POCKET / "base", "pocket-lora": POCKET / "lora"}
 Quantization = Literal["none", "nf4"]
 OMNI = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+]  # what of a model on the hub is downloaded
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can be scored
 
 
@@ -76,24 +87,21 @@ def open_checkpoint(
     """The checkpoint for a shipped name, a directory (base or adapter) or a hub id. Loads no weights.
 
     Raises:
-        UserError: No such checkpoint, or its weights are not in safetensors.
+        UserError: No such checkpoint, its files are not whole, or it is of a kind that is not scored exactly.
     """
     base, adapter = _find_folders(name, adapter)
     _check_base(base, name, quantization)
-    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"adapter {str(adapter)!r} holds no adapter_model.safetensors; convert it, pickled"
-            " weights are not read"
-        )
+    if adapter is not None:
+        check_adapter(adapter, quantization)
     parts = [_trained_on(part) for part in (base, adapter) if part is not None]
     known = [sources for sources in parts if sources is not None]
-    record = _json(adapter / "training.json") if adapter and _has_training(adapter) else {}
+    record = read_object(adapter / "training.json") if adapter and _has_training(adapter) else {}
     prompt = self_test = None
     if record.get("prompt"):
         where = f"{adapter}/training.json"
         prompt = prompt_from(record["prompt"], tuple(record["prompt"]["answers"]), where)
     if adapter is not None:
-        _check_adapter(adapter, record, quantization)
+        _check_record(adapter, record, quantization)
     if prompt is not None and record.get("self_test"):
         raw_test = record["self_test"]
         self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
@@ -114,36 +122,45 @@ def _find_folders(name: str, adapter: Path | None) -> tuple[Path, Path | None]:
     folder = SHIPPED.get(name) or Path(name)
     if not folder.is_dir():
         folder = _download(name)
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file():
         return folder, adapter
     if adapter is not None:
         raise UserError(
             f"checkpoint {name!r} carries an adapter already; give --adapter only with base weights"
         )
-    raw = _json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    return _find_base(folder, name), folder
+
+
+def _find_base(adapter: Path, name: str) -> Path:
+    """The base that an adapter's folder names."""
+    refuse_pointers([adapter / CONFIG])
+    config = read_object(adapter / CONFIG)
+    raw, revision = config.get("base_model_name_or_path"), config.get("revision")
+    mend = f"give it by --checkpoint BASE --adapter {adapter}"
+    if not isinstance(raw, str) or not raw.strip():
+        raise UserError(f"adapter {name!r} does not name its base model ({raw!r}); {mend}")
     # Shipped adapters name their base by its folder beside them, others by directory or hub id.
-    places = ((folder / raw), SHIPPED.get(raw), Path(raw)) if raw else ()
-    return next((p for p in places if p and p.is_dir()), None) or _download(raw), folder
+    for place in (adapter / raw, SHIPPED.get(raw), Path(raw)):
+        if place is not None and place.is_dir():
+            return place
+    if not re.fullmatch(HUB_ID, raw):
+        raise UserError(f"adapter {name!r} has its base in {raw!r}, which is not here; {mend}")
+    try:
+        return _download(raw, revision)
+    except UserError as error:
+        raise UserError(f"the base of adapter {name!r} is not here: {error}; or {mend}") from None
 
 
 def _check_base(base: Path, name: str, quantization: str) -> None:
     """Raises UserError for a folder whose weights cannot be scored."""
-    if not (base / "config.json").is_file():
-        raise UserError(
-            f"checkpoint {name!r}: {str(base)!r} holds no config.json; expected a transformers"
-            " checkpoint"
-        )
-    if not list(base.glob("*.safetensors")):
-        raise UserError(
-            f"checkpoint {name!r}: {str(base)!r} holds no safetensors file; convert it, pickled"
-            " weights are not read"
-        )
-    kind = _json(base / "config.json").get("model_type")
+    who = f"checkpoint {name!r}"
+    check_model_folder(base, who)
+    kind = read_object(base / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(
-            f"checkpoint {name!r} is a model of type {kind!r}; expected one of"
-            f" {', '.join(MODEL_TYPES)}"
+            f"{who} is a model of type {kind!r}; expected one of {', '.join(MODEL_TYPES)}"
         )
+    refuse_quantized(base, who)
     if kind in OMNI and quantization != "none":
         raise UserError(
             f"--quantization {quantization} does not reach the experts of {name!r}, which hold most"
@@ -155,18 +172,9 @@ def _has_training(folder: Path) -> bool:
     return (folder / "training.json").is_file()
 
 
-def _check_adapter(adapter: Path, record: dict[str, Any], quantization: str) -> None:
+def _check_record(adapter: Path, record: dict[str, Any], quantization: str) -> None:
     """Raises UserError for weights that were changed since training, or trained with another quantization."""
-    weights = adapter / "adapter_model.safetensors"
-    try:
-        with safe_open(weights, framework="numpy") as file:  # reads the header alone
-            if not file.keys():
-                raise SafetensorError("no tensor in it")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"adapter file {str(weights)!r} is truncated or no safetensors file"
-            f" ({weights.stat().st_size:,} bytes: {error}); restore it or train again"
-        ) from None
+    weights = adapter / WEIGHTS
     written = record.get("adapter_sha256")
     if written and hashlib.sha256(weights.read_bytes()).hexdigest() != written:
         raise UserError(
@@ -181,14 +189,12 @@ def _check_adapter(adapter: Path, record: dict[str, Any], quantization: str) -> 
         )
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         reason = "; ".join(line.partition(". ")[0] for line in said[:2])  # "401 ...", and why
@@ -199,19 +205,11 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    return raw if isinstance(raw, dict) else {}
-
-
 def _trained_on(folder: Path) -> frozenset[str] | None:
     path = folder / "training.json"
     if not path.is_file():
         return None
-    sources = _json(path).get("sources")
+    sources = read_object(path).get("sources")
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
         raise UserError(f"{path}: 'sources' is no list of source ids; restore the file")
     return frozenset(sources)

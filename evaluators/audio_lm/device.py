@@ -1,4 +1,4 @@
-"""What a device does to a run: its faults as errors after which a run can be resumed, and its speed."""
+"""Devices: which one, in which precision, its memory and speed, and its faults as errors that a resume follows."""
 
 import contextlib
 import time
@@ -8,10 +8,45 @@ from typing import Any
 import torch
 
 from evaluators.audio_lm.memory import weight_counts
-from evaluators.errors import DeviceLostError, PauseError
+from evaluators.errors import DeviceLostError, PauseError, UserError
 
 TOKENS_PER_EVAL = 55  # of a prompt of 45 tokens, with its share of the prefix
 RATE_REACHED = 0.45  # share of a matrix product's rate that scoring reaches
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); expected auto, cpu,"
+            " cuda or mps"
+        ) from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def card_gib(device: torch.device) -> float | None:
+    """Memory of a CUDA card in GiB; None for any other device."""
+    if device.type != "cuda":
+        return None
+    return float(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
 @contextlib.contextmanager

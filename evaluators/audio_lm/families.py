@@ -5,6 +5,7 @@ Everything else is shared: the packed step runs any decoder of Qwen's kind, dens
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
+from evaluators.audio_lm.model_folder import read_processor
 from evaluators.audio_lm.templates import Template
+from evaluators.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,38 @@ class Family:
     whole_window: bool
     tokens: Callable[[Any, int], int]
     encode: Callable[[Any, Tensor, int], Tensor]
-    processor: Callable[[Any], Any]
+    processor: Callable[[Path], Any]
 
 
-def _auto_processor(folder: Any) -> Any:
+def _auto_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder)
+    return _check_tokens(
+        read_processor(folder, AutoProcessor.from_pretrained), templates.QWEN2_AUDIO, folder
+    )
 
 
-def _tokenizer_and_extractor(folder: Any) -> Any:
+def _tokenizer_and_extractor(folder: Path) -> Any:
     """Both without Qwen3-Omni's own processor, which needs the libraries for images and videos too."""
     from transformers import AutoFeatureExtractor, AutoTokenizer
 
-    return SimpleNamespace(
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
+    both = SimpleNamespace(
+        tokenizer=read_processor(folder, AutoTokenizer.from_pretrained),
+        feature_extractor=read_processor(folder, AutoFeatureExtractor.from_pretrained),
     )
+    return _check_tokens(both, templates.QWEN3_OMNI, folder)
+
+
+def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
+    """The processor. Raises UserError where its tokenizer lacks a control token of the template."""
+    known = processor.tokenizer.get_vocab()
+    for text, control in (*template.before(""), *template.after("")):
+        if control and text not in known:
+            raise UserError(
+                f"the tokenizer in {str(folder)!r} does not know {text}, which the chat template"
+                " needs; download the base model's own tokenizer"
+            )
+    return processor
 
 
 def _omni_tokens(config: Any, frames: int) -> int:

@@ -22,19 +22,18 @@ import torch
 from torch import Tensor
 
 from evaluators.audio_lm import selftest
-from evaluators.audio_lm.answer_tokens import find_answers
+from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder
-from evaluators.audio_lm.device import device_faults, estimate_seconds_per_eval
-from evaluators.audio_lm.families import Family, audio_config, family_of
-from evaluators.audio_lm.features import FeatureStore
-from evaluators.audio_lm.loading import (
+from evaluators.audio_lm.device import (
     card_gib,
-    load_model,
-    merge_to_linear,
+    device_faults,
+    estimate_seconds_per_eval,
     pick_device,
     pick_dtype,
 )
+from evaluators.audio_lm.families import Family, audio_config, family_of
+from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -167,6 +166,10 @@ class AudioScorer(Uncached):
         """Keys and values that are kept; loads the weights."""
         return self._load().prefixes
 
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return reading_of(prompt, lambda: self.processor.tokenizer)
+
     def about(self) -> About:
         """See `Evaluator.about`."""
         lines = memory_lines(
@@ -223,12 +226,14 @@ class AudioScorer(Uncached):
     def _load(self) -> LoadedModel:
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
+            from evaluators.audio_lm import loading  # and with it transformers
+
             model = (
                 self._given[0]
                 if self._given
-                else load_model(self.checkpoint, self.family, self.device, self.dtype)
+                else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
             )
-            merge_to_linear(model.model, self.dtype, self.dequantize)
+            loading.merge(model, self.dtype, self.dequantize)
             decoder = Decoder(model)
             tower = AudioTower(model, self.family, self.feature_store, decoder.dtype)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.

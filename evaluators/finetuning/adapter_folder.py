@@ -17,16 +17,18 @@ import transformers
 from transformers import TrainerCallback
 
 from evaluators.audio_lm import selftest
+from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS
 from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint, folder_digest
+from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
 from evaluators.finetuning.model import AdaptedModel
+from evaluators.finetuning.plain_code import plain_code, public_name
 from evaluators.finetuning.train import Trained, Training, train
 from evaluators.statistics.compare import estimate
 
 CHECKPOINTS = ".checkpoints"  # in the folder, until its training has ended
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CARD = "training.json", "README.md"
 
 
@@ -169,7 +171,7 @@ def base_name(checkpoint: Checkpoint, folder: Path) -> str:
     """How an adapter's folder names its base: by hub id, by shipped name, or as a path."""
     base = checkpoint.base.resolve()
     if base.parent.name == "snapshots":
-        return base.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return public_name(checkpoint)
     if base.parent == folder.resolve().parent:
         return f"../{base.name}"
     shipped = {path.resolve(): name for name, path in SHIPPED.items()}
@@ -204,6 +206,20 @@ def card(training: Training, record: dict[str, Any]) -> str:
         " folder as",
         "`--checkpoint` of any verb.",
     ]
+    if family_of(audio_config(checkpoint.base)) is QWEN2_AUDIO:
+        code = plain_code(
+            training.prompts[0], training.processor.tokenizer,
+            str(training.machine.dtype).removeprefix("torch."), public_name(checkpoint),
+            checkpoint.quantization != "none",
+        )  # fmt: skip
+        lines += [
+            "",
+            "With transformers and peft alone, in this folder:",
+            "",
+            "```python",
+            *code,
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FeatureStore
-from evaluators.audio_lm.loading import load_model, merge_to_linear
+from evaluators.audio_lm.loading import load_model
 from evaluators.clips import Clip
 from evaluators.finetuning.recipe import Recipe, target_modules
 from evaluators.finetuning.samples import log_mel
@@ -155,12 +156,10 @@ def adapted_model(
     if model is None:
         model = load_model(replace(checkpoint, adapter=None), family, device, dtype)
     if expand:
-        merge_to_linear(model.model, dtype, True)
+        merge(model, dtype, True)
     model.requires_grad_(False)
     if checkpoint.adapter is not None:
-        peft = PeftModel.from_pretrained(
-            model, str(checkpoint.adapter), is_trainable=True, use_safetensors=True
-        )
+        peft = attach(model, checkpoint.adapter, trainable=True)
     else:
         torch.manual_seed(recipe.seed)
         lora = LoraConfig(

@@ -96,7 +96,7 @@ def longest_row(
     longest = max(clips, key=lambda clip: clip.duration_ms)
     _, frames = log_mel(FeatureStore(None, extractor, family.whole_window), longest)
     audio = family.tokens(config, frames)
-    text = max(len(w.before) + len(w.after) + len(w.answers[0]) for w in wordings)
+    text = max(len(w.before) + len(w.after) + max(map(len, w.answers)) for w in wordings)
     return RowLength(audio + text, audio)
 
 
@@ -109,15 +109,19 @@ class Schedule:
         batch: Samples of an optimizer step. The last ones are left out where they do not fill a step.
         seed: Decides order, wording and augmentation.
         augment: Apply light SpecAugment to half of the samples.
+        every_wording: Show each clip in all wordings, instead of in turns with them.
     """
 
     epochs: int = 1
     batch: int = 1
     seed: int = 0
     augment: bool = False
+    every_wording: bool = False
 
     def order(self, n_clips: int, n_wordings: int) -> list[tuple[int, int]]:
         """(Clip, wording) of each sample, by index: every epoch each clip once, with the next wording."""
+        if self.every_wording:
+            return [(c, w) for w in range(n_wordings) for c in range(n_clips)]
         shuffled = self.augment or self.epochs > 1
         rng = np.random.default_rng([self.seed, 0])
         first = rng.integers(n_wordings, size=n_clips) if shuffled else np.zeros(n_clips, int)
@@ -130,6 +134,7 @@ class Schedule:
 
 
 ONCE = Schedule()
+ALL_WORDINGS = Schedule(every_wording=True)
 
 
 class Samples(Dataset[dict[str, Any]]):

@@ -19,13 +19,16 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.device import card_gib
+from evaluators.audio_lm.families import audio_config
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.memory import weight_counts
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.model import AdaptedModel, Graphs, adapted_model, embed_clips
 from evaluators.finetuning.recipe import Recipe
-from evaluators.finetuning.samples import Collate, Samples, Schedule, tokenize_prompts
+from evaluators.finetuning.samples import ALL_WORDINGS, Collate, Samples, Schedule, tokenize_prompts
 from evaluators.prompts import Prompt
 
 SAVE_SECONDS = 10.0  # between checkpoints, at least
@@ -43,6 +46,11 @@ class Machine:
     processes: int = 1
     features: Path | None = None  # folder that keeps features of clips
     max_graphs: int = 3  # CUDA graphs that may be kept
+
+    @property
+    def gib(self) -> float | None:
+        """Memory of a CUDA card; None for any other device."""
+        return card_gib(self.device)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,11 @@ class Training:
                 f"a batch of {self.recipe.batch} cannot be shared by {processes} processes with"
                 f" {at_once} samples at once"
             )
+
+    @property
+    def active_weights(self) -> int:
+        """Weights that a token meets."""
+        return weight_counts(audio_config(self.checkpoint.base))[1]
 
     @property
     def steps(self) -> int:
@@ -179,7 +192,7 @@ def graphs_for(training: Training) -> Graphs:
 
 
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:
-    """(Samples of the whole training, samples of a validation, which has the first wording only)."""
+    """(Samples of the whole training, samples of a validation: every clip in every wording that is trained on)."""
     recipe, processor, labels = training.recipe, training.processor, training.labels
     store = FeatureStore(
         training.machine.features, processor.feature_extractor, model.family.whole_window
@@ -195,7 +208,7 @@ def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samp
     schedule = Schedule(recipe.epochs, recipe.batch, recipe.seed, augment)
     return (
         Samples(training.clips, wordings, labels, store, schedule=schedule, audio=audio),
-        Samples(training.validation, wordings[:1], labels, store, audio=audio),
+        Samples(training.validation, wordings, labels, store, schedule=ALL_WORDINGS, audio=audio),
     )
 
 

@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluators.audio_lm.model_folder import check_model_folder, read_model, read_processor
+from evaluators.errors import UserError
 from opro.proposers.language_model import Message, Reply
 
 
 class LocalModel:
-    """A transformers chat model in this process: a directory with its weights in safetensors."""
+    """A transformers chat model in this process: a directory with its weights in safetensors.
+
+    Raises:
+        UserError: The directory is no whole model. Weights are read when it is asked for the first time.
+    """
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
+        check_model_folder(folder, f"--lm-model {str(folder)!r}")
         self.name = str(folder)
         self.prices: tuple[float, float] | None = None
         self.on_loss: Callable[[int, int, str], str] = lambda tokens_in, tokens_out, why: ""
@@ -42,9 +49,15 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if self._loaded is None:
-            model: Any = AutoModelForCausalLM.from_pretrained(self._folder, use_safetensors=True)
+            tokenizer = read_processor(self._folder, AutoTokenizer.from_pretrained)
+            if not tokenizer.chat_template:
+                raise UserError(
+                    f"--lm-model {self.name!r}: its tokenizer has no chat template; give a model that"
+                    " was trained to chat"
+                )
+            model = read_model(AutoModelForCausalLM, self._folder)
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._loaded = AutoTokenizer.from_pretrained(self._folder), model.to(device).eval()
+            self._loaded = tokenizer, model.to(device).eval()
         tokenizer, model = self._loaded
         chat = [{"role": m.role, "content": m.content} for m in messages]
         ids = tokenizer.apply_chat_template(

@@ -131,6 +131,10 @@ class MeteredEvaluator:
         """The inner evaluator's."""
         return self.inner.count_missing(prompts, clips)
 
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return self.innermost.reading(prompt)
+
     def about(self) -> About:
         """The inner evaluator's."""
         return self.inner.about()

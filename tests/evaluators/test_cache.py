@@ -76,6 +76,15 @@ def test_only_missing_pairs_go_through_the_model(tmp_path, seeds, clips):
     assert cached.inner.forwards == 90 and cached.usage == Usage(120, 30, 90)
 
 
+def test_a_prompt_that_is_read_otherwise_is_scored_anew_and_no_other(tmp_path, seeds, clips):
+    class Reader(FakeEvaluator):
+        def reading(self, prompt):
+            return "otherwise" if prompt == seeds[1] else ""
+
+    CachedEvaluator(FakeEvaluator(), tmp_path).score(seeds, clips[:5])
+    assert CachedEvaluator(Reader(), tmp_path).count_missing(seeds, clips[:5]) == 5
+
+
 def test_a_changed_model_prompt_clip_or_control_is_scored_anew(tmp_path, seeds, clips):
     cached = CachedEvaluator(FakeEvaluator(), tmp_path)
     cached.score(seeds[:1], clips[:1])

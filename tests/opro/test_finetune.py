@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import start_processes
 from safetensors.torch import load_file
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
@@ -178,6 +179,27 @@ def test_a_killed_training_goes_on_to_the_same_adapter(small, tmp_path, capsys):
     assert about[0]["dev_loss"] == about[1]["dev_loss"]
     configs = [(p / "adapter_config.json").read_text() for p in (whole, broken)]
     assert configs[0] == configs[1]
+
+
+def ends(processes):
+    """[(Exit code, stdout, stderr)] of processes, which must all end."""
+    out = [(*process.communicate(timeout=100),) for process in processes]
+    return [(p.returncode, *texts) for p, texts in zip(processes, out, strict=True)]
+
+
+def test_of_several_processes_all_end_after_a_training_over_a_finished_one_and_on_wrong_use(
+    small, tmp_path
+):
+    out = tmp_path / "out"
+    same = [*flags(small, out)[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
+    for said in ("step 1/1", ""):  # trained, then shown
+        first, second = ends(start_processes("-m", "opro.finetune", *same))
+        assert first[0] == second[0] == 0, first[2] + second[2]
+        assert "step 1 kept" in first[1] and not second[1] and said in first[2]
+    for more, message in ((["--seed", "5"], "started with seed"), (["--study", "2"], "--study: 2")):
+        both = ends(start_processes("-m", "opro.finetune", *same, *more))
+        assert [code for code, *_ in both] == [2, 2]
+        assert all("error: " in err and message in err for *_, err in both)
 
 
 def test_a_study_is_opened_again(small, tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import open_checkpoint
@@ -149,7 +150,7 @@ def test_a_folder_on_disk_is_scored_by_name_and_four_bits_are_refused(omni, seed
 
 def test_other_kinds_of_models_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="of type 'llama'; expected one of qwen2_audio"):
         open_checkpoint(str(tmp_path))
 

@@ -1,20 +1,18 @@
 """A training: what is refused, which checkpoint is continued, which epoch is kept, several processes."""
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from common import start_processes
 from safetensors.torch import load_file
 
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
+from evaluators.finetuning.model import adapted_model
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.train import (
     DONE_MARKER,
@@ -23,11 +21,11 @@ from evaluators.finetuning.train import (
     Progress,
     StopAtNan,
     last_complete,
+    make_samples,
     train,
 )
 
 pytestmark = pytest.mark.tiny
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def state(step, of=10):
@@ -41,6 +39,20 @@ def test_a_batch_must_divide_among_the_processes(make_training):
     plan = TrainingPlan(False, 8, False, 0.0, None)
     training = make_training(Recipe(epochs=3), machine=machine, plan=plan)
     assert (training.steps, training.steps_per_epoch) == (6, 2)
+
+
+def test_an_epoch_is_chosen_by_every_wording_that_was_trained_on_in_both_orders_where_they_were(
+    make_training, seeds
+):
+    for prompts, swap, wordings in ((1, False, 1), (1, True, 2), (3, True, 6)):
+        training = make_training(Recipe(swap=swap), prompts=tuple(seeds[:prompts]))
+        model = adapted_model(
+            training.checkpoint, training.recipe, torch.device("cpu"), torch.float32
+        )
+        samples, validation = make_samples(training, model)
+        assert validation.wordings == samples.wordings and len(samples.wordings) == wordings
+        clips = range(len(training.validation))
+        assert sorted(validation.order) == [(c, w) for c in clips for w in range(wordings)]
 
 
 def test_only_a_complete_checkpoint_is_continued(tmp_path):
@@ -97,23 +109,6 @@ assert torch.distributed.get_world_size() == 2
 """
 
 
-def start_processes(script, argument):
-    """Two processes that find each other, as torchrun starts them; `accelerate launch` starts one on a CPU."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-              "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, str(script), str(argument)],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-
-
 def test_two_processes_train_as_one(make_training, train_clips, tmp_path):
     recipe, clips = Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=4), train_clips[:16]
     halved = make_training(
@@ -124,7 +119,7 @@ def test_two_processes_train_as_one(make_training, train_clips, tmp_path):
     )
     (tmp_path / "training").write_bytes(pickle.dumps((halved, tmp_path / "2")))
     (tmp_path / "script.py").write_text(SCRIPT)
-    processes = start_processes(tmp_path / "script.py", tmp_path / "training")
+    processes = start_processes(str(tmp_path / "script.py"), str(tmp_path / "training"))
     train(make_training(recipe, clips=clips), tmp_path / "1")
     for process in processes:
         _, err = process.communicate()

@@ -4,7 +4,9 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from searches import GOOD, ScriptedLM, half, scored_trial, three_seeds, view_of
 
 from evaluators.errors import UserError
@@ -60,6 +62,9 @@ def test_what_is_configured(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"directory without config\.json"):
         connect(str(tmp_path), None, 0, None)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--lm-model .* holds no safetensors file"):
+        connect(str(tmp_path), None, 0, None)
+    save_file({"w": np.zeros(1)}, tmp_path / "model.safetensors")
     assert isinstance(connect(str(tmp_path), None, 0, 1.0), LocalModel)
 
 
