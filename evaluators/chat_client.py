@@ -4,22 +4,12 @@ One request, read within a deadline and a size, in the shape that this server ta
 with the server's own words and nothing secret (`server_words`), and says whether trying again may help.
 """
 
-import base64
-import collections
 import contextlib
 import email.utils
-import functools
-import http.client
-import io
 import json
 import logging
-import os
-import selectors
-import socket
-import ssl
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +78,6 @@ class ChatClient:
         self, base_url: str | None, key: str, timeout: float, hints: Mapping[int | None, str]
     ) -> None:
         url = urllib.parse.urlsplit(base_url or OPENAI_URL)
-        try:
-            port = url.port
-        except ValueError:
-            port = None
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(
                 f"the server's address is {redacted(base_url or '')!r}; expected one like http://127.0.0.1:8000/v1"
@@ -99,24 +85,20 @@ class ChatClient:
         key = key.strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError("the key holds characters that no key has; copy it once more")
-        self.address = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # for people
+        import openai
+
         self.root = f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
-        self._url, self._host, self._port = url, url.hostname, port
+        self.address = f"{self.root}{url.path}"  # for people
+        self._openai = openai
         self._timeout, self._hints = timeout, hints
         self._secrets = [url.password or "", "" if key == "none" else key]
-        self._headers = {
-            "Authorization": f"Bearer {key}",
-            "Content-Type": "application/json",
-            "User-Agent": "opro-audio",  # some gateways refuse requests without one
-        }
-        for name, header in (
-            ("OPENAI_ORG_ID", "OpenAI-Organization"),
-            ("OPENAI_PROJECT_ID", "OpenAI-Project"),
-        ):
-            if os.environ.get(name):
-                self._headers[header] = os.environ[name]
-        self._proxy = self._find_proxy()
-        self._idle: collections.deque[http.client.HTTPConnection] = collections.deque(maxlen=64)
+        self._client = openai.OpenAI(
+            api_key=key,
+            base_url=self.address + (f"?{url.query}" if url.query else ""),
+            timeout=openai.Timeout(timeout, connect=min(CONNECT_S, timeout)),
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
         self._dialect = Dialect()
 
     def chat(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +114,7 @@ class ChatClient:
         while True:
             sent = self._dialect.shape(request)
             try:
-                return self._checked(self.post("/chat/completions", sent))
+                return self._checked(self._completion(sent))
             except ChatError as error:
                 if error.status in (None, 401, 403, *PASSING) or not error.told:
                     raise
@@ -150,59 +132,41 @@ class ChatClient:
         Raises:
             ChatError: One try failed.
         """
-        deadline = time.monotonic() + self._timeout
-        base = "" if path.startswith("//") else self._url.path.rstrip("/")
-        path = base + path.replace("//", "/") + (f"?{self._url.query}" if self._url.query else "")
-        connection, sent = self._connection(), False
-        try:
-            connection.timeout = min(CONNECT_S, self._timeout)
-            if connection.sock is None:
-                connection.connect()
-            assert connection.sock is not None
-            connection.sock.settimeout(self._timeout)
-            sent = True  # from here on the server may have it
-            target = self.root + path if self._proxy and self._url.scheme == "http" else path
-            connection.request("POST", target, json.dumps(body).encode(), self._headers)
-            connection.response_class = functools.partial(_TimedResponse, deadline)  # type: ignore[assignment]
-            response = connection.getresponse()
-            refused = response.status >= 300
-            raw = self._read(response, LARGEST_REFUSAL if refused else LARGEST_BODY, deadline)
-        except (OSError, http.client.HTTPException, ChatError) as error:
-            connection.close()
-            raise self._broken(error, sent) from None
-        except BaseException:
-            connection.close()
-            raise
-        whole = not response.will_close and (response.isclosed() or response.length == 0)
-        response.close()
-        if whole:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        if refused:
-            raise self._refusal(
-                response.status, raw, {k.lower(): v for k, v in response.getheaders()}
-            )
-        try:
-            return json.loads(raw)
-        except (ValueError, RecursionError) as error:  # a 200 whose body is no JSON
-            what = f"the reply is not readable as JSON ({type(error).__name__})"
-            raise ChatError(what, passes=True, charged=True) from None
+        path = self.root + path[1:] if path.startswith("//") else path
+        with self._faults():
+            return self._client.post(path, body=dict(body), cast_to=object)
 
-    def _read(self, response: http.client.HTTPResponse, most: int, deadline: float) -> bytes:
-        body = bytearray()
-        while part := response.read1(2**16):
-            body += part
-            if len(body) > most and response.status >= 300:
-                return bytes(body)  # of a refusal the beginning is enough
-            if len(body) > most:
-                what = f"the reply is larger than {most >> 20} MiB"
-                raise ChatError(what, passes=True, charged=True)
-            if time.monotonic() > deadline:
-                raise TimeoutError
-        if response.length:  # the line ended before the body
-            raise http.client.IncompleteRead(b"")
-        return bytes(body)
+    def _completion(self, body: Mapping[str, Any]) -> Any:
+        """A chat completion, read bit by bit: the client's own time-out starts anew with every byte."""
+        end, raw = time.monotonic() + self._timeout, bytearray()
+        rest = {k: v for k, v in body.items() if k not in ("model", "messages")}
+        create = self._client.chat.completions.with_streaming_response.create
+        with (
+            self._faults(),
+            create(model=body["model"], messages=body["messages"], extra_body=rest) as response,
+        ):
+            for part in _received(response.iter_bytes()):
+                raw += part
+                if len(raw) > LARGEST_BODY:
+                    what = f"the reply is larger than {LARGEST_BODY >> 20} MiB"
+                    raise ChatError(what, passes=True, charged=True)
+                if time.monotonic() > end:
+                    raise _BrokenError from TimeoutError()
+        return _parsed(bytes(raw))
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Raises ChatError for whatever the client raises."""
+        refused = None
+        try:
+            yield
+        except self._openai.APIStatusError as error:
+            refused = error.response
+        except (self._openai.APIConnectionError, _BrokenError) as error:
+            raise self._broken(error.__cause__ or error) from None
+        if refused is not None:
+            headers = {k.lower(): v for k, v in refused.headers.items()}
+            raise self._refusal(refused.status_code, refused.content[:LARGEST_REFUSAL], headers)
 
     def _checked(self, raw: Any) -> dict[str, Any]:
         """A reply that is an object and no error."""
@@ -238,57 +202,19 @@ class ChatClient:
         named, wait_s = _named(parsed), _retry_after(headers)
         return ChatError(what, told, named, status, passes, wait_s=wait_s)
 
-    def _broken(self, error: Exception, sent: bool) -> ChatError:
+    def _broken(self, cause: BaseException) -> ChatError:
         """What a fault of the line says."""
-        if isinstance(error, ChatError):
-            return error
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return ChatError(f"the server's certificate is not trusted ({error.verify_message})")
-        if isinstance(error, TimeoutError) and sent:
+        kind = type(cause).__name__  # the transport's module has another name in each version
+        if kind in ("ConnectError", "ConnectTimeout", "ProxyError"):
+            if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+                return ChatError("the server's certificate is not trusted")
+            hint = f": {self._hints[None]}" if None in self._hints else ""
+            return ChatError(f"no connection to the server{hint}", passes=True)
+        if kind.endswith(("Timeout", "TimeoutError")):
             what = f"no whole reply within {self._timeout:g} s"
-            return ChatError(what, passes=True, charged=True)
-        if sent:
-            what = f"the reply broke off ({type(error).__name__})"
-            return ChatError(what, passes=True, charged=True)
-        what = "no connection to the server"
-        if None in self._hints:
-            what += f": {self._hints[None]}"
-        return ChatError(what, passes=True)
-
-    def _connection(self) -> http.client.HTTPConnection:
-        """A connection that is open and idle, or a new one."""
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                break
-            if connection.sock is not None and not _readable(connection.sock):
-                return connection
-            connection.close()  # the server has hung up meanwhile
-        host, port, headers = self._proxy or (self._host, self._port, {})
-        if self._url.scheme == "http":
-            return http.client.HTTPConnection(host, port)
-        secure = http.client.HTTPSConnection(host, port, context=_trusted())
-        if self._proxy:
-            secure.set_tunnel(self._host, self._port or 443, headers)
-        return secure
-
-    def _find_proxy(self) -> tuple[str, int, dict[str, str]] | None:
-        """Host, port and headers of the proxy that the environment names for this server."""
-        found = urllib.request.getproxies().get(self._url.scheme)
-        if not found or urllib.request.proxy_bypass(self._host):
-            return None
-        proxy = urllib.parse.urlsplit(found if "//" in found else f"http://{found}")
-        if not proxy.hostname:
-            return None
-        headers = {}
-        if proxy.username:
-            user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-            headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-            self._secrets.append(proxy.password or "")
-            if self._url.scheme == "http":
-                self._headers |= headers
-        return proxy.hostname, proxy.port or 80, headers
+        else:
+            what = f"the reply broke off ({kind})"
+        return ChatError(what, passes=True, charged=True)
 
 
 def backoff(error: ChatError, number: int, first_s: float = 2.0) -> float:
@@ -297,53 +223,24 @@ def backoff(error: ChatError, number: int, first_s: float = 2.0) -> float:
     return min(LONGEST_WAIT_S, asked)
 
 
-class _TimedResponse(http.client.HTTPResponse):
-    """A response whose every byte must come before a deadline: a socket's own time-out starts anew with each."""
-
-    def __init__(self, deadline: float, sock: socket.socket, *args: Any, **more: Any) -> None:
-        super().__init__(sock, *args, **more)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Timed(sock, deadline))
+class _BrokenError(Exception):
+    """A body broke off; its cause says why."""
 
 
-class _Timed(io.RawIOBase):
-    """The bytes of a socket, until a deadline."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
-        self._raw = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+def _received(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts of a body. What the transport raises within it, the client does not translate."""
+    try:
+        yield from parts
+    except Exception as error:
+        raise _BrokenError from error
 
 
-def _readable(sock: socket.socket) -> bool:
-    """Whether something has come, of an idle connection its end."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
-        return bool(selector.select(0))
-
-
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """Certificates of the system, and of certifi where it is installed."""
-    context = ssl.create_default_context()
-    with contextlib.suppress(ImportError):
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:  # a 200 whose body is no JSON
+        what = f"the reply is not readable as JSON ({type(error).__name__})"
+        raise ChatError(what, passes=True, charged=True) from None
 
 
 def _named(raw: Any) -> str:

@@ -138,24 +138,29 @@ class OpenAIModel:
 
     def _persist(self, request: Mapping[str, Any], asked: int) -> Reply:
         """A reply, which may be empty, after the tries that make sense."""
-        for number in range(1, TRIES + 1):
-            try:
-                return self._reply(self._client.chat(request), asked)
-            except ChatError as error:
-                if error.charged:
-                    self._lost(asked, request["max_tokens"], str(error))
-                if not error.passes or number == TRIES:
-                    raise
-                seconds = backoff(error, number)
-                log.warning(
-                    "language model: %s; trying again in %.0f s (%d of %d)",
-                    error,
-                    seconds,
-                    number,
-                    TRIES,
-                )
-                self._sleep(seconds)
-        raise AssertionError("unreachable")
+        import tenacity
+
+        def failed(state: Any) -> None:
+            error = state.outcome.exception()
+            if isinstance(error, ChatError) and error.charged:
+                self._lost(asked, request["max_tokens"], str(error))
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(TRIES),
+            wait=_wait,
+            sleep=self._sleep,
+            reraise=True,
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, ChatError) and e.passes),
+            after=failed,
+            before_sleep=lambda state: log.warning(
+                "language model: %s; trying again in %.0f s (%d of %d)",
+                state.outcome.exception() if state.outcome else "",
+                state.next_action.sleep if state.next_action else 0.0,
+                state.attempt_number,
+                TRIES,
+            ),
+        )
+        return retrying(lambda: self._reply(self._client.chat(request), asked))
 
     def _lost(self, tokens_in: int, tokens_out: int, why: str) -> None:
         """Tells of a try that the server may charge.
@@ -191,6 +196,10 @@ class OpenAIModel:
         if cost is None and self.prices is not None:
             cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
         return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(finish))
+
+
+def _wait(state: Any) -> float:
+    return backoff(state.outcome.exception(), state.attempt_number)
 
 
 def _text(message: Mapping[str, Any]) -> str | None:
