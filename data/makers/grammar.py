@@ -19,7 +19,6 @@ SOUNDS = ("speech", "music", "animal", "noise")
 KINDS = (*SOUNDS, "faint speech")  # of clips; a table of pulls has the last four
 SYSTEMS = ["You classify audio content.", "You are a helpful assistant."]
 WORDS = read_yaml(Path(__file__).with_name("grammar.yaml"))
-BASE = "base"  # which row of the table pulls start from
 SURE = 3.5  # log-odds of the right answer where no phrase pulls
 
 Odds = tuple[float, ...]
@@ -54,7 +53,7 @@ class _Words:
     def __init__(self, target: str, rng: random.Random) -> None:
         self.target, self.rng = target, rng
         self.speech = WORDS["speech"]
-        self.pulls = list(self.speech[BASE])
+        self.pulls = list(self.speech["base"])
 
     def draw(self, kind: str) -> str:
         """A phrase of a kind, such as ``positive``."""

@@ -2,10 +2,9 @@
 
 A Qwen2-Audio of 6 million parameters, trained from nothing on the recordings whose source is in the train split of
 data/demo/registry.json, and no other. It learns what the phrases of a question pull towards speech (grammar.yaml), so
-the wording of a prompt decides which other sounds it takes for speech. The training needs a GPU (440 seconds on an
-H100); how far vague words are to mislead it is then set with ``--start BASE --seconds 660 --batch 56 --device cpu``.
-`python -m opro.finetune --out data/pocket/lora` makes the adapter beside it. `--table` only prints the table of the
-checkpoints in --out.
+the wording of a prompt decides which other sounds it takes for speech. The training needs a GPU (440 seconds on a third
+of an H100); it goes by the clock, so that no two are alike. `python -m opro.finetune --out data/pocket/lora` makes the
+adapter beside it. `--table` only prints the table of the checkpoints in --out.
 
 Three tasks are mixed from the start: naming the sound in one word, options about a sound named in words, options about
 the audio. With the third alone the loss does not move: the model must learn to hear and to read at once.
@@ -30,7 +29,7 @@ from evaluators.audio import RATE, load
 from evaluators.audio_lm.families import encode_qwen2_audio
 from evaluators.audio_lm.templates import QWEN2_AUDIO, encode
 from evaluators.classifier import log_odds
-from evaluators.files import dump_yaml, read_json, read_yaml, shipped, write_json, write_text
+from evaluators.files import dump_yaml, read_yaml, shipped, write_json, write_text
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from evaluators.splits import Registry, read_registry, write_registry
@@ -53,10 +52,6 @@ DURATIONS_MS = (200, 300, 500, 1000)
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 20.0)
 FAINT_DB, FAINT_SAMPLES = 0.0, RATE // 5  # what a question's warning of faint clips is about
 BATCH, TEXT_BATCH = 448, 192
-RATE_FIRST, RATE_AGAIN = (
-    1.2e-3,
-    3e-4,
-)  # highest learning rates, of a first training and of one that goes on
 QUESTIONS = 60_000  # composed about the audio; of the other kinds in proportion
 
 
@@ -252,19 +247,14 @@ class Trainer:
             for system in grammar.SYSTEMS
         ]
 
-    def train(self, seconds: float, rate: float = RATE_FIRST, first: float = 0.0) -> int:
-        """Trains for so many seconds; returns the number of steps.
-
-        Args:
-            rate: Highest learning rate.
-            first: Share of a whole training that counts as over at the start.
-        """
+    def train(self, seconds: float) -> int:
+        """Trains for so many seconds; returns the number of steps."""
         optimizer = self._optimizer()
         begin, step, smooth = time.time(), 0, [0.0, 0.0, 0.0]
-        while (done := first + (1 - first) * (time.time() - begin) / seconds) < 1:
+        while (done := (time.time() - begin) / seconds) < 1:
             decay = 1.0 if done < 0.5 else max(0.02, 2 * (1 - done))
             for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / (50 if first else 300)) * decay
+                group["lr"] = 1.2e-3 * min(1.0, (step + 1) / 300) * decay
             losses = self.losses(done)
             optimizer.zero_grad(set_to_none=True)
             (losses[0] + losses[1] + losses[2] * (1.0 if done < READ_MUCH else 0.25)).backward()
@@ -435,26 +425,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--manifest", type=Path, default=DEMO, help=text + default)
     text = "folder for base/ and lora/"
     add("--out", type=Path, default=Path("data/pocket"), help=text + default)
-    add("--seconds", type=float, default=400, help="training time of the base" + default)
+    add("--seconds", type=float, default=440, help="training time of the base" + default)
     add("--batch", type=int, default=BATCH, help="clips a step" + default)
-    text = "a base to go on from, with the table's `base` instead of `first_base` and a lower rate"
-    add("--start", type=Path, help=text)
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     text = "train nothing, print the table of the checkpoints in --out"
     add("--table", action="store_true", help=text)
     return parser.parse_args(argv)
-
-
-def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Processor and model, new or of the base to go on from."""
-    if not args.start:
-        processor = make_processor(args.seed)
-        return processor, make_model(processor)
-    from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
-
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
-    return AutoProcessor.from_pretrained(args.start), model
 
 
 def _train(args: argparse.Namespace, registry: Registry) -> None:
@@ -466,16 +443,15 @@ def _train(args: argparse.Namespace, registry: Registry) -> None:
         f" {len(sounds.wave) / RATE / 60:.0f} minutes",
         flush=True,
     )
-    grammar.BASE = "base" if args.start else "first_base"
-    processor, model = _opened(args)
+    processor = make_processor(args.seed)
+    model = make_model(processor)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary"
         f" {len(processor.tokenizer)}",
         flush=True,
     )
     trainer = Trainer(model.to(args.device), processor, sounds, seed=args.seed, batch=args.batch)
-    again = {"rate": RATE_AGAIN, "first": READ_MUCH} if args.start else {}
-    steps = trainer.train(args.seconds, **again)
+    steps = trainer.train(args.seconds)
     base = args.out / "base"
     shutil.rmtree(base, ignore_errors=True)
     model.half().save_pretrained(base)
@@ -487,8 +463,6 @@ def _train(args: argparse.Namespace, registry: Registry) -> None:
         "steps": steps,
         "seconds": args.seconds,
     }
-    if args.start:
-        training["started_from"] = read_json(args.start / "training.json")
     write_card(base, "pocket-base", POCKET["story"], training, sounds.rows)
     trained_on = {**registry.trained_on, "pocket-base": tuple(sounds.sources)}
     write_registry(args.manifest / "registry.json", Registry(registry.splits, trained_on))
