@@ -72,12 +72,12 @@ class FinetuneSettings(DataSettings):
     )
     epochs: int | None = flag(
         None,
-        "how often each clip is shown (default: 3, or that of the base's finetune.yaml: pocket-base 6)",
+        "how often each clip is shown (default: 3, or that of the base's finetune.yaml: pocket-base 1)",
         min=1,
     )
     lr: float | None = flag(
         None,
-        "highest learning rate (default: 2e-4, or that of the base's finetune.yaml: pocket-base 2e-3)",
+        "highest learning rate (default: 2e-4, or that of the base's finetune.yaml: pocket-base 1e-4)",
         min=0,
     )
     rank: int | None = flag(

@@ -1669,13 +1669,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/spelling.py", '.replace("▁", " ").strip()', ".strip()"),
     ("evaluators/spelling.py", "if found else bound", "if found else -99.0"),
     ("evaluators/spelling.py", "yield raw.decode().strip()", "return"),
-    ("evaluators/chat_client.py", "if len(body) > most:", "if False:"),
+    ("evaluators/chat_client.py", "if len(raw) > LARGEST_BODY:", "if False:"),
     (
         "evaluators/chat_client.py",
         "PASSING = (408, 409, 425, 429)",
         "PASSING = (408, 409, 425, 429, 401)",
     ),
-    ("evaluators/chat_client.py", "if left <= 0:", "if False:"),
+    ("evaluators/chat_client.py", "if time.monotonic() > end:", "if False:"),
     ("evaluators/chat_client.py", "min(LONGEST_WAIT_S, max(0.0, seconds))", "seconds"),
     (
         "evaluators/chat_client.py",
@@ -1724,8 +1724,12 @@ DIRECTED: list[tuple[str, str, str]] = [
         "pass",
     ),
     ("opro/proposers/fallback.py", "if not self._told:", "if True:"),
-    ("opro/proposers/openai_model.py", "if error.charged:", "if False:"),
-    ("opro/proposers/openai_model.py", "range(1, TRIES + 1)", "range(1, TRIES + 2)"),
+    ("opro/proposers/openai_model.py", "isinstance(error, ChatError) and error.charged", "False"),
+    (
+        "opro/proposers/openai_model.py",
+        "stop_after_attempt(TRIES)",
+        "stop_after_attempt(TRIES + 1)",
+    ),
     ("opro/proposers/openai_model.py", "if self._room(max_tokens) <= room:", "if False:"),
     (
         "opro/proposers/openai_model.py",

@@ -13,8 +13,10 @@ from opro import doctor
 from opro.doctor import main, symptoms
 
 
-def test_the_shipped_checkpoint_is_well(capsys):
-    assert main(["--clips", "40"]) == 0
+def test_the_tuned_checkpoint_is_well_and_of_the_base_the_prompts_are_named(capsys):
+    assert main(["--clips", "40"]) == 1  # two seed prompts always say SPEECH there, as argmax
+    assert "SPEECH for 100 % of the clips" in capsys.readouterr().out
+    assert main(["--clips", "40", "--checkpoint", "pocket-lora"]) == 0
     out = capsys.readouterr().out
     for text in ("torch", "train: 1,000 clips", "silence moves"):
         assert text in out

@@ -128,9 +128,10 @@ def test_a_language_model_that_answers_again_is_asked_again_on_resume(tmp_path, 
         journal.write_text("".join(events[:begun]))
         before = len(server.requests)
         assert run(tmp_path, *flags) == 0
-    assert len(server.requests) == before + 1
+    assert len(server.requests) == before + 2  # for prompts, and for fragments
     lines = (tmp_path / "run" / "proposals.jsonl").read_text().splitlines()
-    assert [json.loads(x).get("iteration") for x in lines if "meta_prompt" in x] == [1, 2]
+    calls = [json.loads(x) for x in lines if "meta_prompt" in x]
+    assert [c["iteration"] for c in calls] == [1, 2, 1] and calls[2]["call"] == -1
 
 
 def test_no_budget_is_exceeded_by_replies_that_never_came(tmp_path, quick, capsys):

@@ -79,7 +79,7 @@ def test_the_result_is_a_checkpoint_that_tells_its_story(
     one = AudioScorer(opened, "cpu")
     table = one.score(seeds[:1], dev_clips[:8])
     plain = AudioScorer(open_checkpoint("pocket-base"), "cpu").score(seeds[:1], dev_clips[:8])
-    assert np.abs(table.logp - plain.logp).max() > 0.05
+    assert np.abs(table.logp - plain.logp).max() > 0.01
     before = (trained / "adapter_model.safetensors").stat().st_mtime_ns
     assert finetune(flags(small, trained)) == 0  # shows what is there
     assert (trained / "adapter_model.safetensors").stat().st_mtime_ns == before

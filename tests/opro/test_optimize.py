@@ -413,7 +413,7 @@ def test_another_setting_under_the_same_name_is_refused(tmp_path, capsys, flags,
         (["--name", "../up"], "is no run name"),
         (
             ["--adapter", "nowhere", "--checkpoint", "pocket-base"],
-            "holds no adapter_model.safetensors",
+            "holds no adapter_config.json",
         ),
         (["--split", "train", "--checkpoint", "pocket-base"], "was trained on"),
     ],

@@ -55,7 +55,7 @@ def test_every_kind_in_both_layouts_scores_as_plain_peft(title, tmp_path, seeds,
     plain = plain_scores(plain_peft(new), seeds[0], dev_clips[:2])
     for folder in (new, in_old_layout(kind, new, tmp_path / "old")):
         assert np.abs(scores(folder, seeds[:1], dev_clips[:2]) - plain).max() < CLOSE
-    assert np.abs(scores(BASE, seeds[:1], dev_clips[:2]) - plain).max() > 100 * CLOSE
+    assert np.abs(scores(BASE, seeds[:1], dev_clips[:2]) - plain).max() > 3 * CLOSE
 
 
 def test_a_trained_adapter_in_the_layout_of_transformers_4_is_the_same_adapter(

@@ -12,8 +12,8 @@ from evaluators.finetuning.recipe import Recipe, adapter_rank, own_defaults, tar
 
 def test_the_pocket_base_sets_its_own_defaults(tmp_path):
     assert own_defaults(open_checkpoint("pocket-base").base) == {
-        "epochs": 6,
-        "lr": 0.002,
+        "epochs": 1,
+        "lr": 0.0001,
         "rank": 16,
     }
     assert own_defaults(tmp_path) == {}
