@@ -1027,12 +1027,12 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/proposers/fragments.py", "found[-1] if found", "found[0] if found"),
     ("opro/proposers/fragments.py", "and not SPECIAL.search(text)", ""),
-    ("opro/proposers/request.py", "refusals[-5:]", "refusals[:5]"),
+    ("opro/proposers/request.py", "so_far.refused[-5:]", "so_far.refused[:5]"),
     ("opro/proposers/request.py", "if still > 1", "if still > 2"),
     (
         "opro/proposers/request.py",
-        "max(0, view.rounds - view.iteration) * batch",
-        "view.rounds * batch",
+        "max(0, view.rounds - view.iteration) * so_far.batch",
+        "view.rounds * so_far.batch",
     ),
     ("opro/proposers/lm_proposer.py", "0 if self.opro else number", "number"),
     (

@@ -1,5 +1,6 @@
 """The proposer that asks a language model, with a scored history."""
 
+import json
 import logging
 import random
 import re
@@ -16,7 +17,7 @@ from opro.proposers.fragments import read_fragments
 from opro.proposers.language_model import Reply
 from opro.proposers.ledger import Call, MeteredModel
 from opro.proposers.replies import check_proposal, dedup_key, parse, reply_schema
-from opro.proposers.request import META, MetaPrompt
+from opro.proposers.request import META, MetaPrompt, Round
 from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
@@ -106,7 +107,8 @@ class LMProposer:
         refusals: list[str] = []
         calls = 0
         for _ in range(1 if self.calls.separate else WAVES):
-            asked = self._wave(view, n - len(out), calls, refusals, n)
+            so_far = Round(n, [json.dumps(c.prompt.text) for c in out], refusals)
+            asked = self._wave(view, n - len(out), calls, so_far)
             calls += len(asked)
             answered = 0
             for one, reply in self._answers(asked):
@@ -128,7 +130,7 @@ class LMProposer:
         if self._fragments is None:
             seeds = tuple(t for t in view.trials if t.iteration == 0)
             first = SearchView(1, seeds, view.clips, rounds=view.rounds)
-            request = self._about_fragments.request(first, 1, None, (), 1)
+            request = self._about_fragments.request(first, 1, None, Round(1))
             call = (1, FRAGMENTS_CALL, request.system, request.text)
             reply = self.model.ask(call, temperature=TEMPERATURE, max_tokens=FRAGMENTS_TOKENS)
             if reply is None:
@@ -139,9 +141,7 @@ class LMProposer:
             self.model.keep(call, reply, count, [] if count else [why])
         return self._fragments
 
-    def _wave(
-        self, view: SearchView, n: int, first: int, refusals: Sequence[str], batch: int
-    ) -> list[_Asked]:
+    def _wave(self, view: SearchView, n: int, first: int, so_far: Round) -> list[_Asked]:
         """The calls of a wave, all made from what was known before it."""
         count = n if self.calls.separate else max(1, round(n / EACH))
         if self.opro and not self.calls.separate:
@@ -152,7 +152,7 @@ class LMProposer:
             # The paper's calls of one iteration differ by sampling alone.
             start = self._start(view, 0 if self.opro else number)
             wanted = n // count + (i < n % count)
-            request = self._meta.request(view, wanted, start, refusals, batch)
+            request = self._meta.request(view, wanted, start, so_far)
             out.append(
                 _Asked((view.iteration, number, request.system, request.text), wanted, start)
             )

@@ -36,7 +36,7 @@ STATIC = (
     "answers",
 )
 CHANGING = ("n", "exploit", "explore", "round", "rounds", "left", "progress", "tried", "table", "factors", "parent",
-            "edits", "refused")  # fmt: skip
+            "edits", "taken", "refused")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ class Request:
 
     system: str
     text: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of which some calls were answered.
+
+    Attributes:
+        batch: Prompts that it is to have.
+        taken: Texts that were accepted.
+        refused: Texts that were not, with the reasons.
+    """
+
+    batch: int
+    taken: Sequence[str] = ()
+    refused: Sequence[str] = ()
 
 
 class MetaPrompt:
@@ -73,15 +88,11 @@ class MetaPrompt:
                 f" {', '.join('$' + n for n in CHANGING)}; a dollar sign is written $$"
             ) from None
 
-    def request(
-        self, view: SearchView, n: int, start: Trial | None, refusals: Sequence[str], batch: int
-    ) -> Request:
+    def request(self, view: SearchView, n: int, start: Trial | None, so_far: Round) -> Request:
         """What is asked for `n` prompts.
 
         Args:
             start: The prompt that is shown in detail.
-            refusals: What was refused of this round's earlier replies.
-            batch: Prompts of a round.
         """
         static = self._static(view)
         shown = shown_trials(view)
@@ -92,7 +103,7 @@ class MetaPrompt:
             "explore": explore,
             "round": view.iteration,
             "rounds": view.rounds or "?",
-            "left": max(0, view.rounds - view.iteration) * batch,
+            "left": max(0, view.rounds - view.iteration) * so_far.batch,
             "progress": (
                 f"For {still} rounds nothing has scored higher: try something quite different."
                 if still > 1
@@ -103,12 +114,11 @@ class MetaPrompt:
             "factors": factors(view.trials),
             "parent": about_parent(view, start) if start else "",
             "edits": edits(view, start, shown) if start else "",
-            "refused": (
-                "\n".join(
-                    ["These were refused just now; do not repeat the mistakes:", *refusals[-5:]]
-                )
-                if refusals
-                else ""
+            "taken": _listed(
+                "These of yours are taken, as new prompts of this round:", so_far.taken
+            ),
+            "refused": _listed(
+                "These were refused just now; do not repeat the mistakes:", so_far.refused[-5:]
             ),
         }
         return Request(self._fill(self._system, static), self._fill(self._text, static | about))
@@ -137,3 +147,7 @@ class MetaPrompt:
     @staticmethod
     def _fill(template: Template, values: Mapping[str, Any]) -> str:
         return re.sub(r"\n{3,}", "\n\n", template.substitute(values)).strip()
+
+
+def _listed(head: str, lines: Sequence[str]) -> str:
+    return "\n".join([head, *lines]) if lines else ""

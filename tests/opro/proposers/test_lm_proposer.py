@@ -44,6 +44,11 @@ def test_refusals_are_recorded_told_to_the_model_and_refilled(seeds):
         "does not offer the answer 'A' of SPEECH",
     ]
     assert "does not offer the answer" in lm.asked[1]
+    assert (
+        f"These of yours are taken, as new prompts of this round:\n{json.dumps(GOOD)}"
+        in lm.asked[1]
+    )
+    assert "are taken" not in lm.asked[0]
 
 
 def test_hopeless_replies_end_the_iteration_not_the_run(seeds):
