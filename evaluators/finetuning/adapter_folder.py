@@ -57,7 +57,7 @@ def write_adapter(
     trained = train(training, folder / CHECKPOINTS, callbacks)
     fresh = save_adapter(trained.model, training.checkpoint, folder)
     record = make_record(training, trained, begin)
-    publish(fresh, folder, record, card(training, record))
+    publish(fresh, folder, record, card(training, record, folder))
     return trained.best_loss
 
 
@@ -160,8 +160,11 @@ def copy_adapter(source: Path, folder: Path, checkpoint: Checkpoint) -> None:
     """Makes the result in `source` the result in `folder`, too."""
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name(checkpoint, folder)
-    for name in (WEIGHTS, RECORD, CARD):
+    for name in (WEIGHTS, RECORD):
         shutil.copy(source / name, folder / name)
+    told = (source / CARD).read_text(encoding="utf-8")
+    there, here = public_name(checkpoint, source), public_name(checkpoint, folder)
+    (folder / CARD).write_text(told.replace(there, here), encoding="utf-8")
     fresh = folder / f"{CONFIG}.new"
     fresh.write_text(json.dumps(config, indent=2), encoding="utf-8")
     fresh.replace(folder / CONFIG)
@@ -169,16 +172,12 @@ def copy_adapter(source: Path, folder: Path, checkpoint: Checkpoint) -> None:
 
 def base_name(checkpoint: Checkpoint, folder: Path) -> str:
     """How an adapter's folder names its base: by hub id, by shipped name, or as a path."""
-    base = checkpoint.base.resolve()
-    if base.parent.name == "snapshots":
-        return public_name(checkpoint)
-    if base.parent == folder.resolve().parent:
-        return f"../{base.name}"
-    shipped = {path.resolve(): name for name, path in SHIPPED.items()}
-    return shipped.get(base, str(base))
+    shipped = {str(path.resolve()): name for name, path in SHIPPED.items()}
+    public = public_name(checkpoint, folder)
+    return shipped.get(public, public)
 
 
-def card(training: Training, record: dict[str, Any]) -> str:
+def card(training: Training, record: dict[str, Any], folder: Path) -> str:
     """README.md of the folder."""
     recipe, checkpoint = training.recipe, training.checkpoint
     score = record["dev_search_half"][0]
@@ -209,7 +208,7 @@ def card(training: Training, record: dict[str, Any]) -> str:
     if family_of(audio_config(checkpoint.base)) is QWEN2_AUDIO:
         code = plain_code(
             training.prompts[0], training.processor.tokenizer,
-            str(training.machine.dtype).removeprefix("torch."), public_name(checkpoint),
+            str(training.machine.dtype).removeprefix("torch."), public_name(checkpoint, folder),
             checkpoint.quantization != "none",
         )  # fmt: skip
         lines += [

@@ -62,9 +62,11 @@ def plain_code(
     ]
 
 
-def public_name(checkpoint: Checkpoint) -> str:
-    """How transformers is told of a checkpoint's base: by hub id, or as a path."""
+def public_name(checkpoint: Checkpoint, folder: Path) -> str:
+    """How transformers is told of a checkpoint's base from within a folder: by hub id, or as a path."""
     base: Path = checkpoint.base.resolve()
     if base.parent.name == "snapshots":
         return base.parent.parent.name.removeprefix("models--").replace("--", "/")
+    if base.parent == folder.resolve().parent:
+        return f"../{base.name}"
     return str(base)

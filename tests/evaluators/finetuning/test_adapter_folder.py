@@ -11,6 +11,7 @@ from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
 from evaluators.finetuning.adapter_folder import base_name, copy_adapter, is_finished, licences
+from evaluators.finetuning.plain_code import public_name
 
 pytestmark = pytest.mark.tiny
 KEYS = (
@@ -79,3 +80,20 @@ def test_wrong_adapters_are_refused_by_name(adapter, tmp_path, dev_clips, seeds)
     wrong = open_checkpoint(str(moved))
     with pytest.raises(UserError, match="does not load as the model that was trained"):
         AudioScorer(wrong, "cpu").score(seeds[:1], dev_clips[:1])
+
+
+def test_a_copied_card_names_the_base_as_it_is_seen_from_there(adapter, tmp_path):
+    (tmp_path / "base").mkdir()
+    checkpoint = replace(open_checkpoint("pocket-base"), base=tmp_path / "base")
+    source, folder = tmp_path / "study" / "trial", tmp_path / "best"
+    shutil.copytree(adapter, source)
+    folder.mkdir()
+    card = f'base = "{public_name(checkpoint, source)}"'
+    assert card == f'base = "{tmp_path.resolve() / "base"}"'
+    (source / "README.md").write_text(card)
+    copy_adapter(source, folder, checkpoint)
+    assert (folder / "README.md").read_text() == 'base = "../base"'
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "../base"
+    )
