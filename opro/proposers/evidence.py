@@ -5,6 +5,7 @@ about some clips is worth starting from, even if another one is right more often
 too.
 """
 
+import itertools
 import json
 import math
 import random
@@ -19,6 +20,7 @@ from opro.search.proposer import SearchView
 
 LEADERS = 6  # that a parent is drawn from
 CHILDREN = 4  # best and worst edits that are named
+DURATIONS = 8  # that stand in a line each
 SURE = math.log(9)  # nats: an answer that is 90 % sure
 
 
@@ -110,21 +112,31 @@ def _missed(
     durations = np.array([round(c.duration_ms) for c in view.clips])
     snrs = np.array([math.nan if c.snr_db is None else round(c.snr_db / 5) * 5 for c in view.clips])
     columns = [*sorted({float(s) for s in snrs[own & ~np.isnan(snrs)]}), math.nan]
-    rows = sorted({int(d) for d in durations[own]})
-    if len(rows) > 8 or not own.any():
-        return []
     lines = [f"{label} missed of clips, by duration and SNR:"]
-    for duration in rows:
+    for name_of_row, row in _spans(durations, own):
         cells = []
         for snr in columns:
-            cell = (
-                own & (durations == duration) & (np.isnan(snrs) if math.isnan(snr) else snrs == snr)
-            )
+            cell = own & row & (np.isnan(snrs) if math.isnan(snr) else snrs == snr)
             if cell.any():
                 name = "no noise" if math.isnan(snr) else f"{snr + 0.0:.0f} dB"
                 cells.append(f"{name} {int((missed & cell).sum())}/{int(cell.sum())}")
-        lines.append(f"- {duration} ms: {', '.join(cells)}")
-    return lines
+        lines.append(f"- {name_of_row}: {', '.join(cells)}")
+    return lines if len(lines) > 1 else []
+
+
+def _spans(
+    durations: NDArray[np.integer], own: NDArray[np.bool_]
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """The durations of some clips with the clips of each; of many durations, quarters of the clips."""
+    known = np.unique(durations[own])
+    if len(known) <= DURATIONS:
+        return [(f"{d} ms", durations == d) for d in known]
+    edges = np.unique(np.quantile(durations[own], [0, 0.25, 0.5, 0.75, 1], method="nearest"))
+    out = []
+    for i, (low, high) in enumerate(itertools.pairwise(edges)):
+        row = (durations >= low) & (durations < high + (i + 2 == len(edges)))
+        out.append((f"{low} to {high} ms", row))
+    return out
 
 
 def _by_kind(

@@ -109,6 +109,21 @@ def test_errors_count_the_fitted_threshold_and_clips_without_noise(seeds):
     assert "- 200 ms: no noise 1/1" in text and "called SPEECH" not in text
 
 
+def test_many_durations_are_told_in_quarters_and_no_clip_is_left_out():
+    clips = clip_set([clip(i, 0, 200.0 + 7 * i, 0.0) for i in range(100)])
+    parent = scored_trial(0, 0.5, 0, prompt=Prompt("A or B"))
+    odds = np.where(np.arange(100) < 10, -1.0, 1.0)
+    text = about_parent(view_of([parent], clips=clips, logp={0: logp_of(odds)}), parent)
+    rows = [line for line in text.split("\n") if line.startswith("- ")]
+    assert (
+        len(rows) == 4
+        and rows[0].startswith("- 200 to 3")
+        and rows[-1].endswith(" to 893 ms: 0 dB 0/26")
+    )
+    counts = [row.rpartition(" ")[2].split("/") for row in rows]
+    assert sum(int(missed) for missed, _ in counts) == 10 and sum(int(n) for _, n in counts) == 100
+
+
 def test_of_a_forecast_it_is_said_that_errors_are_unknown(seeds):
     parent = scored_trial(3, 0.9, state="dropped", prompt=Prompt("Q: A or B"), n_scored=4)
     text = about_parent(three_seeds(seeds, [parent]), parent)
