@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluators import latency
 from evaluators.audio_lm.checkpoint import OMNI, Checkpoint
@@ -380,7 +381,11 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 },
                 "evals": len(clips.scored),
                 "latency": took.to_dict(),
-                "warnings": [*model.warnings, *_flattered(entry, clips)],
+                "warnings": [
+                    *model.warnings,
+                    *_flattered(entry, clips),
+                    *_unlisted(entry, table.unlisted[prompts.index(one.prompt)]),
+                ],
             },
         )
 
@@ -390,6 +395,15 @@ def _flattered(entry: Entry, clips: Clips) -> Iterator[str]:
         yield (
             f"{entry.name}: the holdout of dev, which is scored here, chose it if its search was of these clips: then"
             " its score is flattered"
+        )
+
+
+def _unlisted(entry: Entry, shares: NDArray[np.floating]) -> Iterator[str]:
+    """A warning where a server did not list all answers."""
+    if share := float(shares.mean()):
+        yield (
+            f"{entry.name}: {100 * share:.0f} % of its answers are not among the tokens that the server lists: their"
+            " scores are upper bounds"
         )
 
 

@@ -1,11 +1,14 @@
 """Does a good author help? python tests/bench_author.py --checkpoint pocket-base
 
-An author who knows nothing of the checkpoint is simulated behind a loopback server: it has the 40 held-out human
-phrasings and reads what a request shows. ``full`` reads the whole table: it starts from the rows that are best with
-their best threshold, whatever their letters, and writes fragments for the rewriter. ``score`` reads texts and rounded
-scores alone, as requests once had them, takes every answer for A or B in the seeds' order, and writes no fragments.
-Each joins the rewriter under ``--proposer auto``; ``rewriter`` is the rewriter alone. Over seeds, after each round:
-evals asked for, and balanced accuracy on the test split of what the search half holds for best, with its threshold.
+An author who knows nothing of the checkpoint is simulated behind a loopback server. It has the 40 held-out human
+phrasings and their parts, makes many prompts of them and of the leading rows, and gives those that a regression on the
+words of the rows it has read rates highest, some others beside. What differs is what it reads. ``new`` reads the
+table of today's request: prompts with their answers, valued by their best threshold, and writes fragments for the
+rewriter. ``old`` reads what requests once held: texts and whole scores at the threshold in use, and no fragments are
+asked of it. Each joins the rewriter under ``--proposer auto``; ``alone`` is ``new`` without the rewriter;
+``rewriter`` is the rewriter alone. For numbers of evals asked for, over seeds: balanced accuracy on the test split of
+what the search half holds for best by then, with its threshold; and how many of the author's own prompts came within
+two points of the best prompt that any of these searches found.
 """
 
 import argparse
@@ -14,10 +17,13 @@ import io
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from chat_server import serve
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import Ridge
 
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
@@ -28,9 +34,18 @@ from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 from opro import optimize
+from opro.proposers.rewriter import take_apart
 from opro.search.history import History, best_first
 
 LABELS = SPEECH_TASK.labels
+EVERYTHING = list(read_prompts(shipped("prompts/heldout.yaml"), LABELS))
+HINTS = [
+    t.split(". ")[0].rstrip(".") + "."
+    for t in (p.text.split("\n")[0] for p in EVERYTHING)
+    if "A" not in t.split() and len(t) < 110
+]
+FEW = 6  # rows from which nothing is learned
+AT = (350, 700, 1000, 1500, 2000, 2500, 3000)  # evals
 ROW = re.compile(
     r"^#\d+ \| ~?([\d.]+) \|.*\| ([\d.-]+) \| [\d-]+ \| \d+ \| (\S+), (\S+) \| (\".*\")$",
     re.M,
@@ -38,80 +53,70 @@ ROW = re.compile(
 
 
 class Author:
-    """Replies like a person who writes good questions and tries combinations of them."""
+    """Replies like a person who has good phrasings and learns from the rows which words do well."""
 
-    def __init__(self, seed, full):
-        self.rng, self.full = random.Random(seed), full
+    def __init__(self, seed: int, reads_all: bool) -> None:
+        self.rng, self.reads_all = random.Random(seed), reads_all
         self.phrasings = list(read_prompts(shipped("prompts/heldout.yaml"), LABELS))
         self.rng.shuffle(self.phrasings)
 
     def __call__(self, request):
-        text = request["messages"][-1]["content"]
-        if "building blocks" in request["messages"][0]["content"]:
-            return json.dumps(self.fragments() if self.full else {})
+        system, text = (message["content"] for message in request["messages"])
+        if "building blocks" in system:
+            return json.dumps(self.fragments() if self.reads_all else {})
         n = int(re.search(r"Write (\d+) prompts", text)[1])
-        rows = sorted(self.rows(text), key=lambda row: row[0])
-        new = [self.edit(rows) if i % 2 and rows else self.fresh() for i in range(n)]
-        return json.dumps({"prompts": [p for p in new if p]})
+        chosen = self.choose(list(self.rows(text)), n)
+        return json.dumps({"prompts": [self.told(prompt) for prompt in chosen]})
 
     def rows(self, text):
         """(value, prompt) as far as this author reads them."""
         for score, tuned, first, second, quoted in ROW.findall(text):
-            if self.full:
+            if self.reads_all:
                 answers = (("SPEECH", (first,)), ("NONSPEECH", (second,)))
                 yield float(tuned if tuned != "-" else score), Prompt(json.loads(quoted), answers)
             else:
                 yield round(float(score)), Prompt(json.loads(quoted))
 
-    def fresh(self):
-        if not self.phrasings:
-            return None
-        return self.told(self.phrasings.pop())
+    def choose(self, rows, n):
+        """The prompts that the words of the rows speak for, after some phrasings as they are written."""
+        fresh = self.phrasings[: n if len(rows) < FEW else n // 4 + 1]
+        del self.phrasings[: len(fresh)]
+        if len(rows) < FEW:
+            return fresh
+        known = {prompt.digest for _, prompt in rows}
+        pool = {p.digest: p for p in self.made(rows) if p.digest not in known}
+        vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", binary=True)
+        told = vectorizer.fit_transform([prompt.text for _, prompt in rows])
+        model = Ridge(alpha=3.0).fit(told, [value for value, _ in rows])
+        rated = model.predict(vectorizer.transform([p.text for p in pool.values()]))
+        best = np.argsort(-rated)[: n - len(fresh)]
+        return [*fresh, *(list(pool.values())[i] for i in best)]
 
-    def edit(self, rows):
-        """One of the four best rows, with a sentence of a phrasing before it or its options the other way round."""
-        prompt = self.rng.choice(rows[-4:])[1]
-        options = find_options(prompt)
-        if options and self.rng.random() < 0.4:
-            a, b = options
-            text = prompt.text
-            swapped = (
-                text[: a.start]
-                + text[b.start : b.end]
-                + text[a.end : b.start]
-                + text[a.start : a.end]
-            )
-            answers = tuple(
-                (label, words)
-                for (label, _), (_, words) in zip(prompt.answers, prompt.answers[::-1], strict=True)
-            )
-            return self.told(Prompt(swapped + text[b.end :], answers))
-        return self.told(
-            Prompt(f"{self.rng.choice(self.hints())} {prompt.text}"[:500], prompt.answers)
-        )
-
-    def hints(self):
-        everything = read_prompts(shipped("prompts/heldout.yaml"), LABELS)
-        firsts = [p.text.split("\n")[0] for p in everything]
-        return [
-            t.split(". ")[0].rstrip(".") + "."
-            for t in firsts
-            if "A" not in t.split() and len(t) < 110
-        ]
+    def made(self, rows):
+        """Leading rows and phrasings with the options or a sentence of another phrasing."""
+        leaders = [prompt for _, prompt in sorted(rows, key=lambda row: -row[0])[:6]]
+        parts = [p for p in map(take_apart, [*leaders, *EVERYTHING]) if p is not None]
+        for _ in range(400):
+            one, other = self.rng.choice(parts), self.rng.choice(parts)
+            kind = self.rng.randrange(3)
+            if kind == 0:
+                one = replace(one, options=other.options)
+            elif kind == 1:
+                one = replace(one, question=other.question)
+            else:
+                one = replace(one, hint=self.rng.choice(HINTS))
+            prompt = one.prompt(EVERYTHING[0])
+            if len(prompt.text) < 400:
+                yield prompt
 
     def fragments(self):
-        everything = read_prompts(shipped("prompts/heldout.yaml"), LABELS)
         pairs = []
-        for p in everything:
+        for p in EVERYTHING:
             if options := find_options(p):
                 words = {o.label: p.text[o.start : o.end] for o in options}
                 pairs.append([words[label] for label in LABELS])
-        questions = [h for h in self.hints() if "?" in h]
-        return {
-            "hints": self.hints(),
-            "options": pairs,
-            "questions": [q.rstrip(".") for q in questions],
-        }
+        questions = [h.rstrip(".") for h in HINTS if "?" in h]
+        return {"hints": HINTS, "options": pairs, "questions": questions}
 
     @staticmethod
     def told(prompt):
@@ -124,30 +129,30 @@ class Author:
 def searched(args, who, seed):
     """The history of one search."""
     name = f"author-{Path(args.checkpoint).name}-{who}-{seed}"
-    flags = [
-        "--checkpoint",
-        args.checkpoint,
-        "--seed",
-        seed,
-        "--name",
-        name,
-        "--runs-dir",
-        args.runs_dir,
-    ]
-    flags += [
-        "--manifest",
-        shipped("data/demo"),
-        "--seeds",
-        shipped("prompts/seeds/baselines.yaml"),
-    ]
-    with serve(Author(seed, who == "full")) as server, contextlib.redirect_stdout(io.StringIO()):
+    flags = ["--checkpoint", args.checkpoint, "--seed", seed, "--name", name]
+    flags += ["--runs-dir", args.runs_dir, "--manifest", shipped("data/demo")]
+    flags += ["--seeds", shipped("prompts/seeds/baselines.yaml")]
+    with serve(Author(seed, who != "old")) as server, contextlib.redirect_stdout(io.StringIO()):
         lm = ["--lm-model", "author", "--lm-base-url", server.url]
+        proposer = {
+            "rewriter": ["--proposer", "rewriter"],
+            "alone": ["--proposer", "lm", *lm],
+        }
         # The server's port is part of the settings: a finished run is read as it is.
         if not (args.runs_dir / name / "summary.json").exists():
-            optimize.main(
-                list(map(str, [*flags, *(["--proposer", "rewriter"] if who == "rewriter" else lm)]))
-            )
+            optimize.main(list(map(str, [*flags, *proposer.get(who, lm)])))
     return History(args.runs_dir / name / "trials.jsonl", LABELS)
+
+
+def curve(history, tested):
+    """Test score at each number of evals: that of the best prompt known after the rounds that they paid for."""
+    steps = []
+    for number in range(max(t.iteration for t in history.trials) + 1):
+        known = history.before(number + 1)
+        best = best_first(t for t in known if t.state == "complete")[0]
+        steps.append((sum(t.n_scored for t in known), tested(best.classifier)))
+    first = steps[0][1]
+    return [max(((n, s) for n, s in steps if n <= at), default=(0, first))[1] for at in AT]
 
 
 def main():
@@ -162,29 +167,36 @@ def main():
     test = ClipSet(
         SPEECH_TASK, tuple(balanced_order(read_manifest(shipped("data/demo"), LABELS, "test")))
     )
-    print("| author | round | evals | search half | test |\n| --- | --- | --- | --- | --- |")
-    for who in ("rewriter", "score", "full"):
-        rows = []
-        for seed in range(args.seeds):
-            history = searched(args, who, seed)
-            line = []
-            for number in range(max(t.iteration for t in history.trials) + 1):
-                known = history.before(number + 1)
-                best = best_first(t for t in known if t.state == "complete")[0]
-                table = evaluator.score([best.prompt], test)
-                right = table.predict(best.classifier).right
-                truth = test.targets.truth
-                score = np.mean([right[truth == k].mean() for k in (0, 1)])
-                line.append((sum(t.n_scored for t in known), 100 * best.reward, 100 * score))
-            rows.append(line)
-        table = np.array(rows)
-        for number in range(table.shape[1]):
-            evals, found, tested = table[:, number].mean(axis=0)
-            error = table[:, number, 2].std(ddof=1) / len(rows) ** 0.5
-            print(
-                f"| {who} | {number} | {evals:,.0f} | {found:.1f} | {tested:.1f} +- {error:.1f} |",
-                flush=True,
-            )
+
+    def tested(classifier):
+        right = evaluator.score([classifier.prompt], test).predict(classifier).right
+        return 100 * np.mean([right[test.targets.truth == k].mean() for k in (0, 1)])
+
+    runs = {
+        who: [searched(args, who, seed) for seed in range(args.seeds)]
+        for who in ("rewriter", "alone", "old", "new")
+    }
+    best = max(t.outcome.profile.tuned for hs in runs.values() for h in hs for t in complete(h))
+    print(f"| author | {' | '.join(f'{at:,}' for at in AT)} | evals | own prompts near the best |")
+    print(f"|{' --- |' * (len(AT) + 3)}")
+    for who, histories in runs.items():
+        table = np.array([curve(history, tested) for history in histories])
+        errors = table.std(axis=0, ddof=1) / len(table) ** 0.5
+        cells = [f"{m:.1f} +- {e:.1f}" for m, e in zip(table.mean(axis=0), errors, strict=True)]
+        evals = np.mean([sum(t.n_scored for t in h.trials) for h in histories])
+        own = [
+            t
+            for h in histories
+            for t in h.trials
+            if t.iteration and (t.candidate.origin == "lm") == (who != "rewriter")
+        ]
+        near = sum(t.scored and t.outcome.profile.tuned > best - 0.02 for t in own)
+        print(f"| {who} | {' | '.join(cells)} | {evals:,.0f} | {near} of {len(own)} |", flush=True)
+
+
+def complete(history):
+    """The trials that heard all clips."""
+    return [t for t in history.trials if t.state == "complete"]
 
 
 if __name__ == "__main__":

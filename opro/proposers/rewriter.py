@@ -106,11 +106,11 @@ class Rewriter:
             )
 
     def enriched(self, more: Fragments) -> "Rewriter":
-        """A rewriter with more fragments; this one where some kind would have none."""
+        """A rewriter with more fragments, drawn as often as its own; this one where some kind would have none."""
         if not more:
             return self
-        bank = {kind: [*self.bank.get(kind, ()), *more.get(kind, ())] for kind in KEYS}
-        bank["letters"] += more.get("answers", ())
+        bank = {kind: _alike(self.bank.get(kind, ()), more.get(kind, ())) for kind in KEYS}
+        bank["letters"] = _alike(bank["letters"], more.get("answers", ()))
         bank["letters"] = bank["letters"] or ["ABCDEFGH"[: len(self.task.labels)]]
         bank["formats"] = bank["formats"] or FORMATS
         bank["closings"] = bank["closings"] or [""]
@@ -194,6 +194,11 @@ class Rewriter:
                         parts, hint=hint, question=parts.question.removeprefix(hint).strip()
                     )
         return parts
+
+
+def _alike(own: Sequence[Any], more: Sequence[Any]) -> list[Any]:
+    """Both lists, the own one repeated so that many fragments of unknown worth do not crowd it out."""
+    return [*own, *own * (len(more) // len(own) - 1 if own else 0), *more]
 
 
 def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:

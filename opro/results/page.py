@@ -94,6 +94,11 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         elif name == "baseline" or one.prompt_id != baseline.prompt_id:
             said = read_predictions(path, run.task.labels[0])
             drawn.append(Drawn(name, said, _calibrated(run, one.prompt_id, said, notes)))
+    if unlisted := max((t.outcome.unlisted for t in run.history.trials if t.outcome), default=0.0):
+        notes.append(
+            f"up to {100 * unlisted:.0f} % of a prompt's answers are not among the tokens that the server lists: their"
+            " scores are upper bounds"
+        )
     trials = [
         {
             "number": t.number,

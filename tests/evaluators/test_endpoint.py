@@ -494,7 +494,8 @@ def test_the_doctor_names_the_answers_and_not_the_audio(
 
 
 def test_unlisted_answers_stand_in_every_row(make_manifest, tmp_path, monkeypatch, capsys):
-    from opro import rescore
+    from evaluators.files import read_yaml
+    from opro import matrix, report, rescore
     from opro.cli import run_verb
 
     def rarely(request):
@@ -513,7 +514,15 @@ def test_unlisted_answers_stand_in_every_row(make_manifest, tmp_path, monkeypatc
         argv = [str(folder), "--split", "dev", "--runs-dir", str(tmp_path / "runs")]
         capsys.readouterr()
         code = run_verb(lambda: rescore.main(argv))
-    assert code == 0 and "unlisted" in capsys.readouterr().out
+        assert code == 0 and "unlisted" in capsys.readouterr().out
+        argv = ["--checkpoint", "endpoint:m", *argv[1:], "--prompts", str(folder)]
+        argv += ["--manifest", read_yaml(folder / "config.yaml")["manifest"]]
+        assert run_verb(lambda: matrix.main(argv)) == 0
+    assert (
+        "of its answers are not among the tokens that the server lists" in capsys.readouterr().out
+    )
+    assert run_verb(lambda: report.main([str(folder)])) == 0
+    assert "of a prompt&#39;s answers are not among" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("missing", [None, {}, {"content": None}, {"content": []}])
