@@ -203,6 +203,7 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
 VERBS = {  # of the `opro` command
     "optimize": "search prompts for a checkpoint on the dev split",
     "rescore": "score saved prompts on the test split",
+    "predict": "label recordings with what a search found",
     "matrix": "prompts x checkpoints x detectors on a split",
     "leaderboard": "rank prompts over runs",
     "report": "one HTML page of a run or a matrix",

@@ -36,7 +36,14 @@ from opro.results.two_by_two import share_line, two_by_two_sheet
 from opro.search.history import Trial
 from opro.search.objective import slice_scores
 from opro.search.select import two_by_two
-from opro.settings import DataSettings, Dtype, MachineSettings, ModelSettings, Quantization
+from opro.settings import (
+    DataSettings,
+    Dtype,
+    MachineSettings,
+    ModelSettings,
+    Quantization,
+    model_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def _asked(settings: RescoreSettings, path: Path) -> Asked:
     if path.is_dir():
         return _asked_of_run(settings, RunFolder.read(path))
     classifiers = [_in_both_orders(c, settings) for c in read_classifiers(path, task.labels)]
-    model = _filled(settings, {})
+    model = model_settings(settings, {})
     return Asked(
         path,
         classifiers,
@@ -155,7 +162,7 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
         run.path,
         [_in_both_orders(t.classifier, settings) for t in trials],
         run.path / f"{settings.split}.json",
-        _filled(settings, config),
+        model_settings(settings, config),
         run.checkpoints if settings.checkpoint is None else [settings.checkpoint],
         DataSettings(run.task.name, manifest),
         str((run.history.header or {}).get("fingerprint")) if whole else "",
@@ -170,20 +177,6 @@ def _pair(run: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, Trial | None]
     if cells is None:
         return None
     return trials[0], next((t for t in trials if t.prompt.prompt_id == cells.found), None)
-
-
-def _filled(settings: RescoreSettings, config: dict[str, Any]) -> ModelSettings:
-    """The model's settings: flags over the run's over defaults."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(ModelSettings):
-        given = getattr(settings, field.name)
-        value = given if given not in (None, "refuse") else config.get(field.name)
-        if value is not None:
-            values[field.name] = (
-                Path(value) if field.name in ("adapter", "train_manifest") else value
-            )
-    values["heard"] = settings.heard
-    return ModelSettings(**values)
 
 
 def _in_both_orders(classifier: Classifier, settings: RescoreSettings) -> Classifier:

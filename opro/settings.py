@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,24 @@ class ModelSettings:
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
     dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
+def model_settings(given: object, config: Mapping[str, Any]) -> ModelSettings:
+    """The model's settings: flags over a run's over defaults.
+
+    Args:
+        given: Settings of a verb, with names of `ModelSettings`; None stands for a flag that was not given.
+        config: Of the run; empty where there is none.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(ModelSettings):
+        value = getattr(given, field.name, None)
+        value = value if value not in (None, "refuse") else config.get(field.name)
+        if value is not None:
+            is_path = field.name in ("adapter", "train_manifest")
+            values[field.name] = Path(value) if is_path else value
+    values["heard"] = getattr(given, "heard", "refuse")
+    return ModelSettings(**values)
 
 
 @dataclass(frozen=True)

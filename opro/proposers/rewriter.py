@@ -198,7 +198,8 @@ class Rewriter:
 
 def _alike(own: Sequence[Any], more: Sequence[Any]) -> list[Any]:
     """Both lists, the own one repeated so that many fragments of unknown worth do not crowd it out."""
-    return [*own, *own * (len(more) // len(own) - 1 if own else 0), *more]
+    times = max(1, len(more) // len(own)) if own else 0
+    return [*list(own) * times, *more]
 
 
 def _pair(parts: Parts, pair: Sequence[str], task: Task) -> Parts:

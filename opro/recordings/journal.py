@@ -1,0 +1,91 @@
+"""What was said so far, on disk as it comes: an interrupted command goes on from there."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluators.errors import UserError
+from evaluators.files import append_line, cut_torn_line, read_json, write_json
+
+WINDOWS = "windows.jsonl"  # a line a window
+RECORDINGS = "recordings.jsonl"  # a line a recording that is done, after those of its windows
+SETTINGS = "predict.json"
+
+
+@dataclass
+class Journal:
+    """The files of one labelling.
+
+    Attributes:
+        done: Recordings that are finished or were rejected.
+        begun: Windows of the others that are known, in order.
+    """
+
+    folder: Path
+    done: set[str] = field(default_factory=set)
+    begun: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, identity: Mapping[str, Any]) -> "Journal":
+        """A new labelling in a folder, or the one that is there.
+
+        Args:
+            identity: All that an answer depends on.
+        Raises:
+            UserError: The folder holds answers that depend on something else, or is damaged.
+        """
+        path, wanted = folder / SETTINGS, json.loads(json.dumps(identity))
+        if not path.exists():
+            write_json(path, wanted)
+        before = read_json(path)
+        if before != wanted:
+            other = sorted(k for k in {*before, *wanted} if before.get(k) != wanted.get(k))
+            raise UserError(
+                f"--out {str(folder)!r} holds answers made with other settings ({', '.join(other)}); give another"
+                " --out, or remove it"
+            )
+        out = cls(folder)
+        out.done = {row["file"] for row in out.recordings()}
+        for row in out.windows():
+            if row["file"] not in out.done:
+                out.begun.setdefault(row["file"], []).append(row)
+        return out
+
+    def add_windows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows; they are on disk when this returns."""
+        append_line(self.folder / WINDOWS, "".join(map(_line, rows)))
+
+    def add_recording(self, row: Mapping[str, Any]) -> None:
+        """Adds a recording that is done."""
+        append_line(self.folder / RECORDINGS, _line(row))
+
+    def windows(self) -> Iterator[dict[str, Any]]:
+        """The rows of windows, one after another."""
+        return _rows(self.folder / WINDOWS)
+
+    def recordings(self) -> Iterator[dict[str, Any]]:
+        """The rows of recordings."""
+        return _rows(self.folder / RECORDINGS)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    cut_torn_line(path)
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row["file"], str):
+                    raise TypeError("file is no text")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{path}:{number}: damaged ({error}); remove the folder and give the command again"
+                ) from None
+            yield row
