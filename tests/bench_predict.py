@@ -104,7 +104,8 @@ def main():
             count = cut.count(round(seconds * RATE))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             print(
-                f"| {seconds / 60:.1f} min | {count:,} | {count / took:,.0f} | {seconds / took:,.0f} | {peak:.2f} GiB |",
+                f"| {seconds / 60:.1f} min | {count:,} | {count / took:,.0f} | {seconds / took:,.0f} |"
+                f" {peak:.2f} GiB |",
                 flush=True,
             )
             try:
