@@ -174,7 +174,9 @@ def recipe_path(name: str) -> Path:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UserError(f"recipe {name!r} does not exist; known are {known}, or give a YAML file")
+        raise UserError(
+            f"recipe {name!r} does not exist; known are {known}, folder, or give a YAML file"
+        )
     return path
 
 

@@ -170,8 +170,8 @@ def shown_by(both: tuple[Half, Half], simulation: Simulation | None = None) -> s
     fewest = min(len(np.unique(holdout.source[holdout.truth == k])) for k in labels)
     if fewest < MIN_SOURCES:
         return (
-            f"no gain, however large: the holdout has {fewest} sources of one label, a claim needs"
-            f" {MIN_SOURCES}"
+            f"no gain, however large: a claim needs {MIN_SOURCES} sources of each label in the holdout,"
+            f" it has {fewest} of one"
         )
     gain = smallest_gain(both, simulation)
     if gain is None:
