@@ -114,7 +114,7 @@ def stratified_splits(
         kinds: Source id -> (label, category).
         shares: Of the splits; relative.
         known: Splits that are registered.
-        at_least: Sources of each label that a split has at least, taken from train, as long as train has more.
+        at_least: Sources of each label that a split has at least, where there are enough.
     """
     out = {source: known[source] for source in kinds if source in known}
     for label in sorted({label for label, _ in kinds.values()}):
@@ -135,16 +135,29 @@ def stratified_splits(
             names = [name for name in SPLITS for _ in range(need.get(name, 0))]
             out |= dict(zip(new, names, strict=True))
             before.update(out[source] for source in group)
-        movable = [s for s, k in kinds.items() if k[0] == label and s not in known]
-        movable.sort(key=lambda s: (stable_seed("split", s), s))
-        for name, least in {"test": 1, **at_least}.items():
-            for source in reversed(movable):
-                if before[name] < least * (shares.get(name, 0) > 0) and (
-                    out[source] == "train" and before["train"] > 1
-                ):
-                    out[source] = name
-                    before.update({name: 1, "train": -1})
+        movable = sorted(
+            (s for s, kind in kinds.items() if kind[0] == label and s not in known),
+            key=lambda s: (stable_seed("split", s), s),
+        )
+        _top_up(out, movable, before, {"test": 1, **at_least, "train": 1}, shares)
     return out
+
+
+def _top_up(
+    out: dict[str, str],
+    movable: list[str],
+    counts: Counter[str],
+    least: Mapping[str, int],
+    shares: Mapping[str, float],
+) -> None:
+    """Moves the last movable sources, of train rather than of others, to splits that have too few."""
+    for name in (n for n in ("test", "dev") if shares.get(n)):
+        for donor in ("train", "test", "dev"):
+            for source in [s for s in reversed(movable) if out[s] == donor]:
+                if counts[name] >= least[name] or counts[donor] <= least[donor]:
+                    break
+                out[source] = name
+                counts.update({name: 1, donor: -1})
 
 
 def _quota(count: int, shares: Mapping[str, float], before: Mapping[str, int]) -> dict[str, int]:

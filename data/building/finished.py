@@ -36,7 +36,8 @@ TABLES, RECORDS = {".csv", ".tsv", ".txt"}, {".jsonl", ".json", ".ndjson", ".man
 class FinishedClip:
     """One clip as its owner keeps it.
 
-    `name` is what it is called below its folder, `label` as it is spelled there. `content` gives the bytes of a clip
+    `name` is what it is called below its folder, `stem` what of it may tell its source: the name without the folders
+    that name its label; "" is the whole name. `label` is as it is spelled there. `content` gives the bytes of a clip
     that lies in no file of its own. `start` and `length` say which part of the file it is, in seconds or in
     milliseconds, as they were written; `start` None means all of it.
     """
@@ -52,6 +53,7 @@ class FinishedClip:
     length: float | None = None
     content: Callable[[], bytes] | None = None
     where: str = ""  # table and line that lists it, for error messages
+    stem: str = ""
 
 
 @dataclass
@@ -163,9 +165,11 @@ def _folder(folder: Path, labelled: bool) -> Reading:
         elif labelled and len(below.parts) <= depth + 1:
             out.rejected.append((below.as_posix(), "lies in no sub-folder that names its label"))
         else:
-            label = below.parts[depth] if labelled else ""
-            category = label or (below.parts[0] if len(below.parts) > 1 else "")
-            out.clips.append(FinishedClip(below.as_posix(), path, label, category))
+            label = _visible(below.parts[depth]) if labelled else ""
+            category = label or _visible(below.parts[0] if len(below.parts) > 1 else "")
+            stem = Path(*below.parts[depth + 1 :]) if labelled else below
+            found = FinishedClip(_visible(below.as_posix()), path, label, category)
+            out.clips.append(replace(found, stem=_visible(stem.as_posix())))
     return out
 
 
@@ -302,8 +306,9 @@ def _label_column(table: _Table, names: Names, out: Reading) -> list[str]:
         cells = table.columns["text"]
         if any(map(is_speech, cells)) and all(is_speech(c) or is_other(c) for c in cells):
             found = "text", cells
-    if found is None and len(table.columns) == 2 and "label" not in names.columns:
-        header = next(h for h in table.columns if folded(h) not in PATHS)
+    others = [h for h in table.columns if folded(h) not in PATHS]
+    if found is None and len(table.columns) == 2 and others not in ([], ["text"]):
+        header = others[0]
         if len(set(table.columns[header])) <= MOST_LABELS:
             found = header, table.columns[header]
     header, cells = found or ("", table.needed("label", (), names, cure))
@@ -366,6 +371,8 @@ def _table(path: Path, names: Names, labelled: bool) -> Reading:
         head = ["path", "label", *(f"column {i}" for i in range(3, len(head) + 1))][: len(head)]
     else:
         rows = rows[1:]
+    if not rows:
+        raise UserError(f"{path}: holds a header and no row; expected a row a clip")
     for i, name in enumerate(head):
         if name in head[:i]:
             raise UserError(f"{path}:1: column {name!r} stands there twice")

@@ -36,6 +36,7 @@ from .recordings import LABELS, UNKNOWN_LICENCE, write_table
 
 SPEECH, OTHER = LABELS
 OWN = "file"  # --source: every file is a recording of its own
+OWN_CLIP, OWN_FILE = "clip:", "file:"  # what a source by content begins with
 COLUMNS = (*NEEDED, "pcm_sha256", "recording", "language")
 LONGEST_S = 30.0  # what the audio towers hear of a clip
 SPEECHLIKE = re.compile("speech|voic|vocal|talk|speak|spoken|human|word|utter|dialog|conversation")
@@ -103,6 +104,7 @@ def plan_folder(settings: FolderSettings) -> Plan:
     clips = _read(settings, plan)
     clips = _with_sources(clips, settings.source, plan)
     plan.clips = _without_duplicates(_measure(clips, plan), plan)
+    _source_notes(plan, settings.source)
     _check_labels(plan, settings)
     _, registry = project_registry(settings.out)
     plan.splits = _split(plan.clips, settings.splits, registry.splits)
@@ -291,24 +293,31 @@ def _with_sources(
             f"--source {patterns[0]!r} fits none of {len(clips)} names, such as {_stem(clips[0])!r}; expected a"
             " pattern whose group is the speaker or recording"
         )
-    told = sum(bool(c.source) for c in out) - fitted
-    cut = sum(not c.source and c.start is not None for c in out)
-    alone = len(out) - told - fitted - cut
+    return out
+
+
+def _source_notes(plan: Plan, patterns: Sequence[str]) -> None:
+    """Says where the sources of the clips come from."""
+    kinds = Counter(m.clip.source.partition(":")[0] + ":" for m in plan.clips)
+    told = len(plan.clips) - kinds[OWN_CLIP] - kinds[OWN_FILE]
     ask = "" if patterns else " (say --source REGEX if several are of one speaker or recording)"
     for count, text in (
-        (told, "clips have the source that is told for them"),
-        (fitted, "clips have the source that --source finds in their names"),
-        (cut, "clips have the file they are cut from as their source"),
-        (alone, f"clips are taken for a source of their own each{ask}"),
+        (
+            told,
+            "clips have the source that --source finds"
+            if patterns
+            else "clips have the source that is told",
+        ),
+        (kinds[OWN_FILE], "clips have the file they are cut from as their source"),
+        (kinds[OWN_CLIP], f"clips are taken for a source of their own each{ask}"),
     ):
         if count:
             plan.notes.append(f"sources: {count} {text}")
-    return out
 
 
 def _stem(clip: FinishedClip) -> str:
     """A clip's name below its place, by which sources are found."""
-    return clip.name.partition("/")[2] or clip.name
+    return clip.stem or clip.name.removeprefix(f"{_place_of(clip)}/")
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -329,7 +338,7 @@ def _ask_for_sources(clips: Sequence[FinishedClip]) -> None:
     groups: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
         if clip.start is None:
-            name = _stem(clip)
+            name = _stem(clip).removesuffix(clip.path.suffix)
             if name.startswith(f"{clip.category}/"):
                 name = name.partition("/")[2]
             groups[f"{clip.label} {clip.category}"].append(name)
@@ -362,10 +371,11 @@ def _file_of(clip: FinishedClip) -> Iterator[Path]:
 
 def _measure(clips: Sequence[FinishedClip], plan: Plan) -> list[Measured]:
     """Decodes every clip; those that cannot be decoded are left out with the reason."""
-    unit, told = _unit(clips), Counter[str]()
+    units, told = _units(clips), Counter[str]()
     out, example = [], ""
     progress = track(clips, "clips", console=Console(stderr=True), transient=True)
     for clip in progress:
+        unit = units.get(_place_of(clip), 1.0)
         try:
             with _file_of(clip) as path:
                 part = _part(clip, unit, path)
@@ -385,11 +395,11 @@ def _measure(clips: Sequence[FinishedClip], plan: Plan) -> list[Measured]:
             example = example or f"{clip.length:g} for {seconds:.2f} s ({clip.where})"
         told["long"] += seconds > LONGEST_S
         out.append(Measured(clip, part, seconds, pcm))
-    if unit < 1:
-        plan.notes.append("durations are in milliseconds there, as the decoded files show")
+    for place in (place for place, unit in units.items() if unit < 1):
+        plan.notes.append(f"{place}: times are in milliseconds, as the decoded files show")
     if told["other"]:
         plan.notes.append(
-            f"{told['other']} durations there are not those of the files, such as {example}: whole files are taken,"
+            f"{told['other']} durations in tables are not those of the files, such as {example}: whole files are taken,"
             " their measured durations are written (an offset in a row cuts)"
         )
     if told["long"]:
@@ -408,8 +418,8 @@ def _digest(wave: Wave) -> str:
 def _own_source(clip: FinishedClip, pcm: str) -> str:
     """A source by content, so that a file keeps its split wherever it lies: the samples, or the file cut from."""
     if clip.start is None or clip.content is not None:
-        return f"clip:{pcm[:12]}"
-    return f"file:{_file_digest(clip.path)[:12]}"
+        return f"{OWN_CLIP}{pcm[:12]}"
+    return f"{OWN_FILE}{_file_digest(clip.path)[:12]}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -439,10 +449,9 @@ def _near(told: float, seconds: float) -> bool:
     return math.isclose(told, seconds, rel_tol=0.02, abs_tol=0.05)
 
 
-def _unit(clips: Sequence[FinishedClip]) -> float:
-    """The unit of declared times in seconds: 0.001 where, read as seconds, most exceed their files, else 1."""
-    fits = Counter[float]()
-    count = 0
+def _units(clips: Sequence[FinishedClip]) -> dict[str, float]:
+    """Place -> the unit of its times in seconds: 0.001 where, read as seconds, most exceed their files, else 1."""
+    fits: dict[str, Counter[float]] = defaultdict(Counter)
     for clip in clips:
         if clip.length is None or clip.content is not None:
             continue
@@ -450,10 +459,15 @@ def _unit(clips: Sequence[FinishedClip]) -> float:
             total = read_header(clip.path).seconds
         except UserError:
             continue
-        count += 1
         for unit in (1.0, 0.001):
-            fits[unit] += ((clip.start or 0) + clip.length) * unit <= 1.02 * total + 0.05
-    return 0.001 if fits[1.0] < count / 2 < fits[0.001] else 1.0
+            fits[_place_of(clip)][unit] += (
+                (clip.start or 0) + clip.length
+            ) * unit <= 1.02 * total + 0.05
+    return {place: 0.001 if 2 * n[1.0] < n[0.001] else 1.0 for place, n in fits.items()}
+
+
+def _place_of(clip: FinishedClip) -> str:
+    return clip.name.partition("/")[0]
 
 
 def _without_duplicates(clips: Sequence[Measured], plan: Plan) -> list[Measured]:
@@ -484,8 +498,7 @@ def _without_duplicates(clips: Sequence[Measured], plan: Plan) -> list[Measured]
 
 def _check_labels(plan: Plan, settings: FolderSettings) -> None:
     """Raises a UserError unless both labels have enough sources for three splits."""
-    reasons = Counter(row["reason"] for row in plan.rejected).most_common(3)
-    why = "".join(f"; {n} left out: {reason}" for reason, n in reasons)
+    why = "".join(f"; {n} left out: {reason}" for reason, n in _reasons(plan))
     if not plan.clips:
         raise UserError(f"no clip is left{why}")
     parts = sum(share > 0 for share in settings.splits.values())
@@ -608,18 +621,18 @@ def outline(plan: Plan, settings: FolderSettings) -> list[str]:
                 )
     lines.append("")
     if plan.rejected:
-        reasons = Counter(_kind(row["reason"]) for row in plan.rejected).most_common(3)
         lines.append(
             f"left out: {len(plan.rejected)} (rejected.csv): "
-            + "; ".join(f"{n} times: {reason}" for reason, n in reasons)
+            + "; ".join(f"{n} times: {reason}" for reason, n in _reasons(plan))
         )
     lines += dev_lines(_clips(plan, settings.out))
     return lines
 
 
-def _kind(reason: str) -> str:
-    """A reason without the names in it."""
-    return re.sub(r"'[^']*'|\([^()]*:\d+\)", "...", reason).replace(" ()", "")
+def _reasons(plan: Plan) -> list[tuple[str, int]]:
+    """The three most frequent reasons why clips were left out, without the names in them."""
+    texts = (re.sub(r"'[^']*'|\([^()]*:\d+\)", "...", row["reason"]) for row in plan.rejected)
+    return Counter(texts).most_common(3)
 
 
 def _clips(plan: Plan, out: Path) -> list[Clip]:
@@ -664,11 +677,11 @@ def more_sources(sources: Mapping[str, int]) -> str:
         sources: Of each label, in all splits.
 
     >>> more_sources({"SPEECH": 60, "NONSPEECH": 200})
-    'SPEECH has 60 sources: --splits dev=0.35,test=0.65 gives dev enough, without a train split; or add 40 sources'
+    'SPEECH has 60 sources: --splits dev=0.5,test=0.5 gives dev enough, without a train split; or add 40 sources'
     """
     label = min(sources, key=lambda k: sources[k])
     count, needed = sources[label], 2 * MIN_SOURCES
-    share = math.ceil(20 * (needed + 1) / count) / 20
+    share = max(0.5, math.ceil(20 * (needed + 1) / count) / 20)
     add = f"add {max(needed, 5 * needed - count)} sources"
     if share > 0.8:
         return f"{label} has {count} sources: {add} (dev needs {needed} of each label)"
