@@ -34,6 +34,7 @@ from evaluators.manifest import SPLITS
 from opro.cli import Parser, run_verb
 
 from .building import clip_set, debian, folder, import_study
+from .building.dev_split import outline_of_recipe, registered
 from .building.finished import FIELDS
 from .building.readers import parse_collections
 from .building.recipe import Import, Made, Packages, read_recipe, recipe_path
@@ -132,11 +133,12 @@ def _build(recipe: Made, args: argparse.Namespace) -> int:
     if args.recordings:
         recipe = replace(recipe, recordings=parse_collections(args.recordings))
     if args.dry_run:
-        print("\n".join(clip_set.outline(recipe, args.out)))
+        print("\n".join(outline_of_recipe(recipe, args.out)))
         return 0
     if args.check:
         return _report(clip_set.rebuild_and_compare(recipe, args.out, args.processes))
-    count = clip_set.build(recipe, args.out, args.processes)
+    with registered(recipe, args.out):
+        count = clip_set.build(recipe, args.out, args.processes)
     print(f"wrote {args.out}, {count:,} clips; check it with: python -m data.audit {args.out}")
     return 0
 

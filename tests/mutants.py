@@ -684,12 +684,12 @@ DIRECTED: list[tuple[str, str, str]] = [
         "c.estimate",
     ),
     (
-        "evaluators/statistics/describe.py",
+        "evaluators/statistics/metrics.py",
         "MOST_LEVELS, GROUPS = 12, 5",
         "MOST_LEVELS, GROUPS = 12, 4",
     ),
     (
-        "evaluators/statistics/describe.py",
+        "evaluators/statistics/metrics.py",
         "(sizes >= low) & ((sizes < high)",
         "(sizes > low) & ((sizes < high)",
     ),
@@ -1895,7 +1895,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "False",
         "a guard: the lengths always agree",
     ),
-    ("evaluators/statistics/describe.py", "MOST_LEVELS, GROUPS = 12, 5", "13", "a choice"),
+    ("evaluators/statistics/metrics.py", "MOST_LEVELS, GROUPS = 12, 5", "13", "a choice"),
     ("evaluators/statistics/describe.py", "SLICE_RESAMPLES = 2000", "", "how many is no promise"),
     ("evaluators/statistics/describe.py", "resamples: int = 10_000", "", "how many is no promise"),
     (

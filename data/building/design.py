@@ -99,6 +99,30 @@ def split_sources(
     return out
 
 
+def assign_splits(
+    recipe: Design, recordings: Sequence[Recording], known: Mapping[str, str]
+) -> dict[str, str]:
+    """Source id -> split, as the recipe says: `split_sources`, or `stratified_splits` of its groups.
+
+    Raises:
+        UserError: As `split_sources`.
+    """
+    by_hash = split_sources(recipe, [r.source_id for r in recordings], known)
+    if recipe.split_by == "hash":
+        return by_hash
+    first = {name: group[0] for group in recipe.together for name in group}
+    unit_of = {source: first.get(source, source) for source in by_hash}
+    labels: dict[str, set[str]] = defaultdict(set)
+    categories: dict[str, set[str]] = defaultdict(set)
+    for r in recordings:
+        labels[unit_of[r.source_id]].add(r.label)
+        categories[unit_of[r.source_id]].add(r.category)
+    kinds = {u: ("+".join(sorted(labels[u])), "+".join(sorted(categories[u]))) for u in labels}
+    fixed = {first.get(source, source): split for source, split in known.items()}
+    found = stratified_splits(kinds, recipe.splits, fixed, {"dev": 2})
+    return {source: found[unit] for source, unit in unit_of.items()}
+
+
 def stratified_splits(
     kinds: Mapping[str, tuple[str, str]],
     shares: Mapping[str, float],

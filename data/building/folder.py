@@ -20,17 +20,15 @@ from rich.console import Console
 from rich.progress import track
 
 from evaluators.audio import RATE, Wave, load, load_part, read_header
-from evaluators.clips import Clip, ClipSet
+from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.manifest import NEEDED, SPLITS
-from evaluators.splits import Registry, halves, write_registry
-from evaluators.statistics.resampling import MIN_SOURCES
-from evaluators.tasks import SPEECH_TASK
+from evaluators.splits import Registry, write_registry
 from opro.results.spellings import NO, YES, same_word, source_rule
-from opro.search.power import Half, shown_by
 
 from .clip_set import REJECTED, project_registry
 from .design import stratified_splits
+from .dev_split import dev_lines
 from .finished import HUB, FinishedClip, Names, is_other, is_speech, read_finished
 from .recordings import LABELS, UNKNOWN_LICENCE, write_table
 
@@ -652,40 +650,3 @@ def _clips(plan: Plan, out: Path) -> list[Clip]:
         )
         for row in plan.rows
     ]
-
-
-def dev_lines(clips: Sequence[Clip]) -> list[str]:
-    """What the dev split of some clips can show, and how it could show more."""
-    dev = [c for c in clips if c.split == "dev"]
-    if {c.label for c in dev} != set(LABELS):
-        return ["dev shows nothing: it lacks a label; give it a larger share: --splits"]
-    both = [ClipSet(SPEECH_TASK, tuple(half)) for half in halves(dev)]
-    lines = [f"dev shows {shown_by((Half.of(both[0]), Half.of(both[1])))}"]
-    if both[1].targets.fewest_sources < MIN_SOURCES:
-        lines.append(f"  -> {more_sources({k: _sources(clips, k) for k in LABELS})}")
-    return lines
-
-
-def _sources(clips: Sequence[Clip], label: str) -> int:
-    return len({c.source_id for c in clips if c.label == label})
-
-
-def more_sources(sources: Mapping[str, int]) -> str:
-    """How dev comes to enough sources for a claim.
-
-    Args:
-        sources: Of each label, in all splits.
-
-    >>> more_sources({"SPEECH": 60, "NONSPEECH": 200})
-    'SPEECH has 60 sources: --splits dev=0.5,test=0.5 gives dev enough, without a train split; or add 40 sources'
-    """
-    label = min(sources, key=lambda k: sources[k])
-    count, needed = sources[label], 2 * MIN_SOURCES
-    share = max(0.5, math.ceil(20 * (needed + 1) / count) / 20)
-    add = f"add {max(needed, 5 * needed - count)} sources"
-    if share > 0.8:
-        return f"{label} has {count} sources: {add} (dev needs {needed} of each label)"
-    return (
-        f"{label} has {count} sources: --splits dev={share:g},test={1 - share:g} gives dev enough, without a train"
-        f" split; or {add}"
-    )
