@@ -212,6 +212,8 @@ class _Table:
         found = [h for h in self.columns if folded(h) in (folded(name), *known)]
         if name in ("label", "source_id"):
             found = column_for(name, {h: _kinds(c) for h, c in self.columns.items()})
+        if name == "label" and not found:
+            found = [h for h in self.columns if folded(h) == "class"]
         found = [h for h in found if any(self.columns[h])]
         if len(found) > 1 and name in ("label", "source_id", "offset"):
             raise UserError(
