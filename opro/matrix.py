@@ -160,7 +160,7 @@ def _extra_flags(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="NAME",
-        help="energy, webrtc, silero, whisper[:MODEL], pyannote[:MODEL]",
+        help="energy, webrtc, silero, ten, whisper[:MODEL], pyannote[:MODEL], marblenet:FILE.onnx",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and its cost; score nothing"

@@ -68,7 +68,8 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    problem = _told_of_thresholds(fit_budget(open_problem(settings), settings), settings)
+    problem = fit_budget(open_problem(settings), settings)
+    problem = _told_of_few_sources(_told_of_thresholds(problem, settings))
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
         print("\n".join(plan_lines(settings, problem)))
@@ -91,6 +92,18 @@ def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem
         return problem
     few = problem.search_clips.targets.fewest_sources
     warning = f"no thresholds are fitted: the search half has only {few} sources of one label, {MIN_SOURCES} are needed"
+    return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
+
+
+def _told_of_few_sources(problem: Problem) -> Problem:
+    """With a warning where the holdout can decide nothing, before anything is spent on a search."""
+    few = problem.holdout_clips.targets.fewest_sources
+    if few >= MIN_SOURCES:
+        return problem
+    warning = (
+        f"no prompt can replace the baseline, however good: the holdout has {few} sources of one label,"
+        f" {MIN_SOURCES} are needed; add recordings of other speakers and places, or give dev a larger share"
+    )
     return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 

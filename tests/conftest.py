@@ -11,6 +11,7 @@ if (
 ):  # processes share the cores: threads of each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
@@ -22,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from evaluators.files import shipped
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
+
+hypothesis.settings.register_profile("thorough", max_examples=1000)  # --hypothesis-profile thorough
 
 
 @pytest.fixture(autouse=True)

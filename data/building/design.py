@@ -99,6 +99,101 @@ def split_sources(
     return out
 
 
+def assign_splits(
+    recipe: Design, recordings: Sequence[Recording], known: Mapping[str, str]
+) -> dict[str, str]:
+    """Source id -> split, as the recipe says: `split_sources`, or `stratified_splits` of its groups.
+
+    Raises:
+        UserError: As `split_sources`.
+    """
+    by_hash = split_sources(recipe, [r.source_id for r in recordings], known)
+    if recipe.split_by == "hash":
+        return by_hash
+    first = {name: group[0] for group in recipe.together for name in group}
+    unit_of = {source: first.get(source, source) for source in by_hash}
+    labels: dict[str, set[str]] = defaultdict(set)
+    categories: dict[str, set[str]] = defaultdict(set)
+    for r in recordings:
+        labels[unit_of[r.source_id]].add(r.label)
+        categories[unit_of[r.source_id]].add(r.category)
+    kinds = {u: ("+".join(sorted(labels[u])), "+".join(sorted(categories[u]))) for u in labels}
+    fixed = {first.get(source, source): split for source, split in known.items()}
+    found = stratified_splits(kinds, recipe.splits, fixed, {"dev": 2})
+    return {source: found[unit] for source, unit in unit_of.items()}
+
+
+def stratified_splits(
+    kinds: Mapping[str, tuple[str, str]],
+    shares: Mapping[str, float],
+    known: Mapping[str, str],
+    at_least: Mapping[str, int],
+) -> dict[str, str]:
+    """Source id -> split: as registered, else so that each label, and in it each category, has its shares.
+
+    Within a category sources stand in the order of a hash and are cut at the shares, so that an added source moves
+    only those beside a cut. What is left over by rounding goes to the split that is furthest behind in its label.
+
+    Args:
+        kinds: Source id -> (label, category).
+        shares: Of the splits; relative.
+        known: Splits that are registered.
+        at_least: Sources of each label that a split has at least, where there are enough.
+    """
+    out = {source: known[source] for source in kinds if source in known}
+    for label in sorted({label for label, _ in kinds.values()}):
+        before: Counter[str] = Counter()
+        for category in sorted({c for name, c in kinds.values() if name == label}):
+            group = sorted(
+                (s for s, kind in kinds.items() if kind == (label, category)),
+                key=lambda s: (stable_seed("split", s), s),
+            )
+            new = [source for source in group if source not in out]
+            wanted = _quota(len(group), shares, before)
+            have = Counter(out[source] for source in group if source in out)
+            need = {name: max(0, wanted[name] - have[name]) for name in wanted}
+            while sum(need.values()) > len(
+                new
+            ):  # the register holds more of another split than its share
+                need[max(need, key=lambda name: need[name])] -= 1
+            names = [name for name in SPLITS for _ in range(need.get(name, 0))]
+            out |= dict(zip(new, names, strict=True))
+            before.update(out[source] for source in group)
+        movable = sorted(
+            (s for s, kind in kinds.items() if kind[0] == label and s not in known),
+            key=lambda s: (stable_seed("split", s), s),
+        )
+        _top_up(out, movable, before, {"test": 1, **at_least, "train": 1}, shares)
+    return out
+
+
+def _top_up(
+    out: dict[str, str],
+    movable: list[str],
+    counts: Counter[str],
+    least: Mapping[str, int],
+    shares: Mapping[str, float],
+) -> None:
+    """Moves the last movable sources, of train rather than of others, to splits that have too few."""
+    for name in (n for n in ("test", "dev") if shares.get(n)):
+        for donor in ("train", "test", "dev"):
+            for source in [s for s in reversed(movable) if out[s] == donor]:
+                if counts[name] >= least[name] or counts[donor] <= least[donor]:
+                    break
+                out[source] = name
+                counts.update({name: 1, donor: -1})
+
+
+def _quota(count: int, shares: Mapping[str, float], before: Mapping[str, int]) -> dict[str, int]:
+    """`count` more by shares; what rounding leaves goes to whoever is furthest behind, with those of `before`."""
+    whole, total = sum(shares.values()), count + sum(before.values())
+    out = {name: int(count * share / whole + 1e-9) for name, share in shares.items() if share}
+    for _ in range(count - sum(out.values())):
+        behind = {n: round(total * shares[n] / whole - before.get(n, 0) - out[n], 9) for n in out}
+        out[max(behind, key=lambda name: behind[name])] += 1
+    return out
+
+
 def allocate(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     """`total` divided by shares, by largest remainder; the numbers add up to `total`.
 

@@ -68,6 +68,9 @@ class Design:
         default_factory=lambda: dict.fromkeys(("environment", "music", "animal", "noise"), 0.25)
     )
     splits: SplitShares = Field(default_factory=BY_SPLIT.copy)
+    # How sources get their split: by the hash of their id alone, so that some splits have fewer than their share, or
+    # with the shares held in each label and category.
+    split_by: Literal["hash", "stratified"] = "hash"
     # Source ids that may be one person: one split.
     together: Annotated[tuple[tuple[str, ...], ...], AfterValidator(_check_groups)] = ()
     cap: Caps = Field(default_factory=lambda: {"SPEECH": 60, "NONSPEECH": 20})
@@ -174,7 +177,9 @@ def recipe_path(name: str) -> Path:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UserError(f"recipe {name!r} does not exist; known are {known}, or give a YAML file")
+        raise UserError(
+            f"recipe {name!r} does not exist; known are {known}, folder, or give a YAML file"
+        )
     return path
 
 

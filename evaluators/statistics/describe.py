@@ -1,6 +1,5 @@
 """Every statistic of some predictions as plain data, which goes into JSON as it is."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +10,12 @@ from numpy.typing import NDArray
 from evaluators.statistics import metrics, psychometrics
 from evaluators.statistics.compare import resample
 from evaluators.statistics.crossings import Crossing, crossings
+from evaluators.statistics.metrics import grouped
 from evaluators.statistics.resampling import Clusters, Statistic
 from evaluators.targets import Predictions
 
 RATES = ("accuracy", "balanced_accuracy", "hit_rate", "false_alarm_rate")
 SLICE_RESAMPLES = 2000
-MOST_LEVELS, GROUPS = 12, 5  # a property of more numbers is sliced in groups
 
 
 def interval(c: Clusters, statistic: Statistic) -> dict[str, float | None] | None:
@@ -45,22 +44,6 @@ def describe(said: Predictions, *, resamples: int = 10_000, seed: int = 0) -> di
     out["thresholds"] = thresholds(said, seed=seed)
     out["crossings"] = {name: _plain(one) for name, one in crossed(said, seed=seed).items()}
     return out
-
-
-def grouped(values: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Numbers of more than `MOST_LEVELS` sizes, as measured ones are, in five groups of about equal size."""
-    try:
-        sizes = np.array([float(v) if v else math.nan for v in values])
-    except ValueError:
-        return values
-    if len(np.unique(sizes[~np.isnan(sizes)])) <= MOST_LEVELS:
-        return values
-    edges = np.nanquantile(sizes, np.linspace(0, 1, GROUPS + 1), method="nearest")
-    out = values.astype(object)
-    for i, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = (sizes >= low) & ((sizes < high) | (i == GROUPS - 1))
-        out[inside] = f"{low:g} to {high:g}"
-    return out.astype(str)
 
 
 def ordered(values: NDArray[np.str_]) -> list[str]:
@@ -118,7 +101,7 @@ def crossed(said: Predictions, *, seed: int = 0) -> dict[str, Crossing]:
     """DT75, DT90, SNR75 and SNR90 by the published definition, where clips have 2 to `MOST_LEVELS` such levels."""
     out = {}
     for name, level in _levels(said):
-        if len(np.unique(level[~np.isnan(level)])) > MOST_LEVELS:
+        if len(np.unique(level[~np.isnan(level)])) > metrics.MOST_LEVELS:
             continue
         prefix, unit = AXES[name]
         for share in SHARES:

@@ -3,6 +3,7 @@
 The first label is what is to be detected: a hit is it, decided on where it is right.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from evaluators.statistics.resampling import (
 )
 from evaluators.targets import Predictions, Targets
 
+MOST_LEVELS, GROUPS = 12, 5  # a property of more numbers is sliced in groups
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
@@ -159,8 +161,27 @@ def _ranking(c: Clusters, said: Predictions) -> Statistic:
     return auroc_statistic(c, said.ranking)
 
 
+def grouped(values: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Numbers of more than `MOST_LEVELS` sizes, as measured ones are, in five groups of about equal size."""
+    try:
+        sizes = np.array([float(v) if v else math.nan for v in values])
+    except ValueError:
+        return values
+    if len(np.unique(sizes[~np.isnan(sizes)])) <= MOST_LEVELS:
+        return values
+    edges = np.nanquantile(sizes, np.linspace(0, 1, GROUPS + 1), method="nearest")
+    out = values.astype(object)
+    for i, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = (sizes >= low) & ((sizes < high) | (i == GROUPS - 1))
+        out[inside] = f"{low:g} to {high:g}"
+    return out.astype(str)
+
+
 def levels(targets: Targets) -> dict[str, Bools]:
-    """``[clip]`` masks of the durations (to 1 ms) and SNRs (to 5 dB) at which both classes occur, by name."""
+    """``[clip]`` masks of the durations (to 1 ms) and SNRs (to 5 dB) at which both classes occur, by name.
+
+    Of more than `MOST_LEVELS` durations, as clips from life have, groups.
+    """
     found: dict[str, Bools] = {}
     for name, unit, step in (("duration_ms", "ms", 1), ("snr_db", "dB", 5)):
         texts = targets.slices.get(name)
@@ -168,10 +189,13 @@ def levels(targets: Targets) -> dict[str, Bools]:
             continue
         values = np.array([float(text or math.nan) for text in texts])
         near = np.round(values / step) * step
-        for value in np.unique(near[~np.isnan(near)]):
-            mask = near == value
+        sign = "+g" if unit == "dB" else "g"
+        named = grouped(np.array(["" if np.isnan(v) else f"{v + 0.0:{sign}}" for v in near]))
+        for at in np.unique(near[~np.isnan(near)]):  # by size
+            name = str(named[near == at][0])
+            mask = named == name
             if len(np.unique(targets.truth[mask])) > 1:
-                found[f"{value:+g} dB" if unit == "dB" else f"{value:g} ms"] = mask
+                found[f"{name} {unit}"] = mask
     return found
 
 

@@ -25,10 +25,10 @@ from evaluators.statistics.describe import (
     crossed,
     curves,
     describe,
-    grouped,
     ordered,
     thresholds,
 )
+from evaluators.statistics.metrics import grouped
 from evaluators.targets import Predictions
 from evaluators.tasks import TASKS
 from opro.results import figures

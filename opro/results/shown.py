@@ -14,6 +14,7 @@ from opro.results.summary import Scored, Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.budget import most_evals
 from opro.search.objective import NAMES
+from opro.search.power import Half, Simulation, shown_by
 from opro.settings import STRATEGIES, OptimizeSettings
 
 SHOWN = 10  # prompts of a finished run
@@ -43,6 +44,8 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         f" on {_clips_of(search)}, strategy {settings.strategy}"
     )
     yield f"selection   on {_clips_of(holdout)}"
+    proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
+    yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
     yield f"time        {time_of(evaluator, most - cached, settings)}"
     for line in about.memory:

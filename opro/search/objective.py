@@ -153,10 +153,12 @@ def slice_scores(
     """Score and number of clips by duration, SNR and category, in a fixed order.
 
     Durations and SNRs: balanced accuracy, left out where only one class occurs. Categories: share answered right.
+    Of many durations, as clips from life have, groups.
     """
     named: dict[str, list[int]] = {}
+    durations = metrics.grouped(np.array([str(round(clip.duration_ms)) for clip in clips]))
     for i, clip in enumerate(clips):
-        named.setdefault(f"{round(clip.duration_ms)} ms", []).append(i)
+        named.setdefault(f"{durations[i]} ms", []).append(i)
         if clip.snr_db is not None:
             named.setdefault(f"{round(clip.snr_db / 5) * 5:+d} dB", []).append(i)
         named.setdefault(clip.category, []).append(i)

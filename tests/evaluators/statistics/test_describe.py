@@ -14,18 +14,16 @@ from evaluators.statistics.compare import resample
 from evaluators.statistics.crossings import crossings
 from evaluators.statistics.describe import (
     DEFINITIONS,
-    GROUPS,
-    MOST_LEVELS,
     RATES,
     SLICE_RESAMPLES,
     crossed,
     curves,
     describe,
-    grouped,
     interval,
     ordered,
     thresholds,
 )
+from evaluators.statistics.metrics import GROUPS, MOST_LEVELS, grouped
 from evaluators.statistics.resampling import Statistic
 from evaluators.targets import Predictions, Targets
 

@@ -120,6 +120,20 @@ def test_slices_stand_in_the_order_of_their_levels_durations_first():
     ]  # fmt: skip
 
 
+def test_clips_from_life_are_sliced_in_groups_of_durations():
+    """Each has a duration of its own: a slice of two clips says nothing, and its worst one less."""
+    truth = np.arange(60) % 2
+    clips = [clip(i, t, 200.0 + 7 * i, None) for i, t in enumerate(truth)]
+    right = np.ones(60, bool)
+    right[12:24] = truth[12:24] == 0  # the second fifth misses one label
+    found = {k: v for k, v in sliced(clips, truth, right).items() if k.endswith(" ms")}
+    assert next(iter(found)).startswith("200 to ") and len(found) == 5
+    assert sum(count for _, count in found.values()) == 60
+    assert [score for score, _ in found.values()] == [1, 0.5, 1, 1, 1]
+    margin = np.where(right == (truth == 0), 2.0, -2.0)
+    assert measured("worst_slice", margin, truth, clips).reward == 0.5
+
+
 def test_a_category_is_no_slice_that_the_worst_is_taken_of():
     truth = [0, 1] * 4
     clips = [clip(i, t, category="bad" if i < 2 else "good") for i, t in enumerate(truth)]
