@@ -97,22 +97,21 @@ def _choose(
 ) -> Iterator[tuple[SampleLog, tuple[str, str | None, str]]]:
     """(log, (its score, what --map says of its sources, what is told of the choice)) of the logs of one task."""
     offered = [_offered(log) for log in logs]
-    common = [n for n in offered[0] if all(n in known for known in offered)]
     for log, known in zip(logs, offered, strict=True):
-        told = ""
         if not known:
             raise UserError(f"{log.path}: no sample has a score that is a number")
+    common = [n for n in offered[0] if all(n in known for known in offered)]
+    if not common and "score" not in names:
+        a, b = (f"{', '.join(offered[i])} in {logs[i].path}" for i in (0, -1))
+        raise UserError(
+            f"logs of one task have no score in common: there are {a}, and {b}; say with --map score=NAME which"
+        )
+    for log, known in zip(logs, offered, strict=True):
         if "score" in names:
-            score = _named(log, names["score"], known)
-        elif common:
-            score, others = common[0], ", ".join(known)
-            told = f"the score is {score!r}, the first of {others}" if known[1:] else ""
+            yield log, (_named(log, names["score"], known), names.get("source_id"), "")
         else:
-            raise UserError(
-                f"{logs[0].path} and {log.path} have no score in common: there are {', '.join(offered[0])} and"
-                f" {', '.join(known)}; say with --map score=NAME which"
-            )
-        yield log, (score, names.get("source_id"), told)
+            told = f"the score is {common[0]!r}, the first of {', '.join(known)}"
+            yield log, (common[0], names.get("source_id"), told if known[1:] else "")
 
 
 def _offered(log: SampleLog) -> list[str]:

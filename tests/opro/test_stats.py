@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -323,3 +324,59 @@ def test_files_that_are_no_table(tmp_path, capsys, text):
     path.write_bytes(text.encode("latin-1"))
     assert verb(str(path)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+CSV, LAST = "clip_id,source_id,label,score\n", "z,t,NONSPEECH,0.2\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (CSV + "a,s,SPEECH,1e400\n" + LAST, [":2:", "score is '1e400'", "expected a number"]),
+        (CSV + "a,s,SPEECH,1_0\n" + LAST, [":2:", "score is '1_0'"]),
+        (CSV + "a,s,SPEECH,\u0661\n" + LAST, [":2:", "score is '\u0661'"]),
+        (CSV + 'a,"s\n1",SPEECH,0.1\nb,s,SPEECH,x\n' + LAST, [":4:", "score is 'x'"]),
+        (CSV + "a,s,SPEECH,0.1\n" + CSV + "b,t,NONSPEECH,0.2\n", [":3:", "header stands there again"]),
+        ("clip_id,label,Label\na,b,c\n", ["column 'Label'", "twice"]),
+        (CSV + "a,s,SPEECH,0.1\nb,t,NON\0SPEECH,0.2\n", [":3:", "NUL byte"]),
+        (CSV.encode("utf-16-le"), ["NUL byte", "UTF-16"]),
+        (CSV.encode("utf-16"), ["UTF-8"]),
+        (CSV + "a;s;SPEECH;0.1\n", [":2:", "1 fields, the header has 4"]),
+        (CSV.replace(",", ";") + "a,s,SPEECH,0.1\n", [":2:", "1 fields, the header has 4"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_without_guessing_is_refused_by_its_line(tmp_path, capsys, raw, words):
+    path = tmp_path / "a.csv"
+    path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    assert verb(str(path)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    for word in words:
+        assert word in error, error
+
+
+def test_a_name_is_one_name_however_its_accents_are_coded_and_whatever_blanks_follow(
+    tmp_path, capsys
+):
+    ours = [
+        {**r, "label": "Grün" if r["label"] == "SPEECH" else "rot"}
+        for r in without(ROWS, "predicted")
+    ]
+    ours = [
+        {**r, "clip_id": f"é{i}", "source_id": f"ö{r['source_id']}"} for i, r in enumerate(ours)
+    ]
+    theirs = [
+        {k: unicodedata.normalize("NFD", v) + " \u00a0" if i % 3 else v for k, v in r.items()}
+        for i, r in enumerate(ours)
+    ]
+    a, b = write(tmp_path / "a.csv", ours), write(tmp_path / "b.csv", theirs)
+    both = read(capsys, a, b, "--positive", "Grün")
+    assert both["pairs"][0]["difference"] == 0 and both["files"][1]["labels"] == ["Grün", "rot"]
+    assert both["files"][0]["sources"] == both["files"][1]["sources"] == 24
+
+
+def test_the_separator_is_the_one_that_cuts_the_header_most(tmp_path, capsys):
+    ours = rates_of(capsys, write(tmp_path / "a.csv", ROWS))
+    lines = [";".join([*ROWS[0], "note, free"]), *(";".join([*r.values(), "x"]) for r in ROWS)]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    assert rates_of(capsys, str(tmp_path / "b.csv")) == ours
