@@ -79,18 +79,20 @@ def _log(path: Path, held: Iterator[tuple[Any, str]]) -> SampleLog:
 
 def _sample(raw: Mapping[str, Any]) -> Sample:
     named = raw.get("metrics")
-    metrics = [m for m in named if m in raw] if isinstance(named, list) else set(raw) - OWN
+    metrics = set(raw) - OWN
+    if isinstance(named, list):
+        metrics = {m for m in named if isinstance(m, str)} & set(raw)
     by = f",{text_of(raw['filter'])}" if "filter" in raw else ""
     scores = {}
-    for metric in (m for m in raw if m in metrics):
-        for name, value in leaves(raw[metric], str(metric)):
+    for metric in (m for m in raw if m in metrics):  # in the order of the line
+        for name, value in leaves(raw[metric], metric):
             found = number(value)
             if found is not None:
                 scores[f"{name}{by}"] = found
     replies = raw.get("filtered_resps")
     reply = replies[0] if isinstance(replies, list) and len(replies) == 1 else replies
     choices, logp = _choices(raw.get("arguments"), replies)
-    own = {m: raw[m] for m in metrics if isinstance(raw[m], Mapping)}
+    own = {m: raw[m] for m in raw if m in metrics and isinstance(raw[m], Mapping)}
     return Sample(
         text_of(raw["doc_id"]),
         1,

@@ -5,7 +5,6 @@ Logs come from elsewhere, so that everything read is bounded and everything that
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from evaluators.errors import UserError
 MOST_BYTES = 1 << 28  # of JSON that is parsed at once
 MOST_VALUES = 20_000_000  # in it: each takes about 100 bytes of memory
 LONGEST = 200  # characters of a text that is kept
+LARGEST = 1e100  # of a score: sums of larger ones would overflow
 DEEPEST = 4  # of mappings within mappings whose values are kept
 
 GRADES = {"c": 1.0, "i": 0.0, "p": 0.5, "n": 0.0, "yes": 1.0, "no": 0.0, "true": 1.0, "false": 0.0}
@@ -121,7 +121,7 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (ValueError, OverflowError):
         return None
-    return None if math.isinf(found) else found
+    return None if abs(found) > LARGEST else found
 
 
 def leaves(data: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -84,7 +84,7 @@ def test_every_form_of_a_log_gives_the_same(tmp_path):
 def test_scores_by_the_words_of_the_package():
     words = {"C": 1, "I": 0, "P": 0.5, "N": 0, "yes": 1, "False": 0, "0.25": 0.25, True: 1, 3: 3}
     assert {w: sample_log.number(w) for w in words} == words
-    strange = ["B", "1_0", "\u0661", "inf", [1], {"a": 1}, None, float("inf"), 10**400]
+    strange = ["B", "1_0", "\u0661", "inf", [1], {"a": 1}, None, float("inf"), 1e200, 10**400]
     assert [sample_log.number(w) for w in strange] == [None] * len(strange)
     assert math.isnan(sample_log.number(float("nan"))) and math.isnan(sample_log.number("nan"))
 
