@@ -129,3 +129,29 @@ class Predictions:
             probability=None if self.probability is None else self.probability[index],
             score=None if self.score is None else self.score[index],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number a sample, such as whether it was right or how a judge graded it, of one model on one task.
+
+    Attributes:
+        name: Of whoever was scored, as tables show it.
+        ids: One a sample, unique.
+        sources: ``[sample]`` what samples share, such as a speaker or a passage: the cluster of every interval.
+        value: ``[sample]`` finite.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    sources: Strings
+    value: Floats
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def of(self, ids: Sequence[str]) -> "Scores":
+        """The scores of some samples, in the order of `ids`."""
+        place = {name: i for i, name in enumerate(self.ids)}
+        index = np.array([place[name] for name in ids], dtype=np.int64)
+        return replace(self, ids=tuple(ids), sources=self.sources[index], value=self.value[index])

@@ -5,6 +5,12 @@ predicted, score or log-probabilities (logp_SPEECH, logp_NONSPEECH, ...); durati
 are sliced by. Other names and spellings of labels are guessed where one reading is possible, and the guess is shown;
 else they are mapped: --map label=annotator_2 source_id='(.+)_[0-9]+ of clip_id' (the group of a regular expression).
 Intervals resample sources; several files must hold the same clips and are compared pairwise.
+
+Logs of evaluations are read as they are: inspect_ai (.eval, .json), and the samples_*.jsonl that lm-evaluation-harness
+and lmms-eval write with --log_samples. Compared are the mean scores of two logs of one task on the samples of both,
+epochs averaged: difference, interval, p corrected by Holm, and the smallest difference that such samples would show.
+--map score=NAME takes another score or filter, source_id=FIELD what samples share by their metadata or documents. Where
+answers are labels with --positive among them, and right or wrong is their score, the log is one of predictions.
 """
 
 import argparse
@@ -18,9 +24,11 @@ from evaluators.errors import UserError
 from evaluators.files import csv_text, json_text
 from evaluators.statistics.compare import compare_pairs
 from evaluators.statistics.describe import DEFINITIONS, describe
-from evaluators.targets import SLICES
+from evaluators.targets import SLICES, Predictions
 from opro.cli import DONE, flag, parse, run_verb
+from opro.results.logs.read import is_log, read_log
 from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_foreign
+from opro.results.scored import as_predictions, compare_logs, open_scored
 from opro.results.sheet import Column, Sheet, decimal, percent, render
 
 
@@ -38,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
 
     def extra(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV files")
+        parser.add_argument(
+            "files", nargs="+", type=Path, metavar="FILE", help="CSV files, or logs"
+        )
         parser.add_argument(
             "--map",
             nargs="+",
@@ -61,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = statistics(space.files, settings, names, space.slices)
     if settings.format == "json":
         print(json_text(result), end="")
+    elif "logs" in result:
+        _print_logs(result, settings.format)
     elif settings.format == "csv":
         rows = _long(result)
         print(csv_text(rows, tuple(rows[0])), end="")
@@ -83,13 +95,20 @@ def statistics(
 ) -> dict[str, Any]:
     """{"files": [...], "pairs": [...]}: see `evaluators.statistics`, `describe` and `compare_pairs`.
 
+    Of logs whose answers are no labels {"logs": [...], "pairs": [...]}: see `compare_logs`.
+
     Raises:
         UserError: A file is not as described, or the files do not hold the same clips.
     """
     twice = sorted(str(p) for p in files if list(files).count(p) > 1)
     if twice:
         raise UserError(f"{twice[0]} is given twice")
-    opened = [read_foreign(path, settings.positive, names, slices) for path in files]
+    if any(map(is_log, files)):
+        opened = _open_logs(files, settings, names, slices)
+        if isinstance(opened, dict):
+            return opened
+    else:
+        opened = [read_foreign(path, settings.positive, names, slices) for path in files]
     first = opened[0][0]
     read = [first, *(joined(first, other) for other, _ in opened[1:])]
     described = []
@@ -99,6 +118,49 @@ def statistics(
         described.append({**about, **found})
     compared = compare_pairs(read, resamples=settings.resamples, seed=settings.seed)
     return {"files": described, "pairs": compared}
+
+
+def _open_logs(
+    files: Sequence[Path],
+    settings: StatsSettings,
+    names: dict[str, str],
+    slices: Sequence[str] | None,
+) -> list[tuple[Predictions, tuple[str, ...]]] | dict[str, Any]:
+    """Files of which some are logs, as predictions where all can be; else the comparison of their scores."""
+    logs = [read_log(path) for path in files if is_log(path)]
+    groups = open_scored(logs, names)
+    scored = {one.log.path: one for group in groups for one in group}
+    read = {path: as_predictions(one, settings.positive, slices) for path, one in scored.items()}
+    why = {path: text for path, text in read.items() if isinstance(text, str)}
+    same = len(groups) == 1 and len({frozenset(one.first) for one in scored.values()}) == 1
+    if not why and same:
+        return [
+            found
+            if not isinstance(found := read.get(path, ""), str)
+            else read_foreign(path, settings.positive, names, slices)
+            for path in files
+        ]
+    reason = next((f"{p}: {t}" for p, t in why.items()), "they do not hold the same samples")
+    tables = [path for path in files if path not in scored]
+    if tables:
+        raise UserError(
+            f"{tables[0]} holds predictions, and of the logs only scores can be compared ({reason}); give files of"
+            " one kind"
+        )
+    if slices is not None:
+        raise UserError(f"--slices: only predictions are sliced, and these are scores ({reason})")
+    if settings.positive != StatsSettings.positive:
+        raise UserError(
+            f"--positive {settings.positive}: the logs cannot be read as predictions ({reason})"
+        )
+    result = compare_logs(groups, resamples=settings.resamples, seed=settings.seed)
+    labels = sorted({s.target for one in scored.values() for s in one.log.samples})
+    if len(labels) == 2 and same:
+        told = f"answers are {labels[0]} or {labels[1]}: --positive {labels[1]} gives hits, AUROC and the rest"
+        if all(not isinstance(as_predictions(s, labels[1], None), str) for s in scored.values()):
+            for one in result["logs"]:
+                one["told"].append(told)
+    return result
 
 
 def _mapping(given: Sequence[str]) -> dict[str, str]:
@@ -129,6 +191,7 @@ def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
             "high",
             "p",
             "p_holm",
+            "detectable",
             "rows",
             "sources",
         )
@@ -171,6 +234,7 @@ def _long(result: dict[str, Any]) -> list[dict[str, Any]]:
             empty
             | {"file": pair["a"], "statistic": f"balanced_accuracy - {pair['b']}"}
             | {"value": pair["difference"], **{k: pair[k] for k in ("low", "high", "p", "p_holm")}}
+            | {"detectable": pair["detectable"]}
         )
     return out
 
@@ -203,6 +267,10 @@ def statistics_sheets(result: dict[str, Any]) -> list[Sheet]:
     return out
 
 
+PAIRED = (
+    "p of the interval's own, two-sided; detectable: the smallest difference that 8 of 10 such sets would show by the p"
+    " corrected"
+)
 FILE, CLIPS, SOURCES = Column("file", text=True), Column("clips", 3), Column("sources", 3)
 BALANCED, HITS, ALARMS = Column("balanced accuracy"), Column("hits", 6), Column("false alarms", 6)
 
@@ -245,12 +313,103 @@ def _pairs(result: dict[str, Any]) -> Sheet:
             percent({**p, "value": p["difference"]}, True),
             f"{p['p']:.4f}",
             f"{p['p_holm']:.4f}",
+            "" if p["detectable"] is None else f"{100 * p['detectable']:.1f}",
         ]
         for p in result["pairs"]
     ]
     columns = [Column("a", text=True), Column("b", text=True), Column("balanced accuracy, a - b")]
-    columns += [Column("p", 6), Column("p (Holm)")]
-    return Sheet("paired differences; p of the interval's own, two-sided", columns, body)
+    columns += [Column("p", 6), Column("p (Holm)"), Column("detectable", 5)]
+    return Sheet(f"paired differences; {PAIRED}", columns, body)
+
+
+# ---- logs of evaluations
+
+
+def _print_logs(result: dict[str, Any], form: str) -> None:
+    told = _told(result)
+    if form == "csv":
+        rows = _long_logs(result)
+        print(csv_text(rows, tuple(rows[0])), end="")
+        print("\n".join(told), file=sys.stderr)
+        return
+    sheets = _log_sheets(result)
+    if form == "markdown":
+        parts = [f"**{s.title}**\n\n{render(s, 'markdown')}" for s in sheets]
+        parts.append("\n".join(f"- {text}" for text in told))
+    else:
+        parts = [*map(render, sheets), "\n".join(told)]
+    print("\n\n".join(filter(None, parts)))
+
+
+def _told(result: dict[str, Any]) -> list[str]:
+    """The sentences beside the tables; what is said of several logs stands once."""
+    letter = {one["file"]: one["name"] for one in result["logs"]}
+    of: dict[str, list[str]] = {}
+    for one in result["logs"]:
+        for text in one["told"]:
+            of.setdefault(text, []).append(one["name"])
+    for p in result["pairs"]:
+        for text in p["told"]:
+            of.setdefault(text, []).append(f"{letter[p['a']]} - {letter[p['b']]}")
+    return [f"{', '.join(names)}: {text}" for text, names in of.items()]
+
+
+def _long_logs(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a number: for pandas and spreadsheets."""
+    names = ("file", "task", "model", "statistic", "value", "low", "high", "p", "p_holm")
+    empty = dict.fromkeys((*names, "detectable", "samples", "sources"))
+    out = [
+        empty
+        | {k: one[k] for k in ("file", "task", "model", "samples", "sources")}
+        | {"statistic": one["score"], **one["mean"]}
+        for one in result["logs"]
+    ]
+    kept = ("low", "high", "p", "p_holm", "detectable", "samples", "sources")
+    for p in result["pairs"]:
+        about = {"file": p["a"], "statistic": f"{p['score']} - {p['b']}", "value": p["difference"]}
+        out.append(empty | about | {k: p[k] for k in kept})
+    return out
+
+
+def _log_sheets(result: dict[str, Any]) -> list[Sheet]:
+    logs = result["logs"]
+    share = all(one["share"] for one in logs)
+    said, unit = (percent, 100) if share else (decimal, 1)
+    columns = [Column("log", text=True), FILE, Column("model", 5, text=True)]
+    columns += [Column("task", 4, text=True), Column("score", 6, text=True), Column("mean")]
+    columns += [Column("samples", 3), SOURCES, Column("epochs", 2), Column("unscored", 7)]
+    counts = ("samples", "sources", "epochs", "unscored")
+    body = [
+        [
+            *(one["name"], _short({"files": logs}, one["file"])),
+            *(one["model"], one["task"], one["score"], said(one["mean"])),
+            *(str(one[k]) for k in counts),
+        ]
+        for one in logs
+    ]
+    kinds = ", ".join(dict.fromkeys(one["kind"] for one in logs))
+    out = [Sheet(f"logs of {kinds}; 95 % intervals over sources", columns, body)]
+    if result["pairs"]:
+        columns = [Column("pair", text=True), Column("mean difference"), Column("p", 6)]
+        columns += [Column("p (Holm)"), Column("better", text=True), Column("detectable", 5)]
+        columns += [Column("samples", 3), SOURCES]
+        letter = {one["file"]: one["name"] for one in logs}
+        body = [_pair_row(letter, p, unit) for p in result["pairs"]]
+        out.append(Sheet(f"paired differences on the samples of both; {PAIRED}", columns, body))
+    return out
+
+
+def _pair_row(letter: dict[str, str], p: dict[str, Any], unit: int) -> list[str]:
+    gain = {**p, "value": p["difference"]}
+    digits = 1 if unit > 1 else 3
+    return [
+        f"{letter[p['a']]} - {letter[p['b']]}",
+        percent(gain, True) if unit > 1 else decimal(gain),
+        *(f"{p[k]:.4f}" for k in ("p", "p_holm")),
+        "not shown" if p["better"] is None else letter[p[p["better"]]],
+        "" if p["detectable"] is None else f"{unit * p['detectable']:.{digits}f}",
+        *(str(p[k]) for k in ("samples", "sources")),
+    ]
 
 
 if __name__ == "__main__":

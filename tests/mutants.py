@@ -675,8 +675,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/compare.py",
-        "balanced[a], balanced[b], two_sided=True",
-        "balanced[a], balanced[b]",
+        "difference(p.clusters, p.of_a, p.of_b, two_sided=True)",
+        "difference(p.clusters, p.of_a, p.of_b)",
     ),
     (
         "evaluators/statistics/compare.py",

@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import os
+import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from common import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from made_logs import ASSETS
 
 from data.building.readers import read_rttm
 from evaluators.errors import UserError
@@ -16,12 +20,16 @@ from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.replies import check_proposal, parse
+from opro.results.logs.read import is_log, read_log
 from opro.results.predictions import read_foreign
+from opro.results.scored import as_predictions, compare_logs, open_scored
 from opro.search.history import Candidate, History
 
 quietly = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+logs = settings(quietly, max_examples=int(os.environ.get("FUZZ", "60")))  # FUZZ=1000 for more
+REAL = [path.read_bytes() for path in sorted(ASSETS.glob("*/*"))]
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
@@ -67,6 +75,118 @@ def test_any_bytes_and_any_cells_as_predictions(tmp_path, raw, header, rows, sep
             assert len(said.decided) > 0 and all(isinstance(g, str) for g in guessed)
         except UserError as error:
             sentence(error)
+
+
+def try_log(path, content):
+    """Reads and compares a log, against itself; what it says of a hostile one is one sentence."""
+    path.write_bytes(content)
+    other = path.with_name("other")
+    other.write_bytes(content)
+    if not is_log(path):
+        return
+    try:
+        logs = [read_log(path), read_log(other)]
+        groups = open_scored(logs, {})
+        (pair,) = compare_logs(groups, resamples=100, seed=0)["pairs"]
+        assert pair["difference"] == 0 and pair["p"] == 1
+        for one in groups[0]:
+            assert all(t.isprintable() for t in one.told) and np.isfinite(one.scores.value).all()
+            as_predictions(one, "yes", None)
+    except UserError as error:
+        sentence(error)
+
+
+@logs
+@given(
+    st.binary(max_size=300).map(lambda raw: b"{" + raw)
+    | anything.map(lambda x: json.dumps({"doc_id": x}).encode())
+    | anything.map(lambda x: json.dumps({"eval": {}, "samples": [x]}).encode())
+    | anything.map(lambda x: json.dumps([x]).encode())
+)
+@example(b'{"doc_id": ' + b"[" * 100_000)
+@example(b'{"doc_id": 1, "acc": 1' + b"0" * 400 + b"}")
+@example(
+    b'{"doc_id": 1, "doc": '
+    + b'{"a":' * 900
+    + b"1"
+    + b"}" * 900
+    + b', "target": '
+    + b"[" * 900
+    + b"]" * 900
+    + b"}"
+)
+def test_any_json_as_a_log(tmp_path, raw):
+    try_log(tmp_path / "log", raw)
+
+
+scores = (
+    st.none() | st.booleans() | st.floats() | st.integers(0, 3) | st.sampled_from(["C", "I", "?"])
+)
+replies = st.text(max_size=6) | st.sampled_from(["yes", "no", "[invalid]"]) | anything
+
+
+@logs
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"doc_id": st.integers(0, 5), "filter": st.sampled_from(["none", "a"]), "acc": scores},
+            optional={
+                "target": replies, "filtered_resps": st.lists(replies, max_size=2) | replies, "doc": anything,
+                "metrics": st.just(["acc"]) | anything, "arguments": anything, "doc_hash": anything, "f1": anything,
+            },
+        ),
+        min_size=1, max_size=6, unique_by=lambda one: (one["doc_id"], one["filter"]),
+    )
+)  # fmt: skip
+def test_any_values_in_the_lines_of_a_harness(tmp_path, lines):
+    text = "".join(json.dumps(one) + "\n" for one in lines)
+    try_log(tmp_path / "samples_t_2026-01-02T03-04-05.6.jsonl", text.encode())
+
+
+@logs
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "id": st.integers(0, 5) | st.text(max_size=4) | anything, "epoch": st.integers(1, 2),
+                "scores": anything | st.dictionaries(
+                    st.text(max_size=4) | st.just("match"),
+                    st.fixed_dictionaries(
+                        {"value": scores | anything}, optional={"answer": replies, "reason": anything}
+                    ),
+                    max_size=2,
+                ),
+            },
+            optional={
+                "target": replies, "input": anything, "metadata": anything, "error": anything, "choices": anything,
+            },
+        ),
+        max_size=5,
+    ),
+    st.fixed_dictionaries(
+        {"eval": anything}, optional={"status": anything, "results": anything, "invalidated": anything}
+    ),
+    st.data(),
+)  # fmt: skip
+def test_any_values_and_any_damage_in_a_log_of_inspect(tmp_path, samples, head, data):
+    path = tmp_path / "log"
+    with zipfile.ZipFile(path, "w", data.draw(st.sampled_from([0, zipfile.ZIP_DEFLATED]))) as file:
+        file.writestr("header.json", json.dumps(head))
+        file.writestr("summaries.json", json.dumps(samples))
+    raw = path.read_bytes()
+    try_log(path, raw)
+    place = data.draw(st.integers(2, len(raw) - 1))
+    try_log(path, raw[:place] + bytes([data.draw(st.integers(0, 255))]) + raw[place + 1 :])
+    try_log(path, raw[:place])
+
+
+@logs
+@given(st.data())
+def test_any_damage_in_a_log_that_the_package_wrote(tmp_path, data):
+    raw = bytearray(data.draw(st.sampled_from(REAL)))
+    for place in data.draw(st.lists(st.integers(2, len(raw) - 1), min_size=1, max_size=3)):
+        raw[place] = data.draw(st.integers(0, 255))
+    try_log(tmp_path / "log", bytes(raw))
 
 
 @quietly

@@ -28,6 +28,7 @@ def loaded(code: str) -> set[str]:
         "opro.optimize",
         "opro.leaderboard",
         "opro.rescore",
+        "opro.stats",
         "opro.search.loop",
         "opro.proposers.openai_model",
         "evaluators.build",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
+import zstandard
 
 from evaluators.audio import RATE, Wave
 from evaluators.errors import PauseError, UserError
@@ -279,12 +280,6 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
         if flags & 1:
             blob = zlib.decompress(blob[4:])
         elif flags & 4:
-            try:
-                import zstandard
-            except ImportError:
-                raise _PackageMissingError(
-                    "Qt resources need the package zstandard: pip install 'opro-audio[recordings]'"
-                ) from None
             blob = zstandard.ZstdDecompressor().decompressobj().decompress(blob)
         yield here, blob
 

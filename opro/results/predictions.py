@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,28 @@ COLUMNS = ("clip_id", "source_id", "label", "predicted", "score")
 LOGP = "logp_"
 
 
-class _Table:
-    """A CSV file of predictions, with the names that its columns go by and what of them was guessed."""
+@dataclass(eq=False)
+class Table:
+    """The rows of a file of predictions or of an evaluation's log, as text.
 
-    def __init__(self, path: Path, names: dict[str, str]) -> None:
-        self.path, self.names, self.guessed = path, names, list[str]()
-        self.columns, self.lines, separator = _read(path)
-        self.decimal_comma = separator == ";"  # as Excel writes where a comma is the decimal sign
-        if separator != ",":
-            self.guessed.append(f"columns are separated by {separator!r}")
+    Attributes:
+        columns: Header -> column.
+        places: ``[row]`` where each stands, as a sentence goes on after the file's name.
+        names: Column -> what it is called in the file, or ``REGEX of COLUMN``, whose group is taken.
+        guessed: What was guessed of columns and labels, in words.
+        decimal_comma: As Excel writes numbers where it separates columns by semicolons.
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    places: Sequence[str]
+    names: dict[str, str]
+    guessed: list[str] = field(default_factory=list)
+    decimal_comma: bool = False
 
     def at(self, row: int) -> str:
-        """Where a row stands: file and line."""
-        return f"{self.path}:{self.lines[row]}"
+        """Where a row stands: file, and line or sample."""
+        return f"{self.path}{self.places[row]}"
 
     @property
     def _there(self) -> str:
@@ -151,15 +162,21 @@ def read_foreign(
     Raises:
         UserError: With file, row and what was expected.
     """
-    table = _Table(path, names or {})
+    return read_rows(_open_csv(path, names or {}), positive, slices)
+
+
+def read_rows(
+    table: Table, positive: str, slices: Sequence[str] | None = None
+) -> tuple[Predictions, tuple[str, ...]]:
+    """The predictions in the rows of a table; see `read_foreign`."""
     targets, spelled = _targets(table, positive, slices)
     decided, probability, score = _said(table, targets.labels, spelled)
-    said = Predictions(str(path), targets, decided, probability, score)
+    said = Predictions(str(table.path), targets, decided, probability, score)
     return said, tuple(table.guessed)
 
 
 def _targets(
-    table: _Table, positive: str, slices: Sequence[str] | None
+    table: Table, positive: str, slices: Sequence[str] | None
 ) -> tuple[Targets, dict[str, str]]:
     truth = table.needed("label", "the right label")
     if "" in truth:
@@ -193,7 +210,7 @@ def _renamed(column: str, names: dict[str, str]) -> list[str]:
     return [f"{column} {a!r} is {b}" for a, b in sorted(names.items()) if a != b]
 
 
-def _said(table: _Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tuple[Any, Any, Any]:
+def _said(table: Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tuple[Any, Any, Any]:
     """(decided, probability, score) as far as the file tells them."""
     path, positive = table.path, labels[0]
     logp = {v: table.column(LOGP + v) for v in labels}
@@ -228,7 +245,7 @@ def _said(table: _Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tu
 
 
 def _log_probabilities(
-    table: _Table, labels: tuple[str, ...], logp: dict[str, list[str] | None]
+    table: Table, labels: tuple[str, ...], logp: dict[str, list[str] | None]
 ) -> np.ndarray[Any, Any]:
     """``[clip, label]``."""
     missing = [v for v in labels if logp[v] is None]
@@ -247,44 +264,73 @@ def _log_probabilities(
     return np.stack(columns, axis=-1)
 
 
-def _read(path: Path) -> tuple[dict[str, list[str]], list[int], str]:
-    """(header -> column, line of each row, separator)."""
+def _open_csv(path: Path, names: dict[str, str]) -> Table:
     if not path.is_file():
         raise UserError(f"{str(path)!r} is no file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise UserError(
+                f"{path}:{text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte; expected text in UTF-8"
+                " (UTF-16, or a file that was not written to its end?)"
+            )
         first = text.partition("\n")[0]
-        separator = "," if "," in first else next((s for s in ";\t" if s in first), ",")
-        reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-        rows = [(reader.line_num, [_visible(cell) for cell in row]) for row in reader if row]
-    except (csv.Error, UnicodeDecodeError) as error:
+        separator = max(",;\t", key=first.count)
+        rows, lines = _rows(text, separator)
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as CSV in UTF-8 ({str(error).splitlines()[0]})"
         ) from None
     if len(rows) < 2:
         raise UserError(f"{path}: holds no rows")
-    header = rows[0][1]
-    twice = [name for i, name in enumerate(header) if name in header[:i]]
+    header = rows[0]
+    _check_widths(path, rows, lines)
+    columns = zip(*rows[1:], strict=True)
+    texts = {h: list(c) for h, c in zip(header, columns, strict=True)}
+    places = [f":{line}" for line in lines[1:]]
+    table = Table(path, texts, places, names, decimal_comma=separator == ";")
+    if separator != ",":
+        table.guessed.append(f"columns are separated by {separator!r}")
+    return table
+
+
+def _rows(text: str, separator: str) -> tuple[list[list[str]], list[int]]:
+    """Cells of each row that is not empty, and the line that it begins on."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, lines, line = list[list[str]](), list[int](), 1
+    for row in reader:
+        if row:
+            rows.append([visible(cell) for cell in row])
+            lines.append(line)
+        line = reader.line_num + 1
+    return rows, lines
+
+
+def _check_widths(path: Path, rows: Sequence[Sequence[str]], lines: Sequence[int]) -> None:
+    """Each header once, and as many cells in every row."""
+    header = [name.casefold() for name in rows[0]]
+    twice = [name for i, name in enumerate(rows[0]) if header[i] in header[:i]]
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands there twice")
-    for line, row in rows[1:]:
+    for line, row in zip(lines[1:], rows[1:], strict=True):
         if len(row) != len(header):
             raise UserError(
                 f"{path}:{line}: {len(row)} fields, the header has {len(header)}; expected as many (a"
                 " decimal comma? a comma without quotes? a file that was cut?)"
             )
-    columns = zip(*(row for _, row in rows[1:]), strict=True)
-    texts = {h: list(c) for h, c in zip(header, columns, strict=True)}
-    return texts, [line for line, _ in rows[1:]], separator
+        if [cell.casefold() for cell in row] == header:
+            raise UserError(
+                f"{path}:{line}: the header stands there again; expected a clip (two files in one?)"
+            )
 
 
-def _visible(text: str) -> str:
-    """A cell without what would steer a terminal: it may be shown in a sentence."""
-    text = text.strip()
+def visible(text: str) -> str:
+    """A cell without what would steer a terminal, one text however its accents are coded: it may be shown."""
+    text = unicodedata.normalize("NFC", text.strip())
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _labels(table: _Table, text: Sequence[str], positive: str) -> tuple[str, ...]:
+def _labels(table: Table, text: Sequence[str], positive: str) -> tuple[str, ...]:
     """Labels that occur, the positive one first."""
     path, found = table.path, sorted(set(text))
     if positive not in found:
@@ -308,7 +354,7 @@ def _labels(table: _Table, text: Sequence[str], positive: str) -> tuple[str, ...
     return (positive, *(v for v in found if v != positive))
 
 
-def _numbers(table: _Table, name: str, text: Sequence[str]) -> np.ndarray[Any, Any]:
+def _numbers(table: Table, name: str, text: Sequence[str]) -> np.ndarray[Any, Any]:
     out = np.zeros(len(text))
     for i, value in enumerate(text):
         try:
@@ -320,11 +366,15 @@ def _numbers(table: _Table, name: str, text: Sequence[str]) -> np.ndarray[Any, A
     return out
 
 
-def _number(table: _Table, text: str) -> float:
-    return float(text.replace(",", ".") if table.decimal_comma else text)
+def _number(table: Table, text: str) -> float:
+    """The number that a cell holds; Python's own reader would take 1_0 and digits of other scripts as well."""
+    text = text.replace(",", ".") if table.decimal_comma else text
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
-def _plain(table: _Table, values: Sequence[str]) -> np.ndarray[Any, Any]:
+def _plain(table: Table, values: Sequence[str]) -> np.ndarray[Any, Any]:
     """Numbers written alike (200.0 as 200), so that equal values are one slice."""
 
     def one(text: str) -> str:

@@ -1,9 +1,11 @@
 import csv
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
+from made_logs import choice, header, real, summary, write_eval, write_lines
 
 from opro.cli import run_verb
 from opro.stats import main
@@ -323,3 +325,164 @@ def test_files_that_are_no_table(tmp_path, capsys, text):
     path.write_bytes(text.encode("latin-1"))
     assert verb(str(path)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+CSV, LAST = "clip_id,source_id,label,score\n", "z,t,NONSPEECH,0.2\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (CSV + "a,s,SPEECH,1e400\n" + LAST, [":2:", "score is '1e400'", "expected a number"]),
+        (CSV + "a,s,SPEECH,1_0\n" + LAST, [":2:", "score is '1_0'"]),
+        (CSV + "a,s,SPEECH,\u0661\n" + LAST, [":2:", "score is '\u0661'"]),
+        (CSV + 'a,"s\n1",SPEECH,0.1\nb,s,SPEECH,x\n' + LAST, [":4:", "score is 'x'"]),
+        (CSV + "a,s,SPEECH,0.1\n" + CSV + "b,t,NONSPEECH,0.2\n", [":3:", "header stands there again"]),
+        ("clip_id,label,Label\na,b,c\n", ["column 'Label'", "twice"]),
+        (CSV + "a,s,SPEECH,0.1\nb,t,NON\0SPEECH,0.2\n", [":3:", "NUL byte"]),
+        (CSV.encode("utf-16-le"), ["NUL byte", "UTF-16"]),
+        (CSV.encode("utf-16"), ["UTF-8"]),
+        (CSV + "a;s;SPEECH;0.1\n", [":2:", "1 fields, the header has 4"]),
+        (CSV.replace(",", ";") + "a,s,SPEECH,0.1\n", [":2:", "1 fields, the header has 4"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_without_guessing_is_refused_by_its_line(tmp_path, capsys, raw, words):
+    path = tmp_path / "a.csv"
+    path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    assert verb(str(path)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    for word in words:
+        assert word in error, error
+
+
+def test_a_name_is_one_name_however_its_accents_are_coded_and_whatever_blanks_follow(
+    tmp_path, capsys
+):
+    ours = [
+        {**r, "label": "Grün" if r["label"] == "SPEECH" else "rot"}
+        for r in without(ROWS, "predicted")
+    ]
+    ours = [
+        {**r, "clip_id": f"é{i}", "source_id": f"ö{r['source_id']}"} for i, r in enumerate(ours)
+    ]
+    theirs = [
+        {k: unicodedata.normalize("NFD", v) + " \u00a0" if i % 3 else v for k, v in r.items()}
+        for i, r in enumerate(ours)
+    ]
+    a, b = write(tmp_path / "a.csv", ours), write(tmp_path / "b.csv", theirs)
+    both = read(capsys, a, b, "--positive", "Grün")
+    assert both["pairs"][0]["difference"] == 0 and both["files"][1]["labels"] == ["Grün", "rot"]
+    assert both["files"][0]["sources"] == both["files"][1]["sources"] == 24
+
+
+def test_the_separator_is_the_one_that_cuts_the_header_most(tmp_path, capsys):
+    ours = rates_of(capsys, write(tmp_path / "a.csv", ROWS))
+    lines = [";".join([*ROWS[0], "note, free"]), *(";".join([*r.values(), "x"]) for r in ROWS)]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    assert rates_of(capsys, str(tmp_path / "b.csv")) == ours
+
+
+# ---- logs of evaluations
+
+
+def test_is_a_better_than_b_from_the_logs_is_one_command(tmp_path, capsys):
+    for model, chance in (("a", 0.5), ("b", 0.9)):
+        runs = [summary(i, float(RNG.random() < chance)) for i in range(80)]
+        head = header(eval={"task": "toy", "model": f"org/{model}"})
+        write_eval(tmp_path / f"{model}.eval", runs, head)
+    files = [str(tmp_path / f"{model}.eval") for model in "ab"]
+    assert main([*files, "--resamples", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "logs of inspect_ai; 95 % intervals over sources" in out
+    assert "org/a" in out and "detectable: the smallest difference that 8 of 10" in out
+    (row,) = [one for one in out.splitlines() if one.startswith("A - B ")]
+    assert " B " in row and row.split()[3] != "+0.0"
+    result = read(capsys, *files)
+    assert [log["file"] for log in result["logs"]] == files and len(result["pairs"]) == 1
+    assert (result["pairs"][0]["a"], result["pairs"][0]["better"]) == (files[0], "b")
+
+
+@pytest.mark.parametrize("pattern", ["*.eval", "samples_toy_choice*", "*_samples_toy_heard*"])
+@pytest.mark.parametrize("form", ["table", "csv", "markdown"])
+def test_logs_of_the_packages_in_every_format(capsys, pattern, form):
+    assert main([*map(str, real(pattern)), "--format", form, "--resamples", "200"]) == 0
+    out, err = capsys.readouterr()
+    told = (err if form == "csv" else out).splitlines()
+    assert sum("sources are too few for a claim" in one for one in told) == 1
+    assert sum("the first of" in one for one in told) == 1  # said once of both
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(out)))
+        assert len(rows) == 3 and float(rows[2]["value"]) < 0
+        assert rows[2]["statistic"].startswith(f"{rows[0]['statistic']} - ")
+    if form == "markdown":
+        assert out.count("\n| ---") == 2 and "- A, B: " in out
+
+
+def test_scores_beyond_one_are_no_percentages(tmp_path, capsys):
+    files = real("*.eval")
+    assert main([*map(str, files), "--map", "score=loud", "--resamples", "200"]) == 0
+    (row,) = [o for o in capsys.readouterr().out.splitlines() if o.startswith("A - B ")]
+    value = float(row.split()[3])
+    (pair,) = read(capsys, *map(str, files), "--map", "score=loud")["pairs"]
+    assert value == pytest.approx(pair["difference"], abs=1e-3)
+
+
+def speech(tmp_path, name, rows):
+    runs = [
+        summary(r["clip_id"], {"match": {"value": float(r["predicted"] == r["label"]), "answer": r["predicted"]}},
+                target=r["label"], metadata={k: r[k] for k in ("source_id", "category", "duration_ms")})
+        for r in rows
+    ]  # fmt: skip
+    return str(write_eval(tmp_path / name, runs))
+
+
+def test_a_log_of_our_labels_gives_what_a_table_gives(tmp_path, capsys):
+    """Also beside a table: the same clips, joined by id."""
+    plain = without(ROWS, "score")
+    log, table = speech(tmp_path, "a.eval", plain[::-1]), write(tmp_path / "b.csv", plain)
+    both = read(capsys, table, log)
+    for name in ("rows", "sources", "labels", "balanced_accuracy", "hit_rate", "slices"):
+        assert both["files"][0][name] == both["files"][1][name], name
+    assert both["pairs"][0]["difference"] == 0
+
+
+def test_two_answers_are_offered_as_labels_and_become_labels_when_asked(tmp_path, capsys):
+    logp = [(-0.1, -1.0) if i % 3 else (-2.0, -0.2) for i in range(40)]
+    path = write_lines(tmp_path / "s.jsonl", [choice(i, i % 2, v) for i, v in enumerate(logp)])
+    (log,) = read(capsys, str(path))["logs"]
+    assert "answers are no or yes: --positive yes gives hits, AUROC and the rest" in log["told"]
+    (entry,) = read(capsys, str(path), "--positive", "yes")["files"]
+    assert entry["labels"] == ["yes", "no"] and entry["auroc"]["value"] is not None
+    assert entry["accuracy"]["value"] == log["mean"]["value"]
+
+
+def test_logs_that_cannot_be_what_was_asked_for_are_refused_in_one_sentence(tmp_path, capsys):
+    log = str(write_eval(tmp_path / "a.eval", [summary(i, 0.5) for i in range(20)]))
+    table = write(tmp_path / "b.csv", ROWS)
+    for argv, words in (
+        ([log, table], ["b.csv holds predictions", "only scores can be compared", "no target is SPEECH"]),
+        ([log, "--slices", "category"], ["--slices: only predictions are sliced"]),
+        ([log, "--positive", "yes"], ["--positive yes: the logs cannot be read as predictions"]),
+        ([log, "--map", "label=x"], ["--map label='x'", "score and source_id"]),
+        ([log, "--map", "score=f1"], ["score='f1' is not there; there are match"]),
+        ([log, log], ["given twice"]),
+    ):  # fmt: skip
+        assert verb(*argv) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("error: ")
+        for word in words:
+            assert word in error, error
+
+
+def test_texts_of_logs_steer_no_terminal(tmp_path, capsys):
+    head = header(eval={"task": "\x1b[2J", "model": "a\nb"})
+    runs = [summary(f"\x1b{i}", {}, error="\x1b[31mred\n") for i in range(5)]
+    runs += [summary(f"=cmd{i}", 1.0) for i in range(15)]
+    path = write_eval(tmp_path / "a.eval", runs, head)
+    for form in ("table", "csv", "markdown", "json"):
+        assert main([str(path), "--resamples", "100", "--format", form]) == 0
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err and "\\x1b0 (\\x1b[31mred)" in (out + err).replace(
+            "\\\\", "\\"
+        )

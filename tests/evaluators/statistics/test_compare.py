@@ -14,14 +14,17 @@ from evaluators.statistics.compare import (
     compare,
     compare_many,
     compare_pairs,
+    compare_scores,
     difference,
     estimate,
     holm,
+    mean_of,
     resample,
+    resample_scores,
     step_down,
 )
 from evaluators.statistics.resampling import Statistic, clusters, level_at_zero, percentile_bounds
-from evaluators.targets import Predictions, Targets
+from evaluators.targets import Predictions, Scores, Targets
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.integers(0, 2, 300)
@@ -315,3 +318,93 @@ def test_numbers_of_today_are_drawn_with_seed_0():
     assert compare(one, two) == compare(one, two, seed=0) != compare(one, two, seed=1)
     assert compare_many([one], two) == compare_many([one], two, seed=0)
     assert compare_many([one], two) != compare_many([one], two, seed=1)
+
+
+# ---- scores of samples
+
+
+def scores(value, sources=None, name="m"):
+    ids = tuple(f"s{i}" for i in range(len(value)))
+    return Scores(
+        name, ids, np.asarray(ids if sources is None else sources), np.asarray(value, float)
+    )
+
+
+def test_the_interval_of_scores_is_that_of_their_mean_and_grows_with_clusters():
+    value = RNG.normal(3, 2, 400)
+    a, b = scores(value), scores(value - RNG.normal(0.3, 1, 400), name="b")
+    (pair,) = compare_scores([(a, b)], resamples=4000)
+    gap = a.value - b.value
+    assert pair["difference"] == pytest.approx(gap.mean()) and (pair["a"], pair["b"]) == ("m", "b")
+    half = stats.t.ppf(0.975, 399) * gap.std(ddof=1) / 20
+    assert pair["low"] == pytest.approx(gap.mean() - half, abs=0.01)
+    assert pair["high"] == pytest.approx(gap.mean() + half, abs=0.01)
+    expected = (stats.t.ppf(0.975, 399) + stats.t.ppf(0.8, 399)) * gap.std(ddof=1) / 20
+    assert pair["detectable"] == pytest.approx(expected, rel=0.05)
+    each = [
+        np.repeat(one.value, 4) for one in (a, b)
+    ]  # four copies of every sample, under its source
+    groups = np.repeat(a.sources, 4)
+    (copied,) = compare_scores([tuple(scores(v, groups) for v in each)], resamples=4000)
+    for key in ("difference", "low", "high", "p", "detectable"):
+        assert copied[key] == pytest.approx(pair[key]), key
+
+
+def test_equal_scores_have_no_difference_and_shares_that_are_alike_have_a_width():
+    a = scores(RNG.random(30))
+    (same,) = compare_scores([(a, a)], resamples=200)
+    assert [same[k] for k in ("difference", "low", "high", "p")] == [0, 0, 0, 1]
+    assert same["detectable"] is None
+    (gap,) = compare_scores([(scores(np.ones(25)), scores(np.zeros(25)))], resamples=200)
+    assert gap["difference"] == 1 and gap["low"] < 0.95 and gap["detectable"] is None
+    c = resample_scores(a, resamples=200)
+    assert (
+        mean_of(c, np.ones(30)).unmoved.weight.any()
+        and mean_of(c, np.full(30, 7.0)).unmoved is None
+    )
+
+
+def test_pairs_of_different_samples_share_one_correction():
+    value = RNG.normal(0.3, 1, (4, 60))
+    pairs = [(scores(value[0]), scores(value[1])), (scores(value[2][:30]), scores(value[3][:30]))]
+    both = compare_scores(pairs, resamples=400)
+    alone = [compare_scores([pair], resamples=400)[0] for pair in pairs]
+    assert [p["p"] for p in both] == [p["p"] for p in alone]
+    assert [p["p_holm"] for p in both] == holm([p["p"] for p in alone])
+    assert all(p["detectable"] > q["detectable"] for p, q in zip(both, alone, strict=True))
+    assert compare_scores([]) == []
+
+
+def test_a_true_difference_of_the_size_called_detectable_is_found_in_eight_of_ten_sets():
+    rng, found, size = np.random.default_rng(1), 0, 0.42
+    told = []
+    for _ in range(300):
+        noise = rng.normal(0, 1, 20)[np.repeat(np.arange(20), 3)] * 0.5 + rng.normal(0, 0.5, 60)
+        groups = np.repeat(np.arange(20), 3).astype(str)
+        pair = (scores(noise + size, groups), scores(np.zeros(60), groups))
+        (one,) = compare_scores([pair], resamples=400)
+        found += one["p"] < 0.05
+        told.append(one["detectable"])
+    power = found / 300
+    error = np.sqrt(0.8 * 0.2 / 300)
+    expected = stats.norm.cdf(size / np.mean(told) * 2.92 - 2.09)  # its own power at this size
+    assert abs(power - expected) < 3.5 * error
+    assert 0.3 < np.mean(told) < 0.5
+
+
+def test_few_sources_have_no_detectable_difference():
+    one = scores([1.0, 0.0, 1.0], ["a", "a", "a"])
+    (pair,) = compare_scores([(one, scores([0.0, 0.0, 1.0], ["a", "a", "a"]))], resamples=200)
+    assert pair["low"] is None and pair["detectable"] is None and pair["p"] == 1
+
+
+def test_scores_are_put_in_the_order_of_ids():
+    a = scores([1.0, 2.0, 3.0], ["x", "y", "z"]).of(("s2", "s0"))
+    assert (a.ids, a.sources.tolist(), a.value.tolist()) == (("s2", "s0"), ["z", "x"], [3.0, 1.0])
+
+
+def test_predictions_have_a_detectable_difference_too():
+    a, b = (said(targets(TRUTH, SOURCES), RNG.random(300) < p) for p in (0.7, 0.8))
+    (pair,) = compare_pairs([a, b], resamples=1000)
+    width = pair["high"] - pair["low"]
+    assert pair["detectable"] == pytest.approx(width / 2 * 3.0 / 2.14, rel=0.1)
