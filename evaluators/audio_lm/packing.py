@@ -30,6 +30,11 @@ class CacheSegment:
 NOTHING = CacheSegment(0, 0)
 
 
+def overlap(one: CacheSegment, other: CacheSegment) -> bool:
+    """Whether two segments have a place in common."""
+    return max(one.begin, other.begin) < min(one.begin + one.length, other.begin + other.length)
+
+
 @dataclass(frozen=True)
 class PromptRow:
     """The tokens that score one prompt's answers.
@@ -151,15 +156,30 @@ class WaitingJobs:
             bucket = self._limits.bucket_of(len(job.row.ids))
             self._jobs.setdefault((system, bucket), []).append(job)
 
-    def batches(self, last: bool) -> Iterator[tuple[CacheSegment, list[Job]]]:
-        """(System message, jobs) of each batch that is full; with `last` of all. They wait no longer."""
-        for (system, bucket), jobs in list(self._jobs.items()):
-            batches = list(fill_batches(jobs, lambda job: job.row.size, self._limits))
-            self._jobs[system, bucket] = [] if last else batches.pop()
+    def full(self) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """(System message, jobs) of each full batch; they wait no longer."""
+        for (system, bucket), jobs in self._jobs.items():
+            *batches, self._jobs[system, bucket] = self._split(jobs)
             for batch in batches:
                 yield system, batch
-        if last:
-            self._jobs.clear()
+
+    def over(self, places: CacheSegment) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """Batches, full or not, of all jobs that wait with one that needs any of these places in the cache."""
+        for (system, bucket), jobs in list(self._jobs.items()):
+            if any(overlap(part, places) for part in (system, *(job.segment for job in jobs))):
+                del self._jobs[system, bucket]
+                for batch in self._split(jobs):
+                    yield system, batch
+
+    def rest(self) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """All others."""
+        for (system, _), jobs in self._jobs.items():
+            for batch in self._split(jobs):
+                yield system, batch
+        self._jobs.clear()
+
+    def _split(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        return fill_batches(jobs, lambda job: job.row.size, self._limits)
 
 
 @dataclass(frozen=True)

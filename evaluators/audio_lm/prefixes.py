@@ -22,6 +22,7 @@ from evaluators.audio_lm.packing import (
     Ints,
     fill_batches,
     lay_out_prefixes,
+    overlap,
     pack,
 )
 from evaluators.audio_lm.tower import AudioTower, ClipKey, ClipReader, clip_key
@@ -73,26 +74,27 @@ class KVRing:
         larger = min(max(first, 2 * self.capacity, needed), most)
         self._resize(max(larger, count + 1, self.capacity))
 
+    def next_places(self, count: int) -> CacheSegment:
+        """The places that `take` would give."""
+        return CacheSegment(0 if self._head + count > self.spare else self._head, count)
+
     def next_out(self, count: int) -> list[PrefixKey]:
-        """What the next `count` places would overwrite."""
-        round_again = self._head + count > self.spare
-        begin = 0 if round_again else self._head
+        """What `take` would let go of."""
+        places = self.next_places(count)
         out = []
-        for key, segment in self.segments.items():  # the oldest lie next before the head
-            passed = round_again and segment.begin >= self._head
-            if not passed and not begin <= segment.begin < begin + count:
+        for key, segment in self.segments.items():  # the oldest lie ahead
+            passed = segment.begin >= self._head > places.begin  # on the way round
+            if not passed and not overlap(segment, places):
                 break
             out.append(key)
         return out
 
     def take(self, count: int) -> int:
-        """The first of `count` places in a row, which are overwritten. They must fit: see `reserve`."""
+        """The first of `count` places in a row, which may be overwritten. They must fit: see `reserve`."""
+        begin = self.next_places(count).begin
         for key in self.next_out(count):
             del self.segments[key]
-        if self._head + count > self.spare:
-            self._head = 0
-        begin = self._head
-        self._head += count
+        self._head = begin + count
         return begin
 
     def note(self, key: PrefixKey, segment: CacheSegment) -> None:
@@ -204,13 +206,13 @@ class Prefixes:
 
     def compute(
         self, systems: Sequence[str], clips: Sequence[Clip], shape: Shape
-    ) -> Iterator[Ready | None]:
+    ) -> Iterator[Ready | CacheSegment]:
         """Clips that are ready, until each was so after each system message.
 
         What is kept comes first. The rest is computed in parts, each after all system messages before the next: while
         the device works on what was yielded, the features of the next clips are made.
 
-        None: places are about to be overwritten, so whatever was yielded before must be used now.
+        A segment by itself is about to be overwritten: what was yielded and lies there must be used now.
         """
         if self.bytes > self.budget() or shape.prefix != self._prefix:
             self.clear()
@@ -237,8 +239,12 @@ class Prefixes:
                 unheard += [key for key in part if not len(audio[key])]
                 for system in systems:
                     own = {key: audio[key] for key in part if key in missing[system]}
-                    for segments in self._add(system, own, shape):
-                        yield None if segments is None else self._ready(system, segments, places)
+                    for got in self._add(system, own, shape):
+                        yield (
+                            got
+                            if isinstance(got, CacheSegment)
+                            else self._ready(system, got, places)
+                        )
         if unheard:
             log.warning(
                 "%d clips, such as %r, are too short to become an audio token (20 ms): they are scored on the text"
@@ -309,10 +315,10 @@ class Prefixes:
 
     def _add(
         self, system: str, audio: Mapping[ClipKey, Tensor], shape: Shape
-    ) -> Iterator[dict[ClipKey, CacheSegment] | None]:
-        """Computes keys and values of clips from their embeddings, a batch after another; where each batch lies.
+    ) -> Iterator[dict[ClipKey, CacheSegment] | CacheSegment]:
+        """Computes keys and values of clips from their embeddings, a batch after another.
 
-        None: before places are overwritten.
+        Yields the places of a batch before they are overwritten, and then where its clips lie.
         """
         limits = BatchLimits(shape.prefix, shape.kept, self.row_bucket())
         unheard = [item for item in audio.items() if not len(item[1])]
@@ -322,8 +328,7 @@ class Prefixes:
         for batch in [*([unheard] if unheard else []), *batches]:
             lengths = [len(tokens) for _, tokens in batch]
             total = sum(lengths)
-            if self._overwrites(system, total):
-                yield None
+            yield self._ring.next_places(self._needed(system, total))
             begin = self._hold(system, total)
             segment = self._ring.segments[system, None]
             if total:
@@ -336,10 +341,6 @@ class Prefixes:
                     self._ring.note((system, key), segments[key])
                 begin += length
             yield segments
-
-    def _overwrites(self, system: str, count: int) -> bool:
-        """Whether `count` further places after a system message take places from anything; makes room for them."""
-        return bool(self._ring.next_out(self._needed(system, count)))
 
     def _hold(self, system: str, count: int) -> int:
         """The first of `count` places after a system message, which is written again where it is or would be gone."""

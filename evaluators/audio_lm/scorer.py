@@ -334,20 +334,21 @@ class AudioScorer(Uncached):
             BatchLimits(self.shape.tokens, self.shape.kept, prefixes.row_bucket())
         )
         for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape):
-            if ready is not None:
-                waiting.add(
-                    ready.segment,
-                    [
-                        Job(row, left[i], segment)
-                        for i, segment in ready.clips
-                        for row in ordered[ready.system]
-                        if not results.done[row.prompt, left[i]]
-                    ],
-                )
-            for system, jobs in waiting.batches(last=ready is None):
-                self._score_batch(system, jobs, results)
-        for system, jobs in waiting.batches(last=True):
-            self._score_batch(system, jobs, results)
+            if isinstance(ready, CacheSegment):
+                batches = waiting.over(ready)
+            else:
+                jobs = [
+                    Job(row, left[i], segment)
+                    for i, segment in ready.clips
+                    for row in ordered[ready.system]
+                    if not results.done[row.prompt, left[i]]
+                ]
+                waiting.add(ready.segment, jobs)
+                batches = waiting.full()
+            for system, batch in batches:
+                self._score_batch(system, batch, results)
+        for system, batch in waiting.rest():
+            self._score_batch(system, batch, results)
         results.finish()
 
     def _score_batch(self, system: CacheSegment, jobs: Sequence[Job], results: _Results) -> None:

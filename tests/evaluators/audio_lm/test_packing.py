@@ -80,17 +80,23 @@ def test_jobs_wait_until_a_batch_of_their_system_message_and_length_is_full():
     first, second = CacheSegment(0, 5), CacheSegment(50, 7)
     # Two short ones of 5 tokens fit, or one long one of 12.
     waiting = WaitingJobs(BatchLimits(13, 99, bucket=4))
-    jobs = [Job(row, clip, NOTHING) for clip in range(3) for row in (long, short)]
+    jobs = [Job(row, c, CacheSegment(9 * c + 10, 9)) for c in range(3) for row in (long, short)]
 
     def shown(batches):
         return [(system, [(j.row.prompt, j.clip) for j in batch]) for system, batch in batches]
 
     waiting.add(first, jobs)
     waiting.add(second, jobs[:2])
-    full = shown(waiting.batches(last=False))
+    full = shown(waiting.full())
     assert full == [(first, [(1, 0)]), (first, [(1, 1)]), (first, [(0, 0), (0, 1)])]
-    assert shown(waiting.batches(last=False)) == []
+    assert shown(waiting.full()) == []
     waiting.add(first, [])
-    rest = shown(waiting.batches(last=True))
-    assert rest == [(first, [(1, 2)]), (first, [(0, 2)]), (second, [(1, 0)]), (second, [(0, 0)])]
-    assert shown(waiting.batches(last=True)) == []
+    for nothing in (CacheSegment(5, 5), CacheSegment(37, 13), CacheSegment(28, 0)):
+        assert shown(waiting.over(nothing)) == []
+    assert shown(waiting.over(CacheSegment(5, 6))) == [(second, [(1, 0)]), (second, [(0, 0)])]
+    assert shown(waiting.over(CacheSegment(36, 1))) == [(first, [(1, 2)]), (first, [(0, 2)])]
+    waiting.add(second, jobs[:2])
+    waiting.add(first, jobs[:1])
+    assert shown(waiting.over(CacheSegment(55, 1))) == [(second, [(1, 0)]), (second, [(0, 0)])]
+    assert shown(waiting.rest()) == [(first, [(1, 0)])]
+    assert shown(waiting.rest()) == []
