@@ -110,7 +110,7 @@ def embed_qwen3_omni(model: Any, clips: Sequence[LogMel], size: int) -> list[Ten
     real = np.flatnonzero(np.arange(x.shape[1]) < _eighths(length)[:, None])
     x = x.flatten(0, 1)[to_device(_padded(real, size), x.device)]
     tokens = np.add.reduceat(_eighths(length), last + 1 - chunks)
-    x = _run_layers(tower, x, _omni_rows(tower.config, tokens, chunks))
+    x = _run_layers(tower, x, _omni_rows(tower.config, tokens))
     return _split(tower.proj2(tower.act(tower.proj1(tower.ln_post(x)))), tokens)
 
 
@@ -135,13 +135,13 @@ def _convolve_chunks(tower: Any, mel: NDArray[np.float32], lengths: Ints) -> Ten
     return x + table[: x.shape[1]].to(x.dtype)
 
 
-def _omni_rows(config: Any, tokens: Ints, chunks: Ints) -> Ints:
+def _omni_rows(config: Any, tokens: Ints) -> Ints:
     """Lengths of the windows that attend to themselves alone: whole ones of ``n_window_infer`` frames, and the rest."""
     window = 2 * config.n_window
     most = _eighth(window) * (config.n_window_infer // window)
     rows: list[int] = []
-    for count, several in zip(tokens.tolist(), (chunks > 1).tolist(), strict=True):
-        whole, rest = divmod(count, most) if several else (0, count)
+    for count in tokens.tolist():
+        whole, rest = divmod(count, most)
         rows += [most] * whole + [rest] * (rest > 0)
     return np.array(rows)
 
