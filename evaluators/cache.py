@@ -125,13 +125,8 @@ class CachedEvaluator:
             if lacking:
                 missing.setdefault(lacking, []).append(p)
         for positions, numbers in missing.items():
-            table, before = None, ""
-            while table is None or self.inner.fingerprint != before:
-                # A batch that ran out of memory changes the shape, and with it the key: score it in one shape.
-                before = self.inner.fingerprint
-                table = self.inner.score(
-                    [prompts[p] for p in numbers], [clips[c] for c in positions]
-                )
+            # Memory that ran out changes the shape of this call's batches, and with it the key: it is asked for after.
+            table = self.inner.score([prompts[p] for p in numbers], [clips[c] for c in positions])
             for i, p in enumerate(numbers):
                 logp[p, positions], top[p, positions] = table.logp[i], table.logp_top[i]
                 new = {

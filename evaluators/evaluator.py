@@ -95,7 +95,7 @@ class About:
         device: As torch names it; ``none`` where no weights are run here.
         dtype: Precision, as in ``float32``; ``none`` likewise.
         checkpoint: The checkpoint of an `AudioScorer`; None for every other evaluator.
-        batch_tokens: Tokens of a batch, halved when memory runs out; None where there are no batches.
+        batch_tokens: Tokens of a batch in the last call, halved where memory ran out; None where there are no batches.
         memory: Lines of text: what fits the device, or what would fit which card.
         seconds_per_eval: An estimate from the model's size and a matrix product timed on the device; None: next to
             nothing.
@@ -114,7 +114,11 @@ class Evaluator(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of everything that can change a score, besides prompt and clip."""
+        """Hex digest of everything that can change a score, besides prompt and clip.
+
+        After `score`: that of its scores, of all of them. It is another one where memory ran out and smaller batches,
+        which round otherwise, were needed; the next call goes back to the first where it can.
+        """
 
     @property
     def usage(self) -> Usage:

@@ -1,20 +1,22 @@
-"""Attention of packed rows by plain torch, where there are no Triton kernels."""
+"""Attention of packed rows: by plain torch, where there are no Triton kernels."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluators.audio_lm.packing import PackedRows
+from evaluators.audio_lm.packing import NOTHING, Ints, PackedRows, to_device
 
 ROW_BUCKET, PLACE_BUCKET = 4, 48  # lengths of rows and cached segments are rounded up to these
+TOWER_BUCKET = 8  # and those of the audio tower's rows to this
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention heads of a decoder."""
+    """Attention heads of a decoder or an audio tower."""
 
     queries: int
     keys: int
@@ -146,3 +148,80 @@ def _flat(start: Tensor, width: int) -> Tensor:
     lengths = start[1:] - start[:-1]
     row = torch.repeat_interleave(torch.arange(len(lengths), device=start.device), lengths)
     return row * width + (torch.arange(len(row), device=start.device) - start[row])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of a line that are padded to one width."""
+
+    index: Tensor  # [row, width], number of the token
+    mask: Tensor  # [row, 1, 1, width], which of them are the row's
+    token: Tensor  # [token], the rows' tokens, one row after another
+    flat: Tensor  # [token], where they lie in [row * width]
+
+    @classmethod
+    def of(cls, start: Ints, lengths: Ints, width: int, device: torch.device) -> "_Group":
+        """The rows that begin at `start`."""
+        within = np.arange(width)
+        real = within < lengths[:, None]
+        index = start[:, None] + np.where(real, within, 0)  # padding: any token that exists
+        put = (index, real[:, None, None], index[real], np.flatnonzero(real))
+        return cls(*(to_device(part, device) for part in put))
+
+
+class RowAttention:
+    """Attention of each token to all tokens of its own row, earlier and later: as in an audio tower.
+
+    Rows lie one after another in a line. By plain torch the rows of a length bucket are attended together, padded to
+    it, so that the shape a row is computed in depends on its own length alone.
+
+    Args:
+        lengths: ``[row]`` tokens, at least one each.
+        size: Tokens of the line; those after the rows belong to none.
+        heads: The attention heads, as many of keys as of queries.
+        device: Where the line is.
+        kernels: The module of Triton kernels; None: plain torch.
+    """
+
+    def __init__(
+        self, lengths: Ints, size: int, heads: Heads, device: torch.device, kernels: Any
+    ) -> None:
+        self._heads = heads
+        dim = heads.dim
+        self._kernels = kernels if dim >= 16 and dim & (dim - 1) == 0 else None
+        start = np.concatenate([[0], np.cumsum(lengths)])
+        if self._kernels is not None:
+            on_device = to_device(start.astype(np.int32), device)
+            none = torch.zeros(size, dtype=torch.int32, device=device)
+            longest = int(lengths.max())
+            self._rows = PackedRows(
+                start=on_device,
+                query_start=on_device,
+                branch=none,
+                begin=none[: len(lengths)],
+                length=none[: len(lengths)],
+                system=NOTHING,
+                longest=longest,
+                longest_query=longest,
+                has_branches=False,
+            )
+            return
+        widths = -(-lengths // TOWER_BUCKET) * TOWER_BUCKET
+        self._groups = [
+            _Group.of(start[:-1][widths == w], lengths[widths == w], int(w), device)
+            for w in np.unique(widths)
+        ]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``[token, heads * dim]`` of three of that shape; zero where there is no row."""
+        if self._kernels is not None:
+            new = KeysValues(k, v)
+            return self._kernels.attend(q, new, new, self._rows, self._heads, causal=False)
+        out = torch.zeros_like(q)
+        for group in self._groups:
+            shape = (*group.index.shape, self._heads.queries, self._heads.dim)
+            query, key, value = (x[group.index].view(shape).transpose(1, 2) for x in (q, k, v))
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+            padded = attended.transpose(1, 2).reshape(-1, q.shape[1])
+            out[group.token] = padded[group.flat]
+        return out

@@ -3,7 +3,8 @@
 Everything else is shared: the packed step runs any decoder of Qwen's kind, dense or with experts.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
 from evaluators.audio_lm.model_folder import read_processor
+from evaluators.audio_lm.packed_tower import (
+    LogMel,
+    embed_qwen2_audio,
+    embed_qwen3_omni,
+    omni_tokens,
+    qwen2_audio_positions,
+    tower_layer,
+)
 from evaluators.audio_lm.templates import Template
 from evaluators.errors import UserError
 
@@ -31,7 +40,11 @@ class Family:
         whole_window: The feature extractor pads every clip to its whole window. Otherwise it pads nothing, and takes
             clips of any length, but only their whole 10 ms frames.
         tokens: (config, frames) -> audio tokens.
-        encode: (model, mel ``[clip, bin, frame]``, frames) -> ``[clip, token, channel]``, for clips of one length.
+        positions: (config, frames) -> places in the audio tower's line that a clip takes.
+        positions_per_token: About as many of them become one token.
+        embed: (model, clips, size) -> ``[token, channel]`` of each clip, for clips of any lengths in one line.
+        encode: (model, mel ``[clip, bin, frame]``, frames) -> ``[clip, token, channel]``, for clips of one length:
+            for training, since it can be differentiated and captured in a graph.
         processor: Folder -> something with `tokenizer` and `feature_extractor`.
     """
 
@@ -39,6 +52,9 @@ class Family:
     template: Template
     whole_window: bool
     tokens: Callable[[Any, int], int]
+    positions: Callable[[Any, int], int]
+    positions_per_token: int
+    embed: Callable[[Any, Sequence[LogMel], int], list[Tensor]]
     encode: Callable[[Any, Tensor, int], Tensor]
     processor: Callable[[Path], Any]
 
@@ -74,17 +90,6 @@ def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
     return processor
 
 
-def _omni_tokens(config: Any, frames: int) -> int:
-    """Audio tokens: three convolutions of stride 2 over windows of ``2 * n_window`` frames, each window alone."""
-    window = 2 * config.audio_config.n_window
-
-    def halved(n: int) -> int:
-        return (n + 1) // 2
-
-    whole, rest = divmod(frames, window)
-    return whole * halved(halved(halved(window))) + halved(halved(halved(rest)))
-
-
 def _omni_encode(model: Any, mel: Tensor, frames: int) -> Tensor:
     """Audio embeddings by the stock tower, which works on each clip alone and pads none of clips of one length."""
     tower = model.model.audio_tower
@@ -112,31 +117,34 @@ def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
     x = x + tower.embed_positions.weight[:valid]
     again = torch.is_grad_enabled() and getattr(tower, "gradient_checkpointing", False)
+    attend = functools.partial(_attend_all, tower.layers[0].self_attn.num_heads)
     for layer in tower.layers:
-        run = _qwen2_tower_layer
-        x = checkpoint(run, layer, x, use_reentrant=False) if again else run(layer, x)
-    x = tower.layer_norm(tower.avg_pooler(x.transpose(1, 2)).transpose(1, 2))
+        run = tower_layer
+        x = (
+            checkpoint(run, layer, x, attend, use_reentrant=False)
+            if again
+            else run(layer, x, attend)
+        )
+    tokens = valid // 2  # none of a clip of 20 ms
+    x = tower.layer_norm(x[:, : 2 * tokens].unflatten(1, (tokens, 2)).mean(2))
     return model.model.multi_modal_projector(x)
 
 
-def _qwen2_tower_layer(layer: Any, x: Tensor) -> Tensor:
-    """One layer's output, its own modules called in its own order: a third of the stock layer's time on the host."""
-    attention = layer.self_attn
-    h = layer.self_attn_layer_norm(x)
-    shape = (*h.shape[:2], attention.num_heads, attention.head_dim)
-    q = (attention.q_proj(h) * attention.scaling).view(shape).transpose(1, 2)
-    k = attention.k_proj(h).view(shape).transpose(1, 2)
-    v = attention.v_proj(h).view(shape).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(h.shape)
-    x = x + attention.out_proj(out)
-    return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+def _attend_all(heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each clip's tokens to each other; ``[clip, token, channel]``."""
+    scaled = q * (q.shape[2] // heads) ** -0.5  # before the product, as the stock layer does
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (scaled, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
 
 
 QWEN2_AUDIO = Family(
     model_class="Qwen2AudioForConditionalGeneration",
     template=templates.QWEN2_AUDIO,
     whole_window=True,
-    tokens=lambda config, frames: ((frames - 1) // 2 + 1) // 2,
+    tokens=lambda config, frames: qwen2_audio_positions(frames) // 2,
+    positions=lambda config, frames: qwen2_audio_positions(frames),
+    positions_per_token=2,
+    embed=embed_qwen2_audio,
     encode=encode_qwen2_audio,
     processor=_auto_processor,
 )
@@ -144,7 +152,10 @@ QWEN3_OMNI = Family(
     model_class="Qwen3OmniMoeThinkerForConditionalGeneration",
     template=templates.QWEN3_OMNI,
     whole_window=False,
-    tokens=_omni_tokens,
+    tokens=omni_tokens,
+    positions=omni_tokens,
+    positions_per_token=1,
+    embed=embed_qwen3_omni,
     encode=_omni_encode,
     processor=_tokenizer_and_extractor,
 )

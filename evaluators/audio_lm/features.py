@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evaluators.audio import RATE
 from evaluators.clips import Clip, clip_wave
@@ -20,6 +21,7 @@ from evaluators.errors import UserError
 
 log = logging.getLogger(__name__)
 FRONT_END = "1"  # raise it whenever the features of a clip change
+PAST = 8  # frames after the clip that its features hold: the tower reads two, and nothing is heard in them
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class FeatureStore:
         """A clip's stored features, or its decoded wave. Meant for threads: it mostly runs without the GIL.
 
         Raises:
-            UserError: The clip cannot be decoded, or is longer than the model's window.
+            UserError: The clip cannot be decoded, is longer than the model's window, or too short for any feature.
         """
         key = hashlib.sha256(f"{self._about}|{clip.sha256}|{clip.audio}".encode()).hexdigest()
         path = self._path(key)
@@ -70,6 +72,14 @@ class FeatureStore:
         wave = clip_wave(clip)
         hop = self.extractor.hop_length
         if not self.whole_window:
+            shortest = (
+                self.extractor.n_fft // 2 + 1
+            )  # samples: the first frame is mirrored around its middle
+            if len(wave) < shortest:
+                raise UserError(
+                    f"clip {clip.clip_id!r} lasts {1e3 * len(wave) / RATE:.2f} ms, the model's features need"
+                    f" {1e3 * shortest / RATE:.2f} ms at least; leave it out, or cut it longer"
+                )
             return DecodedClip(key, len(wave) // hop, None, wave)
         if len(wave) > self.extractor.n_samples:
             raise UserError(
@@ -94,36 +104,45 @@ class FeatureStore:
             scratch.unlink(missing_ok=True)
             log.warning("features are not stored: %s", error)
 
-    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """``[wave, mel bin, frame]`` of waves of equally many frames: equal to the extractor's own to the bit.
+    def log_mel(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """``[mel bin, frame]`` of each wave: equal to the extractor's own to the bit, whatever the other waves.
 
         Written out here, for a whole window, because the extractor's own call takes 2 ms a clip and holds the GIL.
         Padded a little past the clip instead of to the whole window: the log floor comes from the clip's maximum, and
         the frames that the tower reads end before the new edge, so the values are the same.
         """
+        hop = self.extractor.hop_length
         if not self.whole_window:
             parts = [
                 self.extractor(w, sampling_rate=RATE, padding=True, truncation=False) for w in waves
             ]
-            frames = min(len(w) for w in waves) // self.extractor.hop_length
-            return np.concatenate([p["input_features"][..., :frames] for p in parts])
-        frames = -(-max(map(len, waves)) // self.extractor.hop_length)
-        samples = min(self.extractor.n_samples, (frames + 8) * self.extractor.hop_length)
-        padded = np.zeros((len(waves), samples), dtype=np.float32)
+            return [
+                p["input_features"][0][:, : len(w) // hop]
+                for p, w in zip(parts, waves, strict=True)
+            ]
+        window = self.extractor.n_samples // hop
+        frames = [min(window, -(-len(wave) // hop) + PAST) for wave in waves]
+        padded = np.zeros((len(waves), max(frames) * hop), dtype=np.float32)
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = wave
         spectrum = torch.stft(
             torch.from_numpy(padded),
             self.extractor.n_fft,
-            self.extractor.hop_length,
+            hop,
             window=self._window,
             return_complex=True,
         )
-        power = spectrum[..., :-1].abs() ** 2
-        # One product per wave: a product of all at once may round differently.
-        mel = torch.stack([self._filters @ p for p in power]).clamp(min=1e-10).log10()
-        mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
-        return ((mel + 4.0) / 4.0).numpy()
+        power = spectrum.abs() ** 2
+        # One product per wave, of its own frames: a product of all at once may round differently.
+        mels = [self._filters @ p[:, :n] for p, n in zip(power, frames, strict=True)]
+        return [_log_scale(mel).numpy() for mel in mels]
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}.npy"
+
+
+def _log_scale(mel: Tensor) -> Tensor:
+    """Mel power as Whisper takes it."""
+    mel = mel.clamp(min=1e-10).log10()
+    mel = torch.maximum(mel, mel.max() - 8.0)
+    return (mel + 4.0) / 4.0

@@ -140,7 +140,7 @@ def _attend(
     q_start, k_start, branch, begin, length, shared_begin, shared_length,
     q_stride, k_stride, v_stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BRANCHES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     first_q, last_q = tl.load(q_start + row), tl.load(q_start + row + 1)
@@ -174,7 +174,9 @@ def _attend(
                 )  # fmt: skip
         for block in range(0, count_k, BLOCK_N):
             place = block + n
-            seen = valid[:, None] & (place < count_k)[None] & (place[None] <= index[:, None])
+            seen = valid[:, None] & (place < count_k)[None]
+            if CAUSAL:
+                seen = seen & (place[None] <= index[:, None])
             if BRANCHES:
                 other = tl.load(branch + first_k + place, place < count_k, other=0)
                 seen = seen & ((other[None] == 0) | (other[None] == own[:, None]))
@@ -190,7 +192,12 @@ def _attend(
 
 
 def attend(
-    q: Tensor, new: KeysValues, cached: KeysValues, rows: PackedRows, heads: Heads
+    q: Tensor,
+    new: KeysValues,
+    cached: KeysValues,
+    rows: PackedRows,
+    heads: Heads,
+    causal: bool = True,
 ) -> Tensor:
     """Attention of packed queries over two cached segments and the row's own keys (after arXiv 2205.14135).
 
@@ -199,7 +206,8 @@ def attend(
         new: Keys and values of the batch's tokens, any row stride.
         cached: Those in the cache, contiguous.
         rows: Which tokens belong together, and what they attend to in the cache.
-        heads: Heads of the decoder.
+        heads: The attention heads; `dim` is a power of two, 16 or more.
+        causal: Whether a token attends to no later token of its row.
 
     Returns:
         ``[query, query heads * dim]``; zero where no row has a query.
@@ -213,7 +221,7 @@ def attend(
         rows.system.begin, rows.system.length,
         q.stride(0), new.keys.stride(0), new.values.stride(0), heads.dim**-0.5,
         HEADS=heads.queries, GROUP=heads.queries // heads.keys, DIM=heads.dim,
-        BRANCHES=rows.has_branches,
+        BRANCHES=rows.has_branches, CAUSAL=causal,
         BLOCK_M=block_m, BLOCK_N=BLOCK_N, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out

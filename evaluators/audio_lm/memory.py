@@ -9,6 +9,9 @@ NF4_BYTES = 0.516  # per weight: 4 bits, and the doubly quantized scales
 # Shares of the lasting matrix rate that were measured on an H100 (README): bf16 or dequantized, and 4-bit weights.
 REACHED = {"bf16": 0.85, "4-bit": 0.6}
 SUFFIX_TOKENS = 46
+EMBEDDINGS_SHARE = (
+    1 / 16
+)  # of what is kept: audio embeddings, which are much smaller than keys and values
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _kv_width(text: Any) -> int:
 
 
 def cache_bytes(total: float, free: float) -> float:
-    """Bytes that keys and values may take on a card."""
+    """Bytes that embeddings, keys and values may take on a card."""
     return min(0.3 * total, 0.5 * max(free, 0.0))
 
 
@@ -143,7 +146,7 @@ def plan_memory(config: Any, quantization: str, gib: float) -> MemoryPlan:
         weights / 2**30,
         batch / 2**30,
         cache / 2**30,
-        max(0, int(cache / place / 12)),
+        max(0, int((1 - EMBEDDINGS_SHARE) * cache / place / 12)),
         shape,
         share * 100e12 / (2 * met * SUFFIX_TOKENS),
     )

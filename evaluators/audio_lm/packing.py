@@ -6,7 +6,7 @@ score does not depend on its neighbours.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ class CacheSegment:
 
 
 NOTHING = CacheSegment(0, 0)
+
+
+def overlap(one: CacheSegment, other: CacheSegment) -> bool:
+    """Whether two segments have a place in common."""
+    return max(one.begin, other.begin) < min(one.begin + one.length, other.begin + other.length)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,12 @@ class PromptRow:
         return len(self.ids), self.kept
 
 
-Job = tuple[PromptRow, int]  # a prompt, and the position of the clip that it is scored on
+class Job(NamedTuple):
+    """A prompt, the position of the clip that it is scored on, and where the clip lies in the cache."""
+
+    row: PromptRow
+    clip: int
+    segment: CacheSegment
 
 
 def pack_prompt(number: int, suffix: Sequence[int], answers: Answers) -> PromptRow:
@@ -129,6 +139,49 @@ def fill_batches(
         yield batch
 
 
+class WaitingJobs:
+    """Jobs that wait until they fill a batch: of one system message, and of one length bucket where there are any.
+
+    Args:
+        limits: Of a batch.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._jobs: dict[tuple[CacheSegment, int], list[Job]] = {}
+
+    def add(self, system: CacheSegment, jobs: Sequence[Job]) -> None:
+        """Further jobs after a system message."""
+        for job in jobs:
+            bucket = self._limits.bucket_of(len(job.row.ids))
+            self._jobs.setdefault((system, bucket), []).append(job)
+
+    def full(self) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """(System message, jobs) of each full batch; they wait no longer."""
+        for (system, bucket), jobs in self._jobs.items():
+            *batches, self._jobs[system, bucket] = self._split(jobs)
+            for batch in batches:
+                yield system, batch
+
+    def over(self, places: CacheSegment) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """Batches, full or not, of all jobs that wait with one that needs any of these places in the cache."""
+        for (system, bucket), jobs in list(self._jobs.items()):
+            if any(overlap(part, places) for part in (system, *(job.segment for job in jobs))):
+                del self._jobs[system, bucket]
+                for batch in self._split(jobs):
+                    yield system, batch
+
+    def rest(self) -> Iterator[tuple[CacheSegment, list[Job]]]:
+        """All others."""
+        for (system, _), jobs in self._jobs.items():
+            for batch in self._split(jobs):
+                yield system, batch
+        self._jobs.clear()
+
+    def _split(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        return fill_batches(jobs, lambda job: job.row.size, self._limits)
+
+
 @dataclass(frozen=True)
 class AnswerReads:
     """Which probabilities are read from a batch, and the cells of the score table that they belong to."""
@@ -141,10 +194,10 @@ class AnswerReads:
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> "AnswerReads":
         """The reads of a batch of these jobs, in their order."""
-        rows = [row for row, _ in jobs]
+        rows = [job.row for job in jobs]
         first_state = np.cumsum([0, *(row.kept for row in rows[:-1])])
         first_sequence = np.cumsum([0, *(len(row.labels) for row in rows[:-1])])
-        cells = [(row.prompt, clip, label) for row, clip in jobs for label in row.labels]
+        cells = [(job.row.prompt, job.clip, label) for job in jobs for label in job.row.labels]
         return cls(
             np.concatenate([r.reads[:, 0] + f for r, f in zip(rows, first_state, strict=True)]),
             np.concatenate([r.reads[:, 1] for r in rows]),
@@ -192,10 +245,9 @@ class Layout:
     spare: int = field(default=0, kw_only=True)
 
 
-def lay_out_prompts(
-    rows: Sequence[PromptRow], segments: Sequence[CacheSegment], system: CacheSegment
-) -> Layout:
+def lay_out_prompts(jobs: Sequence[Job], system: CacheSegment) -> Layout:
     """Rows of prompts after the clips that they are scored on."""
+    rows, segments = [job.row for job in jobs], [job.segment for job in jobs]
     lengths = np.array([len(row.ids) for row in rows])
     before = np.array([system.length + segment.length for segment in segments])
     return Layout(

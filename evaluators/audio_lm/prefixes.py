@@ -1,14 +1,20 @@
-"""Keys and values of system messages and clips: computed once, kept as far as memory allows, shared by all prompts."""
+"""What is kept of system messages and clips, in one bounded store: keys and values, and audio embeddings.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+All of it is computed once, shared by all prompts, and dropped where the budget asks for it; what was dropped is
+computed anew, to the same bits.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evaluators.audio_lm.attention import ROW_BUCKET, KeysValues
 from evaluators.audio_lm.decoder import Decoder
-from evaluators.audio_lm.memory import Shape, cache_bytes
+from evaluators.audio_lm.memory import EMBEDDINGS_SHARE, Shape, cache_bytes
 from evaluators.audio_lm.packing import (
     NOTHING,
     BatchLimits,
@@ -16,28 +22,42 @@ from evaluators.audio_lm.packing import (
     Ints,
     fill_batches,
     lay_out_prefixes,
+    overlap,
     pack,
 )
 from evaluators.audio_lm.tower import AudioTower, ClipKey, ClipReader, clip_key
 from evaluators.clips import Clip
 
-MAX_SYSTEMS = 4  # system messages whose caches are kept at once
+log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 2**30
+FIRST_PLACES = {"cuda": 4096, "cpu": 1024, "mps": 1024}  # of a new cache, where it may take so many
 WAITING_FACTOR = 16  # without kernels, clips worth so many batches of audio tokens are collected
+PrefixKey = tuple[
+    str, ClipKey | None
+]  # a system message, and a clip after it; None: the message itself
 
 
-class KVCache:
-    """Keys and values by place, over all layers; grown by doubling."""
+class KVRing:
+    """Keys and values by place, over all layers: what was written first is overwritten first.
+
+    It grows by doubling as long as it may, and then goes round.
+
+    Attributes:
+        layers: Of each layer ``[place, key heads * dim]``.
+        capacity: Places. Padding is written to the last one.
+        segments: What lies where, in the order of writing.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.layers: list[KeysValues] = []
         self.capacity = 0
-        self.used = 0  # places
+        self.segments: OrderedDict[PrefixKey, CacheSegment] = OrderedDict()
+        self._head = 0  # the next place that is written
 
     @property
     def spare(self) -> int:
-        """The place that padding is written to: the last one."""
+        """The place that padding is written to."""
         return self.capacity - 1
 
     @property
@@ -45,144 +65,310 @@ class KVCache:
         """Memory that it takes."""
         return self.capacity * self._decoder.bytes_per_place
 
-    def grow(self, places: int, most: int) -> None:
-        """Makes room for `places` in all, by doubling up to `most`."""
-        if places < self.capacity:
+    def reserve(self, count: int, most: int) -> None:
+        """Grows where `count` further places do not fit: up to `most` in all, or to what `count` needs at least."""
+        needed = self._head + count + 1
+        if needed <= self.capacity:
             return
-        capacity = max(places + 1, min(max(1024, 2 * self.capacity), most))
+        first = FIRST_PLACES[self._decoder.device.type]
+        larger = min(max(first, 2 * self.capacity, needed), most)
+        self._resize(max(larger, count + 1, self.capacity))
+
+    def next_places(self, count: int) -> CacheSegment:
+        """The places that `take` would give."""
+        return CacheSegment(0 if self._head + count > self.spare else self._head, count)
+
+    def next_out(self, count: int) -> list[PrefixKey]:
+        """What `take` would let go of."""
+        places = self.next_places(count)
+        out = []
+        for key, segment in self.segments.items():  # the oldest lie ahead
+            passed = segment.begin >= self._head > places.begin  # on the way round
+            if not passed and not overlap(segment, places):
+                break
+            out.append(key)
+        return out
+
+    def take(self, count: int) -> int:
+        """The first of `count` places in a row, which may be overwritten. They must fit: see `reserve`."""
+        begin = self.next_places(count).begin
+        for key in self.next_out(count):
+            del self.segments[key]
+        self._head = begin + count
+        return begin
+
+    def note(self, key: PrefixKey, segment: CacheSegment) -> None:
+        """What was written to places that were taken last."""
+        self.segments.pop(key, None)
+        self.segments[key] = segment
+
+    def _resize(self, capacity: int) -> None:
+        """Makes room for so many places."""
+        if capacity <= self.capacity:
+            return
+        model = self._decoder
 
         def larger(old: Tensor | None) -> Tensor:
-            model = self._decoder
             new = torch.zeros(
                 capacity, model.heads.key_width, dtype=model.dtype, device=model.device
             )
             if old is not None:
-                new[: self.used] = old[: self.used]
+                new[: len(old)] = old
             return new
 
         if self.layers:  # one by one: the old ones are freed on the way
             for i, old in enumerate(self.layers):
                 self.layers[i] = KeysValues(larger(old.keys), larger(old.values))
         else:
-            self.layers = [KeysValues(larger(None), larger(None)) for _ in self._decoder.layers]
+            self.layers = [KeysValues(larger(None), larger(None)) for _ in model.layers]
         self.capacity = capacity
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # the old ones are of no size that is asked for again
 
 
 @dataclass(frozen=True)
-class PrefixCache:
-    """What is kept for one system message: a cache that holds it, and the places of clips after it."""
+class Ready:
+    """Clips whose keys and values are in the cache, after those of a system message.
 
-    cache: KVCache
-    system: CacheSegment
-    clips: dict[ClipKey, CacheSegment] = field(default_factory=dict)
+    Attributes:
+        system: The message.
+        segment: Where it lies.
+        clips: Positions in the call, and where the clips lie.
+    """
+
+    system: str
+    segment: CacheSegment
+    clips: list[tuple[int, CacheSegment]]
 
 
 class Prefixes:
-    """Prefix caches by system message.
+    """The store: keys and values of system messages and clips, and the clips' embeddings, under one budget.
 
     Args:
         decoder: Computes the keys and values.
         tower: Computes what clips become for the decoder.
         encode: System message -> tokens before the audio.
+        most: Bytes that it may take. None: what the device has to spare.
     """
 
-    def __init__(self, decoder: Decoder, tower: AudioTower, encode: Callable[[str], Ints]) -> None:
-        self._decoder, self._tower, self._encode = decoder, tower, encode
-        self._caches: dict[str, PrefixCache] = {}
+    def __init__(
+        self,
+        decoder: Decoder,
+        tower: AudioTower,
+        encode: Callable[[str], Ints],
+        most: float | None = None,
+    ) -> None:
+        self._decoder, self._tower, self._encode, self._most = decoder, tower, encode, most
+        self.clear()
 
     def clear(self) -> None:
-        """Drops all caches."""
-        self._caches.clear()
+        """Drops everything."""
+        self._ring = KVRing(self._decoder)
+        self._embedded: dict[ClipKey, Tensor] = {}
+        self._embedded_bytes = 0
+        self._refused = False  # whether an embedding did not fit
+        self._prefix = (
+            0  # tokens of the batches that all this was computed in: a bf16 number may depend on it
+        )
+
+    @property
+    def layers(self) -> Sequence[KeysValues]:
+        """Keys and values of each layer."""
+        return self._ring.layers
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is taken."""
+        return self._ring.bytes + self._embedded_bytes
 
     def budget(self) -> float:
-        """Bytes that a cache may take."""
+        """Bytes that may be taken; where one batch of audio tokens needs more, that."""
+        most = CPU_CACHE_BYTES if self._most is None else self._most
         device = self._decoder.device
         if device.type != "cuda":
-            return CPU_CACHE_BYTES
+            return most
         free, total = torch.cuda.mem_get_info(device)
-        return cache_bytes(total, free + sum(p.cache.bytes for p in self._caches.values()))
+        spare = cache_bytes(total, free + self.bytes)
+        return spare if self._most is None else min(self._most, spare)
 
-    def compute(
-        self, system: str, clips: Sequence[Clip], shape: Shape
-    ) -> Iterator[tuple[PrefixCache, list[int]]]:
-        """(prefix cache, positions of clips that are in it), until every clip had its turn.
-
-        Clips that are not kept yet are computed in parts: while the device works on what was yielded, the features of
-        the next clips are made. A cache that is full is replaced by a new one between two parts.
-        """
-        prefixes = self._caches.get(system) or self._begin(system, shape)
-        ready = [i for i, clip in enumerate(clips) if clip_key(clip) in prefixes.clips]
-        if ready:
-            yield prefixes, ready
-        kept = set(ready)
-        new = [i for i in range(len(clips)) if i not in kept]
-        budget = self.budget()
-        with self._tower.reader() as reader:
-            for part in self._parts([clips[i] for i in new], reader, shape):
-                positions = [new[i] for i in part]
-                audio = self._tower.embed([clips[i] for i in positions], reader)
-                places = prefixes.cache.used + sum(map(len, audio))
-                if places * self._decoder.bytes_per_place > budget and prefixes.clips:
-                    prefixes = self._begin(system, shape)
-                keys = [clip_key(clips[i]) for i in positions]
-                self._add(prefixes, dict(zip(keys, audio, strict=True)), shape)
-                yield prefixes, positions
+    def shrink(self, shape: Shape) -> bool:
+        """Drops everything, and halves the budget from here on. False: what it held was too little to matter."""
+        held = self.bytes
+        self.clear()
+        if held <= (shape.prefix + 1) * self._decoder.bytes_per_place:
+            return False
+        self._most = held / 2
+        return True
 
     def row_bucket(self) -> int:
         """Rows share a batch if their lengths round up to the same multiple of this; 0: all may, as with kernels."""
         return 0 if self._decoder.kernels is not None else ROW_BUCKET
 
+    def compute(
+        self, systems: Sequence[str], clips: Sequence[Clip], shape: Shape
+    ) -> Iterator[Ready | CacheSegment]:
+        """Clips that are ready, until each was so after each system message.
+
+        What is kept comes first. The rest is computed in parts, each after all system messages before the next: while
+        the device works on what was yielded, the features of the next clips are made.
+
+        A segment by itself is about to be overwritten: what was yielded and lies there must be used now.
+        """
+        if self.bytes > self.budget() or shape.prefix != self._prefix:
+            self.clear()
+        self._prefix = shape.prefix
+        places: dict[ClipKey, list[int]] = {}
+        for i, clip in enumerate(clips):
+            places.setdefault(clip_key(clip), []).append(i)
+        if self._refused:  # room for this call's, where others' are kept
+            self._keep_embeddings(places.keys())
+        for system in systems:
+            self._hold(system, 0)
+        missing: dict[str, set[ClipKey]] = {}
+        for system in systems:
+            kept = self._kept(system, places)
+            missing[system] = places.keys() - kept.keys()
+            if kept:
+                yield self._ready(system, kept, places)
+        new = [key for key in places if any(key in keys for keys in missing.values())]
+        unheard: list[ClipKey] = []
+        to_read = [clips[places[key][0]] for key in new if key not in self._embedded]
+        with self._tower.reader(to_read) as reader:
+            for part in self._parts(new, reader, shape):
+                audio = self._embed(part, reader, shape)
+                unheard += [key for key in part if not len(audio[key])]
+                for system in systems:
+                    own = {key: audio[key] for key in part if key in missing[system]}
+                    for got in self._add(system, own, shape):
+                        yield (
+                            got
+                            if isinstance(got, CacheSegment)
+                            else self._ready(system, got, places)
+                        )
+        if unheard:
+            log.warning(
+                "%d clips, such as %r, are too short to become an audio token (20 ms): they are scored on the text"
+                " alone, as the stock model scores them",
+                len(unheard),
+                clips[places[unheard[0]][0]].clip_id,
+            )
+
+    def _kept(self, system: str, keys: Iterable[ClipKey]) -> dict[ClipKey, CacheSegment]:
+        """Those of the clips whose keys and values after the system message are in the cache."""
+        segments = self._ring.segments
+        if (system, None) not in segments:  # overwritten by that of another one
+            return {}
+        return {key: segments[system, key] for key in keys if (system, key) in segments}
+
+    def _ready(
+        self,
+        system: str,
+        segments: Mapping[ClipKey, CacheSegment],
+        places: Mapping[ClipKey, Sequence[int]],
+    ) -> Ready:
+        clips = [(i, segment) for key, segment in segments.items() for i in places[key]]
+        return Ready(system, self._ring.segments[system, None], clips)
+
     def _parts(
-        self, clips: Sequence[Clip], reader: ClipReader, shape: Shape
-    ) -> Iterator[list[int]]:
-        """Positions of clips that fill about one batch of audio tokens, decoded some way ahead."""
+        self, keys: Sequence[ClipKey], reader: ClipReader, shape: Shape
+    ) -> Iterator[list[ClipKey]]:
+        """Clips that fill about one batch of audio tokens and one line of the tower, decoded some way ahead."""
         # Without kernels a batch holds clips of one length bucket: more of them at once fill it.
         full = shape.prefix * (1 if self._decoder.kernels is not None else WAITING_FACTOR)
         # The first part is small, and little is decoded beside it, so that the device starts early.
         enough, ahead = full // 4, 4 * reader.threads
-        part: list[int] = []
-        tokens = 0
-        for i in range(len(clips)):
-            self._tower.read_ahead(clips[i : i + 1 + ahead], reader)
-            part.append(i)
-            tokens += self._tower.count_tokens(clips[i], reader)
-            if i + 1 < len(clips):
-                following = self._tower.count_tokens(clips[i + 1], reader)
-                if following and tokens + following <= enough:
-                    continue
+        part: list[ClipKey] = []
+        taken = 0
+        for key in keys:
+            reader.read_ahead(len(part) + 1 + ahead)
+            kept = self._embedded.get(key)
+            share = self._tower.share(reader.frames(key)) if kept is None else len(kept)
+            if part and taken + share > enough:
+                yield part
+                part, taken, enough, ahead = [], 0, full, 64 * reader.threads
+            part.append(key)
+            taken += share
+        if part:
             yield part
-            part, tokens, enough, ahead = [], 0, full, 64 * reader.threads
 
-    def _begin(self, system: str, shape: Shape) -> PrefixCache:
-        """A new cache that holds the system message alone."""
-        if len(self._caches) >= MAX_SYSTEMS:
-            self._caches.clear()
-        cache, ids = KVCache(self._decoder), self._encode(system)
-        cache.grow(len(ids), 0)
-        layout = lay_out_prefixes([len(ids)], NOTHING, 0, cache.spare)
-        size = -(-len(ids) // 64) * 64
-        batch = pack(ids, layout, size=size, kept=shape.kept, device=self._decoder.device)
-        self._decoder.step(batch, cache.layers)
-        cache.used = len(ids)
-        self._caches[system] = PrefixCache(cache, CacheSegment(0, len(ids)))
-        return self._caches[system]
+    def _embed(
+        self, part: Sequence[ClipKey], reader: ClipReader, shape: Shape
+    ) -> dict[ClipKey, Tensor]:
+        """Embeddings ``[token, channel]`` of the clips; new ones are kept while they fit."""
+        new = [key for key in part if key not in self._embedded]
+        made = self._tower.embed(new, reader, shape.prefix)
+        most = EMBEDDINGS_SHARE * self.budget()
+        for key, tokens in made.items():
+            size = tokens.numel() * tokens.itemsize
+            if self._embedded_bytes + size > most:
+                self._refused = True
+                continue
+            self._embedded[key] = tokens
+            self._embedded_bytes += size
+        return {key: made[key] if key in made else self._embedded[key] for key in part}
 
-    def _add(self, prefixes: PrefixCache, audio: Mapping[ClipKey, Tensor], shape: Shape) -> None:
-        """Computes keys and values of clips from their embeddings ``[token, channel]``, and notes their places."""
+    def _keep_embeddings(self, keys: Set[ClipKey]) -> None:
+        """Drops the embeddings of all other clips."""
+        self._embedded = {key: kept for key, kept in self._embedded.items() if key in keys}
+        self._embedded_bytes = sum(t.numel() * t.itemsize for t in self._embedded.values())
+        self._refused = False
+
+    def _add(
+        self, system: str, audio: Mapping[ClipKey, Tensor], shape: Shape
+    ) -> Iterator[dict[ClipKey, CacheSegment] | CacheSegment]:
+        """Computes keys and values of clips from their embeddings, a batch after another.
+
+        Yields the places of a batch before they are overwritten, and then where its clips lie.
+        """
         limits = BatchLimits(shape.prefix, shape.kept, self.row_bucket())
-        waiting = [item for item in audio.items() if item[0] not in prefixes.clips]
-        waiting.sort(key=lambda item: limits.bucket_of(len(item[1])))
-        cache, device = prefixes.cache, self._decoder.device
-        for batch in fill_batches(waiting, lambda item: (len(item[1]), 0), limits):
+        unheard = [item for item in audio.items() if not len(item[1])]
+        heard = [item for item in audio.items() if len(item[1])]
+        heard.sort(key=lambda item: limits.bucket_of(len(item[1])))
+        batches = fill_batches(heard, lambda item: (len(item[1]), 0), limits)
+        for batch in [*([unheard] if unheard else []), *batches]:
             lengths = [len(tokens) for _, tokens in batch]
-            begin, total = cache.used, sum(lengths)
-            cache.grow(begin + total, int(self.budget() // self._decoder.bytes_per_place))
-            layout = lay_out_prefixes(lengths, prefixes.system, begin, cache.spare)
-            embeddings = torch.cat([tokens for _, tokens in batch])
-            size = max(shape.prefix, total)
-            packed = pack(embeddings, layout, size=size, kept=shape.kept, device=device)
-            self._decoder.step(packed, cache.layers)
-            cache.used += total
+            total = sum(lengths)
+            yield self._ring.next_places(self._needed(system, total))
+            begin = self._hold(system, total)
+            segment = self._ring.segments[system, None]
+            if total:
+                embeddings = torch.cat([tokens for _, tokens in batch])
+                self._write(embeddings, lengths, segment, begin, max(shape.prefix, total))
+            segments = {}
             for (key, _), length in zip(batch, lengths, strict=True):
-                prefixes.clips[key] = CacheSegment(begin, length)
+                segments[key] = CacheSegment(begin, length) if length else NOTHING
+                if length:
+                    self._ring.note((system, key), segments[key])
                 begin += length
+            yield segments
+
+    def _hold(self, system: str, count: int) -> int:
+        """The first of `count` places after a system message, which is written again where it is or would be gone."""
+        needed = self._needed(system, count)
+        begin = self._ring.take(needed)
+        if needed == count:
+            return begin
+        ids = self._encode(system)
+        self._write(ids, [len(ids)], NOTHING, begin, -(-len(ids) // 64) * 64)
+        self._ring.note((system, None), CacheSegment(begin, len(ids)))
+        return begin + len(ids)
+
+    def _needed(self, system: str, count: int) -> int:
+        """Places to take for `count` of clips: with those of the system message, unless it stays where it is."""
+        ring = self._ring
+        most = int((1 - EMBEDDINGS_SHARE) * self.budget() // self._decoder.bytes_per_place)
+        ring.reserve(count, most)
+        key = (system, None)
+        if key in ring.segments and key not in ring.next_out(count):
+            return count
+        count += len(self._encode(system))
+        ring.reserve(count, most)
+        return count
+
+    def _write(
+        self, tokens: Ints | Tensor, lengths: list[int], after: CacheSegment, begin: int, size: int
+    ) -> None:
+        """Computes keys and values of rows of tokens after a segment, into places from `begin` on."""
+        layout = lay_out_prefixes(lengths, after, begin, self._ring.spare)
+        batch = pack(tokens, layout, size=size, kept=0, device=self._decoder.device)
+        self._decoder.step(batch, self._ring.layers)

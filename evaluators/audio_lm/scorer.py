@@ -12,10 +12,10 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,27 +43,28 @@ from evaluators.audio_lm.memory import (
 from evaluators.audio_lm.packing import (
     AnswerReads,
     BatchLimits,
+    CacheSegment,
     Ints,
     Job,
     PromptRow,
-    fill_batches,
+    WaitingJobs,
     lay_out_prompts,
     pack,
     pack_prompt,
     to_device,
 )
-from evaluators.audio_lm.prefixes import PrefixCache, Prefixes
+from evaluators.audio_lm.prefixes import Prefixes
 from evaluators.audio_lm.templates import encode
-from evaluators.audio_lm.tower import TOWER_BATCH, AudioTower, clip_key
+from evaluators.audio_lm.tower import AudioTower
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-SCORER = "3"  # raise it whenever a change can change a score: it is part of every cache key
+SCORER = "4"  # raise it whenever a change can change a score: it is part of every cache key
 MIN_TOKENS = 128  # smaller batches are not tried when memory runs out
+PENDING = 256  # batches whose results wait on the device, so that it need not wait for the host
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,42 @@ class LoadedModel:
     """What a score runs on: the weights, and the embeddings, keys and values that are kept."""
 
     decoder: Decoder
-    tower: AudioTower
     prefixes: Prefixes
+
+
+class _Results:
+    """The members of a score table, as far as they are there; memory does not grow but by them.
+
+    Attributes:
+        logp: ``[prompt, clip, label]``, as in `ScoreTable`.
+        top: The same.
+        done: ``[prompt, clip]``.
+    """
+
+    def __init__(self, prompts: int, clips: int, labels: int) -> None:
+        self.logp = np.full((prompts, clips, labels), -np.inf, dtype=np.float32)
+        self.top = self.logp.copy()
+        self.done = np.zeros((prompts, clips), dtype=bool)
+        self._pending: list[tuple[Tensor, AnswerReads]] = []
+
+    def add(self, values: Tensor, reads: AnswerReads) -> None:
+        """Takes what `Decoder.read` gave for a batch; it may be still under way."""
+        self._pending.append((values, reads))
+        if len(self._pending) >= PENDING:
+            self.finish()
+
+    def finish(self) -> None:
+        """Enters all that was taken into the table."""
+        for values, reads in self._pending:
+            reads.add_to(self.logp, self.top, values)
+            self.done[reads.cells[:, 0], reads.cells[:, 1]] = True
+        self._pending.clear()
+
+    def drop(self) -> None:
+        """Begins anew."""
+        self.logp[:] = self.top[:] = -np.inf
+        self.done[:] = False
+        self._pending.clear()
 
 
 class AudioScorer(Uncached):
@@ -82,11 +117,12 @@ class AudioScorer(Uncached):
         checkpoint: What to score.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        shape: Sizes of the batches; halved when memory runs out. None: by the kind of device.
+        shape: Sizes of the batches; halved for a call that would run out of memory. None: by the kind of device.
         dequantize: Whether 4-bit weights are dequantized once, to the numbers that every batch would dequantize them
             to. None: where memory allows it.
         features: Folder that stores features of clips by content. None: they are computed anew.
         loaded: (model, processor) that are in memory already, instead of the checkpoint's files.
+        store_bytes: What kept embeddings, keys and values may take on the device. None: what it has to spare.
     """
 
     def __init__(
@@ -99,11 +135,13 @@ class AudioScorer(Uncached):
         dequantize: bool | None = None,
         features: Path | None = None,
         loaded: tuple[Any, Any] | None = None,
+        store_bytes: float | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.shape = shape or shape_for(card_gib(self.device))
+        self._wanted = self._used = shape or shape_for(card_gib(self.device))
+        self._store_bytes = store_bytes
         self._dequantize = dequantize
         self._features = features
         self._given = loaded
@@ -111,8 +149,20 @@ class AudioScorer(Uncached):
         self._loaded: LoadedModel | None = None
 
     @property
+    def shape(self) -> Shape:
+        """Sizes of the last call's batches. A call begins with those that were asked for, whatever the one before."""
+        return self._used
+
+    @shape.setter
+    def shape(self, shape: Shape) -> None:
+        self._wanted = self._used = shape
+
+    @property
     def fingerprint(self) -> str:
-        """Digest of weights, adapter, quantization, precision, device class, scorer and (in bf16) batch shape."""
+        """Digest of weights, adapter, quantization, precision, device class, scorer and (in bf16) batch shape.
+
+        After a call: of its scores. They are of one shape, also where memory ran out on the way.
+        """
         parts: dict[str, Any] = {
             "scorer": SCORER,
             "checkpoint": self.checkpoint.digest,
@@ -121,7 +171,7 @@ class AudioScorer(Uncached):
         }
         if self.dtype != torch.float32:
             card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-            parts |= {"card": card, "shape": [*astuple(self.shape), TOWER_BATCH[self.device.type]]}
+            parts |= {"card": card, "shape": astuple(self.shape)}
             if self.checkpoint.quantization != "none":
                 parts["expanded"] = self.dequantize
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -187,7 +237,6 @@ class AudioScorer(Uncached):
     def forget(self) -> None:
         """Drops embeddings, keys and values that are kept, as before timing."""
         if self._loaded is not None:
-            self._loaded.tower.clear()
             self._loaded.prefixes.clear()
 
     def release(self) -> None:
@@ -210,15 +259,13 @@ class AudioScorer(Uncached):
             suffix = encode(tokenizer, self.family.template.after(prompt.text))
             row = pack_prompt(number, suffix, answers[number])
             by_system.setdefault(prompt.system, []).append(row)
-        shape = (len(prompts), len(clips), len(prompts[0].answers))
-        logp = np.full(shape, -np.inf, dtype=np.float32)
-        top = logp.copy()
+        results = _Results(len(prompts), len(clips), len(prompts[0].answers))
+        self._used = self._wanted
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
-            for system, rows in by_system.items():
-                for values, reads in self._retry(functools.partial(self._run, system, rows, clips)):
-                    reads.add_to(logp, top, values)
-        table = ScoreTable(tuple(prompts), tuple(clips), logp, top)
+            while not results.done.all():
+                self._attempt(by_system, clips, results)
+        table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         _check_finite(table)
         self.forwards += len(prompts) * len(clips)
         return table
@@ -238,82 +285,82 @@ class AudioScorer(Uncached):
             tower = AudioTower(model, self.family, self.feature_store, decoder.dtype)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
             before = functools.partial(_tokens_before, self.family, self.processor.tokenizer)
-            self._loaded = LoadedModel(decoder, tower, Prefixes(decoder, tower, before))
+            prefixes = Prefixes(decoder, tower, before, self._store_bytes)
+            self._loaded = LoadedModel(decoder, prefixes)
         return self._loaded
 
+    def _attempt(
+        self, by_system: Mapping[str, Sequence[PromptRow]], clips: Sequence[Clip], results: _Results
+    ) -> None:
+        """Scores what is not done. When memory runs out it returns early, with a smaller store or smaller batches."""
+        try:
+            self._run(by_system, clips, results)
+        except torch.OutOfMemoryError:
+            shrunk = self.prefixes.shrink(self.shape)
+            if not shrunk and self.shape.tokens <= MIN_TOKENS:
+                raise
+        else:
+            return
+        # Here, where the error no longer holds on to the tensors of the functions that it came through.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        results.finish()
+        if shrunk:
+            log.warning("out of memory: fewer keys and values of clips are kept from here on")
+            return
+        self._used = self.shape.halved()
+        if self.dtype != torch.float32:
+            results.drop()  # a table is of one shape
+        log.warning("out of memory: batches of %d tokens in this call", self.shape.tokens)
+
     def _run(
-        self, system: str, rows: Sequence[PromptRow], clips: Sequence[Clip]
-    ) -> list[tuple[Tensor, AnswerReads]]:
-        """Scores prompts of one system message. The results stay on the device, so that nothing waits for them."""
-        for row in rows:  # here, since the shape may have been halved
-            if len(row.ids) > self.shape.tokens or row.kept > self.shape.kept:
+        self, by_system: Mapping[str, Sequence[PromptRow]], clips: Sequence[Clip], results: _Results
+    ) -> None:
+        """Scores the prompts of each system message on each clip, but for what is done."""
+        for row in (row for rows in by_system.values() for row in rows):
+            if len(row.ids) > self.shape.tokens or row.kept > self.shape.kept:  # it may be halved
                 raise PromptError(
                     f"prompt {row.prompt + 1} of this call has {len(row.ids)} tokens with its"
                     f" answers; at most {self.shape.tokens} fit a batch here"
                 )
         # Long rows first: the same order whatever the order of the prompts.
-        rows = sorted(rows, key=lambda row: (-len(row.ids), row.prompt))
-        decoder = self.decoder
-        results = []
-        for prefixes, jobs in self._batches(system, rows, clips):
-            layout = lay_out_prompts(
-                [row for row, _ in jobs],
-                [prefixes.clips[clip_key(clips[c])] for _, c in jobs],
-                prefixes.system,
-            )
-            ids = np.concatenate([row.ids for row, _ in jobs])
-            batch = pack(
-                ids, layout, size=self.shape.tokens, kept=self.shape.kept, device=self.device
-            )
-            hidden = decoder.step(batch, prefixes.cache.layers)
-            reads = AnswerReads.of(jobs)
-            state, token = (to_device(part, self.device) for part in (reads.state, reads.token))
-            results.append((decoder.read(hidden, state, token), reads))
-        return results
+        ordered = {
+            system: sorted(rows, key=lambda row: (-len(row.ids), row.prompt))
+            for system, rows in by_system.items()
+        }
+        left: list[int] = np.flatnonzero(~results.done.all(axis=0)).tolist()
+        prefixes = self.prefixes
+        waiting = WaitingJobs(
+            BatchLimits(self.shape.tokens, self.shape.kept, prefixes.row_bucket())
+        )
+        for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape):
+            if isinstance(ready, CacheSegment):
+                batches = waiting.over(ready)
+            else:
+                jobs = [
+                    Job(row, left[i], segment)
+                    for i, segment in ready.clips
+                    for row in ordered[ready.system]
+                    if not results.done[row.prompt, left[i]]
+                ]
+                waiting.add(ready.segment, jobs)
+                batches = waiting.full()
+            for system, batch in batches:
+                self._score_batch(system, batch, results)
+        for system, batch in waiting.rest():
+            self._score_batch(system, batch, results)
+        results.finish()
 
-    def _batches(
-        self, system: str, rows: Sequence[PromptRow], clips: Sequence[Clip]
-    ) -> Iterator[tuple[PrefixCache, list[Job]]]:
-        """(prefix cache, a batch's jobs). A batch that is not full waits for more clips in the same cache."""
-        limits = BatchLimits(self.shape.tokens, self.shape.kept, self.prefixes.row_bucket())
-        waiting: list[Job] = []
-        current: PrefixCache | None = None
-
-        def full(last: bool) -> list[list[Job]]:
-            if limits.bucket and not last:
-                return []  # the batch of any bucket may wait for more
-            batches = list(fill_batches(waiting, lambda job: job[0].size, limits))
-            return batches if last else batches[:-1]
-
-        for prefixes, positions in self.prefixes.compute(system, clips, self.shape):
-            if current is not None and prefixes is not current:
-                for jobs in full(last=True):
-                    yield current, jobs
-                waiting = []
-            current = prefixes
-            waiting += [(row, c) for c in positions for row in rows]
-            waiting.sort(key=lambda job: limits.bucket_of(len(job[0].ids)))
-            done = full(last=False)
-            for jobs in done:
-                yield current, jobs
-            waiting = waiting[sum(map(len, done)) :]
-        if current is not None:
-            for jobs in full(last=True):
-                yield current, jobs
-
-    def _retry(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`. When memory runs out, drops keys and values, halves the batches and tries again."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                if self.shape.tokens <= MIN_TOKENS:
-                    raise
-            self.prefixes.clear()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self.shape = self.shape.halved()
-            log.warning("out of memory: batches of %d tokens from here on", self.shape.tokens)
+    def _score_batch(self, system: CacheSegment, jobs: Sequence[Job], results: _Results) -> None:
+        """Starts a batch; its results stay on the device, so that nothing waits for them."""
+        layout = lay_out_prompts(jobs, system)
+        ids = np.concatenate([job.row.ids for job in jobs])
+        shape, device, decoder = self.shape, self.device, self.decoder
+        batch = pack(ids, layout, size=shape.tokens, kept=shape.kept, device=device)
+        hidden = decoder.step(batch, self.prefixes.layers)
+        reads = AnswerReads.of(jobs)
+        state, token = (to_device(part, device) for part in (reads.state, reads.token))
+        results.add(decoder.read(hidden, state, token), reads)
 
     @functools.cached_property
     def _seconds_per_eval(self) -> float:

@@ -1,23 +1,23 @@
-"""Clips as embeddings: decoding and log-mel features in threads, then the audio tower on the clip's own frames."""
+"""Clips as embeddings: decoding and log-mel features in threads, then the audio tower on the clips' own frames."""
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.families import Family
 from evaluators.audio_lm.features import DecodedClip, FeatureStore
-from evaluators.audio_lm.packing import to_device
+from evaluators.audio_lm.packed_tower import LogMel
+from evaluators.audio_lm.packing import BatchLimits, fill_batches
 from evaluators.clips import Clip
 
 DECODING_THREADS = 8  # more of them are in each other's way
-# Clips of one length in a batch of the tower. Always so many, since a bf16 score may depend on it.
-TOWER_BATCH = {"cuda": 32, "cpu": 16, "mps": 16}
+SECONDS_AHEAD = 512.0  # of audio that is decoded and waits, 32 MB: long clips are not read as far ahead as short ones
 ClipKey = tuple[str, str]
 
 
@@ -26,15 +26,32 @@ def clip_key(clip: Clip) -> ClipKey:
     return clip.sha256, clip.audio
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """A clip that is being decoded, or was."""
+
+    decoded: "Future[DecodedClip]"
+    seconds: float
+
+
 class ClipReader:
-    """Decodes clips in threads, ahead of the device. A context manager; leaving it waits for its threads."""
+    """Decodes clips in threads, ahead of the device, and lets go of each as its features are taken.
+
+    A context manager; leaving it waits for its threads.
+
+    Args:
+        store: Features of clips.
+        clips: What will be taken, about in that order; no two of the same content.
+    """
 
     threads = DECODING_THREADS
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, clips: Sequence[Clip]) -> None:
         self._store = store
         self._pool = ThreadPoolExecutor(self.threads)
-        self._decoded: dict[ClipKey, Future[DecodedClip]] = {}
+        self._left = deque(clips)
+        self._begun: dict[ClipKey, _Reading] = {}
+        self._seconds = 0.0
 
     def __enter__(self) -> "ClipReader":
         return self
@@ -45,21 +62,24 @@ class ClipReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=kind is not None)
 
-    def start(self, clip: Clip) -> None:
-        """Starts to decode a clip, unless that was done."""
-        key = clip_key(clip)
-        if key not in self._decoded:
-            self._decoded[key] = self._pool.submit(self._store.decode, clip)
+    def read_ahead(self, most: int) -> None:
+        """Starts to decode the next clips, until `most`, or a lot of audio, wait to be taken."""
+        while self._left and len(self._begun) < most and self._seconds < SECONDS_AHEAD:
+            self._begin()
 
-    def wait(self, key: ClipKey) -> DecodedClip:
-        """The decoded clip, once it is there. Raises what decoding raised."""
-        return self._decoded[key].result()
+    def frames(self, key: ClipKey) -> int:
+        """10 ms frames of a clip, once it is decoded. Raises what decoding raised."""
+        while key not in self._begun:
+            self._begin()
+        return self._begun[key].decoded.result().frames
 
-    def log_mel(self, keys: Sequence[ClipKey]) -> NDArray[np.float32]:
-        """``[clip, mel bin, frame]`` of clips of equally many frames; new features are stored."""
-        decoded = [self.wait(key) for key in keys]
+    def take(self, keys: Sequence[ClipKey]) -> list[LogMel]:
+        """Features of decoded clips, which are let go of; new features are stored."""
+        reads = [self._begun.pop(key) for key in keys]
+        self._seconds -= sum(read.seconds for read in reads)
+        decoded = [read.decoded.result() for read in reads]
         waves = [d.wave for d in decoded if d.wave is not None]
         new = iter(self._store.log_mel(waves) if waves else ())
         out = []
@@ -67,12 +87,18 @@ class ClipReader:
             mel = next(new) if d.mel is None else d.mel
             if d.mel is None and self._store.folder is not None:
                 self._pool.submit(self._store.keep, d, mel)
-            out.append(mel)
-        return np.stack(out)
+            out.append(LogMel(mel, d.frames))
+        return out
+
+    def _begin(self) -> None:
+        clip = self._left.popleft()
+        seconds = clip.duration_ms / 1e3
+        self._begun[clip_key(clip)] = _Reading(self._pool.submit(self._store.decode, clip), seconds)
+        self._seconds += seconds
 
 
 class AudioTower:
-    """Audio embeddings of clips, computed once per content.
+    """Audio embeddings of clips; keeps none.
 
     Args:
         model: The loaded model.
@@ -83,43 +109,33 @@ class AudioTower:
 
     def __init__(self, model: Any, family: Family, store: FeatureStore, dtype: torch.dtype) -> None:
         self._model, self._family, self._store, self._dtype = model, family, store, dtype
-        self._device = model.model.language_model.embed_tokens.weight.device
-        self._embedded: dict[ClipKey, Tensor] = {}
 
-    def clear(self) -> None:
-        """Drops the embeddings."""
-        self._embedded.clear()
+    def reader(self, clips: Sequence[Clip]) -> ClipReader:
+        """A reader of clips; one for each call."""
+        return ClipReader(self._store, clips)
 
-    def reader(self) -> ClipReader:
-        """A reader of clips; one for each call, since it holds the decoded waves."""
-        return ClipReader(self._store)
+    def share(self, frames: int) -> int:
+        """What a clip of so many frames takes of the tower's line, in tokens."""
+        positions = self._family.positions(self._model.config, frames)
+        return -(-positions // self._family.positions_per_token)
 
-    def read_ahead(self, clips: Sequence[Clip], reader: ClipReader) -> None:
-        """Starts to decode the clips that are not embedded yet."""
-        for clip in clips:
-            if clip_key(clip) not in self._embedded:
-                reader.start(clip)
+    def embed(
+        self, keys: Sequence[ClipKey], reader: ClipReader, tokens: int
+    ) -> dict[ClipKey, Tensor]:
+        """``[token, channel]`` of each clip.
 
-    def count_tokens(self, clip: Clip, reader: ClipReader) -> int:
-        """Tokens that a clip becomes."""
-        kept = self._embedded.get(clip_key(clip))
-        if kept is not None:
-            return len(kept)
-        return self._family.tokens(self._model.config, reader.wait(clip_key(clip)).frames)
-
-    def embed(self, clips: Sequence[Clip], reader: ClipReader) -> list[Tensor]:
-        """``[token, channel]`` of each clip."""
-        size = TOWER_BATCH[self._device.type]
-        new: dict[int, list[ClipKey]] = {}  # by frames
-        for key in dict.fromkeys(map(clip_key, clips)):
-            if key not in self._embedded:
-                new.setdefault(reader.wait(key).frames, []).append(key)
-        for frames, keys in new.items():
-            for i in range(0, len(keys), size):
-                part = keys[i : i + size]
-                mel = reader.log_mel(part)
-                full = np.concatenate([mel, np.repeat(mel[-1:], size - len(part), 0)])
-                tokens = self._family.encode(self._model, to_device(full, self._device), frames)
-                for key, embedding in zip(part, tokens.to(self._dtype), strict=False):
-                    self._embedded[key] = embedding.clone()
-        return [self._embedded[clip_key(clip)] for clip in clips]
+        Args:
+            keys: Of clips that the reader has.
+            reader: Gives their features.
+            tokens: What fits a line of the tower: always so many, since a bf16 embedding may depend on it.
+        """
+        out: dict[ClipKey, Tensor] = {}
+        order = sorted(keys, key=reader.frames)  # features of about one length are made together
+        size = lambda key: (self.share(reader.frames(key)), 0)  # noqa: E731
+        for line in fill_batches(order, size, BatchLimits(tokens, 0)):
+            needed = sum(size(key)[0] for key in line)  # more than fits: one long clip
+            places = max(tokens, needed) * self._family.positions_per_token
+            embedded = self._family.embed(self._model, reader.take(line), places)
+            for key, embedding in zip(line, embedded, strict=True):
+                out[key] = embedding.to(self._dtype).clone()
+        return out

@@ -331,22 +331,24 @@ def test_prompts_of_other_numbers_of_labels_keep_apart(tmp_path, clips):
 
 
 class Shrinking(Spied):
-    """Runs out of memory in its first call: the batch becomes smaller, and with it fingerprint and scores change."""
+    """Runs out of memory in its first call, which gets smaller batches; with them fingerprint and scores change."""
 
     def score(self, prompts, clips):
+        self.fingerprint = "large" if self.pairs else "small"
         table = super().score(prompts, clips)
-        if self.fingerprint == "large":
-            self.fingerprint = "small"
-            return replace(table, logp=table.logp - 1)
-        return table
+        return table if self.fingerprint == "small" else replace(table, logp=table.logp - 1)
 
 
-def test_scores_of_a_batch_that_changed_its_shape_are_made_again(tmp_path, seeds, clips):
+def test_scores_are_stored_under_the_shape_they_were_made_in(tmp_path, seeds, clips):
     inner = Shrinking()
     inner.fingerprint = "large"
-    table = CachedEvaluator(inner, tmp_path).score(seeds[:1], clips[:3])
+    cached = CachedEvaluator(inner, tmp_path)
+    table = cached.score(seeds[:1], clips[:3])
     plain = Spied().score(seeds[:1], clips[:3])
-    assert np.array_equal(table.logp, plain.logp)
+    assert np.array_equal(table.logp, plain.logp) and len(inner.pairs) == 3  # each once
+    later = cached.score(seeds[:1], clips[3:5]).logp
+    assert np.array_equal(later, Spied().score(seeds[:1], clips[3:5]).logp - 1)
+    assert cached.fingerprint == "large" and cached.count_missing(seeds[:1], clips[:5]) == 3
     again = CachedEvaluator(Spied(), tmp_path)
     again.inner.fingerprint = "small"
     assert np.array_equal(again.score(seeds[:1], clips[:3]).logp, plain.logp)

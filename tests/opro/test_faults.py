@@ -233,6 +233,9 @@ def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, de
         monkeypatch.setattr(evaluator.decoder, "step", failing)
         return evaluator.score(seeds, dev_clips[:6]).logp
 
+    # What is kept goes first, then batches are halved for the call.
+    np.testing.assert_allclose(fail(torch.OutOfMemoryError("x"), 2), expected, atol=1e-5)
+    assert evaluator.shape.tokens == size
     np.testing.assert_allclose(fail(torch.OutOfMemoryError("x"), 2), expected, atol=1e-5)
     assert evaluator.shape.tokens == size // 4
     with pytest.raises(PauseError, match="out of memory even with the smallest batches"):

@@ -1,5 +1,6 @@
 """Qwen3-Omni's thinker behind the same evaluator: a tiny random model against the stock forward."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN3_OMNI
 from evaluators.audio_lm.memory import plan_memory
+from evaluators.audio_lm.packed_tower import LogMel, embed_qwen3_omni
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.templates import encode
 from evaluators.clips import clip_wave
@@ -119,11 +121,60 @@ def test_prefix_sharing_equals_the_stock_forward(omni, seeds, clips):
 
 @pytest.mark.parametrize("samples", [1600, 3307, 7999, 8000, 8161, 16000, 40_007, 480_000])
 def test_odd_lengths_equal_the_stock_forward(omni, seeds, clips, tmp_path, samples):
-    path = tmp_path / "clip.wav"
+    assert apart(omni, seeds[:1], [noise(tmp_path, clips[0], samples)]) < 1e-4
+
+
+def noise(folder, clip, samples):
+    path = folder / f"{samples}.wav"
     wave = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     soundfile.write(path, wave, 16000, subtype="FLOAT")
-    clip = replace(clips[0], path=path, sha256=f"omni{samples}", clip_id="any")
-    assert apart(omni, seeds[:1], [clip]) < 1e-4
+    return replace(clip, path=path, sha256=f"omni {samples}", clip_id=f"{samples} samples")
+
+
+def test_any_lengths_together_equal_the_stock_forward(omni, seeds, clips, tmp_path):
+    """One frame and little more, whole chunks of a second and their rests, several windows of attention."""
+    lengths = [201, 319, 320, 480, 1280, 1440, 3333, 15_999, 16_000, 16_160, 17_600, 150_000]
+    made = [noise(tmp_path, clips[0], n) for n in lengths]
+    assert apart(omni, seeds[:1], made) < 1e-4
+    whole = omni.score(seeds[:1], made).logp
+    omni.forget()
+    assert np.abs(omni.score(seeds[:1], made[::-1]).logp[:, ::-1] - whole).max() < 1e-5
+
+
+@torch.inference_mode()
+def test_embeddings_of_a_line_of_clips_are_the_stock_towers_of_each_alone(omni):
+    """With convolutions that hear something, and whose biases make something of nothing."""
+    model = copy.deepcopy(omni.decoder.model)
+    tower, random = model.model.audio_tower, np.random.default_rng(0)
+    torch.manual_seed(1)
+    for convolution in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
+        convolution.weight.normal_(0, 0.3)
+        convolution.bias.normal_(0, 0.5)
+    frames = [1, 2, 3, 8, 9, 50, 99, 100, 101, 110, 200, 201, 399, 400, 401, 950]
+    mels = [random.normal(0, 1, (80, n)).astype(np.float32) for n in frames]
+    clips = [LogMel(mel, n) for mel, n in zip(mels, frames, strict=True)]
+    stock = [
+        tower(
+            input_features=torch.from_numpy(mel), feature_lens=torch.tensor([n])
+        ).last_hidden_state
+        for mel, n in zip(mels, frames, strict=True)
+    ]
+    for order in (slice(None), slice(None, None, -1), slice(3, 6)):
+        embedded = embed_qwen3_omni(model, clips[order], 600)
+        for ours, theirs, n in zip(embedded, stock[order], frames[order], strict=True):
+            assert ours.shape == theirs.shape == (QWEN3_OMNI.tokens(model.config, n), 48)
+            assert torch.allclose(ours, theirs, atol=2e-5), n
+    assert min(float(s.std()) for s in stock) > 0.1
+
+
+@pytest.mark.parametrize("samples", [1, 160, 200])
+def test_a_clip_too_short_for_any_feature_is_one_sentence(omni, seeds, clips, tmp_path, samples):
+    with pytest.raises(UserError) as caught:
+        omni.score(seeds[:1], [clips[0], noise(tmp_path, clips[0], samples)])
+    assert str(caught.value) == (
+        f"clip '{samples} samples' lasts {samples / 16:.2f} ms, the model's features need 12.56 ms at least; leave it"
+        " out, or cut it longer"
+    )
 
 
 def test_scores_do_not_depend_on_their_company(omni, seeds, clips):

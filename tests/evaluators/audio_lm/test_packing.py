@@ -5,9 +5,12 @@ import torch
 
 from evaluators.audio_lm.answer_tokens import Answers
 from evaluators.audio_lm.packing import (
+    NOTHING,
     AnswerReads,
     BatchLimits,
     CacheSegment,
+    Job,
+    WaitingJobs,
     fill_batches,
     lay_out_prefixes,
     lay_out_prompts,
@@ -39,10 +42,10 @@ def test_batches_keep_to_their_limits_and_buckets():
 
 def test_a_batch_has_its_size_whatever_its_rows():
     row = pack_prompt(0, [1, 2, 3], ANSWERS)
-    segments = [CacheSegment(10, 5), CacheSegment(15, 2)]
-    for rows in ([row], [row, row]):
-        layout = lay_out_prompts(rows, segments[: len(rows)], CacheSegment(0, 10))
-        ids = np.concatenate([r.ids for r in rows])
+    jobs = [Job(row, 0, CacheSegment(10, 5)), Job(row, 1, CacheSegment(15, 2))]
+    for count in (1, 2):
+        layout = lay_out_prompts(jobs[:count], CacheSegment(0, 10))
+        ids = np.concatenate([job.row.ids for job in jobs[:count]])
         batch = pack(ids, layout, size=16, kept=12, device=CPU)
         assert batch.tokens.shape == batch.positions.shape == (16,) and batch.keep.shape == (12,)
     assert batch.positions.tolist() == [15, 16, 17, 18, 19, 18, 12, 13, 14, 15, 16, 15, *[0] * 4]
@@ -62,7 +65,7 @@ def test_padding_of_a_prefix_goes_to_the_spare_place():
 
 def test_sequences_of_a_label_are_summed_as_probabilities():
     row = pack_prompt(1, [1, 2, 3], ANSWERS)
-    reads = AnswerReads.of([(row, 0), (row, 2)])
+    reads = AnswerReads.of([Job(row, 0, NOTHING), Job(row, 2, NOTHING)])
     assert reads.state.tolist() == [0, 0, 1, 2, 0, 3, 4, 4, 5, 6, 4, 7]
     logp = np.full((2, 3, 2), -np.inf, np.float32)
     top = logp.copy()
@@ -70,3 +73,30 @@ def test_sequences_of_a_label_are_summed_as_probabilities():
     assert np.isneginf(logp[0]).all() and np.isneginf(logp[1, 1]).all()
     np.testing.assert_allclose(logp[1, 0], [np.logaddexp(-1, -3), -2], rtol=1e-6)
     np.testing.assert_allclose(top[1, 2], [-1, -2])
+
+
+def test_jobs_wait_until_a_batch_of_their_system_message_and_length_is_full():
+    short, long = pack_prompt(0, [1, 2], ANSWERS), pack_prompt(1, list(range(9)), ANSWERS)
+    first, second = CacheSegment(0, 5), CacheSegment(50, 7)
+    # Two short ones of 5 tokens fit, or one long one of 12.
+    waiting = WaitingJobs(BatchLimits(13, 99, bucket=4))
+    jobs = [Job(row, c, CacheSegment(9 * c + 10, 9)) for c in range(3) for row in (long, short)]
+
+    def shown(batches):
+        return [(system, [(j.row.prompt, j.clip) for j in batch]) for system, batch in batches]
+
+    waiting.add(first, jobs)
+    waiting.add(second, jobs[:2])
+    full = shown(waiting.full())
+    assert full == [(first, [(1, 0)]), (first, [(1, 1)]), (first, [(0, 0), (0, 1)])]
+    assert shown(waiting.full()) == []
+    waiting.add(first, [])
+    for nothing in (CacheSegment(5, 5), CacheSegment(37, 13), CacheSegment(28, 0)):
+        assert shown(waiting.over(nothing)) == []
+    assert shown(waiting.over(CacheSegment(5, 6))) == [(second, [(1, 0)]), (second, [(0, 0)])]
+    assert shown(waiting.over(CacheSegment(36, 1))) == [(first, [(1, 2)]), (first, [(0, 2)])]
+    waiting.add(second, jobs[:2])
+    waiting.add(first, jobs[:1])
+    assert shown(waiting.over(CacheSegment(55, 1))) == [(second, [(1, 0)]), (second, [(0, 0)])]
+    assert shown(waiting.rest()) == [(first, [(1, 0)])]
+    assert shown(waiting.rest()) == []

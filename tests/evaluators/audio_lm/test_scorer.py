@@ -9,6 +9,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import evaluator_with, noise, random_model, stock_scores
 
 from evaluators.audio_lm.answer_tokens import PromptError, find_answers
 from evaluators.audio_lm.checkpoint import SelfTest, open_checkpoint
@@ -17,7 +18,7 @@ from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.packing import CacheSegment, lay_out_prefixes, pack
-from evaluators.audio_lm.prefixes import KVCache
+from evaluators.audio_lm.prefixes import KVRing
 from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
@@ -45,54 +46,6 @@ def clips(dev_clips):
     return balanced_order(dev_clips)[:20]
 
 
-def random_model(seconds):
-    """(model, processor) of the architecture with random weights, grouped queries and a window of so many seconds."""
-    from transformers import (
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
-
-    tokenizer = AudioScorer(open_checkpoint("pocket-base"), "cpu").processor.tokenizer
-    config = Qwen2AudioConfig(
-        audio_config={"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
-                      "encoder_ffn_dim": 64, "num_mel_bins": 80, "max_source_positions": 50 * seconds},
-        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 8, "hidden_size": 64,
-                     "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-                     "num_key_value_heads": 2},
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2AudioForConditionalGeneration(config).eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.mul_(3)  # so that answers differ
-    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=seconds)
-    return model, Qwen2AudioProcessor(extractor, tokenizer)
-
-
-def evaluator_with(model, processor, shape=None, dtype="float32"):
-    checkpoint = open_checkpoint("pocket-base")
-    return AudioScorer(checkpoint, "cpu", dtype, shape=shape, loaded=(model, processor))
-
-
-def stock_scores(stock, prompt, clip):
-    """By the stock forward ``[member, label]``: (sum, largest) over a label's sequences, each read in one call."""
-    inputs = stock.inputs(prompt, clip)
-    rows = []
-    for group in find_answers(stock.processor.tokenizer, prompt).sequences:
-        parts = []
-        for sequence in group:
-            ids = torch.cat([inputs["input_ids"], torch.tensor([sequence[:-1]]).long()], 1)
-            with torch.inference_mode():
-                given = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                logp = stock.model(**given).logits[0].log_softmax(-1)
-            last = len(logp) - len(sequence)
-            parts.append(sum(float(logp[last + i, t]) for i, t in enumerate(sequence)))
-        rows.append((np.logaddexp.reduce(parts), max(parts)))
-    return np.array(rows).T
-
-
 ASKED = [
     Prompt("Is it speech?\nA) yes\nB) no"),
     Prompt("A or B?", system="Listen."),
@@ -116,14 +69,6 @@ def small(clips, tmp_path_factory):
     stock = StockModel(model, processor, torch.device("cpu"))
     truth = np.array([[stock_scores(stock, p, c) for c in made] for p in ASKED])
     return model, processor, made, np.moveaxis(truth, 2, 0)
-
-
-def noise(folder, clip, number, samples):
-    """A clip of so many samples, of its own."""
-    path = folder / f"{number}.wav"
-    wave = np.random.default_rng(number).normal(0, 0.02 * (1 + number % 7), samples)
-    soundfile.write(path, wave.astype(np.float32), 16000, subtype="FLOAT")
-    return replace(clip, path=path, sha256=f"noise {number}", clip_id=f"noise {number}")
 
 
 def apart(table, truth, rows=slice(None), columns=slice(None)):
@@ -215,13 +160,13 @@ def test_a_step_that_keeps_no_token_returns_no_state(small):
     """As of clips, of which keys and values are wanted alone."""
     model, processor, *_ = small
     decoder = evaluator_with(model, processor).decoder
-    cache = KVCache(decoder)
-    cache.grow(3, 0)
-    layout = lay_out_prefixes([3], CacheSegment(0, 0), 0, cache.spare)
+    ring = KVRing(decoder)
+    ring.reserve(3, 1000)
+    layout = lay_out_prefixes([3], CacheSegment(0, 0), ring.take(3), ring.spare)
     batch = pack(np.array([1, 2, 3]), layout, size=8, kept=4, device=decoder.device)
     with torch.inference_mode():
-        assert len(decoder.step(batch, cache.layers)) == 0
-    assert all(layer.keys[:3].abs().sum(1).min() > 0 for layer in cache.layers)
+        assert len(decoder.step(batch, ring.layers)) == 0
+    assert all(layer.keys[:3].abs().sum(1).min() > 0 for layer in ring.layers)
 
 
 def test_layers_that_are_not_plain_ones_are_called_as_they_are(clips, tmp_path):
@@ -247,7 +192,7 @@ def test_layers_that_are_not_plain_ones_are_called_as_they_are(clips, tmp_path):
 def test_what_was_heard_is_kept_until_it_is_forgotten_and_equal_content_is_heard_once(small):
     model, processor, clips, truth = small
     evaluator, runs = evaluator_with(model, processor), []
-    hook = model.model.audio_tower.conv1.register_forward_hook(lambda *about: runs.append(1))
+    hook = model.model.audio_tower.layer_norm.register_forward_hook(lambda *about: runs.append(1))
     try:
         twice = [clips[0], replace(clips[0], clip_id="the same")]
         evaluator.score(ASKED[:1], twice)
@@ -285,20 +230,24 @@ def out_of_memory(rows, more_than=0):
         raise torch.OutOfMemoryError("pretended")
 
 
-def test_batches_are_halved_until_they_fit_and_stay_so(small):
+def test_batches_are_halved_until_they_fit_and_the_next_call_begins_with_whole_ones(small):
     model, processor, clips, truth = small
     evaluator = evaluator_with(model, processor)
     with failing_head(model, lambda rows: out_of_memory(rows, 20)) as seen:
         assert apart(evaluator.score(ASKED[:4], clips), truth, range(4)) < 1e-4
-        assert seen[:2] == [48, 24] and set(seen[2:]) == {12}
+        assert list(dict.fromkeys(seen)) == [48, 24, 12] and set(seen[seen.index(12) :]) == {12}
         assert evaluator.shape == Shape(192, 12, 256)
-        del seen[:]
         evaluator.score(ASKED[:1], clips)
-        assert set(seen) == {12}
+        assert evaluator.shape == Shape(192, 12, 256)
+    assert apart(evaluator.score(ASKED[:2], clips), truth, range(2)) < 1e-4
+    assert evaluator.shape == Shape(768, 48, 256)
 
 
-@pytest.mark.parametrize(("tokens", "tries"), [(768, 4), (256, 2), (129, 2), (128, 1), (100, 1)])
-def test_memory_that_no_batch_finds_pauses_after_the_smallest(small, tokens, tries):
+@pytest.mark.parametrize(
+    ("tokens", "sizes"),
+    [(768, [48, 24, 12, 6]), (256, [48, 24]), (129, [48, 24]), (128, [48]), (100, [48])],
+)
+def test_memory_that_no_batch_finds_pauses_after_the_smallest(small, tokens, sizes):
     model, processor, clips, _ = small
     evaluator = evaluator_with(model, processor, Shape(tokens, 48, 256))
     with (
@@ -306,7 +255,8 @@ def test_memory_that_no_batch_finds_pauses_after_the_smallest(small, tokens, tri
         pytest.raises(PauseError, match="out of memory even with the smallest batches") as caught,
     ):
         evaluator.score(ASKED[1:2], clips[:1])
-    assert len(seen) == tries and type(caught.value) is PauseError and evaluator.forwards == 0
+    assert list(dict.fromkeys(seen)) == sizes
+    assert type(caught.value) is PauseError and evaluator.forwards == 0
 
 
 def raising(error):
@@ -571,15 +521,13 @@ def test_audio_reaches_the_model(evaluator, seeds, clips):
 def test_features_are_those_of_the_processor_to_the_bit(evaluator, clips):
     extractor = evaluator.processor.feature_extractor
     waves = [clip_wave(clip) for clip in clips]
-    by_frames = {}
-    for wave in waves:
-        by_frames.setdefault(-(-len(wave) // 160), []).append(wave)
-    for frames, part in by_frames.items():
-        together = FeatureStore(None, extractor).log_mel(part)
-        for wave, mel in zip(part, together, strict=True):
-            whole = extractor([wave], sampling_rate=16000, return_tensors="np")["input_features"][0]
-            count = min(2 * ((frames - 1) // 2 + 1) + 2, whole.shape[-1])
-            assert np.array_equal(mel[:, :count], whole[:, :count])
+    waves += [waves[0][:samples] for samples in (1, 160, 161, 2345, 3199)]
+    together = FeatureStore(None, extractor).log_mel(waves)  # of all lengths at once
+    for wave, mel in zip(waves, together, strict=True):
+        whole = extractor([wave], sampling_rate=16000, return_tensors="np")["input_features"][0]
+        frames = -(-len(wave) // 160)
+        assert mel.shape[1] == min(frames + 8, whole.shape[-1])
+        assert np.array_equal(mel, whole[:, : mel.shape[1]])
 
 
 def test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew(
@@ -691,14 +639,11 @@ def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator,
         "float32",
         shape=replace(evaluator.shape, prefix=8),
         loaded=(evaluator.decoder.model, evaluator.processor),
+        store_bytes=80 * evaluator.decoder.bytes_per_place,
     )
-    prefixes, begun = small.prefixes, []
-    begin = prefixes._begin
-    prefixes._begin = lambda system, shape: begun.append(system) or begin(system, shape)
-    prefixes.budget = lambda: 80 * small.decoder.bytes_per_place
     for _ in range(2):
         assert np.abs(small.score(seeds, clips).logp - whole).max() < CLOSE
-    assert len(begun) > 2
+    assert 0 < small.prefixes.bytes <= 80 * small.decoder.bytes_per_place
 
 
 def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
