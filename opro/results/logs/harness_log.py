@@ -65,7 +65,7 @@ def _log(path: Path, held: Iterator[tuple[Any, str]]) -> SampleLog:
                 f"{path}{place}: doc_id {sample.id} stands at {path}{first} too; expected each once (two runs, or two"
                 " filters that lmms-eval does not name, in one file)"
             )
-        kind = LMMS_EVAL if "input" in raw and "arguments" not in raw else kind
+        kind = LMMS_EVAL if "input" in raw else kind
         known = samples.get(sample.id, sample)
         samples[sample.id] = replace(
             sample,

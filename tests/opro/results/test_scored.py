@@ -257,6 +257,29 @@ def test_logs_are_compared_within_their_task_and_holm_counts_all_pairs(tmp_path)
     assert [log["told"] for log in three] == [[], [], told]
 
 
+def test_better_is_said_by_the_corrected_p(tmp_path):
+    values = {"a": [i < 10 for i in range(40)], "b": [i in (10, 11) for i in range(40)]}
+    paths = [
+        write_lines(tmp_path / f"{task}{model}.jsonl", [line(i, float(v), doc_hash=f"{task}{i}")
+                    for i, v in enumerate(values[model])])
+        for task in ("x", "y") for model in ("a", "b")
+    ]  # fmt: skip
+    (alone,) = compared(*paths[:2])["pairs"]
+    assert 0.025 < alone["p"] == alone["p_holm"] < 0.05 and alone["better"] == "a"
+    for pair in compared(*paths)["pairs"]:
+        assert pair["p"] == alone["p"] and pair["p_holm"] > 0.05 and pair["better"] is None
+
+
+def test_scores_of_two_names_are_compared_when_a_name_fits_both_and_it_is_told(tmp_path):
+    kinds = ({"f1": 0.5}, {"judge": {"value": {"f1": 0.5}}})
+    paths = [
+        write_eval(tmp_path / f"{n}.eval", [summary(i, kind) for i in range(12)])
+        for n, kind in enumerate(kinds)
+    ]
+    (pair,) = compared(*paths, score="f1")["pairs"]
+    assert pair["told"] == ["the scores have two names, f1 and judge.f1"]
+
+
 def test_logs_of_one_task_without_a_common_score_or_sample_are_refused(tmp_path):
     a = write_eval(tmp_path / "a.eval", [summary(i, 1.0) for i in range(5)])
     b = write_eval(tmp_path / "b.eval", [summary(i, {"f1": 1.0}) for i in range(5)])
@@ -356,3 +379,16 @@ def test_real_logs_are_compared():
         worse, better = real(pattern)
         (pair,) = compared(worse, better)["pairs"]
         assert pair["difference"] < 0, pattern
+
+
+def test_choices_that_differ_between_samples_are_no_labels(tmp_path):
+    lines = [choice(i, i % 2, (-0.1, -2.0)) for i in range(10)]
+    lines[3]["arguments"]["gen_args_1"]["arg_1"] = " never"
+    path = write_lines(tmp_path / "s.jsonl", lines)
+    assert "answers are none of its targets" in as_predictions(opened(path), "yes", None)
+    lines = [choice(i, i % 2, (-0.1, -2.0), target="maybe" if i < 5 else "yes") for i in range(10)]
+    write_lines(path, lines)
+    assert (
+        as_predictions(opened(path), "yes", None)
+        == "its choices are yes, no and its targets maybe, yes"
+    )

@@ -87,6 +87,23 @@ def test_scores_that_are_no_numbers_are_left_out(tmp_path):
     assert list(one.scores) == ["acc,none", "nan,none"] and math.isnan(one.scores["nan,none"])
 
 
+def test_several_replies_are_no_answer(tmp_path):
+    lines = [
+        line(0, 1.0),
+        line(1, 1.0, filtered_resps=["yes", "no"]),
+        line(2, 1.0, filtered_resps=[]),
+    ]
+    found = [dict(s.answers) for s in read_log(write_lines(tmp_path / NAME, lines)).samples]
+    assert found == [{"acc,none": "yes"}, {}, {}]
+
+
+@pytest.mark.parametrize("wrong", [["-1.0"], ["-1.0", "False", 1], "-1.0", ["nan", "False"], []])
+def test_choices_whose_log_probabilities_are_not_all_known_are_none(tmp_path, wrong):
+    one = choice(0, 0, (-1.0, -2.0), filtered_resps=[["-1.0", "False"], wrong])
+    (found,) = read_log(write_lines(tmp_path / NAME, [one])).samples
+    assert found.choices == found.logp == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
