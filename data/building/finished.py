@@ -395,13 +395,12 @@ def _table(path: Path, names: Names, labelled: bool) -> Reading:
 
 def _records(path: Path, names: Names, labelled: bool) -> Reading:
     """JSON lines: of NeMo, of ms-swift and LLaMA-Factory with audio, or flat objects."""
-    out = Reading()
     rows, places, wanted = list[dict[str, str]](), list[str](), set(names.columns.values())
     for where, record in read_records(path):
         row = {str(k): str(v) for k, v in record.items() if isinstance(v, str | int | float)}
         row |= {k: "" for k, v in record.items() if v is None}
-        if found := _listed_audio(record, where):
-            row["audio"] = found
+        if audio := _listed_audio(record, where):
+            row["audio"] = audio
         answer = _answer(record)
         if answer is not None and not row.keys() & {"label", names.columns.get("label")}:
             row["label"] = answer
@@ -415,9 +414,7 @@ def _records(path: Path, names: Names, labelled: bool) -> Reading:
         raise UserError(f"{path}: is empty; expected a JSON object a line")
     keys = list(dict.fromkeys(k for row in rows for k in row))
     columns = {k: [row.get(k, "") for row in rows] for k in keys}
-    found = _from_table(_Table(path, columns, places), names, labelled)
-    found.notes += out.notes
-    return found
+    return _from_table(_Table(path, columns, places), names, labelled)
 
 
 def _listed_audio(record: Mapping[str, Any], where: str) -> str:

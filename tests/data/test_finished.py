@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_paths_of_another_machine_are_found_with_a_root(tmp_path, clips):
     with pytest.raises(UserError, match="--root DIR"):
         read_finished(str(place), Names(), labelled=True)
     assert built(place, tmp_path / "out", "--root", tmp_path).total() == 20
+
+
+@pytest.mark.parametrize(("there", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_in_the_other_unicode_form(tmp_path, there, listed):
+    rows = []
+    for k, kind in enumerate(("speech", "noise")):
+        for i in range(6):
+            name = f"J\u00fcrgen {kind}{i}.wav"
+            clip(tmp_path / unicodedata.normalize(there, name), 10 * k + i)
+            rows.append({"path": unicodedata.normalize(listed, name), "label": kind})
+    assert built(written(tmp_path / "m.jsonl", rows), tmp_path / "out").total() == 12
 
 
 def test_some_files_that_are_missing_and_addresses_are_left_out(tmp_path, clips):
