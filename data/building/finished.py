@@ -29,6 +29,11 @@ PATHS = (  # what columns with the audio file are called, folded
 LENGTHS, STARTS = "duration durationms durationsec length dur".split(), ["offset", "start"]
 SPLIT_NAMES = {"train", "training", "dev", "val", "valid", "validation", "test", "eval"}
 FIELDS = ("path", "label", "source_id", "category", "licence", "language", "duration", "offset")
+LISTS = (
+    "manifest.csv",
+    "metadata.csv",
+    "metadata.jsonl",
+)  # that a folder is read by, where it has one
 TABLES, RECORDS = {".csv", ".tsv", ".txt"}, {".jsonl", ".json", ".ndjson", ".manifest"}
 
 
@@ -91,7 +96,7 @@ def read_finished(where: str, names: Names, labelled: bool) -> Reading:
     Raises:
         UserError: It does not exist, nothing is in it, or it is malformed (file and line).
     """
-    path = Path(where)
+    path = next((p for p in (Path(where) / name for name in LISTS) if p.is_file()), Path(where))
     if where.startswith(HUB) or (path / "dataset_info.json").is_file():
         found = _dataset(where, names, labelled)
     elif (path / "dataset_dict.json").is_file():
@@ -257,6 +262,8 @@ OPTIONAL: dict[str, Sequence[str]] = {  # columns -> what else they are called, 
 def _rows(table: _Table, names: Names, labelled: bool, out: Reading) -> list[dict[str, str]]:
     """What a table says of each clip, but for its file."""
     cells = {"label": _label_column(table, names, out)} if labelled else {}
+    if any(folded(h) == "split" for h in table.columns):
+        out.note(f"{table.path.name}: its own splits are not kept")
     for name, known in OPTIONAL.items():
         if found := table.column(name, known, names):
             cells[name] = found[1]

@@ -154,6 +154,20 @@ def test_some_files_that_are_missing_and_addresses_are_left_out(tmp_path, clips)
     assert ["no such file" in reasons[0], "download it first" in reasons[1]] == [True, True]
 
 
+@pytest.mark.parametrize("name", ["manifest.csv", "metadata.csv"])
+def test_a_folder_that_lists_its_clips_is_read_by_its_list(tmp_path, clips, name, capsys):
+    rows = ["file_name,label,source_id,category,split,licence"]
+    rows += [f"{p},{k.upper()},s{i % 10},{k} 1,test,CC0" for i, (p, k) in enumerate(clips)]
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    out = tmp_path.parent / f"{tmp_path.name} out"
+    assert built(tmp_path, out) == {("SPEECH", "speech 1"): 10, ("NONSPEECH", "noise 1"): 10}
+    assert f"{name}: its own splits are not kept" in capsys.readouterr().out
+    rows = rows_of(out)
+    assert {r["source_id"] for r in rows} == {f"s{i}" for i in range(10)}
+    assert {r["split"] for r in rows} == {"train", "dev", "test"}
+    assert {r["licence"] for r in rows} == {"CC0"}
+
+
 def kaldi(root: Path, clips, segments=False, label="utt2label") -> Path:
     folder = root / "data" / "train"
     folder.mkdir(parents=True)
