@@ -35,7 +35,7 @@ from opro.cli import Parser, run_verb
 
 from .building import clip_set, debian, folder, import_study
 from .building.dev_split import outline_of_recipe, registered
-from .building.finished import FIELDS
+from .building.finished import FIELDS, Names
 from .building.readers import parse_collections
 from .building.recipe import Import, Made, Packages, read_recipe, recipe_path
 
@@ -83,7 +83,7 @@ def _check_flags(args: argparse.Namespace, own: bool) -> None:
 
 
 def _folder(args: argparse.Namespace) -> int:
-    names = folder.Names(_pairs("--map", args.map, FIELDS), args.root)
+    names = Names(_pairs("--map", args.map, FIELDS), args.root)
     shares = {"train": 0.6, "dev": 0.2, "test": 0.2}
     if args.splits:
         shares = _shares(args.splits)

@@ -211,7 +211,7 @@ VERBS = {  # of the `opro` command
     "power": "what gains a dev set can show",
     "doctor": "what usually goes wrong, before hours are spent",
     "finetune": "train a LoRA adapter on the train split",
-    "build": "build a clip set from recordings",
+    "build": "build a clip set from recordings, or of clips of your own",
     "audit": "find leaks, shortcuts and faults in a clip set",
 }
 

@@ -205,7 +205,11 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("data/building/folder.py", "setdefault(clip.source.casefold()", "setdefault(clip.source"),
     ("data/building/folder.py", "if other.label != clip.label:", "if False:"),
     ("data/building/folder.py", "if not patterns:\n        _ask", "if False:\n        _ask"),
-    ("data/building/folder.py", "os.link(clip.path.resolve(), target)", "os.symlink(clip.path, target)"),
+    (
+        "data/building/folder.py",
+        "os.link(clip.path.resolve(), target)",
+        "os.symlink(clip.path, target)",
+    ),
     ("data/building/finished.py", 'if text.endswith("|"):', "if False:"),
     ("data/building/finished.py", "{t.lower() for t in tops} <= SPLIT_NAMES", "False"),
     ("data/building/json_lines.py", "if len(out) < len(pairs):", "if False:"),

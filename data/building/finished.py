@@ -29,6 +29,11 @@ PATHS = (  # what columns with the audio file are called, folded
 LENGTHS, STARTS = "duration durationms durationsec length dur".split(), ["offset", "start"]
 SPLIT_NAMES = {"train", "training", "dev", "val", "valid", "validation", "test", "eval"}
 FIELDS = ("path", "label", "source_id", "category", "licence", "language", "duration", "offset")
+LISTS = (
+    "manifest.csv",
+    "metadata.csv",
+    "metadata.jsonl",
+)  # that a folder is read by, where it has one
 TABLES, RECORDS = {".csv", ".tsv", ".txt"}, {".jsonl", ".json", ".ndjson", ".manifest"}
 
 
@@ -91,7 +96,7 @@ def read_finished(where: str, names: Names, labelled: bool) -> Reading:
     Raises:
         UserError: It does not exist, nothing is in it, or it is malformed (file and line).
     """
-    path = Path(where)
+    path = next((p for p in (Path(where) / name for name in LISTS) if p.is_file()), Path(where))
     if where.startswith(HUB) or (path / "dataset_info.json").is_file():
         found = _dataset(where, names, labelled)
     elif (path / "dataset_dict.json").is_file():
@@ -257,6 +262,8 @@ OPTIONAL: dict[str, Sequence[str]] = {  # columns -> what else they are called, 
 def _rows(table: _Table, names: Names, labelled: bool, out: Reading) -> list[dict[str, str]]:
     """What a table says of each clip, but for its file."""
     cells = {"label": _label_column(table, names, out)} if labelled else {}
+    if any(folded(h) == "split" for h in table.columns):
+        out.note(f"{table.path.name}: its own splits are not kept")
     for name, known in OPTIONAL.items():
         if found := table.column(name, known, names):
             cells[name] = found[1]
@@ -395,13 +402,12 @@ def _table(path: Path, names: Names, labelled: bool) -> Reading:
 
 def _records(path: Path, names: Names, labelled: bool) -> Reading:
     """JSON lines: of NeMo, of ms-swift and LLaMA-Factory with audio, or flat objects."""
-    out = Reading()
     rows, places, wanted = list[dict[str, str]](), list[str](), set(names.columns.values())
     for where, record in read_records(path):
         row = {str(k): str(v) for k, v in record.items() if isinstance(v, str | int | float)}
         row |= {k: "" for k, v in record.items() if v is None}
-        if found := _listed_audio(record, where):
-            row["audio"] = found
+        if audio := _listed_audio(record, where):
+            row["audio"] = audio
         answer = _answer(record)
         if answer is not None and not row.keys() & {"label", names.columns.get("label")}:
             row["label"] = answer
@@ -415,9 +421,7 @@ def _records(path: Path, names: Names, labelled: bool) -> Reading:
         raise UserError(f"{path}: is empty; expected a JSON object a line")
     keys = list(dict.fromkeys(k for row in rows for k in row))
     columns = {k: [row.get(k, "") for row in rows] for k in keys}
-    found = _from_table(_Table(path, columns, places), names, labelled)
-    found.notes += out.notes
-    return found
+    return _from_table(_Table(path, columns, places), names, labelled)
 
 
 def _listed_audio(record: Mapping[str, Any], where: str) -> str:

@@ -283,7 +283,7 @@ def _with_sources(
         if not clip.source:
             found = next((m for m in (rule.search(_stem(clip)) for rule in rules) if m), None)
             fitted += found is not None
-            clip = replace(clip, source=(found[1] or "") if found else "")
+            clip = replace(clip, source=(found[1] or "").strip() if found else "")
         # Sources that differ by case alone are one, as they are for the audit.
         out.append(replace(clip, source=spelled.setdefault(clip.source.casefold(), clip.source)))
     if rules and not fitted:

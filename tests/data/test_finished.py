@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,17 @@ def test_paths_of_another_machine_are_found_with_a_root(tmp_path, clips):
     assert built(place, tmp_path / "out", "--root", tmp_path).total() == 20
 
 
+@pytest.mark.parametrize(("there", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_in_the_other_unicode_form(tmp_path, there, listed):
+    rows = []
+    for k, kind in enumerate(("speech", "noise")):
+        for i in range(6):
+            name = f"J\u00fcrgen {kind}{i}.wav"
+            clip(tmp_path / unicodedata.normalize(there, name), 10 * k + i)
+            rows.append({"path": unicodedata.normalize(listed, name), "label": kind})
+    assert built(written(tmp_path / "m.jsonl", rows), tmp_path / "out").total() == 12
+
+
 def test_some_files_that_are_missing_and_addresses_are_left_out(tmp_path, clips):
     rows = [{"path": path, "label": kind} for path, kind in clips]
     rows += [
@@ -140,6 +152,20 @@ def test_some_files_that_are_missing_and_addresses_are_left_out(tmp_path, clips)
     built(written(tmp_path / "m.jsonl", rows), tmp_path / "out")
     reasons = [r["reason"] for r in rows_of(tmp_path / "out", "rejected.csv")]
     assert ["no such file" in reasons[0], "download it first" in reasons[1]] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "metadata.csv"])
+def test_a_folder_that_lists_its_clips_is_read_by_its_list(tmp_path, clips, name, capsys):
+    rows = ["file_name,label,source_id,category,split,licence"]
+    rows += [f"{p},{k.upper()},s{i % 10},{k} 1,test,CC0" for i, (p, k) in enumerate(clips)]
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    out = tmp_path.parent / f"{tmp_path.name} out"
+    assert built(tmp_path, out) == {("SPEECH", "speech 1"): 10, ("NONSPEECH", "noise 1"): 10}
+    assert f"{name}: its own splits are not kept" in capsys.readouterr().out
+    rows = rows_of(out)
+    assert {r["source_id"] for r in rows} == {f"s{i}" for i in range(10)}
+    assert {r["split"] for r in rows} == {"train", "dev", "test"}
+    assert {r["licence"] for r in rows} == {"CC0"}
 
 
 def kaldi(root: Path, clips, segments=False, label="utt2label") -> Path:

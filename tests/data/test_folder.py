@@ -132,6 +132,17 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path, capsys):
     assert len(rows_of(tmp_path / "out")) == 20
 
 
+def test_links_are_followed_to_their_files(tmp_path):
+    """Into an annex, or the cache of a hub: the clip is a file of its own, whatever becomes of the link."""
+    flags = two_folders(tmp_path)
+    store = clip(tmp_path / "store" / "a.wav", 700).rename(tmp_path / "store" / "0a1b")
+    (tmp_path / "speech" / "linked.wav").symlink_to(store)
+    (tmp_path / "noise" / "more").symlink_to(tmp_path / "noise")  # a circle
+    assert folder(*flags, "--out", tmp_path / "out") == 0
+    clips = read_manifest(tmp_path / "out", LABELS)
+    assert len(clips) == 21 and not any(c.path.is_symlink() for c in clips)
+
+
 def test_equal_samples_under_two_labels_are_told_and_left_out(tmp_path, capsys):
     flags = two_folders(tmp_path)
     clip(tmp_path / "noise" / "x.flac", 3)  # the samples of speech/3.wav
@@ -143,6 +154,8 @@ def test_equal_samples_under_two_labels_are_told_and_left_out(tmp_path, capsys):
         "noise/x.flac",
         "speech/3.wav",
     }
+    kept = {r["recording"] for r in rows_of(tmp_path / "out")}
+    assert len(kept) == 19 and not kept & {"noise/x.flac", "speech/3.wav"}
 
 
 def test_names_that_may_begin_with_their_source_are_asked_about(tmp_path, capsys):
