@@ -31,6 +31,7 @@ from evaluators.clips import Clip
 log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 2**30
 FIRST_PLACES = {"cuda": 4096, "cpu": 1024, "mps": 1024}  # of a new cache, where it may take so many
+WORTHWHILE = 1.25  # a cache that may grow by less does not: all of it would be copied
 WAITING_FACTOR = 16  # without kernels, clips worth so many batches of audio tokens are collected
 PrefixKey = tuple[
     str, ClipKey | None
@@ -65,18 +66,22 @@ class KVRing:
         """Memory that it takes."""
         return self.capacity * self._decoder.bytes_per_place
 
+    def fits(self, count: int) -> bool:
+        """Whether there are `count` further places before it goes round."""
+        return self._head + count <= self.spare
+
     def reserve(self, count: int, most: int) -> None:
-        """Grows where `count` further places do not fit: up to `most` in all, or to what `count` needs at least."""
-        needed = self._head + count + 1
-        if needed <= self.capacity:
+        """Grows, where `count` further places do not fit: up to `most` in all, or to what `count` needs at least."""
+        if self.fits(count):
             return
         first = FIRST_PLACES[self._decoder.device.type]
-        larger = min(max(first, 2 * self.capacity, needed), most)
-        self._resize(max(larger, count + 1, self.capacity))
+        larger = min(max(first, 2 * self.capacity, self._head + count + 1), most)
+        if larger > WORTHWHILE * self.capacity or count > self.spare:
+            self._resize(max(larger, count + 1))
 
     def next_places(self, count: int) -> CacheSegment:
         """The places that `take` would give."""
-        return CacheSegment(0 if self._head + count > self.spare else self._head, count)
+        return CacheSegment(self._head if self.fits(count) else 0, count)
 
     def next_out(self, count: int) -> list[PrefixKey]:
         """What `take` would let go of."""
@@ -103,9 +108,7 @@ class KVRing:
         self.segments[key] = segment
 
     def _resize(self, capacity: int) -> None:
-        """Makes room for so many places."""
-        if capacity <= self.capacity:
-            return
+        """Makes room for so many places, which are more than before."""
         model = self._decoder
 
         def larger(old: Tensor | None) -> Tensor:
@@ -188,7 +191,8 @@ class Prefixes:
         if device.type != "cuda":
             return most
         free, total = torch.cuda.mem_get_info(device)
-        spare = cache_bytes(total, free + self.bytes)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        spare = cache_bytes(total, free + unused + self.bytes)
         return spare if self._most is None else min(self._most, spare)
 
     def shrink(self, shape: Shape) -> bool:
@@ -223,7 +227,7 @@ class Prefixes:
         if self._refused:  # room for this call's, where others' are kept
             self._keep_embeddings(places.keys())
         for system in systems:
-            self._hold(system, 0)
+            self._hold(system, 0, self._needed(system, 0))
         missing: dict[str, set[ClipKey]] = {}
         for system in systems:
             kept = self._kept(system, places)
@@ -328,8 +332,9 @@ class Prefixes:
         for batch in [*([unheard] if unheard else []), *batches]:
             lengths = [len(tokens) for _, tokens in batch]
             total = sum(lengths)
-            yield self._ring.next_places(self._needed(system, total))
-            begin = self._hold(system, total)
+            needed = self._needed(system, total)
+            yield self._ring.next_places(needed)
+            begin = self._hold(system, total, needed)
             segment = self._ring.segments[system, None]
             if total:
                 embeddings = torch.cat([tokens for _, tokens in batch])
@@ -342,9 +347,11 @@ class Prefixes:
                 begin += length
             yield segments
 
-    def _hold(self, system: str, count: int) -> int:
-        """The first of `count` places after a system message, which is written again where it is or would be gone."""
-        needed = self._needed(system, count)
+    def _hold(self, system: str, count: int, needed: int) -> int:
+        """The first of `count` places of clips after a system message.
+
+        `needed`, as `_needed` gives it, has places for the message too where it must be written again.
+        """
         begin = self._ring.take(needed)
         if needed == count:
             return begin
@@ -354,16 +361,19 @@ class Prefixes:
         return begin + len(ids)
 
     def _needed(self, system: str, count: int) -> int:
-        """Places to take for `count` of clips: with those of the system message, unless it stays where it is."""
-        ring = self._ring
-        most = int((1 - EMBEDDINGS_SHARE) * self.budget() // self._decoder.bytes_per_place)
-        ring.reserve(count, most)
+        """Places to take for `count` of clips: with those of the system message, unless it is there and stays."""
+        self._reserve(count)
         key = (system, None)
-        if key in ring.segments and key not in ring.next_out(count):
+        if key in self._ring.segments and key not in self._ring.next_out(count):
             return count
         count += len(self._encode(system))
-        ring.reserve(count, most)
+        self._reserve(count)
         return count
+
+    def _reserve(self, count: int) -> None:
+        if not self._ring.fits(count):
+            most = (1 - EMBEDDINGS_SHARE) * self.budget() // self._decoder.bytes_per_place
+            self._ring.reserve(count, int(most))
 
     def _write(
         self, tokens: Ints | Tensor, lengths: list[int], after: CacheSegment, begin: int, size: int
