@@ -22,7 +22,7 @@ from .auditing.page import write_page
 
 def table(audit: Audit) -> list[str]:
     """Counts per split and label as lines of text."""
-    seconds = {m.clip.clip_id: m.seconds for m in audit.measures}
+    seconds = {m.clip.clip_id: m.known.seconds for m in audit.measures}
     lines = [
         f"{'split':6} {'label':10} {'clips':>7} {'sources':>8} {'minutes':>8}  categories;"
         " level, bandwidth and tilt alone"

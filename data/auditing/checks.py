@@ -11,25 +11,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from evaluators.audio import RATE, Wave, load
+from evaluators.audio import Wave, load, read_sound
+from evaluators.clip_checks import MAX_EXAMPLES, MeasuredClip, find_troubles, sentence
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
+from evaluators.levels import measure_levels
 from evaluators.manifest import SPLITS, manifest_path, read_manifest, verify
 from evaluators.splits import check_trained_on, read_registry, trained_sources
 
 from ..building.cues import MAX_ACCURACY, shortcut_accuracy
-from ..building.mixing import rms
 from ..building.recordings import read_table
 from ..building.voice import SileroActivity
 
-CLIPPED = 0.9995  # samples from here to full scale count as clipped
 MIN_COSINE = 0.985  # of two clips' spectra, for a comparison of their samples
 MIN_CORRELATION = 0.8  # of two clips' samples at the best shift, to call them one sound
 FREESOUND = re.compile(r"(?:^|[/_:])\d-(\d+)-[A-Z]-\d+(?:[._]|$)|freesound:(\d+)")
-MAX_EXAMPLES = 5  # printed of each finding
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,15 @@ class Finding:
 class Measures:
     """The measurements of one clip."""
 
-    clip: Clip
-    seconds: float
-    rate: int
-    peak: float
-    rms: float
-    clipped: int  # samples
+    known: MeasuredClip
     pcm: str  # SHA-256 of the samples
     spectrum: NDArray[np.float32]  # finds the same sound under another name
     voice: float | None  # share of frames that Silero calls speech
+
+    @property
+    def clip(self) -> Clip:
+        """The clip."""
+        return self.known.clip
 
 
 @dataclass
@@ -112,19 +110,13 @@ def measure(clip: Clip, activity: SileroActivity | None) -> Measures:
     Raises:
         UserError: The clip cannot be decoded.
     """
-    wave = load(clip.path)
-    info = soundfile.info(clip.path)
-    samples = np.round(np.clip(wave, -1, 1) * 32767).astype("<i2")
+    sound = read_sound(clip.path)
+    samples = np.round(np.clip(sound.wave, -1, 1) * 32767).astype("<i2")
     return Measures(
-        clip=clip,
-        seconds=info.frames / info.samplerate,
-        rate=info.samplerate,
-        peak=float(np.abs(wave).max()),
-        rms=rms(wave),
-        clipped=int((np.abs(wave) >= CLIPPED).sum()),
+        known=MeasuredClip(clip, measure_levels(sound), sound.header.seconds),
         pcm=hashlib.sha256(samples.tobytes()).hexdigest(),
-        spectrum=spectrum(wave),
-        voice=float(activity(wave).mean()) if activity else None,
+        spectrum=spectrum(sound.wave),
+        voice=float(activity(sound.wave).mean()) if activity else None,
     )
 
 
@@ -244,7 +236,7 @@ def check_content(audit: Audit) -> None:
 def _same_samples(audit: Audit) -> Iterator[tuple[Clip, Clip, str]]:
     by_pcm: dict[str, list[Clip]] = defaultdict(list)
     for m in audit.measures:
-        if m.peak > 0:
+        if not m.known.levels.silent:
             by_pcm[m.pcm].append(m.clip)
     for first, *others in by_pcm.values():
         for other in others:
@@ -270,19 +262,9 @@ def _same_sounds(audit: Audit) -> Iterator[tuple[Clip, Clip, str]]:
 
 
 def check_measures(audit: Audit) -> None:
-    """Silence, clipping, low levels, other rates and durations than the manifest says."""
-    for fault, what, test in (
-        (True, "are digital silence but not of category silence",
-         lambda m: m.peak == 0 and m.clip.category != "silence"),
-        (True, "clip (3 samples or more at full scale)", lambda m: m.clipped >= 3),
-        (False, "are quieter than -60 dBFS", lambda m: 0 < m.rms < 1e-3),
-        (False, "are not at 16 kHz and will be resampled", lambda m: m.rate != RATE),
-        (False, "last 5 % more or less than the manifest says",
-         lambda m: abs(1000 * m.seconds / max(m.clip.duration_ms, 1e-9) - 1) > 0.05),
-    ):  # fmt: skip
-        ids = [m.clip.clip_id for m in audit.measures if test(m)]
-        if ids:
-            audit.add(fault, f"{len(ids)} clips {what}: {_examples(ids)}", ids)
+    """Silence, offset, clipping, other troubles of the level; other rates and durations than the manifest says."""
+    for trouble, ids in find_troubles([m.known for m in audit.measures]):
+        audit.add(trouble.fault, sentence(trouble, ids), ids)
 
 
 def check_labels(audit: Audit) -> None:
@@ -292,7 +274,7 @@ def check_labels(audit: Audit) -> None:
         m.clip: m.voice
         for m in audit.measures
         if m.voice is not None
-        and m.seconds >= 0.5
+        and m.known.seconds >= 0.5
         and (m.clip.snr_db is None or m.clip.snr_db >= 9.5)
     }
     for what, of, test in (

@@ -71,7 +71,7 @@ def _player(m: Measures) -> dict[str, Any]:
 
 def _plots(audit: Audit) -> list[tuple[str, str]]:
     """(title, PNG in base64) of each plot."""
-    level = {m: 20 * np.log10(m.rms + 1e-6) for m in audit.measures}
+    level = {m: 20 * np.log10(m.known.levels.rms + 1e-6) for m in audit.measures}
     voice = {m: m.voice for m in audit.measures if m.voice is not None}
     text = "share of frames that Silero calls speech, noise included"
     out = [
