@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_json, write_text
 from evaluators.manifest import SPLITS, manifest_path, read_manifest
+from evaluators.names import by_key, first_spellings, name_key, shared_names, spelled
 
 
 def _order(text: str) -> str:
@@ -106,6 +108,14 @@ class Registry:
     splits: dict[str, str]
     trained_on: dict[str, tuple[str, ...]]
 
+    @cached_property
+    def _by_key(self) -> dict[str, str]:
+        return by_key(self.splits)
+
+    def split_of(self, source: str) -> str | None:
+        """The split of a source, in any spelling; None where it has none."""
+        return self._by_key.get(name_key(source))
+
 
 def registry_path(folder: Path) -> Path:
     """The project's registry for a folder of clips: in it, or in the folder above if it is there."""
@@ -129,6 +139,9 @@ def load_registry(path: Path) -> Registry:
             raise ValueError(f"split {sorted(map(str, wrong))[0]!r} is not one of {SPLITS}")
         if not all(isinstance(ids, list) for ids in raw["trained_on"].values()):
             raise ValueError("'trained_on' holds no list of source ids")
+        for name, one in first_spellings(raw["splits"]).items():
+            if raw["splits"][name] != raw["splits"][one]:
+                raise ValueError(f"source {one!r} has two splits{spelled(one, name)}")
         return Registry(
             dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
         )
@@ -153,7 +166,7 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
     if registry is None:
         return
     for clip in clips:
-        known = registry.splits.get(clip.source_id)
+        known = registry.split_of(clip.source_id)
         if known is not None and known != clip.split:
             raise LeakError(
                 f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but"
@@ -207,7 +220,7 @@ def check_trained_on(
             f"what {checkpoint!r} was trained on is unknown: give --train-manifest, or scores may"
             " measure memory"
         ]
-    overlap = sorted({clip.source_id for clip in clips} & sources)
+    overlap = shared_names({clip.source_id for clip in clips}, sources)
     if not overlap:
         return []
     text = (

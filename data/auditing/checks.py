@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,20 @@ from evaluators.audio import Wave, load, read_sound
 from evaluators.clip_checks import MAX_EXAMPLES, MeasuredClip, find_troubles, sentence
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
+from evaluators.files import read_table
 from evaluators.levels import measure_levels
-from evaluators.manifest import SPLITS, manifest_path, read_manifest, verify
+from evaluators.manifest import (
+    COLUMNS,
+    NEEDED,
+    SPLITS,
+    manifest_path,
+    read_manifest,
+    verify,
+)
+from evaluators.names import name_key, spellings
 from evaluators.splits import check_trained_on, read_registry, trained_sources
 
 from ..building.cues import MAX_ACCURACY, shortcut_accuracy
-from ..building.recordings import read_table
 from ..building.voice import SileroActivity
 
 MIN_COSINE = 0.985  # of two clips' spectra, for a comparison of their samples
@@ -120,11 +127,6 @@ def measure(clip: Clip, activity: SileroActivity | None) -> Measures:
     )
 
 
-def normalised_source(source: str) -> str:
-    """A source id without outer spaces, in one case and one Unicode form, so that spellings of one source are equal."""
-    return unicodedata.normalize("NFC", source).strip().casefold()
-
-
 def _examples(items: Sequence[str]) -> str:
     return ", ".join(items[:MAX_EXAMPLES]) + (", ..." if len(items) > MAX_EXAMPLES else "")
 
@@ -132,7 +134,7 @@ def _examples(items: Sequence[str]) -> str:
 def _splits_of_sources(audit: Audit) -> dict[str, set[str]]:
     splits: dict[str, set[str]] = defaultdict(set)
     for clip in audit.clips:
-        splits[normalised_source(clip.source_id)].add(clip.split)
+        splits[name_key(clip.source_id)].add(clip.split)
     return splits
 
 
@@ -141,14 +143,15 @@ def check_sources(audit: Audit) -> None:
     for source, found in sorted(_splits_of_sources(audit).items()):
         if len(found) > 1:
             text = f"leak: source {source!r} stands in {' and '.join(sorted(found))}"
-            ids = [c.clip_id for c in audit.clips if normalised_source(c.source_id) == source]
+            ids = [c.clip_id for c in audit.clips if name_key(c.source_id) == source]
             audit.add(True, text, ids)
+    if text := spellings([row["source_id"] for row in audit.rows], "sources"):
+        audit.add(False, text)
     registry = read_registry(audit.manifest)
-    splits = registry.splits if registry else {}
     wrong = {
-        f"{c.source_id} ({splits[c.source_id]} there, {c.split} here)"
+        f"{c.source_id} ({there} there, {c.split} here)"
         for c in audit.clips
-        if splits.get(c.source_id, c.split) != c.split
+        if registry and (there := registry.split_of(c.source_id) or c.split) != c.split
     }
     if wrong:
         text = f"leak: {len(wrong)} sources differ from the registry: {_examples(sorted(wrong))}"
@@ -159,11 +162,12 @@ def check_recordings(audit: Audit) -> None:
     """Recordings, sources of mixed-in noise, and Freesound uploads that stand in two splits."""
     splits = _splits_of_sources(audit)
     cut_from: dict[str, set[str]] = defaultdict(set)
+    shown: dict[str, str] = {}  # spelling of each recording
     uploads: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for clip, row in zip(audit.clips, audit.rows, strict=True):
-        if row.get("recording"):
-            cut_from[row["recording"]].add(clip.split)
-        noise = normalised_source(row.get("noise_source") or "")
+        if recording := row.get("recording"):
+            cut_from[shown.setdefault(name_key(recording), recording)].add(clip.split)
+        noise = name_key(row.get("noise_source") or "")
         if splits.get(noise, {clip.split}) != {clip.split}:
             text = f"leak: clip {clip.clip_id!r} in {clip.split} holds noise of source {noise!r}"
             audit.add(True, f"{text} in {' and '.join(sorted(splits[noise]))}", [clip.clip_id])
@@ -191,7 +195,8 @@ def check_checkpoint(audit: Audit, checkpoint: str) -> None:
         for text in check_trained_on(scored, sources, checkpoint):
             audit.add(False, text)
     except LeakError as error:
-        ids = [c.clip_id for c in scored if c.source_id in (sources or ())]
+        heard = set(map(name_key, sources or ()))
+        ids = [c.clip_id for c in scored if name_key(c.source_id) in heard]
         audit.add(True, f"leak: {error}", ids)
 
 
@@ -367,7 +372,8 @@ def audit_clips(
         UserError: The manifest cannot be read.
     """
     clips = read_manifest(manifest, labels, leaks=True)
-    audit = Audit(manifest, clips, [row for _, row in read_table(manifest_path(manifest), ())])
+    rows = [row for _, row in read_table(manifest_path(manifest), NEEDED, tuple(COLUMNS))]
+    audit = Audit(manifest, clips, rows)
     check_sources(audit)
     check_recordings(audit)
     if checkpoint is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluators.errors import UserError
 from evaluators.manifest import SPLITS
+from evaluators.names import by_key, name_key
 
 from .recipe import Design, Factorial, Made, Variants
 from .recordings import Recording
@@ -72,30 +73,37 @@ def split_sources(
 ) -> dict[str, str]:
     """Source id -> split: as registered, else by hash; ids of one `together` group share the split of the first.
 
+    Ids are found in any spelling.
+
     Raises:
         UserError: Ids of one group are registered in different splits, or some of them do not exist.
     """
-    existing = {*sources, *known}
+    split_by_key = by_key(known)
+    existing = {name_key(name) for name in (*sources, *known)}
     for group in recipe.together:
-        absent = [name for name in group if name not in existing]
+        absent = [name for name in group if name_key(name) not in existing]
         if absent and len(absent) < len(group):
             raise UserError(
                 f"together: {absent[0]!r} is no source here, {group[0]!r} is; spell it as the"
                 " recordings do, or take the group out"
             )
-    first = {name: group[0] for group in recipe.together for name in group}
+    first = {name_key(name): group[0] for group in recipe.together for name in group}
     for group in recipe.together:
-        splits = {known[name] for name in group if name in known}
+        keys = map(name_key, group)
+        splits = {split_by_key[key] for key in keys if key in split_by_key}
         if len(splits) > 1:
             raise UserError(
                 f"together: {', '.join(group)} are registered in {' and '.join(sorted(splits))};"
                 " they must share a split"
             )
-    fixed = {first.get(name, name): split for name, split in known.items()}
+    fixed = {name_key(first.get(key, key)): split for key, split in split_by_key.items()}
     out = {}
     for source in sorted(set(sources)):
-        unit = first.get(source, source)
-        out[source] = known.get(source) or fixed.get(unit) or split_of(unit, recipe.splits)
+        key = name_key(source)
+        unit = first.get(key, source)
+        out[source] = (
+            split_by_key.get(key) or fixed.get(name_key(unit)) or split_of(unit, recipe.splits)
+        )
     return out
 
 

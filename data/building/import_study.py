@@ -12,12 +12,14 @@ from typing import Any
 
 from evaluators.audio import load
 from evaluators.errors import UserError
+from evaluators.files import read_table
+from evaluators.names import name_key
 from evaluators.splits import Registry, write_registry
 
 from .clip_set import project_registry
 from .design import split_of
 from .recipe import Import
-from .recordings import file_below, read_table, write_table
+from .recordings import file_below, write_table
 
 NEEDED = ("clip_id", "audio_path", "ground_truth", "duration_ms", "snr_db")
 VARIANT = ("variant_id", "variant_name", "original_variant")
@@ -72,6 +74,7 @@ def read_study(recipe: Import, out: Path) -> Study:
     _, registry = project_registry(out)
     study = Study([], {}, {})
     unknown = 0
+    first: dict[str, str] = {}  # spelling of each source
     for manifest in recipe.manifests:
         for where, row in read_table(manifest, NEEDED):
             made, file = _row(recipe, where, row)
@@ -82,7 +85,8 @@ def read_study(recipe: Import, out: Path) -> Study:
             source = source_of(row, recipe.source_pattern)
             unknown += source is None
             source = source or f"study:{row['clip_id']}"
-            split = registry.splits.get(source) or split_of(source, recipe.splits)
+            source = first.setdefault(name_key(source), source)
+            split = registry.split_of(source) or split_of(source, recipe.splits)
             study.splits[source] = split
             study.files[made["clip_id"]] = file
             study.rows.append(made | {"source_id": source, "split": split})

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from evaluators.errors import UserError
+from evaluators.files import read_table
 
 from .recordings import (
     CATEGORIES,
@@ -23,7 +24,6 @@ from .recordings import (
     check_kind,
     check_name,
     file_below,
-    read_table,
 )
 from .schema import CLOSED, FilePath, Whole
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,42 +93,9 @@ def file_below(root: Path, name: str, where: str) -> Path:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Writes rows as CSV, whole or not at all, values unchanged; `read_table` reads them back."""
+    """Writes rows as CSV, whole or not at all, values unchanged; `evaluators.files.read_table` reads them."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
-
-
-def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV table, each with its "file:line".
-
-    Raises:
-        UserError: The file is missing, is no UTF-8 or CSV, lacks a needed column, or a row has too many or too few
-            fields.
-    """
-    if not path.is_file():
-        raise UserError(f"table {str(path)!r} does not exist")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in needed if c not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{path}:1: column {missing[0]!r} is missing; needed are {', '.join(needed)}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}:{reader.line_num}: the row has"
-                        f" {'more' if None in row else 'fewer'} fields than the header; expected"
-                        f" {len(reader.fieldnames or ())}"
-                    )
-                yield f"{path}:{reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; save the table as UTF-8"
-        ) from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not readable as CSV ({error})") from None
