@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_table, table_columns
-from evaluators.names import Finder, missing, name_key, spelled, spellings
+from evaluators.names import Finder, looks_key, missing, name_key, spelled, spellings
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def manifest_path(where: Path) -> Path:
 def read_manifest(
     where: Path, labels: Sequence[str], split: str | None = None, leaks: bool = False
 ) -> list[Clip]:
-    """Clips of a manifest in file order, checked row by row. Spellings of one source become its first.
+    """Clips of a manifest in file order, checked row by row. Source ids that look alike become the first of them.
 
     Args:
         where: CSV file, or a folder that holds ``manifest.csv``.
@@ -95,7 +95,7 @@ def read_manifest(
                 f" {other.rpartition(':')[2]}; ids must be unique"
             )
         written.append(clip.source_id)
-        source = first.setdefault(name_key(clip.source_id), clip.source_id)
+        source = first.setdefault(looks_key(clip.source_id), clip.source_id)
         clips.append(replace(clip, source_id=source))
     if not leaks:
         _check_splits(path, clips, written)
@@ -112,7 +112,7 @@ def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> 
     """Raises LeakError where a source, in any spelling, stands in two splits."""
     seen: dict[str, tuple[str, str]] = {}
     for clip, name in zip(clips, written, strict=True):
-        split, other = seen.setdefault(clip.source_id, (clip.split, name))
+        split, other = seen.setdefault(name_key(name), (clip.split, name))
         if split != clip.split:
             raise LeakError(
                 f"{path}: source {clip.source_id!r} is in split {split!r} and in {clip.split!r}"
@@ -122,8 +122,10 @@ def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> 
 
 def _tell(path: Path, finder: Finder, written: Sequence[str]) -> None:
     """Warns once of names that were taken although they are spelled otherwise."""
-    for text in filter(None, (finder.told(), spellings(written, "sources"))):
+    if text := finder.told():
         _warn(f"{path}: {text}")
+    if text := spellings(written, "sources", looks_key):
+        _warn(f"{path}: {text}; each counts as one")
 
 
 @functools.cache  # a manifest is read several times

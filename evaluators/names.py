@@ -1,13 +1,14 @@
 """One notion of sameness for names that people type and file systems store: of sources, recordings and files.
 
-Two spellings are one name where they differ in Unicode form (a Mac stores an accented letter as two characters), case,
-blanks, invisible characters or the direction of the slash.
+Names are the same where they differ in Unicode form (a Mac stores an accented letter as two characters), blanks,
+invisible characters, the direction of slashes, or case. What differs in case alone can be seen to differ: such sources
+count as two in intervals, as they always did, but no split may part them.
 """
 
 import functools
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,32 +20,41 @@ FETCH_CURE = "fetch it (git annex get, git lfs pull), or download it again"
 
 
 @functools.lru_cache(1 << 16)
-def name_key(name: str) -> str:
-    r"""What all spellings of a name share.
+def looks_key(name: str) -> str:
+    r"""What all names share that look like this one.
 
-    >>> name_key("Ju\u0308rgen ") == name_key("J\u00fcrgen") == name_key("J\u00dcRGEN\u200b")
+    >>> looks_key("Ju\u0308rgen ") == looks_key("J\u00fcrgen") == looks_key("J\u00fcrgen\u200b")
     True
-    >>> name_key("a\\b.wav") == name_key("a/b.wav"), name_key("s1") == name_key("s2")
+    >>> looks_key("a\\b.wav") == looks_key("a/b.wav"), looks_key("Ann") == looks_key("ann")
     (True, False)
     """
     text = name
     if not text.isascii():
-        folded = unicodedata.normalize("NFKC", text).casefold()
-        text = unicodedata.normalize("NFKC", folded)
+        text = unicodedata.normalize("NFKC", text)
         text = "".join(
             c for c in text if unicodedata.category(c) != "Cf"
         )  # zero width, soft hyphen
-    return " ".join(text.casefold().replace("\\", "/").split())
+    return " ".join(text.replace("\\", "/").split())
 
 
-def first_spellings(names: Iterable[str]) -> dict[str, str]:
+@functools.lru_cache(1 << 16)
+def name_key(name: str) -> str:
+    """What all spellings of a name share, in whatever case.
+
+    >>> name_key("Ann ") == name_key("ann"), name_key("s1") == name_key("s2")
+    (True, False)
+    """
+    return unicodedata.normalize("NFKC", looks_key(name).casefold())
+
+
+def first_spellings(names: Iterable[str], key: Callable[[str], str] = name_key) -> dict[str, str]:
     """Each name -> the first of its spellings.
 
     >>> first_spellings(["Ann", "ann ", "Bob"])
     {'Ann': 'Ann', 'ann ': 'Ann', 'Bob': 'Bob'}
     """
     first: dict[str, str] = {}
-    return {name: first.setdefault(name_key(name), name) for name in names}
+    return {name: first.setdefault(key(name), name) for name in names}
 
 
 def shared_names(names: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -70,21 +80,18 @@ def spelled(name: str, other: str) -> str:
     return f" (written {name!a} and {other!a}, which is one name)" if name != other else ""
 
 
-def spellings(names: Sequence[str], what: str) -> str:
-    """One sentence about names that are written in several ways; empty where none is.
+def spellings(names: Iterable[str], what: str, key: Callable[[str], str] = name_key) -> str:
+    """The beginning of a sentence about names that are written in several ways; empty where none is.
 
     >>> spellings(["Ann", "ann ", "Bob"], "sources")
-    "1 sources are written in several ways, such as 'Ann' and 'ann '; each counts as one"
+    "1 sources are written in several ways, such as 'Ann' and 'ann '"
     """
-    first = first_spellings(names)
-    other = [(one, name) for name, one in first.items() if name != one]
+    other = [(one, name) for name, one in first_spellings(names, key).items() if name != one]
     if not other:
         return ""
+    count = len({one for one, _ in other})
     one, name = other[0]
-    return (
-        f"{len({a for a, _ in other})} {what} are written in several ways, such as {one!a} and"
-        f" {name!a}; each counts as one"
-    )
+    return f"{count} {what} are written in several ways, such as {one!a} and {name!a}"
 
 
 class Finder:

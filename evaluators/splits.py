@@ -78,14 +78,17 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """Dev halved by source, stratified by label: (search half, fresh half).
 
     The halves depend on the source ids and clip counts alone, never on a run's seed: otherwise the half that
-    decided one run would have been searched by the next. Largest sources first, each goes to the lighter half.
+    decided one run would have been searched by the next. Largest sources first, each goes to the lighter half, with all
+    of its spellings.
     """
     half_of: dict[str, int] = {}
+    one = first_spellings(sorted({clip.source_id for clip in clips}))
     for label in sorted({clip.label for clip in clips}):
         counts: dict[str, int] = {}
         for clip in clips:
-            if clip.label == label and clip.source_id not in half_of:
-                counts[clip.source_id] = counts.get(clip.source_id, 0) + 1
+            source = one[clip.source_id]
+            if clip.label == label and source not in half_of:
+                counts[source] = counts.get(source, 0) + 1
         load = [[0, 0], [0, 0]]  # per half: clips, sources
         for source in sorted(counts, key=lambda s: (-counts[s], _order(s))):
             half = min((0, 1), key=lambda h: (load[h][0], load[h][1], h))
@@ -93,8 +96,8 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
             load[half][0] += counts[source]
             load[half][1] += 1
     ordered = balanced_order(clips)
-    first = [clip for clip in ordered if half_of[clip.source_id] == 0]
-    second = [clip for clip in ordered if half_of[clip.source_id] == 1]
+    first = [clip for clip in ordered if half_of[one[clip.source_id]] == 0]
+    second = [clip for clip in ordered if half_of[one[clip.source_id]] == 1]
     return first, second
 
 

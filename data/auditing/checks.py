@@ -146,7 +146,10 @@ def check_sources(audit: Audit) -> None:
             ids = [c.clip_id for c in audit.clips if name_key(c.source_id) == source]
             audit.add(True, text, ids)
     if text := spellings([row["source_id"] for row in audit.rows], "sources"):
-        audit.add(False, text)
+        audit.add(
+            False,
+            f"{text}; no split may part them, but intervals count those that differ in case as several",
+        )
     registry = read_registry(audit.manifest)
     wrong = {
         f"{c.source_id} ({there} there, {c.split} here)"

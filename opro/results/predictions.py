@@ -13,7 +13,7 @@ import numpy as np
 from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.errors import UserError
 from evaluators.files import csv_text, write_text
-from evaluators.names import first_spellings, name_key, spellings
+from evaluators.names import first_spellings, looks_key, name_key, spellings
 from evaluators.targets import SLICES, Predictions, Targets
 from opro.results.spellings import (
     MOST_LABELS,
@@ -175,9 +175,9 @@ def _targets(
     for name, held in (("source_id", sources), ("clip_id", ids)):
         if "" in held:
             raise UserError(f"{table.at(held.index(''))}: {name} is empty")
-    if told := spellings(sources, "sources"):
-        table.guessed.append(told)
-        first_of = first_spellings(sources)
+    if told := spellings(sources, "sources", looks_key):
+        table.guessed.append(f"{told}; each counts as one")
+        first_of = first_spellings(sources, looks_key)
         sources = [first_of[name] for name in sources]
     if len(set(ids)) < len(ids):
         first = {clip: i for i, clip in reversed(list(enumerate(ids)))}
