@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from evaluators.audio import load
 from evaluators.clips import Clip
+from evaluators.errors import UserError
 from evaluators.files import shipped, write_text
 from opro.results import figures
 
@@ -57,15 +58,18 @@ def _gallery(audit: Audit) -> list[Measures]:
 
 
 def _player(m: Measures) -> dict[str, Any]:
-    wave = load(m.clip.path)
+    try:
+        wave = load(m.clip.path)
+        sound = {"wav": figures.wav(wave), "image": figures.spectrogram(wave), "silent": ""}
+    except UserError as error:  # it has gone since it was measured
+        sound = {"wav": "", "image": "", "silent": str(error)}
     snr = "no SNR" if m.clip.snr_db is None else f"{m.clip.snr_db:+.0f} dB"
     return {
         "id": m.clip.clip_id,
         "about": f"{m.clip.label} · {m.clip.category} · {m.clip.duration_ms:.0f} ms · {snr} ·"
         f" {m.clip.split} · {m.clip.source_id}"
         + ("" if m.voice is None else f" · voice {100 * m.voice:.0f} %"),
-        "wav": figures.wav(wave),
-        "image": figures.spectrogram(wave),
+        **sound,
     }
 
 

@@ -4,9 +4,9 @@ import contextlib
 import csv
 import hashlib
 import json
-import logging
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,10 +32,9 @@ from .recipe import Factorial, Made, Variants
 from .recordings import Recording, write_table
 from .render import render_clip
 from .rooms import find_responses
-from .scan import NOTES, Scan, scan_recording
+from .scan import CANCELLED, NOTES, SILENT, Scan, scan_recording
 from .voice import ACTIVITIES, VoiceActivity
 
-log = logging.getLogger(__name__)
 T, R = TypeVar("T"), TypeVar("R")
 STATE = ".build"  # folder inside --out while a build is unfinished
 REJECTED = ("recording", "label", "category", "source_id", "reason")  # columns of rejected.csv
@@ -70,7 +69,7 @@ def build(recipe: Made, out: Path, processes: int) -> int:
     responses = _responses(recipe)
     registry_file, registry = project_registry(out)
     for note in collection_notes(recipe.recordings, recordings):
-        log.warning("%s", note)
+        print(f"note: {note}", file=sys.stderr)
     state = out / STATE
     with _locked(out) as created:
         identity = _check_identity(state / "recipe", recipe, recordings, registry)
@@ -93,9 +92,9 @@ def build(recipe: Made, out: Path, processes: int) -> int:
         write_table(out / "manifest.csv", rows, list(rows[0]))  # last: a set with it is whole
     shutil.rmtree(state)
     for note in _scan_notes(recordings, scans):
-        log.warning("%s", note)
+        print(f"note: {note}", file=sys.stderr)
     if rejected:
-        log.warning("%s", _left_out(rejected, recordings, out))
+        print(f"note: {_left_out(rejected, recordings, out)}", file=sys.stderr)
     return len(jobs)
 
 
@@ -144,8 +143,10 @@ def duplicate_recordings(
     first: dict[str, Recording] = {}
     out = {}
     for recording in recordings:
-        digest = scans[recording.name].digest
-        kept = first.setdefault(digest, recording) if digest else recording
+        scan = scans[recording.name]
+        if not scan.digest or scan.reason in (CANCELLED, SILENT):
+            continue  # nothing was heard that could be the same
+        kept = first.setdefault(scan.digest, recording)
         if kept is not recording and recording.category != "silence":
             out[recording.name] = kept.name
     return out

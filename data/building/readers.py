@@ -4,9 +4,9 @@ Readers look at names and tables only; they decode no audio.
 """
 
 import functools
-import logging
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,6 @@ from .recordings import (
 )
 from .schema import CLOSED, FilePath, Whole
 
-log = logging.getLogger(__name__)
 TABLE_COLUMNS = ("source_id", "group", "licence", "source_package", "language", "est_snr_db")
 Policy = Literal["keep-all", "drop-human", "drop-voiced"]
 Layout = Literal["csv", "folder", "voxconverse", "esc50", "musan", "gtzan", "fma", "synthetic"]
@@ -195,7 +194,7 @@ def _csv(c: Collection) -> Iterator[Recording]:
         more |= {"fault": missing_reason(path, f"{where}: path {row['path']!r}")}
         yield _recording(c, row["path"], path, row["category"], source, **more)
     if told := finder.told():
-        log.warning("%s: %s", table, told)
+        print(f"note: {table}: {told}", file=sys.stderr)
 
 
 def _folder(c: Collection) -> Iterator[Recording]:

@@ -27,6 +27,7 @@ PART_S = 60.0  # seconds of a recording that are in memory at once
 MAX_PARTS = 24  # parts read of one recording
 SYNTHETIC_S = 2.0
 RANGE_DB = 45.0  # the active part lies within this of the loudest frame
+SILENT = "digital silence"
 CANCELLED = "its channels cancel when they are averaged"
 NOTES: tuple[tuple[str, Callable[[Levels], bool]], ...] = (  # completes "3 recordings ..."
     (
@@ -260,7 +261,7 @@ def _silent_windows(start_s: float, end_s: float, samples: int, recipe: Made) ->
 def _windows(part: Part, label: str, recipe: Made) -> tuple[list[Window], str]:
     """Windows from the centre of the active part outwards, and why there is none."""
     if not np.abs(part.wave).max() > 0:
-        return [], "digital silence"
+        return [], SILENT
     first, last = active_span(part.wave, RANGE_DB)
     out: list[Window] = []
     reason = f"shorter than {min(recipe.cut_ms)} ms"

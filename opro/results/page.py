@@ -379,7 +379,11 @@ def _players(said: Predictions, clips: dict[str, Clip]) -> list[dict[str, Any]]:
 
 
 def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, Any]:
-    wave = load(clip.path)
+    try:
+        wave = load(clip.path)
+        sound = {"wav": figures.wav(wave), "image": figures.spectrogram(wave), "silent": ""}
+    except UserError as error:
+        sound = {"wav": "", "image": "", "silent": str(error)}
     snr = "no SNR" if clip.snr_db is None else f"{clip.snr_db:+.0f} dB"
     return {
         "kind": kind,
@@ -387,8 +391,7 @@ def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, 
         "sure": 100 * probability,
         "label": label,
         "about": f"{clip.category}, {clip.duration_ms:.0f} ms, {snr}, {clip.source_id}",
-        "wav": figures.wav(wave),
-        "image": figures.spectrogram(wave),
+        **sound,
     }
 
 
