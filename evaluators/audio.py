@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evaluators.errors import UserError
 from evaluators.lengths import Mended, check_length, without_tag
+from evaluators.names import missing
 
 Wave = NDArray[np.float32]
 RATE = 16_000  # samples a second: what Whisper-style front ends expect
@@ -193,6 +194,8 @@ def _empty(path: Path) -> UserError:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if not path.is_file():
+        return UserError(f"audio file {str(path)!r} {missing(path)}")
     reason = str(error).strip().rstrip(".").removeprefix(f"Error opening {str(path)!r}: ")
     if isinstance(error, TypeError):
         reason = "its name says bare samples, without a header"
