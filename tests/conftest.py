@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from common import DEMO, LABELS
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from evaluators.files import shipped
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
+
+settings.register_profile("thorough", max_examples=1000)  # --hypothesis-profile thorough
 
 
 @pytest.fixture(autouse=True)
