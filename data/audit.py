@@ -22,7 +22,7 @@ from .auditing.page import write_page
 
 def table(audit: Audit) -> list[str]:
     """Counts per split and label as lines of text."""
-    seconds = {m.clip.clip_id: m.seconds for m in audit.measures}
+    seconds = {m.clip.clip_id: m.known.seconds for m in audit.measures}
     lines = [
         f"{'split':6} {'label':10} {'clips':>7} {'sources':>8} {'minutes':>8}  categories;"
         " level, bandwidth and tilt alone"
@@ -62,18 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = manifest_path(args.manifest).resolve()
         name = folder.parent.name if folder.stem == "manifest" else folder.stem
         page = args.page or Path("runs") / f"audit-{name}.html"
-        try:
-            write_page(audit, page)
-        except OSError as error:
-            raise UserError(f"--page {str(page)!r} cannot be written ({error.strerror})") from None
         print("\n".join(table(audit)))
         print()
         for finding in sorted(audit.findings, key=lambda f: not f.fault):
             print(("FAULT  " if finding.fault else "note   ") + finding.text)
-        print(
-            f"\n{len(audit.clips):,} clips, {len(audit.faults)} faults; spectrograms and players:"
-            f" {page}"
-        )
+        print(f"\n{len(audit.clips):,} clips, {len(audit.faults)} faults", end="", flush=True)
+        try:
+            write_page(audit, page)  # last: what was found is told, whatever becomes of a picture
+        except OSError as error:
+            print()
+            raise UserError(f"--page {str(page)!r} cannot be written ({error.strerror})") from None
+        print(f"; spectrograms and players: {page}")
         return 1 if audit.faults else 0
 
     return run_verb(run)

@@ -7,13 +7,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from evaluators.errors import PauseError, UserError
+from evaluators.names import name_key
 
 ROOT = Path(__file__).resolve().parent.parent  # of a checkout, or site-packages
 
@@ -147,6 +148,94 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows({k: cell(k, v) for k, v in row.items()} for row in rows)
     return out.getvalue()
+
+
+SEPARATORS = ",;\t"  # the semicolon is Excel's where the comma is the decimal sign
+DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
+
+
+def read_table(
+    path: Path, needed: Sequence[str], known: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV table, each with its "file:line"; rows without any value are left out.
+
+    Separators are commas, semicolons (numbers then have decimal commas, which become points) or tabs. Columns that are
+    needed or known are found in other case, too.
+
+    Raises:
+        UserError: The file is missing, is no UTF-8 or CSV, lacks a needed column, has one twice, or a row has too many
+            or too few fields.
+    """
+    separator, columns, rows = _rows(path, (*needed, *known))
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(
+            f"{path}:1: column {missing[0]!r} is missing; needed are {', '.join(needed)}"
+        )
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise UserError(
+                f"{path}:{line}: the row has {'more' if len(row) > len(columns) else 'fewer'} fields"
+                f" than the header, {len(row)} for {len(columns)}; expected as many (a decimal comma?"
+                " a comma without quotes? a file that was cut?)"
+            )
+        if separator == ";":
+            row = [v.replace(",", ".") if DECIMAL_COMMA.fullmatch(v) else v for v in row]
+        yield f"{path}:{line}", dict(zip(columns, row, strict=True))
+
+
+def table_columns(path: Path, known: Sequence[str] = ()) -> list[str]:
+    """The columns of a CSV table. Raises UserError as `read_table`."""
+    return _rows(path, known)[1]
+
+
+def _rows(
+    path: Path, known: Sequence[str]
+) -> tuple[str, list[str], Iterator[tuple[int, list[str]]]]:
+    """(separator, columns, (line, fields) of each row that holds something)."""
+    if not path.is_file():
+        raise UserError(f"table {str(path)!r} does not exist")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: byte {error.start} is not UTF-8; save the table as CSV in UTF-8"
+        ) from None
+    said = re.match("sep=.[\r\n]+", text)  # a first line that Excel reads and writes
+    text = text[said.end() :] if said else text
+    skipped = 1 if said else 0
+    separator = _separator(re.split("[\r\n]", text, maxsplit=1)[0], known)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for row in reader:
+                if any(field.strip() for field in row):
+                    yield reader.line_num + skipped, row
+        except csv.Error as error:
+            raise UserError(
+                f"{path}:{reader.line_num + skipped}: not readable as a CSV row ({error})"
+            ) from None
+
+    found = rows()
+    keys = {name_key(name): name for name in known}
+    columns = [keys.get(name_key(name), name.strip()) for name in next(found, (0, []))[1]]
+    twice = [name for i, name in enumerate(columns) if name in columns[:i]]
+    if twice:
+        raise UserError(f"{path}:1: column {twice[0]!r} stands there twice; expected it once")
+    return separator, columns, found
+
+
+def _separator(header: str, known: Sequence[str]) -> str:
+    """What separates the columns: that with which most of the known ones are found, of several the first."""
+
+    def count(separator: str) -> tuple[int, int]:
+        names = {name_key(name.strip('"')) for name in header.split(separator)}
+        return len(names & {name_key(name) for name in known}), len(names)
+
+    return max(SEPARATORS, key=count)
 
 
 def write_text(path: Path, text: str) -> None:

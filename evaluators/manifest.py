@@ -1,13 +1,19 @@
 """Manifests: the one place that knows the columns, and checks them row by row."""
 
-import csv
+import functools
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
+from evaluators.files import read_table, table_columns
+from evaluators.names import Finder, looks_key, missing, name_key, spelled, spellings
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 
@@ -60,7 +66,7 @@ def manifest_path(where: Path) -> Path:
 def read_manifest(
     where: Path, labels: Sequence[str], split: str | None = None, leaks: bool = False
 ) -> list[Clip]:
-    """Clips of a manifest in file order, checked row by row.
+    """Clips of a manifest in file order, checked row by row. Source ids that look alike become the first of them.
 
     Args:
         where: CSV file, or a folder that holds ``manifest.csv``.
@@ -68,47 +74,32 @@ def read_manifest(
         split: Only this split, or all.
         leaks: Let a source stand in two splits, for an audit that lists them all.
     Raises:
-        UserError: A column is missing, an id is repeated, a label or split is unknown, a path leaves the folder,
-            a number cannot be read, a source stands in two splits, or no clip is left.
+        UserError: A column is missing, an id is repeated, a label or split is unknown, a path or link leaves the
+            folder, a number cannot be read, a source, in any spelling, stands in two splits, or no clip is left.
     """
     path = manifest_path(where)
-    root = path.parent.resolve()
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or ()
-        missing = [name for name in NEEDED if name not in names]
-        if missing:
+    names = table_columns(path, tuple(COLUMNS))
+    if "ground_truth" in names and "label" not in names:
+        raise UserError(
+            f"{path}:1: column 'label' is missing; a manifest of the first study is imported by:"
+            f" python -m data.build import --recordings {path} --root STUDY --out DIR"
+        )
+    finder, lines, written = Finder(path.parent), dict[str, str](), list[str]()
+    first: dict[str, str] = {}  # spelling of each source
+    clips = []
+    for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
+        clip = _clip(row, finder, labels, at)
+        if (other := lines.setdefault(clip.clip_id, at)) != at:
             raise UserError(
-                f"{path}:1: column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}"
-                + (
-                    "; a manifest of the first study is imported by: python -m data.build import"
-                    f" --recordings {path} --root STUDY --out DIR"
-                    if "ground_truth" in names
-                    else ""
-                )
+                f"{at}: clip_id {clip.clip_id!r} stands in two rows, the other is line"
+                f" {other.rpartition(':')[2]}; ids must be unique"
             )
-        try:
-            lines: dict[str, int] = {}
-            clips = []
-            for row in reader:
-                clips.append(_clip(row, root, labels, f"{path}:{reader.line_num}"))
-                other = lines.setdefault(clips[-1].clip_id, reader.line_num)
-                if other != reader.line_num:
-                    raise UserError(
-                        f"{path}:{reader.line_num}: clip_id {clips[-1].clip_id!r} stands in two"
-                        f" rows, the other is line {other}; ids must be unique"
-                    )
-        except (csv.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(
-                f"{path}:{reader.line_num}: not readable as a CSV row ({error})"
-            ) from None
-    split_of: dict[str, str] = {}
-    for clip in clips:
-        if split_of.setdefault(clip.source_id, clip.split) != clip.split and not leaks:
-            raise LeakError(
-                f"{path}: source {clip.source_id!r} is in split {split_of[clip.source_id]!r} and in"
-                f" {clip.split!r}; split by source, or the test score measures memory"
-            )
+        written.append(clip.source_id)
+        source = first.setdefault(looks_key(clip.source_id), clip.source_id)
+        clips.append(replace(clip, source_id=source))
+    if not leaks:
+        _check_splits(path, clips, written)
+    _tell(path, finder, written)
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:
         raise UserError(
@@ -117,7 +108,32 @@ def read_manifest(
     return chosen
 
 
-def _clip(row: dict[str, str], root: Path, labels: Sequence[str], where: str) -> Clip:
+def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> None:
+    """Raises LeakError where a source, in any spelling, stands in two splits."""
+    seen: dict[str, tuple[str, str]] = {}
+    for clip, name in zip(clips, written, strict=True):
+        split, other = seen.setdefault(name_key(name), (clip.split, name))
+        if split != clip.split:
+            raise LeakError(
+                f"{path}: source {clip.source_id!r} is in split {split!r} and in {clip.split!r}"
+                f"{spelled(other, name)}; split by source, or the test score measures memory"
+            )
+
+
+def _tell(path: Path, finder: Finder, written: Sequence[str]) -> None:
+    """Warns once of names that were taken although they are spelled otherwise."""
+    if text := finder.told():
+        _warn(f"{path}: {text}")
+    if text := spellings(written, "sources", looks_key):
+        _warn(f"{path}: {text}; each counts as one")
+
+
+@functools.cache  # a manifest is read several times
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
+def _clip(row: dict[str, str], finder: Finder, labels: Sequence[str], where: str) -> Clip:
     for name in NEEDED:
         if not row[name].isprintable():
             raise UserError(
@@ -127,12 +143,9 @@ def _clip(row: dict[str, str], root: Path, labels: Sequence[str], where: str) ->
         raise UserError(f"{where}: label {row['label']!r} is not one of {', '.join(labels)}")
     if row["split"] not in SPLITS:
         raise UserError(f"{where}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
-    path = (root / row["path"]).resolve()
-    if not path.is_relative_to(root):
-        raise UserError(f"{where}: path {row['path']!r} leaves the folder of the manifest")
     return Clip(
         clip_id=row["clip_id"],
-        path=path,
+        path=finder.find(row["path"], f"{where}: path"),
         label=row["label"],
         category=row["category"],
         duration_ms=_number(row["duration_ms"], f"{where}: duration_ms"),
@@ -157,8 +170,7 @@ def _number(text: str, where: str) -> float:
 
 def columns_of(where: Path) -> list[str]:
     """The columns that a manifest has."""
-    with manifest_path(where).open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return next(csv.reader(file), [])
+    return table_columns(manifest_path(where), tuple(COLUMNS))
 
 
 def verify(clips: Iterable[Clip]) -> None:
@@ -170,8 +182,8 @@ def verify(clips: Iterable[Clip]) -> None:
     for clip in clips:
         if not clip.path.is_file():
             raise UserError(
-                f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing; restore it or its"
-                " manifest row"
+                f"clip {clip.clip_id!r}: file {str(clip.path)!r} is missing ({missing(clip.path)});"
+                " restore it or its manifest row"
             )
         digest = hashlib.sha256(clip.path.read_bytes()).hexdigest()
         if digest != clip.sha256:

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_json, write_text
 from evaluators.manifest import SPLITS, manifest_path, read_manifest
+from evaluators.names import by_key, first_spellings, name_key, shared_names, spelled
 
 
 def _order(text: str) -> str:
@@ -76,14 +78,17 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """Dev halved by source, stratified by label: (search half, fresh half).
 
     The halves depend on the source ids and clip counts alone, never on a run's seed: otherwise the half that
-    decided one run would have been searched by the next. Largest sources first, each goes to the lighter half.
+    decided one run would have been searched by the next. Largest sources first, each goes to the lighter half, with all
+    of its spellings.
     """
     half_of: dict[str, int] = {}
+    one = first_spellings(sorted({clip.source_id for clip in clips}))
     for label in sorted({clip.label for clip in clips}):
         counts: dict[str, int] = {}
         for clip in clips:
-            if clip.label == label and clip.source_id not in half_of:
-                counts[clip.source_id] = counts.get(clip.source_id, 0) + 1
+            source = one[clip.source_id]
+            if clip.label == label and source not in half_of:
+                counts[source] = counts.get(source, 0) + 1
         load = [[0, 0], [0, 0]]  # per half: clips, sources
         for source in sorted(counts, key=lambda s: (-counts[s], _order(s))):
             half = min((0, 1), key=lambda h: (load[h][0], load[h][1], h))
@@ -91,8 +96,8 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
             load[half][0] += counts[source]
             load[half][1] += 1
     ordered = balanced_order(clips)
-    first = [clip for clip in ordered if half_of[clip.source_id] == 0]
-    second = [clip for clip in ordered if half_of[clip.source_id] == 1]
+    first = [clip for clip in ordered if half_of[one[clip.source_id]] == 0]
+    second = [clip for clip in ordered if half_of[one[clip.source_id]] == 1]
     return first, second
 
 
@@ -105,6 +110,14 @@ class Registry:
 
     splits: dict[str, str]
     trained_on: dict[str, tuple[str, ...]]
+
+    @cached_property
+    def _by_key(self) -> dict[str, str]:
+        return by_key(self.splits)
+
+    def split_of(self, source: str) -> str | None:
+        """The split of a source, in any spelling; None where it has none."""
+        return self._by_key.get(name_key(source))
 
 
 def registry_path(folder: Path) -> Path:
@@ -129,6 +142,9 @@ def load_registry(path: Path) -> Registry:
             raise ValueError(f"split {sorted(map(str, wrong))[0]!r} is not one of {SPLITS}")
         if not all(isinstance(ids, list) for ids in raw["trained_on"].values()):
             raise ValueError("'trained_on' holds no list of source ids")
+        for name, one in first_spellings(raw["splits"]).items():
+            if raw["splits"][name] != raw["splits"][one]:
+                raise ValueError(f"source {one!r} has two splits{spelled(one, name)}")
         return Registry(
             dict(raw["splits"]), {name: tuple(ids) for name, ids in raw["trained_on"].items()}
         )
@@ -153,7 +169,7 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
     if registry is None:
         return
     for clip in clips:
-        known = registry.splits.get(clip.source_id)
+        known = registry.split_of(clip.source_id)
         if known is not None and known != clip.split:
             raise LeakError(
                 f"clip {clip.clip_id!r}: source {clip.source_id!r} is registered as {known!r} but"
@@ -207,7 +223,7 @@ def check_trained_on(
             f"what {checkpoint!r} was trained on is unknown: give --train-manifest, or scores may"
             " measure memory"
         ]
-    overlap = sorted({clip.source_id for clip in clips} & sources)
+    overlap = shared_names({clip.source_id for clip in clips}, sources)
     if not overlap:
         return []
     text = (

@@ -22,6 +22,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier
+from evaluators.clip_checks import look_at_clips
 from evaluators.clips import ClipSet
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import Evaluator
@@ -182,7 +183,9 @@ def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, 
             + ", ".join(f"{n} sources of {label}" for label, n in few.items()),
             f"no gain is claimed with fewer than {MIN_SOURCES} a class: add recordings",
         )
-    return ClipSet(data.task, tuple(balanced_order(tried)[: settings.clips]))
+    clips = tuple(balanced_order(tried)[: settings.clips])
+    yield from (Finding("look", "clips", *found) for found in look_at_clips(everything, clips))
+    return ClipSet(data.task, clips)
 
 
 def _trained_on(

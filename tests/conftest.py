@@ -11,11 +11,10 @@ if (
 ):  # processes share the cores: threads of each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis
-import numpy as np
 import pytest
 import soundfile
 from common import DEMO, LABELS
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,7 +23,7 @@ from evaluators.files import shipped
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
 
-hypothesis.settings.register_profile("thorough", max_examples=1000)  # --hypothesis-profile thorough
+settings.register_profile("thorough", max_examples=1000)  # --hypothesis-profile thorough
 
 
 @pytest.fixture(autouse=True)

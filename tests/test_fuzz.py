@@ -1,23 +1,37 @@
-"""Whatever stands in a file or a reply, a reader gives data or one sentence, never anything else."""
+"""Whatever stands in a file or a reply, a reader gives data or one sentence, never anything else.
+
+50 inputs of each kind; 1,000 with `pytest tests/test_fuzz.py --hypothesis-profile thorough`.
+"""
 
 import csv
+import hashlib
 import io
 import json
-import os
+import struct
 import zipfile
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
+import soundfile
 from common import LABELS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_logs import ASSETS
 
-from data.building.readers import read_rttm
+from data.auditing.checks import audit_clips
+from data.building.import_study import NEEDED as STUDY
+from data.building.import_study import read_study
+from data.building.readers import Collection, read_collection, read_rttm
+from data.building.recipe import Import
+from evaluators.audio import load, load_part, read_header, read_sound
 from evaluators.errors import UserError
+from evaluators.files import read_table
+from evaluators.levels import measure_levels
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts
+from evaluators.splits import load_registry
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.replies import check_proposal, parse
 from opro.results.logs.read import is_log, read_log
@@ -26,9 +40,10 @@ from opro.results.scored import as_predictions, compare_logs, open_scored
 from opro.search.history import Candidate, History
 
 quietly = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=1000 if settings.get_current_profile_name() == "thorough" else 50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-logs = settings(quietly, max_examples=int(os.environ.get("FUZZ", "60")))  # FUZZ=1000 for more
 REAL = [path.read_bytes() for path in sorted(ASSETS.glob("*/*"))]
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=30),
@@ -96,7 +111,7 @@ def try_log(path, content):
         sentence(error)
 
 
-@logs
+@quietly
 @given(
     st.binary(max_size=300).map(lambda raw: b"{" + raw)
     | anything.map(lambda x: json.dumps({"doc_id": x}).encode())
@@ -125,7 +140,7 @@ scores = (
 replies = st.text(max_size=6) | st.sampled_from(["yes", "no", "[invalid]"]) | anything
 
 
-@logs
+@quietly
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -143,7 +158,7 @@ def test_any_values_in_the_lines_of_a_harness(tmp_path, lines):
     try_log(tmp_path / "samples_t_2026-01-02T03-04-05.6.jsonl", text.encode())
 
 
-@logs
+@quietly
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -180,7 +195,7 @@ def test_any_values_and_any_damage_in_a_log_of_inspect(tmp_path, samples, head, 
     try_log(path, raw[:place])
 
 
-@logs
+@quietly
 @given(st.data())
 def test_any_damage_in_a_log_that_the_package_wrote(tmp_path, data):
     raw = bytearray(data.draw(st.sampled_from(REAL)))
@@ -268,6 +283,223 @@ def test_any_reply_gives_plain_prompts_or_reasons(reply):
             assert "<|" not in found.text and [label for label, _ in found.answers] == list(LABELS)
         else:
             assert found and "\x1b" not in found
+
+
+FORMATS = (
+    "WAV-PCM_16 WAV-PCM_24 WAV-FLOAT WAV-ULAW WAV-IMA_ADPCM WAVEX-PCM_16 RF64-PCM_16 W64-PCM_16 AIFF-PCM_16"
+    " AU-PCM_16 CAF-PCM_16 FLAC-PCM_16 OGG-VORBIS OGG-OPUS MP3-MPEG_LAYER_III".split()
+)
+
+
+@cache
+def encoded(kind: str, channels: int) -> bytes:
+    form, _, sub = kind.partition("-")
+    out = io.BytesIO()
+    wave = 0.1 * np.random.default_rng(channels).standard_normal((2400, channels))
+    soundfile.write(out, wave, 16000, format=form, subtype=sub)
+    return out.getvalue()
+
+
+@st.composite
+def damaged(draw):
+    """A small file of some format with a few numbers of its header, or other bytes, changed, and cut or grown."""
+    raw = bytearray(encoded(draw(st.sampled_from(FORMATS)), draw(st.sampled_from([1, 2]))))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, min(len(raw), draw(st.sampled_from([80, 1000]))) - 5))
+        number = draw(
+            st.sampled_from([0, 1, 2, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000])
+            | st.integers(0, 0xFFFFFFFF)
+        )
+        raw[place : place + 4] = struct.pack(draw(st.sampled_from("<>")) + "I", number)
+    cut = draw(st.none() | st.integers(0, len(raw)))
+    front = draw(
+        st.sampled_from([b"", b"ID3\x04\0\0\0\0\0\x0a" + bytes(10), b"ID3\x04\0\0\x7f\x7f\x7f\x7f"])
+    )
+    return front + bytes(raw[:cut]) + draw(st.sampled_from([b"", b"LIST", b"TAG" + bytes(125)]))
+
+
+ENDINGS = st.sampled_from([".wav", ".flac", ".mp3", ".raw", ".ogg", ""])
+
+
+@quietly
+@given(st.binary(max_size=200) | damaged(), ENDINGS)
+def test_any_bytes_as_audio(tmp_path, raw, ending):
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(raw)
+    try:
+        header, sound = read_header(path), read_sound(path)
+    except UserError as error:
+        sentence(error)
+        return
+    assert np.isfinite(sound.wave).all() and len(sound.wave) > 0 and sound.wave.dtype == np.float32
+    assert header.samples > 0 and header.channels == sound.header.channels
+    assert np.array_equal(load(path), sound.wave)  # read twice, it is the same
+    measure_levels(sound)
+    try:
+        part = load_part(path, header.seconds / 3, header.seconds / 2)
+    except UserError as error:
+        sentence(error)
+    else:
+        assert len(part) <= len(sound.wave) + 1
+
+
+@quietly
+@given(
+    st.binary(max_size=200),
+    st.lists(st.sampled_from(["a", "A ", "b", "c", "\ufeffa", ""]), max_size=4),
+    st.lists(st.lists(cells, max_size=5), max_size=4),
+    st.sampled_from([",", ";", "\t"]),
+)
+def test_any_bytes_and_any_cells_as_a_table(tmp_path, raw, header, rows, separator):
+    path, text = tmp_path / "t.csv", io.StringIO()
+    csv.writer(text, delimiter=separator).writerows([header, *rows])
+    for content in (raw, text.getvalue().encode()):
+        path.write_bytes(content)
+        try:
+            found = list(read_table(path, ("a", "b")))
+        except UserError as error:
+            sentence(error)
+        else:
+            assert all(
+                {"a", "b"} <= set(row) and where.startswith(str(path)) for where, row in found
+            )
+
+
+PATHS = ["a.wav", "A.WAV", ".\\a.wav", "../x.wav", "/etc/hostname", "no.wav", "link.wav"]
+ROW = {
+    "path": st.sampled_from([*PATHS, "\x1b", "x" * 300, "\0"]),
+    "label": st.sampled_from(["SPEECH", "NONSPEECH", "speech"]),
+    "category": st.sampled_from(["speech", "noise", "x"]),
+    "source_id": st.sampled_from(["a", "A ", "", "J\u00fc", "Ju\u0308", "\x1b[2J"]),
+    "est_snr_db": cells,
+}
+
+
+@quietly
+@given(st.lists(st.fixed_dictionaries(ROW), max_size=4), st.sampled_from([",", ";"]))
+def test_any_table_of_recordings(tmp_path, rows, separator):
+    (tmp_path / "a.wav").write_bytes(encoded("WAV-PCM_16", 1))
+    if not (tmp_path / "link.wav").is_symlink():
+        (tmp_path / "link.wav").symlink_to("/etc/hostname")
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROW), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    try:
+        found = read_collection(Collection("csv", tmp_path))
+    except UserError as error:
+        sentence(error)
+    else:
+        for recording in found:
+            assert recording.path.is_relative_to(tmp_path) and recording.source_id
+            assert recording.path.is_file() or recording.fault
+
+
+ESC50 = ["filename", "category", "1-2-A-3.wav", "dog", "../x", "1-2-A.wav", ",", "\n"]
+
+
+@quietly
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.sampled_from(ESC50), max_size=12).map(
+        lambda parts: ("filename,category\n" + "".join(parts)).encode()
+    )
+)
+def test_any_bytes_as_the_table_of_esc50(tmp_path, raw):
+    (tmp_path / "meta").mkdir(exist_ok=True)
+    (tmp_path / "audio").mkdir(exist_ok=True)
+    (tmp_path / "meta" / "esc50.csv").write_bytes(raw)
+    try:
+        assert read_collection(Collection("esc50", tmp_path))
+    except UserError as error:
+        sentence(error)
+
+
+FMA = ",artist,artist,track,track\n,id,name,genre_top,license\ntrack_id,,,,\n"
+
+
+@quietly
+@given(
+    st.binary(max_size=200)
+    | st.lists(
+        st.sampled_from(["artist", "id", "track", "2", "x", "nan", "1e99", ",", "\n", '"']),
+        max_size=20,
+    ).map(lambda parts: (FMA + "".join(parts)).encode())
+)
+def test_any_bytes_as_the_table_of_fma(tmp_path, raw):
+    (tmp_path / "000002.mp3").write_bytes(b"x")
+    (tmp_path / "tracks.csv").write_bytes(raw)
+    try:
+        assert read_collection(Collection("fma", tmp_path))
+    except UserError as error:
+        sentence(error)
+
+
+@quietly
+@given(st.lists(st.fixed_dictionaries({name: cells for name in STUDY}), max_size=3), st.data())
+def test_any_cells_in_a_table_of_the_first_study(tmp_path, rows, data):
+    (tmp_path / "a.wav").write_bytes(encoded("WAV-PCM_16", 1))
+    good = {"audio_path": "a.wav", "ground_truth": "SPEECH", "duration_ms": "150", "snr_db": "5"}
+    for row in rows:
+        row.update({k: v for k, v in good.items() if data.draw(st.booleans())})
+    with (tmp_path / "x_metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, STUDY)
+        writer.writeheader()
+        writer.writerows(rows)
+    recipe = Import("import", (tmp_path / "x_metadata.csv",), tmp_path)
+    try:
+        assert read_study(recipe, tmp_path / "out").rows
+    except UserError as error:
+        sentence(error)
+
+
+splits = st.dictionaries(st.text(max_size=4), st.sampled_from(["train", "dev", "test"]))
+
+
+@quietly
+@given(
+    st.binary(max_size=200)
+    | anything.map(lambda x: json.dumps(x).encode())
+    | st.fixed_dictionaries(
+        {"splits": splits | anything, "trained_on": st.just({}) | anything}
+    ).map(lambda x: json.dumps(x).encode())
+)
+def test_any_bytes_as_a_registry(tmp_path, raw):
+    path = tmp_path / "registry.json"
+    path.write_bytes(raw)
+    try:
+        registry = load_registry(path)
+    except UserError as error:
+        sentence(error)
+    else:
+        assert all(registry.split_of(name) == split for name, split in registry.splits.items())
+
+
+@quietly
+@given(st.lists(st.binary(max_size=60) | damaged(), min_size=1, max_size=4), st.data())
+def test_any_clips_are_audited(tmp_path, files, data):
+    rows = []
+    for i, raw in enumerate(files):
+        (tmp_path / f"{i}.wav").write_bytes(raw)
+        row = dict.fromkeys(NEEDED, "x") | {"clip_id": f"c{i}", "path": f"{i}.wav"}
+        row |= {
+            "label": data.draw(st.sampled_from(LABELS)),
+            "split": data.draw(st.sampled_from(["dev", "test"])),
+        }
+        row |= {
+            "duration_ms": data.draw(st.sampled_from(["0", "0.15", "150", "1e300"])),
+            "snr_db": "",
+        }
+        row["sha256"] = hashlib.sha256(raw).hexdigest()
+        rows.append(row)
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, NEEDED)
+        writer.writeheader()
+        writer.writerows(rows)
+    audit = audit_clips(tmp_path, LABELS, with_voice=False)
+    for finding in audit.findings:
+        assert finding.text and "\x1b" not in finding.text
+    assert len(audit.measures) + sum("audio file" in f.text for f in audit.faults) >= 1
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from evaluators.audio import load
 from evaluators.clips import Clip
+from evaluators.errors import UserError
 from evaluators.files import shipped, write_text
 from opro.results import figures
 
@@ -57,21 +58,24 @@ def _gallery(audit: Audit) -> list[Measures]:
 
 
 def _player(m: Measures) -> dict[str, Any]:
-    wave = load(m.clip.path)
+    try:
+        wave = load(m.clip.path)
+        sound = {"wav": figures.wav(wave), "image": figures.spectrogram(wave), "silent": ""}
+    except UserError as error:  # it has gone since it was measured
+        sound = {"wav": "", "image": "", "silent": str(error)}
     snr = "no SNR" if m.clip.snr_db is None else f"{m.clip.snr_db:+.0f} dB"
     return {
         "id": m.clip.clip_id,
         "about": f"{m.clip.label} · {m.clip.category} · {m.clip.duration_ms:.0f} ms · {snr} ·"
         f" {m.clip.split} · {m.clip.source_id}"
         + ("" if m.voice is None else f" · voice {100 * m.voice:.0f} %"),
-        "wav": figures.wav(wave),
-        "image": figures.spectrogram(wave),
+        **sound,
     }
 
 
 def _plots(audit: Audit) -> list[tuple[str, str]]:
     """(title, PNG in base64) of each plot."""
-    level = {m: 20 * np.log10(m.rms + 1e-6) for m in audit.measures}
+    level = {m: 20 * np.log10(m.known.levels.rms + 1e-6) for m in audit.measures}
     voice = {m: m.voice for m in audit.measures if m.voice is not None}
     text = "share of frames that Silero calls speech, noise included"
     out = [

@@ -4,7 +4,9 @@ import contextlib
 import csv
 import hashlib
 import json
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,25 +27,34 @@ from evaluators.splits import Registry, load_registry, registry_path, write_regi
 
 from .attribution import write_attribution
 from .design import Job, Responses, allocate, conditions, plan_clips, split_sources
-from .readers import read_collections
+from .readers import collection_notes, read_collections
 from .recipe import Factorial, Made, Variants
 from .recordings import Recording, write_table
 from .render import render_clip
 from .rooms import find_responses
-from .scan import Scan, scan_recording
+from .scan import CANCELLED, NOTES, SILENT, Scan, scan_recording
 from .voice import ACTIVITIES, VoiceActivity
 
 T, R = TypeVar("T"), TypeVar("R")
 STATE = ".build"  # folder inside --out while a build is unfinished
 REJECTED = ("recording", "label", "category", "source_id", "reason")  # columns of rejected.csv
+SCAN_FIELDS = (
+    "vad_speech vad_nonspeech min_active_dbfs min_source_snr_db voice".split()
+)  # of a recipe
+VARYING = re.compile(
+    r"^.*?:[0-9]+: |'[^']*'|-?[0-9][0-9.,]*"
+)  # what two reasons of one kind differ in
 CHUNK = 16  # recordings or clips that a process takes at once
 
 
 def build(recipe: Made, out: Path, processes: int) -> int:
     """Builds into `out`, or goes on with an interrupted build there; returns the number of clips.
 
+    Recordings that cannot be read are left out. `rejected.csv` says why each was, also where a build fails for want of
+    others; what was scanned is then kept for the next try.
+
     Raises:
-        UserError: Recordings or recipe are wrong; nothing is left behind. Or `out` holds another build.
+        UserError: Recordings or recipe are wrong, or too few recordings are left. Or `out` holds another build.
         PauseError: A process was killed; the same command goes on.
     """
     for collection in recipe.recordings:
@@ -57,25 +68,33 @@ def build(recipe: Made, out: Path, processes: int) -> int:
     ACTIVITIES[recipe.voice]()  # a missing package is reported here, not by every process
     responses = _responses(recipe)
     registry_file, registry = project_registry(out)
+    for note in collection_notes(recipe.recordings, recordings):
+        print(f"note: {note}", file=sys.stderr)
     state = out / STATE
     with _locked(out) as created:
-        _check_identity(state / "recipe", recipe, recordings, registry)
+        identity = _check_identity(state / "recipe", recipe, recordings, registry)
+        scans = _scan_all(recipe, recordings, Journal(state / "scans.jsonl"), processes)
+        duplicates = duplicate_recordings(recordings, scans)
+        rejected = _rejected(recordings, scans, duplicates)
+        write_table(out / "rejected.csv", rejected, REJECTED)
+        kept = [r for r in recordings if r.name not in duplicates]
         try:
-            scans = _scan_all(recipe, recordings, Journal(state / "scans.jsonl"), processes)
-            duplicates = duplicate_recordings(recordings, scans)
-            kept = [r for r in recordings if r.name not in duplicates]
-            splits = split_sources(recipe, [r.source_id for r in kept], registry.splits)
+            splits = split_sources(recipe, kept, registry.splits)
             jobs = plan_clips(recipe, kept, scans, splits, responses)
-        except UserError:
-            for path in created:
-                shutil.rmtree(path, ignore_errors=True)
-            raise
+        except UserError as error:
+            if out / "clips" in created:
+                (out / "clips").rmdir()
+            raise UserError(f"{error}; {_left_out(rejected, recordings, out)}") from None
+        write_text(state / "recipe", identity)
         rows = _render_all(recipe, jobs, out, processes)
-        write_table(out / "rejected.csv", _rejected(recordings, scans, duplicates), REJECTED)
         write_attribution(rows, [c.path for c in recipe.recordings], out)
         write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
         write_table(out / "manifest.csv", rows, list(rows[0]))  # last: a set with it is whole
     shutil.rmtree(state)
+    for note in _scan_notes(recordings, scans):
+        print(f"note: {note}", file=sys.stderr)
+    if rejected:
+        print(f"note: {_left_out(rejected, recordings, out)}", file=sys.stderr)
     return len(jobs)
 
 
@@ -124,7 +143,10 @@ def duplicate_recordings(
     first: dict[str, Recording] = {}
     out = {}
     for recording in recordings:
-        kept = first.setdefault(scans[recording.name].digest, recording)
+        scan = scans[recording.name]
+        if not scan.digest or scan.reason in (CANCELLED, SILENT):
+            continue  # nothing was heard that could be the same
+        kept = first.setdefault(scan.digest, recording)
         if kept is not recording and recording.category != "silence":
             out[recording.name] = kept.name
     return out
@@ -137,12 +159,7 @@ class Journal:
         self.path = path
         self.done: dict[str, Any] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, value = json.loads(line)
-                except ValueError:
-                    break
-                self.done[key] = value
+            self.done.update(_whole_lines(path))
             write_text(path, "".join(map(_line, self.done.items())))
 
     def add(self, results: Iterable[tuple[str, Any]]) -> None:
@@ -160,6 +177,16 @@ class Journal:
                 append_line(self.path, "".join(map(_line, pending)))
 
 
+def _whole_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(key, value) of each line of a journal, to the first that is torn."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            key, value = json.loads(line)
+        except ValueError:
+            return
+        yield key, value
+
+
 def _line(entry: tuple[str, Any]) -> str:
     return json.dumps(entry) + "\n"
 
@@ -174,11 +201,13 @@ def _start_worker(recipe: Made) -> None:
     _recipe, _activity = recipe, ACTIVITIES[recipe.voice]()
 
 
-def _scan_one(recording: Recording) -> Scan | str:
+def _scan_one(recording: Recording) -> Scan:
+    if recording.fault:
+        return Scan((), "", 0.0, recording.fault)
     try:
         return scan_recording(recording, _recipe, _activity)
     except UserError as error:
-        return str(error)
+        return Scan((), "", 0.0, str(error))
 
 
 def _render_one(task: tuple[Job, Path]) -> dict[str, Any]:
@@ -238,40 +267,44 @@ def _locked(out: Path) -> Iterator[list[Path]]:
 
 def _check_identity(
     path: Path, recipe: Made, recordings: Sequence[Recording], registry: Registry
-) -> None:
-    """Stores a digest of all that a build depends on, or compares it with the stored one of an unfinished build."""
+) -> str:
+    """A digest of all that a build depends on, compared with that of a build that has begun to write clips."""
     digest = hashlib.sha256(repr(recipe).encode())
     for r in recordings:
-        stat = r.path.stat() if r.path else None
-        digest.update(repr((r, stat and (stat.st_size, stat.st_mtime_ns))).encode())
+        digest.update(repr((r, _stat(r))).encode())
     digest.update(repr(sorted(registry.splits.items())).encode())
     if path.is_file() and path.read_text() != digest.hexdigest():
         raise UserError(
             f"--out {str(path.parent.parent)!r} holds an unfinished build of another recipe or other"
             " recordings; remove it, or choose another folder"
         )
-    path.write_text(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _stat(recording: Recording) -> tuple[int, int] | None:
+    """Size and time of a recording's file, None where there is none."""
+    try:
+        stat = recording.path.stat() if recording.path else None
+    except OSError:
+        return None
+    return stat and (stat.st_size, stat.st_mtime_ns)
+
+
+def _scan_key(recording: Recording, recipe: Made) -> str:
+    """Name of a recording, and a digest of all that its scan depends on: another recipe may use the same scans."""
+    used = [getattr(recipe, name) for name in ("cut_ms", "durations_ms", *SCAN_FIELDS)]
+    digest = hashlib.sha256(repr((recording, _stat(recording), used)).encode()).hexdigest()
+    return f"{recording.name} {digest[:24]}"
 
 
 def _scan_all(
     recipe: Made, recordings: Sequence[Recording], journal: Journal, processes: int
 ) -> dict[str, Scan]:
-    todo = [r for r in recordings if r.name not in journal.done]
-    bad: list[str] = []
-
-    def results() -> Iterator[tuple[str, Any]]:
-        found = _map(_scan_one, todo, recipe, processes, "recordings")
-        for recording, scan in zip(todo, found, strict=True):
-            if isinstance(scan, str):
-                bad.append(scan)
-            else:
-                yield recording.name, scan.to_json()
-
-    journal.add(results())
-    if bad:
-        more = f"; {len(bad) - 1} more recordings are bad too" if len(bad) > 1 else ""
-        raise UserError(bad[0] + more)
-    return {r.name: Scan.from_json(journal.done[r.name]) for r in recordings}
+    keys = {r.name: _scan_key(r, recipe) for r in recordings}
+    todo = [r for r in recordings if keys[r.name] not in journal.done]
+    found = _map(_scan_one, todo, recipe, processes, "recordings")
+    journal.add((keys[r.name], scan.to_json()) for r, scan in zip(todo, found, strict=True))
+    return {r.name: Scan.from_json(journal.done[keys[r.name]]) for r in recordings}
 
 
 def _render_all(
@@ -299,6 +332,33 @@ def _rejected(
     return out
 
 
+def _left_out(
+    rejected: Sequence[Mapping[str, str]], recordings: Sequence[Recording], out: Path
+) -> str:
+    """How many recordings were left out, and the three most frequent reasons."""
+    if not rejected:
+        return "no recording was left out"
+    kinds: dict[str, list[str]] = {}
+    for row in rejected:
+        kinds.setdefault(VARYING.sub("", row["reason"]), []).append(row["reason"])
+    most = sorted(kinds.values(), key=len, reverse=True)[:3]
+    listed = ", ".join(f"{len(reasons)} x {reasons[0]!r}" for reasons in most)
+    return (
+        f"{len(rejected)} of {len(recordings)} recordings were left out, for {listed}; all of them:"
+        f" {out / 'rejected.csv'}"
+    )
+
+
+def _scan_notes(recordings: Sequence[Recording], scans: Mapping[str, Scan]) -> Iterator[str]:
+    """What was mended or is strange, of the recordings that are used."""
+    for what, _ in NOTES:
+        names = [
+            r.name for r in recordings if what in scans[r.name].notes and scans[r.name].windows
+        ]
+        if names:
+            yield f"{len(names)} recordings {what}, such as {names[0]}"
+
+
 def _responses(recipe: Made) -> Responses:
     if isinstance(recipe, Variants) and recipe.responses:
         return find_responses(recipe.responses, recipe.t60_s)
@@ -306,11 +366,13 @@ def _responses(recipe: Made) -> Responses:
 
 
 def outline(recipe: Made, out: Path) -> list[str]:
-    """What a build would make, from names and headers alone: cells, counts, sources per split, what is missing."""
-    recordings = read_collections(recipe.recordings)
+    """What a build would make, from names and earlier scans: cells, counts, sources per split, what is missing."""
+    everything = read_collections(recipe.recordings)
     _responses(recipe)
     registry = project_registry(out)[1]
-    splits = split_sources(recipe, [r.source_id for r in recordings], registry.splits)
+    splits = split_sources(recipe, everything, registry.splits)
+    known, left_out = _known_reasons(recipe, everything, out)
+    recordings = [r for r in everything if r.name not in left_out]
     cells = conditions(recipe)
     if isinstance(recipe, Factorial):
         count, kind, cuts_each = recipe.clips_per_cell, "clips", len(cells)
@@ -327,7 +389,10 @@ def outline(recipe: Made, out: Path) -> list[str]:
         f"{'split':6} {'category':12} {'sources':>8} {'recordings':>11} {'cuts needed':>12}"
         f" {'at most':>8}",
     ]
-    warnings = []
+    warnings = [f"note: {text}" for text in collection_notes(recipe.recordings, everything)]
+    if left_out:
+        rows = [{"reason": reason} for reason in left_out.values()]
+        warnings.append(f"left out: {_left_out(rows, everything, out)}")
     whole = sum(recipe.categories.values())
     shares = {"speech": 1.0} | {k: v / whole for k, v in recipe.categories.items()}
     for split in (s for s in SPLITS if recipe.splits.get(s)):
@@ -350,4 +415,19 @@ def outline(recipe: Made, out: Path) -> list[str]:
                 warnings.append(
                     f"warning: {sources} speech sources in test; with fewer than 10 no claim is made"
                 )
-    return [*lines, "", *(warnings or ["nothing is missing, as far as names and headers tell"])]
+    if not any(text.startswith("missing") for text in warnings):
+        decoded = "all were decoded" if known == len(everything) else "as far as names tell"
+        warnings.append(f"nothing is missing, {decoded}")
+    return [*lines, "", *warnings]
+
+
+def _known_reasons(
+    recipe: Made, recordings: Sequence[Recording], out: Path
+) -> tuple[int, dict[str, str]]:
+    """How many recordings were scanned by a build that failed or was interrupted, and why some are left out."""
+    journal = out / STATE / "scans.jsonl"
+    done = dict(_whole_lines(journal)) if journal.is_file() else {}
+    found = {r.name: done.get(_scan_key(r, recipe)) for r in recordings}
+    reasons = {r.name: r.fault for r in recordings if r.fault}
+    reasons |= {name: scan["reason"] for name, scan in found.items() if scan and scan["reason"]}
+    return sum(scan is not None for scan in found.values()), reasons

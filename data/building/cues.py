@@ -16,23 +16,26 @@ CUES = ("rms_db", "peak_to_rms_db", "rolloff_95_khz", "bandwidth_khz", "tilt_db_
 
 
 def cues(wave: Wave) -> NDArray[np.float64]:
-    """Level, bandwidth and tilt of a clip, in the order of `CUES`."""
+    """Level, bandwidth and tilt of a clip, in the order of `CUES`; the tilt of a few samples is 0."""
     power = np.abs(np.fft.rfft(wave.astype(np.float64) * np.hanning(len(wave)))) ** 2 + 1e-12
     khz = np.fft.rfftfreq(len(wave), 1 / RATE) / 1000
     share = power / power.sum()
     centre = (share * khz).sum()
     level = rms(wave) + 1e-9
     octaves = np.arange(np.log2(0.1), np.log2(7.5), 1 / 3)  # third octaves from 100 Hz to 7.5 kHz
-    bands = [
-        10 * np.log10(power[(khz >= 2**low) & (khz < 2 ** (low + 1 / 3))].mean()) for low in octaves
-    ]
+    inside = [(khz >= 2**low) & (khz < 2 ** (low + 1 / 3)) for low in octaves]
+    filled = np.array(
+        [band.any() for band in inside]
+    )  # a clip below 40 ms has bands without a line
+    bands = [10 * np.log10(power[band].mean()) for band in inside if band.any()]
+    tilt = np.polyfit(octaves[filled], bands, 1)[0] if len(bands) > 1 else 0.0
     return np.array(
         [
             20 * np.log10(level),
             20 * np.log10(max(np.abs(wave).max(), 1e-9) / level),
             khz[np.searchsorted(share.cumsum(), 0.95)],
             np.sqrt((share * (khz - centre) ** 2).sum()),
-            np.polyfit(octaves, bands, 1)[0],
+            tilt,
         ]
     )
 

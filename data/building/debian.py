@@ -24,9 +24,10 @@ import zstandard
 
 from evaluators.audio import RATE, Wave
 from evaluators.errors import PauseError, UserError
+from evaluators.files import read_table
 
 from .recipe import Packages
-from .recordings import read_table, write_table
+from .recordings import write_table
 from .render import encode
 
 COLUMNS = tuple(  # of the catalogue

@@ -14,9 +14,10 @@ import numpy as np
 
 from evaluators.errors import UserError
 from evaluators.manifest import SPLITS
+from evaluators.names import by_key, name_key
 
 from .recipe import Design, Factorial, Made, Variants
-from .recordings import Recording
+from .recordings import Recording, linked_sources
 from .scan import Scan, Window, stable_seed
 
 
@@ -68,34 +69,54 @@ def split_of(source: str, shares: Mapping[str, float]) -> str:
 
 
 def split_sources(
-    recipe: Design, sources: Sequence[str], known: Mapping[str, str]
+    recipe: Design, recordings: Sequence[Recording], known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Source id -> split: as registered, else by hash; ids of one `together` group share the split of the first.
+    """Source id -> split: as registered, else by hash; ids of one group share the split of the first.
+
+    Groups are those of `together`, and sources that are one artist or upload. Ids are found in any spelling.
 
     Raises:
         UserError: Ids of one group are registered in different splits, or some of them do not exist.
     """
-    existing = {*sources, *known}
+    sources = {r.source_id for r in recordings}
+    split_by_key = by_key(known)
+    existing = {name_key(name) for name in (*sources, *known)}
     for group in recipe.together:
-        absent = [name for name in group if name not in existing]
+        absent = [name for name in group if name_key(name) not in existing]
         if absent and len(absent) < len(group):
             raise UserError(
                 f"together: {absent[0]!r} is no source here, {group[0]!r} is; spell it as the"
                 " recordings do, or take the group out"
             )
-    first = {name: group[0] for group in recipe.together for name in group}
-    for group in recipe.together:
-        splits = {known[name] for name in group if name in known}
+    groups = _joined([*recipe.together, *linked_sources(recordings)])
+    first = {name_key(name): group[0] for group in groups for name in group}
+    for group in groups:
+        keys = map(name_key, group)
+        splits = {split_by_key[key] for key in keys if key in split_by_key}
         if len(splits) > 1:
             raise UserError(
                 f"together: {', '.join(group)} are registered in {' and '.join(sorted(splits))};"
-                " they must share a split"
+                " they are or may be one source and must share a split"
             )
-    fixed = {first.get(name, name): split for name, split in known.items()}
+    fixed = {name_key(first.get(key, key)): split for key, split in split_by_key.items()}
     out = {}
-    for source in sorted(set(sources)):
-        unit = first.get(source, source)
-        out[source] = known.get(source) or fixed.get(unit) or split_of(unit, recipe.splits)
+    for source in sorted(sources):
+        key = name_key(source)
+        unit = first.get(key, source)
+        out[source] = (
+            split_by_key.get(key) or fixed.get(name_key(unit)) or split_of(unit, recipe.splits)
+        )
+    return out
+
+
+def _joined(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Groups of names without overlap: those that share a name are one."""
+    out: list[tuple[str, ...]] = []
+    for group in groups:
+        keys = set(map(name_key, group))
+        shared = [other for other in out if keys & set(map(name_key, other))]
+        out = [other for other in out if other not in shared]
+        out.append(tuple(dict.fromkeys([*itertools.chain(*shared), *group])))
     return out
 
 
@@ -329,12 +350,7 @@ def plan_clips(
             )
             features.append(window.match_features)
     if not features:
-        reasons = Counter(scans[r.name].reason for r in recordings).most_common(3)
-        raise UserError(
-            "recordings: no window passed the recipe's checks ("
-            + "; ".join(f"{n} times: {reason}" for reason, n in reasons)
-            + ")"
-        )
+        raise UserError("recordings: no window passed the recipe's checks; expected some")
     scale = np.std(np.array(features), axis=0) + 1e-6
     jobs: list[Job] = []
     for split in SPLITS:

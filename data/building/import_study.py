@@ -12,12 +12,14 @@ from typing import Any
 
 from evaluators.audio import load
 from evaluators.errors import UserError
+from evaluators.files import read_table
+from evaluators.names import Finder, name_key
 from evaluators.splits import Registry, write_registry
 
 from .clip_set import project_registry
 from .design import split_of
 from .recipe import Import
-from .recordings import file_below, read_table, write_table
+from .recordings import missing_reason, write_table
 
 NEEDED = ("clip_id", "audio_path", "ground_truth", "duration_ms", "snr_db")
 VARIANT = ("variant_id", "variant_name", "original_variant")
@@ -72,9 +74,11 @@ def read_study(recipe: Import, out: Path) -> Study:
     _, registry = project_registry(out)
     study = Study([], {}, {})
     unknown = 0
+    first: dict[str, str] = {}  # spelling of each source
+    finder = Finder(recipe.root)
     for manifest in recipe.manifests:
         for where, row in read_table(manifest, NEEDED):
-            made, file = _row(recipe, where, row)
+            made, file = _row(recipe, finder, where, row)
             if made["clip_id"] in study.files:
                 raise UserError(
                     f"{where}: clip {made['clip_id']!r} stands twice; give each manifest once"
@@ -82,7 +86,8 @@ def read_study(recipe: Import, out: Path) -> Study:
             source = source_of(row, recipe.source_pattern)
             unknown += source is None
             source = source or f"study:{row['clip_id']}"
-            split = registry.splits.get(source) or split_of(source, recipe.splits)
+            source = first.setdefault(name_key(source), source)
+            split = registry.split_of(source) or split_of(source, recipe.splits)
             study.splits[source] = split
             study.files[made["clip_id"]] = file
             study.rows.append(made | {"source_id": source, "split": split})
@@ -116,11 +121,15 @@ def _check_pattern(pattern: str) -> None:
         raise UserError(f"source_pattern has {groups} groups; expected one, the source id")
 
 
-def _row(recipe: Import, where: str, row: dict[str, str]) -> tuple[dict[str, Any], Path]:
+def _row(
+    recipe: Import, finder: Finder, where: str, row: dict[str, str]
+) -> tuple[dict[str, Any], Path]:
     label = row["ground_truth"].upper().replace("-", "").replace("_", "")
     if label not in ("SPEECH", "NONSPEECH"):
         raise UserError(f"{where}: ground_truth {row['ground_truth']!r} is not SPEECH or NONSPEECH")
-    file = file_below(recipe.root, row["audio_path"].replace("\\", "/"), f"{where}: audio_path")
+    file = finder.find(row["audio_path"].replace("\\", "/"), f"{where}: audio_path")
+    if reason := missing_reason(file, f"{where}: audio_path {row['audio_path']!r}"):
+        raise UserError(reason)
     duration_ms = _number(row, "duration_ms", (1, 60_000), where)
     snr_db = _number(row, "snr_db", (-60, 100), where)
     variant = next((row[name] for name in VARIANT if row.get(name)), "")

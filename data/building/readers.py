@@ -3,9 +3,11 @@
 Readers look at names and tables only; they decode no audio.
 """
 
+import functools
 import math
 import re
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, Literal, get_args
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from evaluators.errors import UserError
+from evaluators.files import read_table, shipped
+from evaluators.names import Finder, first_spellings, looks_key, name_key
 
 from .recordings import (
     CATEGORIES,
@@ -22,11 +26,12 @@ from .recordings import (
     audio_files,
     check_kind,
     check_name,
-    file_below,
-    read_table,
+    missing_reason,
+    unread_endings,
 )
 from .schema import CLOSED, FilePath, Whole
 
+TABLE_COLUMNS = ("source_id", "group", "licence", "source_package", "language", "est_snr_db")
 Policy = Literal["keep-all", "drop-human", "drop-voiced"]
 Layout = Literal["csv", "folder", "voxconverse", "esc50", "musan", "gtzan", "fma", "synthetic"]
 
@@ -109,8 +114,10 @@ def read_collections(collections: Sequence[Collection]) -> list[Recording]:
                     f"recording {recording.name!r} stands in two collections; give each once"
                 )
             out[recording.name] = recording
+    first = first_spellings((r.source_id for r in out.values()), looks_key)
+    out = {name: replace(r, source_id=first[r.source_id]) for name, r in out.items()}
     for recording in out.values():
-        other = labels.setdefault(recording.source_id, recording.label)
+        other = labels.setdefault(name_key(recording.source_id), recording.label)
         if other != recording.label:
             raise UserError(
                 f"{recording.where or recording.name}: source {recording.source_id!r} has label"
@@ -161,19 +168,18 @@ def _csv(c: Collection) -> Iterator[Recording]:
             " a recording; other layouts are given as LAYOUT=DIR: voxconverse, esc50, musan,"
             " gtzan, fma; see data/README.md"
         )
-    root = table.parent.resolve()
-    first: dict[str, str] = {}
-    for where, row in read_table(table, ("path", "label", "category")):
+    finder, first = Finder(table.parent), dict[Path, str]()
+    for where, row in read_table(table, ("path", "label", "category"), TABLE_COLUMNS):
         source = (row.get("source_id") or row.get("group") or "").strip()
         if not source:
             raise UserError(
                 f"{where}: source_id is empty; expected who or what was recorded, so that it never"
                 " crosses a split"
             )
-        path = file_below(root, row["path"], f"{where}: path")
-        if row["path"] in first:
-            raise UserError(f"{where}: path {row['path']!r} stands in {first[row['path']]} too")
-        first[row["path"]] = where
+        path = finder.find(row["path"], f"{where}: path")
+        if path in first:
+            raise UserError(f"{where}: path {row['path']!r} stands in {first[path]} too")
+        first[path] = where
         check_kind(row["label"], row["category"], where)
         try:
             snr = float(row["est_snr_db"]) if row.get("est_snr_db") else None
@@ -185,7 +191,10 @@ def _csv(c: Collection) -> Iterator[Recording]:
             )
         more = {"licence": row.get("licence"), "package": row.get("source_package", "")}
         more |= {"language": row.get("language", ""), "est_snr_db": snr, "where": where}
+        more |= {"fault": missing_reason(path, f"{where}: path {row['path']!r}")}
         yield _recording(c, row["path"], path, row["category"], source, **more)
+    if told := finder.told():
+        print(f"note: {table}: {told}", file=sys.stderr)
 
 
 def _folder(c: Collection) -> Iterator[Recording]:
@@ -275,6 +284,7 @@ def _voxconverse(c: Collection) -> Iterator[Recording]:
 
 def _esc50(c: Collection) -> Iterator[Recording]:
     dropped = {"keep-all": (), "drop-human": ESC50_HUMAN, "drop-voiced": ESC50_VOICED}[c.policy]
+    finder = Finder(c.path / "audio")
     for where, row in read_table(c.path / "meta" / "esc50.csv", ("filename", "category")):
         file, kind = row["filename"], row["category"]
         if kind in dropped:
@@ -282,11 +292,12 @@ def _esc50(c: Collection) -> Iterator[Recording]:
         fields = file.split("-")
         if len(fields) != 4:
             raise UserError(f"{where}: filename {file!r} is not fold-freesound-take-class.wav")
-        path = file_below(c.path / "audio", file, f"{where}: filename")
+        path = finder.find(file, f"{where}: filename")
         source = f"freesound:{fields[1]}"  # the files of one upload are one source
         category = "noise" if kind in ESC50_NOISE else "environment"
         category = "animal" if kind in ESC50_ANIMAL else category
         more = {"licence": "CC-BY-NC-3.0", "package": f"esc50:{kind}", "where": where}
+        more |= {"fault": missing_reason(path, f"{where}: filename {file!r}")}
         yield _recording(c, f"esc50/{file}", path, category, source, policy=c.policy, **more)
 
 
@@ -301,47 +312,100 @@ def _musan(c: Collection) -> Iterator[Recording]:
                     notes[fields[0]] = fields
         for path in audio_files(c.path / folder):
             note = notes.get(path.stem, [])
-            source = path.stem
+            source, also = path.stem, ()
             if category == "music":
                 if c.policy != "keep-all" and len(note) > 2 and note[2].upper() == "Y":
                     continue  # vocals
                 if len(note) > 3:
                     source = f"artist:{note[3]}"
+                    also = (artist_name(note[3]),)
             name = f"musan/{path.relative_to(c.path).as_posix()}"
             more = {"licence": "see musan LICENSE", "package": f"musan:{path.parent.name}"}
-            yield _recording(c, name, path, category, f"musan:{source}", policy=c.policy, **more)
+            more |= {"policy": c.policy, "also": also}
+            yield _recording(c, name, path, category, f"musan:{source}", **more)
+
+
+def artist_name(name: str) -> str:
+    """An artist as collections share it: MUSAN writes underscores where FMA writes blanks."""
+    return f"artist:{name_key(name.replace('_', ' '))}"
+
+
+@functools.cache
+def gtzan_facts() -> tuple[dict[str, str], dict[str, str]]:
+    """Published facts about GTZAN's tracks: (artist of each that is known, fault of each that has one)."""
+    artists: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for _, row in read_table(shipped("data/recipes/gtzan.csv"), ("what", "name", "tracks")):
+        genre, *ranges = row["tracks"].split() or [""]
+        for text in ranges:
+            first, _, last = text.partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                kind = faults if row["what"] == "fault" else artists
+                kind[f"{genre}.{number:05d}"] = row["name"]
+    return artists, faults
 
 
 def _gtzan(c: Collection) -> Iterator[Recording]:
+    artists, faults = gtzan_facts()
     for path in audio_files(c.path):
         if re.fullmatch(r"[a-z]+\.\d{5}", path.stem):
             package = f"gtzan:{path.stem.split('.')[0]}"
-            source = f"gtzan:{path.stem}"
-            yield _recording(c, f"gtzan/{path.name}", path, "music", source, package=package)
+            artist = artists.get(path.stem)
+            source = f"gtzan:artist:{artist}" if artist else f"gtzan:{path.stem}"
+            more: dict[str, Any] = {"package": package, "fault": faults.get(path.stem, "")}
+            more["also"] = (artist_name(artist),) if artist else ()
+            yield _recording(c, f"gtzan/{path.name}", path, "music", source, **more)
 
 
 def _fma(c: Collection) -> Iterator[Recording]:
-    artist: dict[int, tuple[str, str, str]] = {}
-    for table in c.path.rglob("tracks.csv"):
-        import pandas as pd
-
-        try:
-            tracks = pd.read_csv(table, header=[0, 1], index_col=0, low_memory=False)
-            columns = [("artist", "id"), ("track", "license"), ("track", "genre_top")]
-            for number, *values in tracks[columns].itertuples():
-                artist[int(number)] = tuple(map(str, values))  # type: ignore[assignment]
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{table}: not FMA's tracks.csv ({error}); expected two header rows with artist/id,"
-                " track/license, track/genre_top"
-            ) from None
+    tracks = _fma_tracks(c)
     for path in audio_files(c.path):
         if not re.fullmatch(r"\d{6}", path.stem):
             continue
-        who, licence, genre = artist.get(int(path.stem), (f"track{path.stem}", "", ""))
-        if genre != "Spoken":
-            name, more = f"fma/{path.name}", {"licence": licence, "package": "fma"}
-            yield _recording(c, name, path, "music", f"fma:{who}", **more)
+        track = tracks.get(int(path.stem))
+        if track is None:
+            fault = "tracks.csv does not list it: its artist and whether it is speech are unknown"
+            source = f"fma:track{path.stem}"
+            yield _recording(c, f"fma/{path.name}", path, "music", source, fault=fault)
+        elif track["genre"] != "Spoken":
+            more = {"licence": track["licence"], "package": "fma"}
+            more["also"] = (artist_name(track["name"]),) if track["name"] else ()
+            source = f"fma:{track['artist']}"
+            yield _recording(c, f"fma/{path.name}", path, "music", source, **more)
+
+
+def _fma_tracks(c: Collection) -> dict[int, dict[str, Any]]:
+    """What tracks.csv tells of each track: artist (an id), name (of the artist), licence, genre."""
+    tables = list(c.path.rglob("tracks.csv"))
+    if not tables:
+        raise UserError(
+            f"recordings {str(c.path)!r} hold no tracks.csv; without it neither artists, which may"
+            " not cross a split, nor spoken tracks are known: put fma_metadata/tracks.csv of"
+            " fma_metadata.zip below the folder"
+        )
+    import pandas as pd
+
+    out: dict[int, dict[str, Any]] = {}
+    names = {
+        ("artist", "id"): "artist",
+        ("artist", "name"): "name",
+        ("track", "license"): "licence",
+    }
+    names |= {("track", "genre_top"): "genre"}
+    for table in tables:
+        try:
+            tracks = pd.read_csv(table, header=[0, 1], index_col=0, low_memory=False)
+            if ("artist", "name") not in tracks:
+                tracks["artist", "name"] = ""
+            found = tracks[list(names)].fillna("").astype(str)
+            for number, *values in found.itertuples():
+                out[int(number)] = dict(zip(names.values(), values, strict=True))
+        except (KeyError, ValueError, TypeError, OverflowError, OSError) as error:
+            raise UserError(
+                f"{table}: not FMA's tracks.csv ({str(error).splitlines()[0][:200]}); expected two"
+                " header rows with artist/id, track/license, track/genre_top"
+            ) from None
+    return out
 
 
 def _synthetic(c: Collection) -> Iterator[Recording]:
@@ -359,6 +423,42 @@ def _synthetic(c: Collection) -> Iterator[Recording]:
                 "synthetic",
                 kind=kind,
             )
+
+
+def collection_notes(
+    collections: Sequence[Collection], recordings: Sequence[Recording]
+) -> Iterator[str]:
+    """What a reader cannot know or does not read, one sentence each."""
+    for c in collections:
+        if c.layout in ("csv", "synthetic"):
+            continue
+        endings = unread_endings(c.path)
+        if endings:
+            listed = ", ".join(f"{n} {ending}" for ending, n in endings.most_common())
+            ending = endings.most_common(1)[0][0]
+            yield (
+                f"{listed} files in {str(c.path)!r} are not read; convert sounds to WAV or FLAC, as"
+                f" by: ffmpeg -i x{ending} x.flac"
+            )
+        if c.layout == "voxconverse":
+            known = {r.path for r in recordings}
+            alone = sum(path not in known for path in audio_files(c.path))
+            if alone:
+                yield f"{alone} audio files in {str(c.path)!r} are left out: no RTTM, or nobody speaks alone"
+    unknown = Counter(
+        name
+        for r in recordings
+        for name in ("gtzan", "musan")
+        if r.category == "music" and r.name.startswith(f"{name}/") and not r.also
+    )
+    for name, n in unknown.items():
+        yield f"the artist of {n} music files of {name} is unknown: each counts as a source of its own"
+    layouts = {c.layout for c in collections}
+    if {"musan", "esc50"} <= layouts:
+        yield (
+            "MUSAN's free-sound files and ESC-50 both stem from Freesound, and no list tells which uploads"
+            " they share: python -m data.audit compares the sounds"
+        )
 
 
 FIELDS = {  # fields of a collection that only some layouts read

@@ -2,15 +2,25 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import write_text
+from evaluators.names import LINK_CURE, missing
 
-AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".w64"}
+# Endings of what libsndfile reads, and of what lies beside recordings and is no sound.
+AUDIO = set(
+    ".wav .wave .bwf .rf64 .w64 .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .sph .voc".split()
+)
+NO_AUDIO = {""} | set(
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .log .md .rst .html .htm .pdf .bib .doc .docx .xls"
+    " .xlsx .rttm .lab .textgrid .trs .ctm .stm .uem .eaf .srt .vtt .copyright .png .jpg .jpeg .gif .svg .py .sh"
+    " .ipynb .npy .npz .pkl".split()
+)
 LABELS = ("SPEECH", "NONSPEECH")
 CATEGORIES = ("speech", "environment", "music", "animal", "noise", "silence")
 UNKNOWN_LICENCE = "unknown"
@@ -21,7 +31,9 @@ class Recording:
     """One file, or a synthetic sound.
 
     `name` is unique in a build and stands in the manifest. `source_id` is the identity that must not cross a split:
-    speaker, session or upload. `parts` are the times in seconds that may be cut; empty means all of it.
+    speaker, session or upload; `also` are other names of it, under which another collection may list it. `parts` are
+    the times in seconds that may be cut; empty means all of it. `fault` says why it is left out, where that is known
+    before it is read.
     """
 
     name: str
@@ -37,6 +49,8 @@ class Recording:
     policy: str = ""
     kind: str = ""
     where: str = ""  # table and line that lists it, for error messages
+    fault: str = ""
+    also: tuple[str, ...] = ()
 
 
 def check_kind(label: str, category: str, where: str) -> None:
@@ -61,74 +75,62 @@ def check_name(recording: Recording) -> None:
         ) from None
 
 
-def audio_files(folder: Path) -> Iterator[Path]:
-    """Audio files below a folder, without hidden ones.
-
-    Raises:
-        UserError: A file is a link that leaves the folder.
-    """
+def _visible(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is not hidden, nor in a hidden folder."""
     for path in folder.rglob("*"):
-        if path.suffix.lower() in AUDIO and not path.name.startswith(".") and path.is_file():
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"recording {str(path)!r} is a link that leaves {str(folder)!r}")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
-def file_below(root: Path, name: str, where: str) -> Path:
-    """The file `name` below `root`, links resolved.
+def audio_files(folder: Path) -> Iterator[Path]:
+    """Audio files below a folder, without hidden ones; also links to what is not there.
 
     Raises:
-        UserError: It does not exist or lies elsewhere; the message starts with `where`.
+        UserError: A link leaves the folder.
     """
-    try:
-        path = (root / name).resolve()
-        inside, there = path.is_relative_to(root.resolve()), path.is_file()
-    except (ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"{where} {name[:80]!r} is no path ({error})") from None
-    if not inside:
-        raise UserError(f"{where} {name!r} leaves the folder {str(root)!r}")
-    if not there:
-        raise UserError(f"{where} {name!r} is no file below {str(root)!r}")
-    return path
+    root = folder.resolve()
+    for path in _visible(folder):
+        sounds = path.suffix.lower() in AUDIO
+        if not path.is_symlink():
+            if sounds and path.is_file():
+                yield path
+        elif not path.exists():
+            if sounds:
+                yield path
+        elif not path.resolve().is_relative_to(root) and (sounds or path.is_dir()):
+            raise UserError(
+                f"recording {str(path)!r} is a link to {str(path.resolve())!r}, outside the folder"
+                f" {str(folder)!r}: {LINK_CURE}"
+            )
+        elif sounds and path.is_file():
+            yield path
+
+
+def unread_endings(folder: Path) -> Counter[str]:
+    """How many files below a folder have each ending that is neither read as audio nor known to be none."""
+    endings = (path.suffix.lower() for path in _visible(folder) if path.is_file())
+    return Counter(ending for ending in endings if ending not in AUDIO | NO_AUDIO)
+
+
+def missing_reason(path: Path, named: str) -> str:
+    """Why a file that a table lists cannot be read, empty if it is there; `named` is where and as what."""
+    return "" if path.is_file() else f"{named} is no file: {str(path)!r} {missing(path)}"
+
+
+def linked_sources(recordings: Sequence[Recording]) -> list[tuple[str, ...]]:
+    """Groups of source ids that are one artist or upload by another name, as in MUSAN and FMA: one split."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for recording in recordings:
+        for name in recording.also:
+            by_name[name].append(recording.source_id)
+    groups = (tuple(sorted(set(ids))) for ids in by_name.values())
+    return [group for group in groups if len(group) > 1]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Writes rows as CSV, whole or not at all, values unchanged; `read_table` reads them back."""
+    """Writes rows as CSV, whole or not at all, values unchanged; `evaluators.files.read_table` reads them."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
-
-
-def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV table, each with its "file:line".
-
-    Raises:
-        UserError: The file is missing, is no UTF-8 or CSV, lacks a needed column, or a row has too many or too few
-            fields.
-    """
-    if not path.is_file():
-        raise UserError(f"table {str(path)!r} does not exist")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in needed if c not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{path}:1: column {missing[0]!r} is missing; needed are {', '.join(needed)}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}:{reader.line_num}: the row has"
-                        f" {'more' if None in row else 'fewer'} fields than the header; expected"
-                        f" {len(reader.fieldnames or ())}"
-                    )
-                yield f"{path}:{reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; save the table as UTF-8"
-        ) from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not readable as CSV ({error})") from None

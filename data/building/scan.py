@@ -6,14 +6,16 @@ no more memory than one of a minute.
 
 import hashlib
 import itertools
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.audio import RATE, Wave, load_part, read_header
+from evaluators.audio import RATE, Wave, load_part, read_header, read_sound
 from evaluators.errors import UserError
+from evaluators.levels import TOO_LOUD, Levels, measure_levels, without_offset
 
 from .cues import cues
 from .mixing import SLOPES_DB, active_span, coloured_noise, frame_power
@@ -25,6 +27,23 @@ PART_S = 60.0  # seconds of a recording that are in memory at once
 MAX_PARTS = 24  # parts read of one recording
 SYNTHETIC_S = 2.0
 RANGE_DB = 45.0  # the active part lies within this of the loudest frame
+SILENT = "digital silence"
+CANCELLED = "its channels cancel when they are averaged"
+NOTES: tuple[tuple[str, Callable[[Levels], bool]], ...] = (  # completes "3 recordings ..."
+    (
+        "had an offset (DC) above a tenth of their RMS, which was taken off",
+        lambda v: bool(v.offset),
+    ),
+    (
+        "have a header that does not tell their length, and were read to their end",
+        lambda v: not v.told,
+    ),
+    (
+        "hold samples far above full scale, floats in the range of integers",
+        lambda v: v.peak >= TOO_LOUD,
+    ),
+    ("clip (3 samples or more at full scale)", lambda v: v.clipped >= 3),
+)
 OFFSETS = (0, -1, 1, -2, 2, -3, 3)  # windows beside the centre, in clip lengths
 
 
@@ -54,9 +73,10 @@ class Scan:
     """The windows of one recording. `reason` says why there is none, and is empty otherwise."""
 
     windows: tuple[Window, ...]
-    digest: str  # SHA-256 of the samples read, 16 bit at 16 kHz
+    digest: str  # SHA-256 of the samples read, 16 bit at 16 kHz; empty where none could be
     seconds: float
     reason: str
+    notes: tuple[str, ...] = ()  # what of it was mended or is strange, from `NOTES`
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the journal of a build."""
@@ -67,7 +87,8 @@ class Scan:
     def from_json(raw: dict[str, Any]) -> "Scan":
         """The inverse of `to_json`."""
         windows = (Window(*w[:4], tuple(w[4]), tuple(w[5]), *w[6:]) for w in raw["windows"])
-        return Scan(tuple(windows), raw["digest"], raw["seconds"], raw["reason"])
+        notes = tuple(raw.get("notes", ()))
+        return Scan(tuple(windows), raw["digest"], raw["seconds"], raw["reason"], notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +101,15 @@ class Part:
     speech: NDArray[np.bool_]
     frame: int
 
+    @property
+    def level(self) -> Wave:
+        """The samples without any offset, for power."""
+        return np.asarray(self.wave - self.wave.mean(dtype=np.float64), dtype=np.float32)
+
     def speech_power(self) -> float | None:
         """Mean power of the samples in speech frames, or None without any."""
         inside = np.repeat(self.speech, self.frame)[: len(self.wave)]
-        return float((self.wave.astype(np.float64)[inside] ** 2).mean()) if inside.any() else None
+        return float((self.level.astype(np.float64)[inside] ** 2).mean()) if inside.any() else None
 
     def window(self, first: int, duration_ms: int) -> Window:
         """The window of `duration_ms` from a sample on, its sound not measured yet."""
@@ -129,9 +155,13 @@ def part_times(recording: Recording, shortest_s: float = 0.001) -> list[tuple[fl
 
 
 def read_part(recording: Recording, start_s: float, end_s: float) -> Wave:
-    """The samples of a part at 16 kHz; synthetic sounds are generated from their name."""
+    """The samples of a part at 16 kHz, without a steady offset; synthetic sounds are generated from their name."""
     if recording.path is not None:
-        return load_part(recording.path, start_s, end_s)
+        return without_offset(load_part(recording.path, start_s, end_s))
+    return _synthetic(recording, start_s, end_s)
+
+
+def _synthetic(recording: Recording, start_s: float, end_s: float) -> Wave:
     samples = round((end_s - start_s) * RATE)
     if recording.kind == "silence":
         return np.zeros(samples, dtype=np.float32)
@@ -147,40 +177,77 @@ def scan_recording(recording: Recording, recipe: Made, activity: VoiceActivity) 
     Raises:
         UserError: A file cannot be decoded; names it, and the table's line that lists it.
     """
-    digest, seconds = hashlib.sha256(), 0.0
-    windows: list[Window] = []
-    reasons: list[str] = []
-    noise_floor: list[float] = []
-    speech_power: list[float] = []
+    heard = _Heard()
     shortest = min(recipe.cut_ms)
     try:
         for start_s, end_s in part_times(recording, shortest / 1000):
-            wave = read_part(recording, start_s, end_s)
-            seconds += len(wave) / RATE
-            digest.update(np.round(np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+            wave = heard.read(recording, start_s, end_s)
             if recording.category == "silence":
-                windows += _silent_windows(start_s, end_s, len(wave), recipe)
-                reasons.append("")
+                heard.windows += _silent_windows(start_s, end_s, len(wave), recipe)
+                heard.reasons.append("")
                 continue
             part = Part(start_s, end_s, wave, activity(wave), activity.frame)
-            noise_floor.append(float(np.percentile(frame_power(wave), 5)))
-            speech_power += [p for p in (part.speech_power(),) if p is not None]
+            heard.measure(part)
             found, reason = _windows(part, recording.label, recipe)
-            windows += found
-            reasons.append(reason)
+            heard.windows += found
+            heard.reasons.append(reason)
     except UserError as error:
         raise UserError(f"{recording.where}: {error}" if recording.where else str(error)) from None
-    reason = ""
+    windows, reasons, reason = heard.windows, heard.reasons, ""
     if recording.label == "SPEECH" and windows:
         snr = recording.est_snr_db
-        if snr is None and speech_power and not recording.parts:
-            snr = 10 * np.log10(np.mean(speech_power) / (np.mean(noise_floor) + 1e-12))
+        snr = heard.snr_db(pooled=bool(recording.parts)) if snr is None else snr
         if snr is not None and snr < recipe.min_source_snr_db:
             windows = []
             reason = f"its own SNR is {snr:.0f} dB, below {recipe.min_source_snr_db:g}"
     if not windows and not reason:
         reason = max(reasons, key=reasons.count) if reasons else f"shorter than {shortest} ms"
-    return Scan(tuple(windows), digest.hexdigest(), seconds, reason)
+        reason = CANCELLED if heard.cancelled else reason
+    notes = tuple(dict.fromkeys(heard.notes))
+    return Scan(tuple(windows), heard.digest.hexdigest(), heard.seconds, reason, notes)
+
+
+@dataclass
+class _Heard:
+    """What is gathered of a recording, part by part."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+    seconds: float = 0.0
+    windows: list[Window] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    cancelled: bool = False  # in some part
+    _floors: list[float] = field(default_factory=list)
+    _frames: list[NDArray[np.float64]] = field(default_factory=list)
+    _speech: list[float] = field(default_factory=list)
+
+    def read(self, recording: Recording, start_s: float, end_s: float) -> Wave:
+        """The samples of a part, as `read_part` gives them."""
+        if recording.path is None:
+            wave = _synthetic(recording, start_s, end_s)
+        else:
+            sound = read_sound(recording.path, start_s, end_s)
+            wave, levels = without_offset(sound.wave), measure_levels(sound)
+            self.notes += [what for what, test in NOTES if test(levels)]
+            self.cancelled |= levels.cancelled
+        self.seconds += len(wave) / RATE
+        self.digest.update(np.round(np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+        return wave
+
+    def measure(self, part: Part) -> None:
+        """Adds a part's power in speech, and its frames."""
+        power = part.speech_power()
+        self._speech += [] if power is None else [power]
+        frames = frame_power(part.level)
+        self._floors.append(float(np.percentile(frames, 5)))
+        self._frames.append(frames)
+
+    def snr_db(self, pooled: bool) -> float | None:
+        """Speech over the quietest frames: of each part in the mean, or of all together where parts may lack pauses."""
+        if not self._speech:
+            return None
+        floor = np.percentile(np.concatenate(self._frames), 5) if pooled else np.mean(self._floors)
+        return float(10 * np.log10(np.mean(self._speech) / (floor + 1e-12)))
 
 
 def _silent_windows(start_s: float, end_s: float, samples: int, recipe: Made) -> list[Window]:
@@ -194,7 +261,7 @@ def _silent_windows(start_s: float, end_s: float, samples: int, recipe: Made) ->
 def _windows(part: Part, label: str, recipe: Made) -> tuple[list[Window], str]:
     """Windows from the centre of the active part outwards, and why there is none."""
     if not np.abs(part.wave).max() > 0:
-        return [], "digital silence"
+        return [], SILENT
     first, last = active_span(part.wave, RANGE_DB)
     out: list[Window] = []
     reason = f"shorter than {min(recipe.cut_ms)} ms"

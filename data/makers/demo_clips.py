@@ -22,14 +22,14 @@ from rich.progress import track
 from evaluators.audio import RATE, Wave, load
 from evaluators.detectors.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
-from evaluators.files import read_yaml
+from evaluators.files import read_table, read_yaml
 from evaluators.splits import Registry, write_registry
 
 from ..building.attribution import write_attribution
 from ..building.clip_set import differing_clips
 from ..building.cues import cues
 from ..building.mixing import active_span, add_noise, coloured_noise, frame_power, normalise
-from ..building.recordings import Recording, read_table, write_table
+from ..building.recordings import Recording, write_table
 from ..building.render import encode, pcm_digest
 from ..building.scan import OFFSETS, RANGE_DB, stable_seed
 from ..building.voice import SileroActivity

@@ -29,7 +29,7 @@ from evaluators.audio import RATE, load
 from evaluators.audio_lm.families import encode_qwen2_audio
 from evaluators.audio_lm.templates import QWEN2_AUDIO, encode
 from evaluators.classifier import log_odds
-from evaluators.files import dump_yaml, read_yaml, shipped, write_json, write_text
+from evaluators.files import dump_yaml, read_table, read_yaml, shipped, write_json, write_text
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
 from evaluators.splits import Registry, read_registry, write_registry
@@ -38,7 +38,6 @@ from evaluators.tasks import SPEECH_TASK
 
 from ..building.attribution import licence_rows
 from ..building.mixing import PEAK
-from ..building.recordings import read_table
 from . import grammar
 
 POCKET = read_yaml(Path(__file__).with_name("pocket.yaml"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from evaluators.clips import ClipSet
 from evaluators.errors import LeakError
+from evaluators.names import shared_names
 from opro.proposers.replies import dedup_key
 from opro.search.history import Candidate, Trial
 from opro.search.proposer import Proposer, SearchView
@@ -33,7 +34,7 @@ def shared_candidates(runs: Sequence[PastRun], holdout: ClipSet, count: int) -> 
     """
     held_out = {c.source_id for c in holdout}
     for run in runs:
-        both = sorted(run.sources & held_out)
+        both = shared_names(held_out, run.sources)
         if both:
             raise LeakError(
                 f"--share {run.name!r} searched on source {both[0]!r}, which the holdout here holds; share runs of"

@@ -70,12 +70,15 @@ def png(figure: Any) -> str:
 
 
 def spectrogram(wave: Wave) -> str:
-    """PNG in base64."""
+    """PNG in base64; that of silence is empty."""
     plt = pyplot()
     plt.rcParams.update(plt.rcParamsDefault)
     figure, axis = plt.subplots(figsize=(3.2, 1.6), layout="constrained")
-    padded = np.pad(wave, (0, max(0, 256 - len(wave)))) + 1e-6
-    axis.specgram(padded, NFFT=256, Fs=RATE / 1000, noverlap=192, cmap="magma", vmin=-90)
+    padded = np.pad(wave, (0, max(0, 257 - len(wave)))) + 1e-6
+    with np.errstate(divide="ignore"):  # decibels of nothing
+        *_, image = axis.specgram(padded, NFFT=256, Fs=RATE / 1000, noverlap=192, cmap="magma")
+    loudest = image.get_clim()[1]
+    image.set_clim(-90, loudest if loudest > -89 else -89)
     axis.set_xlabel("ms", fontsize=7)
     axis.set_ylabel("kHz", fontsize=7)
     axis.tick_params(labelsize=7)

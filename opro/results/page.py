@@ -117,6 +117,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     ][:MAX_ROWS]
     test = run.path / "test.json"
     provenance = run.path / PROVENANCE
+    clips = _clips(run.config["manifest"], run.task.labels, notes)
     return {
         "title": f"Run {run.name}",
         "lead": summary.reason,
@@ -131,7 +132,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "board": board,
         "matrix": None,
         "where": "the holdout of dev",
-        **_by_clip(drawn, _clips(run.config["manifest"], run.task.labels)),
+        **_by_clip(drawn, clips),
         "notes": [*notes, *summary.warnings],
         "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
     }
@@ -193,6 +194,8 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
     reference = next(r for r in rows if r["reference"])
     uses = result["test_openings"]
     sheet = matrix_sheet(result)
+    notes: list[str] = []
+    clips = _clips(settings["manifest"], task.labels, notes)
     return {
         "title": f"Matrix on {judged_on(result)}",
         "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
@@ -214,11 +217,8 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
             "prompts": _texts(rows),
         },
         "where": f"the {judged_on(result)}" + (" split" if judged_on(result) in SPLITS else ""),
-        **_by_clip(
-            _drawn_of_matrix(folder, rows, task.labels[0]),
-            _clips(settings["manifest"], task.labels),
-        ),
-        "notes": list(dict.fromkeys(w for r in rows for w in r["warnings"])),
+        **_by_clip(_drawn_of_matrix(folder, rows, task.labels[0]), clips),
+        "notes": [*notes, *dict.fromkeys(w for r in rows for w in r["warnings"])],
         "provenance": _flat(result["provenance"]),
     }
 
@@ -256,11 +256,12 @@ def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list({r["prompt"]: (r["prompt"], r["text"]) for r in rows if "text" in r}.values())
 
 
-def _clips(manifest: str, labels: Sequence[str]) -> dict[str, Clip]:
-    """Clips by id, to be played; none where the manifest has gone."""
+def _clips(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
+    """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
         return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), labels)}
-    except UserError:
+    except UserError as error:
+        notes.append(f"no clip can be played: {error}")
         return {}
 
 
@@ -384,7 +385,11 @@ def _players(said: Predictions, clips: dict[str, Clip]) -> list[dict[str, Any]]:
 
 
 def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, Any]:
-    wave = load(clip.path)
+    try:
+        wave = load(clip.path)
+        sound = {"wav": figures.wav(wave), "image": figures.spectrogram(wave), "silent": ""}
+    except UserError as error:
+        sound = {"wav": "", "image": "", "silent": str(error)}
     snr = "no SNR" if clip.snr_db is None else f"{clip.snr_db:+.0f} dB"
     return {
         "kind": kind,
@@ -392,8 +397,7 @@ def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, 
         "sure": 100 * probability,
         "label": label,
         "about": f"{clip.category}, {clip.duration_ms:.0f} ms, {snr}, {clip.source_id}",
-        "wav": figures.wav(wave),
-        "image": figures.spectrogram(wave),
+        **sound,
     }
 
 

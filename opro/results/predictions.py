@@ -15,6 +15,7 @@ import numpy as np
 from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.errors import UserError
 from evaluators.files import csv_text, write_text
+from evaluators.names import first_spellings, looks_key, name_key, spellings
 from evaluators.targets import SLICES, Predictions, Targets
 from opro.results.spellings import (
     MOST_LABELS,
@@ -191,6 +192,10 @@ def _targets(
     for name, held in (("source_id", sources), ("clip_id", ids)):
         if "" in held:
             raise UserError(f"{table.at(held.index(''))}: {name} is empty")
+    if told := spellings(sources, "sources", looks_key):
+        table.guessed.append(f"{told}; each counts as one")
+        first_of = first_spellings(sources, looks_key)
+        sources = [first_of[name] for name in sources]
     if len(set(ids)) < len(ids):
         first = {clip: i for i, clip in reversed(list(enumerate(ids)))}
         at = next(i for i, clip in enumerate(ids) if first[clip] < i)
@@ -393,27 +398,33 @@ def joined(first: Predictions, other: Predictions) -> Predictions:
         UserError: They do not hold the same clips, or say different things of them.
     """
     a, b = first.targets, other.targets
-    place = {clip: i for i, clip in enumerate(b.clip_ids)}
-    lacking = [clip for clip in a.clip_ids if clip not in place]
-    extra = set(b.clip_ids) - set(a.clip_ids)
+    mine, theirs = list(a.clip_ids), list(b.clip_ids)
+    if set(mine) != set(theirs):  # one file may spell them otherwise
+        keys, others = list(map(name_key, mine)), list(map(name_key, theirs))
+        if len(set(keys)) == len(keys) and len(set(others)) == len(others):
+            mine, theirs = keys, others
+    place, known = {clip: i for i, clip in enumerate(theirs)}, set(mine)
+    lacking = [clip for clip, one in zip(a.clip_ids, mine, strict=True) if one not in place]
+    extra = [clip for clip, one in zip(b.clip_ids, theirs, strict=True) if one not in known]
     if lacking or extra:
         raise UserError(
             f"{first.name} and {other.name} do not hold the same clips: {len(lacking)} are missing in the"
             f" second, {len(extra)} in the first, such as {[*lacking, *sorted(extra)][0]!r}; compare"
             " the same clips"
         )
-    found = other.take(np.array([place[clip] for clip in a.clip_ids]))
+    found = other.take(np.array([place[one] for one in mine]))
     b = found.targets
-    for what, mine, theirs in (
+    for what, here, there in (
         ("label", [a.labels[i] for i in a.truth], [b.labels[i] for i in b.truth]),
         ("source_id", a.sources.tolist(), b.sources.tolist()),
     ):
-        for clip, x, y in zip(a.clip_ids, mine, theirs, strict=True):
-            if x != y:
+        for clip, x, y in zip(a.clip_ids, here, there, strict=True):
+            if x != y and (what == "label" or name_key(x) != name_key(y)):
                 raise UserError(
                     f"clip {clip!r}: {what} is {x!r} in {first.name} and {y!r} in {other.name}"
                 )
-    return dataclasses.replace(found, targets=dataclasses.replace(b, clip_ids=a.clip_ids))
+    same = dataclasses.replace(b, clip_ids=a.clip_ids, sources=a.sources)
+    return dataclasses.replace(found, targets=same)
 
 
 def write_predictions(path: Path, said: Predictions) -> None:

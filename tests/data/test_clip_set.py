@@ -1,8 +1,10 @@
 """Builds are whole, resumable and the same bytes however they are run."""
 
 import csv
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,6 +21,7 @@ from small_recordings import (
     rows_of,
 )
 
+from data import build
 from data.building import clip_set
 from data.building.mixing import (
     coloured_noise,
@@ -187,61 +190,190 @@ def test_rejected_recordings_are_listed_with_their_reason(tmp_path, recipe):
     }
 
 
-def bad(tmp_path, name):
-    """A folder of good recordings with one thing wrong."""
-    root = make_recordings(tmp_path, speech=6, other=4, seconds=1.0)
-    target = root / "noise" / "0.flac"
+def spoil(target, name):
+    """Makes a good recording one that cannot be read."""
     if name == "no samples":
-        soundfile.write(root / "noise" / "x.wav", np.zeros(0), RATE)
-        target.unlink()
-        (root / "noise" / "x.wav").rename(target)
+        target.write_bytes(encoded(np.zeros(0), "WAV"))
     elif name == "nan":
-        target.unlink()
-        soundfile.write(root / "n.wav", np.full(RATE, np.nan, "float32"), RATE, subtype="FLOAT")
-        (root / "n.wav").rename(target)
+        target.write_bytes(encoded(np.full(RATE, np.nan, "float32"), "WAV", "FLOAT"))
     elif name == "truncated":
         target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
     elif name == "text":
         target.write_text("not a sound")
+    elif name == "pointer":
+        target.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     elif name == "folder":
         target.unlink()
         target.mkdir()
     elif name == "missing":
         target.unlink()
-    return root
+    elif name == "dangling":
+        target.unlink()
+        target.symlink_to("../.git/annex/objects/x.flac")
 
 
-AUDIO = {
-    "no samples": "manifest.csv:20: audio file .*0.flac.* holds no sample",
-    "nan": "manifest.csv:20: audio file .* no numbers",
-    "truncated": "manifest.csv:20: audio file .*(cut short|cannot be read)",
-    "text": "manifest.csv:20: audio file .* cannot be read .* expected a format",
-    "folder": "manifest.csv:20: path 'noise/0.flac' is no file",
-    "missing": "manifest.csv:20: path 'noise/0.flac' is no file",
+def encoded(wave, form, kind=None):
+    out = io.BytesIO()
+    soundfile.write(out, wave, RATE, format=form, subtype=kind)
+    return out.getvalue()
+
+
+BROKEN = {
+    "no samples": "audio file .* holds no sample",
+    "nan": "audio file .* no numbers",
+    "truncated": "audio file .* is cut short or damaged: 48000 samples were expected",
+    "text": "audio file .* cannot be read .* expected a format",
+    "pointer": "audio file .* cannot be read .a pointer of Git LFS.; .* git lfs pull",
+    "folder": "path '.*' is no file: .* is a folder",
+    "missing": "path '.*' is no file: .* does not exist",
+    "dangling": "path '.*' is no file: .* is a link to .*, whose content is not here; fetch it",
 }
 
 
-@pytest.mark.parametrize("name", AUDIO)
-def test_bad_audio_is_one_sentence_and_leaves_nothing(tmp_path, recipe, name, capsys):
+def rejected(out):
+    with (out / "rejected.csv").open(newline="") as file:
+        return {row["recording"]: row["reason"] for row in csv.DictReader(file)}
 
-    root = bad(tmp_path, name)
-    with (root / "manifest.csv").open() as file:
-        line = next(i for i, text in enumerate(file, 1) if text.startswith("noise/0.flac"))
-    assert make(recipe, root, tmp_path / "out") == 2
-    err = [t for t in capsys.readouterr().err.splitlines() if t.startswith("error: ")]
-    assert len(err) == 1 and re.search(AUDIO[name].replace(":20:", f":{line}:"), err[0]), err
-    assert not (tmp_path / "out").exists()
+
+def test_a_build_goes_on_without_what_cannot_be_read(tmp_path, recipe, capsys):
+    """Each kind of broken file has its reason and its table's line; the others make the same set as without them."""
+    root = make_recordings(tmp_path, other=16)
+    lines = (root / "manifest.csv").read_text().splitlines()
+    files = [f"{kind}/{i}.flac" for kind in ("speech", "music") for i in range(4)]
+    names = dict(zip(BROKEN, files, strict=True))
+    for name, file in names.items():
+        spoil(root / file, name)
+    assert make(recipe, root, tmp_path / "out") == 0
+    reasons = rejected(tmp_path / "out")
+    assert sorted(reasons) == sorted(names.values())
+    for name, file in names.items():
+        line = next(i for i, text in enumerate(lines, 1) if text.startswith(f"{file},"))
+        assert re.match(rf".*manifest\.csv:{line}: {BROKEN[name]}", reasons[file]), reasons[file]
+    err = capsys.readouterr().err
+    assert "8 of 80 recordings were left out, for " in err and "rejected.csv" in err
+    (root / "manifest.csv").write_text(
+        "\n".join(t for t in lines if t.partition(",")[0] not in reasons) + "\n"
+    )
+    assert make(recipe, root, tmp_path / "clean") == 0
+    assert digests(tmp_path / "out").keys() == digests(tmp_path / "clean").keys()
+    left = {"rejected.csv", "registry.json"}  # sources of unread files keep their split
+    for file, digest in digests(tmp_path / "out").items():
+        assert file in left or digest == digests(tmp_path / "clean")[file], file
+
+
+def test_a_failed_build_names_the_three_most_frequent_reasons_and_keeps_what_it_heard(
+    tmp_path, recipe, capsys
+):
+    root = make_recordings(tmp_path)
+    wave = 0.1 * coloured_noise(RATE, 0, np.random.default_rng(1))
+    for i in range(16):
+        path, sound = root / "speech" / f"{i}.flac", np.roll(wave, 99 * i)
+        if i < 8:
+            soundfile.write(path, np.stack([sound, -sound], 1), RATE)
+        elif i < 13:
+            path.write_text("not a sound")
+        else:
+            soundfile.write(path, 1e-3 * sound, RATE, subtype="PCM_24")
+    out = tmp_path / "out"
+    assert make(recipe, root, out) == 2
+    (error,) = [t for t in capsys.readouterr().err.splitlines() if t.startswith("error: ")]
+    assert "no speech window of 500 ms is left" in error
+    cancels = "8 x 'its channels cancel when they are averaged'"
+    assert f"16 of 72 recordings were left out, for {cancels}, 5 x " in error
+    assert "cannot be read (Format not recognised)" in error and "3 x 'level -80 dBFS" in error
+    assert len(rejected(out)) == 16 and not (out / "clips").exists()
+    assert len((out / ".build" / "scans.jsonl").read_text().splitlines()) == 72
+    # The dry run knows by now.
+    assert make(recipe, root, out, "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "missing: " in told and "left out: 16 of 72 recordings" in told
+    # Mended, it goes on in the same folder, and only what is new is heard again.
+    make_recordings(tmp_path / "again")
+    for i in range(16):
+        shutil.copyfile(
+            tmp_path / "again/recordings/speech" / f"{i}.flac", root / "speech" / f"{i}.flac"
+        )
+    assert make(recipe, root, out) == 0
+    assert not (out / ".build").exists() and rejected(out) == {}
 
 
 def test_a_mended_recipe_runs_in_the_folder_where_the_wrong_one_failed(
-    recordings, recipe, tmp_path
+    built, recordings, recipe, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
     out.mkdir()
     recipe.write_text(RECIPE.replace("clips_per_cell: 10", "clips_per_cell: 1000"))
-    assert make(recipe, recordings, out) == 2 and not list(out.iterdir())
+    assert make(recipe, recordings, out) == 2
+    assert sorted(p.name for p in out.iterdir()) == [".build", "rejected.csv"]
     recipe.write_text(RECIPE)
+    monkeypatch.setattr(clip_set, "scan_recording", None)  # nothing is heard twice
     assert make(recipe, recordings, out) == 0
+    assert digests(out) == digests(built)
+
+
+def test_endings_that_are_not_read_are_counted_and_named(tmp_path, recipe, capsys):
+    root = make_recordings(tmp_path)
+    (root / "manifest.csv").unlink()
+    lines = []
+    for kind in ("speech", "environment", "music", "animal", "noise"):
+        label = "SPEECH" if kind == "speech" else "NONSPEECH"
+        lines.append(
+            f"  - {{layout: folder, path: {root / kind}, label: {label}, category: {kind}}}"
+        )
+    recipe.write_text(RECIPE + "splits: {train: 1}\nrecordings:\n" + "\n".join(lines) + "\n")
+    for i in range(20):
+        (root / "speech" / f"more{i}.m4a").write_bytes(b"x")
+    (root / "speech" / "a.WMA").write_bytes(b"x")
+    (root / "speech" / "readme.txt").write_text("x")
+    command = [str(recipe), "--out", str(tmp_path / "out"), "--processes", "1"]
+    said = "20 .m4a, 1 .wma files in '"
+    assert build.main([*command, "--dry-run"]) == 0
+    assert said in capsys.readouterr().out
+    assert build.main(command) == 0
+    err = capsys.readouterr().err
+    assert said in err and "ffmpeg -i x.m4a x.flac" in err and ".txt" not in err
+
+
+def test_an_offset_is_no_signal(tmp_path, recipe, capsys):
+    """Recordings of a cheap sound card: RMS .018 with an offset of .05, mixed at the SNR that their manifest tells."""
+    root = make_recordings(tmp_path)
+    for kind in ("speech", "noise"):
+        for i in range(14):
+            path = root / kind / f"{i}.flac"
+            wave = soundfile.read(path, dtype="float32")[0]
+            soundfile.write(path, 0.18 * wave + 0.05, RATE)
+    assert make(recipe, root, tmp_path / "out") == 0
+    assert "28 recordings had an offset (DC) above a tenth of their RMS" in capsys.readouterr().err
+    scan = clip_set.scan_recording
+    for row in rows_of(tmp_path / "out"):
+        wave = soundfile.read(tmp_path / "out" / row["path"], dtype="float64")[0]
+        if row["category"] == "speech" and row["noise"] == "white" and row["snr_target_db"] == "0":
+            # Speech and noise of equal power: the clip has twice the power that one of them has.
+            whole = soundfile.read(root / row["recording"], dtype="float64")[0]
+            first = round(float(row["start_s"]) * RATE)
+            clean = whole[first : first + len(wave)] - whole.mean()
+            gain = (wave @ clean) / (clean @ clean)
+            noise = wave - gain * clean
+            assert 10 * np.log10((gain * clean).var() / noise.var()) == pytest.approx(0, abs=0.4)
+    assert scan is clip_set.scan_recording
+
+
+def test_one_source_in_two_spellings_has_one_split(tmp_path, recipe):
+    root = make_recordings(tmp_path)
+    table_of = root / "manifest.csv"
+    nfc, nfd = "J\u00fcrgen", "Ju\u0308rgen "
+    text = table_of.read_text()
+    for i, name in enumerate((nfc, nfd, "J\u00dcRGEN", nfc)):
+        text = text.replace(f",speech{i},", f",{name},")
+    table_of.write_text(text, encoding="utf-8")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "registry.json").write_text(json.dumps({"splits": {nfd: "test"}, "trained_on": {}}))
+    assert make(recipe, root, project / "one") == 0
+    his = [f"speech/{i}.flac" for i in range(4)]
+    rows = [r for r in rows_of(project / "one") if r["recording"] in his]
+    assert rows and {r["split"] for r in rows} == {"test"}
+    read_manifest(project / "one", LABELS)
 
 
 def test_two_builds_do_not_share_a_folder(recordings, recipe, tmp_path, capsys):

@@ -16,6 +16,7 @@ from evaluators.manifest import (
     read_manifest,
     verify,
 )
+from evaluators.splits import halves
 
 
 def ids(clips):
@@ -129,7 +130,9 @@ def test_a_short_row_is_named_by_its_line(make_manifest):
     folder = make_manifest(sources=2)
     with (folder / "manifest.csv").open("a") as file:
         file.write("half,a row\n")
-    with pytest.raises(UserError, match=r"manifest\.csv:6: not readable as a CSV row"):
+    with pytest.raises(
+        UserError, match=r"manifest\.csv:6: the row has fewer fields than the header, 2 for 11"
+    ):
         read_manifest(folder, LABELS)
 
 
@@ -183,3 +186,93 @@ def test_the_columns_of_a_manifest_are_told_and_the_needed_ones_are_the_first_el
     assert list(COLUMNS)[:11] == list(NEEDED) and all(COLUMNS.values())
     assert manifest_path(folder) == folder / "manifest.csv"
     assert len(read_manifest(folder, LABELS)) == 2  # other columns do no harm
+
+
+NFC, NFD = "J\u00fcrgen", "Ju\u0308rgen"
+
+
+def renamed(splits):
+    """Gives the first sources other names and splits."""
+
+    def change(rows):
+        for row in rows:
+            number = int(row["source_id"][6:])
+            if number < len(splits):
+                row["source_id"], row["split"] = splits[number]
+
+    return change
+
+
+@pytest.mark.parametrize("other", [NFD, f"{NFC} ", f" {NFC}", "J\u00dcRGEN", "\uff2a\u00fcrgen"])
+def test_one_source_in_two_spellings_may_not_stand_in_two_splits(make_manifest, other):
+    folder = make_manifest(sources=4, change=renamed([(NFC, "train"), (other, "test")]))
+    with pytest.raises(
+        LeakError, match=r"is in split 'train' and in 'test' .written .*, which is one name"
+    ):
+        read_manifest(folder, LABELS)
+    assert len(read_manifest(folder, LABELS, leaks=True)) == 8
+
+
+def test_source_ids_that_look_alike_are_one_and_told_once(make_manifest, caplog):
+    folder = make_manifest(
+        sources=4, change=renamed([(NFC, "dev"), ("x", "dev"), (f"{NFD} ", "dev")])
+    )
+    for _ in range(3):
+        found = {c.source_id for c in read_manifest(folder, LABELS)}
+    assert found == {NFC, "x", "source3"}
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{folder / 'manifest.csv'}: 1 sources are written in several ways, such as 'J\\xfcrgen' and"
+        " 'Ju\\u0308rgen '; each counts as one"
+    ]
+
+
+def test_sources_that_differ_in_case_stay_two_but_never_cross_the_halves(make_manifest):
+    names = [("Xylo", "dev"), ("a", "dev"), ("xylo", "dev")]
+    folder = make_manifest(sources=12, change=renamed(names))
+    clips = read_manifest(folder, LABELS)
+    assert {"Xylo", "xylo"} <= {c.source_id for c in clips}
+    for half in halves(clips):
+        assert len({c.source_id for c in half} & {"Xylo", "xylo"}) in (0, 2)
+
+
+def test_a_clip_is_found_under_another_spelling_and_verified(make_manifest, caplog):
+    folder = make_manifest(sources=2)
+    (folder / "s0-0.wav").rename(folder / f"{NFD}.wav")
+    path = folder / "manifest.csv"
+    path.write_text(path.read_text().replace("s0-0.wav", f".\\{NFC}.WAV "), encoding="utf-8")
+    clips = read_manifest(folder, LABELS)
+    assert clips[0].path == folder / f"{NFD}.wav"
+    verify(clips)
+    assert "1 paths are spelled otherwise than their files" in caplog.text
+
+
+def test_a_link_out_of_the_folder_is_named_as_a_link(make_manifest, tmp_path):
+    folder = make_manifest(sources=2)
+    (folder / "s0-0.wav").rename(tmp_path / "blob")
+    (folder / "s0-0.wav").symlink_to(tmp_path / "blob")
+    with pytest.raises(
+        UserError,
+        match=r"manifest.csv:2: path 's0-0.wav' is a link to '.*blob', outside .* cp -rL|cp -rL",
+    ):
+        read_manifest(folder, LABELS)
+    (folder / "s0-0.wav").unlink()
+    (folder / "s0-0.wav").symlink_to(".git/annex/objects/k.wav")
+    clips = read_manifest(folder, LABELS)
+    with pytest.raises(
+        UserError, match=r"is missing .is a link to .*k.wav', whose content is not here"
+    ):
+        verify(clips)
+
+
+def test_a_manifest_that_excel_saved_is_the_same_clips(make_manifest):
+    folder = make_manifest(sources=4)
+    path = folder / "manifest.csv"
+    expected = read_manifest(folder, LABELS)
+    rows = list(csv.reader(path.open()))
+    for row in rows[1:]:
+        row[4] = row[4].replace(".", ",") + ",0"
+    path.write_text(
+        "\ufeffsep=;\r\n" + "\r\n".join(map(";".join, rows)) + "\r\n;;;;;;;;;;\r\n",
+        encoding="utf-8",
+    )
+    assert read_manifest(folder, LABELS) == expected

@@ -296,3 +296,22 @@ def test_the_registry_that_ships_is_written_as_it_is_read(tmp_path):
     ours = DEMO / "registry.json"
     write_registry(tmp_path / "registry.json", read_registry(ours))
     assert (tmp_path / "registry.json").read_bytes() == ours.read_bytes()
+
+
+NFC, NFD = "J\u00fcrgen", "Ju\u0308rgen"
+
+
+@pytest.mark.parametrize("other", [NFD, f"{NFC} ", "J\u00dcRGEN"])
+def test_a_source_is_known_in_every_spelling(tmp_path, other):
+    """The registry, what a checkpoint was trained on, and the error: none compares bytes."""
+    mine = clip("c0", source=NFC)
+    with pytest.raises(LeakError, match="registered as 'train' but the manifest says 'dev'"):
+        check_registry([mine], Registry({other: "train"}, {}))
+    check_registry([mine], Registry({other: "dev"}, {}))
+    with pytest.raises(LeakError, match="trained on 1 of the sources"):
+        check_trained_on([mine], frozenset({other}), "model")
+    write_registry(tmp_path / "registry.json", Registry({NFC: "train", other: "test"}, {}))
+    with pytest.raises(
+        UserError, match=r"source '.*' has two splits .written .*, which is one name"
+    ):
+        load_registry(tmp_path / "registry.json")

@@ -2,7 +2,9 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import soundfile
 
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.statistics.describe import DEFINITIONS
@@ -115,6 +117,30 @@ def test_missing_per_clip_results_are_told(run):
         path.unlink()
     assert verb(run) == 0
     assert "is missing" in check(run / "report.html")[1].text
+
+
+def test_no_clip_stops_a_report(run):
+    """Silence, one sample, no number, no file, no sound: the page says which cannot be played, and shows the others."""
+    spoils = (
+        lambda path: soundfile.write(path, np.zeros(3200), 16_000),
+        lambda path: soundfile.write(path, np.zeros(1), 16_000),
+        lambda path: soundfile.write(path, np.full(99, np.nan), 16_000, subtype="FLOAT"),
+        lambda path: path.unlink(),
+        lambda path: path.write_text("no sound"),
+    )
+    for i, path in enumerate(sorted((run.parent / "clips").glob("*.wav"))):
+        spoils[i % len(spoils)](path)
+    assert verb(run) == 0
+    _, shown = check(run / "report.html")
+    assert shown.text.count("Cannot be played: audio file") >= 3
+    assert "holds samples that are no numbers" in shown.text and "does not exist" in shown.text
+    assert 0 < shown.tags.count("audio") == shown.tags.count("img")
+
+
+def test_a_report_says_why_no_clip_can_be_played(run):
+    (run.parent / "clips" / "manifest.csv").unlink()
+    assert verb(run) == 0
+    assert "no clip can be played: manifest " in check(run / "report.html")[1].text
 
 
 def test_wrong_folders(run, tmp_path, capsys):
