@@ -12,6 +12,8 @@ from evaluators.errors import UserError
 
 Wave = NDArray[np.float32]
 RATE = 16_000  # samples a second: what Whisper-style front ends expect
+# Versions of what decodes and resamples.
+DECODERS = {"libsndfile": str(soundfile.__libsndfile_version__), "soxr": str(soxr.__version__)}
 
 
 @dataclass(frozen=True)

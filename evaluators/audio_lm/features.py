@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluators.audio import RATE
+from evaluators.audio import DECODERS, RATE
+from evaluators.audio_lm.identity import versions
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import UserError
 
@@ -32,6 +33,11 @@ class DecodedClip:
     wave: NDArray[np.float32] | None
 
 
+def front_end_versions() -> dict[str, str]:
+    """Versions of the libraries that make features of a file."""
+    return {**DECODERS, "torch": str(torch.__version__), **versions("transformers")}
+
+
 class FeatureStore:
     """Log-mel features of clips, stored on disk by content hash when a folder is given.
 
@@ -45,7 +51,7 @@ class FeatureStore:
         self.folder = folder
         self.extractor = extractor
         self.whole_window = whole_window
-        about = extractor.to_dict() | {"front_end": FRONT_END}
+        about = extractor.to_dict() | {"front_end": FRONT_END, **front_end_versions()}
         if not whole_window:
             about["padding"] = "none"
         self._about = json.dumps(about, sort_keys=True, default=str)
