@@ -61,7 +61,9 @@ class Checkpoint:
     trained_on: frozenset[str] | None
     prompt: Prompt | None
     base_weights: str | None = None  # digest of the tensors that the adapter was trained on
-    base_digest: str | None = None  # the same in adapters of version 0.1: of files, or the hub's commit
+    base_digest: str | None = (
+        None  # the same in adapters of version 0.1: of files, or the hub's commit
+    )
     self_test: SelfTest | None = None  # scores that a load must reproduce
 
     @property

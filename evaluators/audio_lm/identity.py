@@ -213,7 +213,7 @@ def _memory() -> Path:
 
 
 def _version(path: Path) -> list[Any]:
-    """What changes when a file does. The time of the last change is set by the system even where tools set the other."""
+    """What changes when a file does. Tools may set the first of its times back, the system alone sets the second."""
     about = path.stat()
     return [str(path), about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 

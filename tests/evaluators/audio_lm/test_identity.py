@@ -91,7 +91,13 @@ def with_few_settings(folder):
     path = folder / "config.json"
     raw = json.loads(path.read_text())
     text = raw["text_config"]
-    for name in ("attention_dropout", "hidden_act", "layer_types", "max_window_layers", "use_cache"):
+    for name in (
+        "attention_dropout",
+        "hidden_act",
+        "layer_types",
+        "max_window_layers",
+        "use_cache",
+    ):
         del text[name]
     text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
     text["torch_dtype"] = raw["torch_dtype"] = raw.pop("dtype")
@@ -213,7 +219,7 @@ def write_shards(folder, tensors, place):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.text("ab.é\"\n", min_size=1, max_size=4), tensor, min_size=1), st.data())
+@given(st.dictionaries(st.text('ab.é"\n', min_size=1, max_size=4), tensor, min_size=1), st.data())
 def test_tensors_in_any_files_and_order_are_one_and_each_changed_byte_is_another(
     tmp_path_factory, tensors, data
 ):
@@ -307,7 +313,9 @@ DAMAGE = {
     "a tensor less": lambda text: json.dumps(
         json.loads(text) | {"found": json.loads(text)["found"][1:]}
     ),
-    "no check": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "check"}),
+    "no check": lambda text: json.dumps(
+        {k: v for k, v in json.loads(text).items() if k != "check"}
+    ),
     "bytes": lambda text: "\udcff",
 }
 
@@ -326,7 +334,9 @@ def test_a_damaged_record_is_made_anew(base, hashed, tmp_path, title):
     assert weights_digest(base) == first and len(hashed) == 2 * count
 
 
-def test_without_a_place_to_remember_digests_are_made_each_time(base, hashed, tmp_path, monkeypatch):
+def test_without_a_place_to_remember_digests_are_made_each_time(
+    base, hashed, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(base / "config.json"))  # a file
     assert weights_digest(base) == weights_digest(base) and len(hashed) == 2 * 117
     monkeypatch.delenv("XDG_CACHE_HOME")
