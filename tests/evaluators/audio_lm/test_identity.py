@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,6 +302,27 @@ def test_another_version_of_a_file_is_hashed_again(base, hashed):
     assert second != first and len(hashed) == 3 * count
     edit_tensors(path, lambda tensors: tensors.update(more=torch.zeros(3)))
     assert weights_digest(base) not in (first, second) and len(hashed) == 4 * count + 1
+
+
+def test_where_the_system_sets_no_time_of_change_size_and_time_tell(base, hashed, monkeypatch):
+    real = Path.stat
+
+    def as_on_windows(path, **options):
+        about = real(path, **options)
+        names = ("st_mode", "st_size", "st_mtime_ns")
+        return SimpleNamespace(st_ctime_ns=0, **{name: getattr(about, name) for name in names})
+
+    monkeypatch.setattr(Path, "stat", as_on_windows)
+    path = base / "model.safetensors"
+    first = weights_digest(base)
+    assert weights_digest(base) == first and len(hashed) == 117
+    edit_tensors(path, one_number)
+    second = weights_digest(base)
+    assert second != first and len(hashed) == 2 * 117
+    kept = real(path)
+    edit_tensors(path, lambda tensors: tensors.update(more=torch.zeros(3)))
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert weights_digest(base) not in (first, second)
 
 
 DAMAGE = {
