@@ -23,6 +23,8 @@ RATE = 16_000  # samples a second: what Whisper-style front ends expect
 RATES = (1_000, 1_000_000)  # of files: what a lower one claims would not fit into memory at 16 kHz
 BLOCK = 1 << 24  # samples times channels that are decoded at once: 64 MiB
 POINTER = b"version https://git-lfs"  # what stands in a file that Git LFS has not fetched
+# Versions of what decodes and resamples.
+DECODERS = {"libsndfile": str(soundfile.__libsndfile_version__), "soxr": str(soxr.__version__)}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def build_evaluator(
 
     Args:
         checkpoint: A shipped name, a folder, a hub id; ``fake``: a deterministic stand-in that needs no weights;
-            ``endpoint:MODEL``: a model behind a server.
+            ``endpoint:MODEL`` or ``endpoint:MODEL#TAG``: a model behind a server, and a tag for its weights.
         adapter: Folder of a LoRA adapter.
         quantization: Of the weights.
         device: See `AudioScorer`.

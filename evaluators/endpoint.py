@@ -73,7 +73,7 @@ class Endpoint(Uncached):
     under way at once is learned from the server, see `Throttle`.
 
     Args:
-        model: The model's name, as the server knows it.
+        model: The model's name, as the server knows it; after a # a tag of your own for the weights behind it.
         base_url: Base URL, as in ``http://127.0.0.1:8000/v1``; None: OPRO_AUDIO_BASE_URL, else OPENAI_BASE_URL.
         parallel: Requests under way at once, at most.
         retries: How often a request is tried again after a fault that may pass. Refusals for too many requests do not
@@ -90,12 +90,17 @@ class Endpoint(Uncached):
         wait: Callable[[float], None] | None = None,
     ) -> None:
         url = base_url or os.environ.get("OPRO_AUDIO_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
-        if not model or not url:
+        name, tagged, self.tag = model.partition("#")
+        if tagged and not self.tag:
+            raise UserError(
+                f"--checkpoint endpoint:{model} has no tag after its #; give endpoint:MODEL#TAG, or no #"
+            )
+        if not name or not url:
             raise UserError(
                 "an endpoint needs a model and a server: --checkpoint endpoint:MODEL with"
                 " OPRO_AUDIO_BASE_URL=http://HOST:PORT/v1 in the environment"
             )
-        self.model, self.parallel, self._url, self._retries = model, parallel, url, retries
+        self.model, self.parallel, self._url, self._retries = name, parallel, url, retries
         key = os.environ.get("OPRO_AUDIO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = ChatClient(url, key, TIMEOUT_S, {})
         self._throttle, self._wait = Throttle(parallel), wait or time.sleep
@@ -110,8 +115,8 @@ class Endpoint(Uncached):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of server, model name and scorer. A server may change its weights without a word."""
-        parts = [SCORER, self._url, self.model, LISTED]
+        """Digest of server, model name, tag and scorer. A server may change its weights without a word."""
+        parts = [SCORER, self._url, self.model, LISTED, *([self.tag] if self.tag else [])]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:

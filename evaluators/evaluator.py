@@ -1,7 +1,7 @@
 """Evaluator: what scores prompts on clips. Its protocol, the scores it returns, and what it says of itself."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -97,6 +97,7 @@ class About:
         checkpoint: The checkpoint of an `AudioScorer`; None for every other evaluator.
         batch_tokens: Tokens of a batch in the last call, halved where memory ran out; None where there are no batches.
         memory: Lines of text: what fits the device, or what would fit which card.
+        versions: Of the libraries that are a part of the fingerprint; none where no score depends on one.
         seconds_per_eval: An estimate from the model's size and a matrix product timed on the device; None: next to
             nothing.
     """
@@ -106,6 +107,7 @@ class About:
     checkpoint: "Checkpoint | None" = None
     batch_tokens: int | None = None
     memory: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
     seconds_per_eval: float | None = None
 
 

@@ -75,7 +75,8 @@ class RayPool(Uncached):
         cpus: CPUs of a worker where the cluster has no GPU.
         workers: How many; None: as many as the cluster has room for.
     Raises:
-        UserError: No cluster answers, it has no room, or its devices would not give equal scores.
+        UserError: No cluster answers, it has no room, or its nodes would not give equal scores: each finds out for
+            itself which weights lie there.
         PauseError: No worker is left, or one chunk of clips kills them one after the other.
     """
 
@@ -279,8 +280,9 @@ class RayPool(Uncached):
             return
         if about[1] == self._about[1]:
             raise UserError(
-                f"--ray {self._address}: the cluster's devices differ, so that scores would depend on who computes"
-                " them; use nodes of one kind, or --dtype float32"
+                f"--ray {self._address}: the cluster's nodes differ in weights, libraries or devices, so that scores"
+                " would depend on who computes them; give all nodes the same files and versions, and use cards of one"
+                " kind, or --dtype float32"
             )
         smaller = min(about, self._about, key=lambda a: a[1].tokens)
         if smaller is self._about:  # a new worker, or one that still has the larger shape

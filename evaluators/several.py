@@ -42,8 +42,10 @@ class PerCheckpoint:
         return self.innermost.reading(prompt)
 
     def about(self) -> About:
-        """The first checkpoint's."""
-        return next(iter(self.evaluators.values())).about()
+        """The first checkpoint's, with the libraries of all."""
+        every = [evaluator.about() for evaluator in self.evaluators.values()]
+        libraries = {name: version for one in every for name, version in one.versions.items()}
+        return replace(every[0], versions=libraries)
 
     def release(self) -> None:
         """Releases all of them."""

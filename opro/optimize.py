@@ -78,7 +78,8 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
         _log_to(folder.path / LOG)
         identity = dict(problem.identity)
         seeds = identity.pop("seeds")
-        folder.history.begin(identity | {"proposer": plan.name, "seeds": seeds})
+        identity |= {"proposer": plan.name, "seeds": seeds}
+        folder.begin(identity, problem.evaluator.about().versions)
         if folder.summary is None:
             _search(settings, problem, plan, folder)
         show_run(folder)
@@ -111,7 +112,9 @@ def _search(
     settings: OptimizeSettings, problem: Problem, plan: ProposerPlan, folder: RunFolder
 ) -> None:
     """Runs what is left of a search, decides, and writes the results."""
-    about = {"warnings": list(problem.warnings), "device": problem.evaluator.about().device}
+    found = problem.evaluator.about()
+    about = {"warnings": list(problem.warnings), "device": found.device}
+    about["scored_with"] = dict(found.versions)
     folder.save_provenance({**(folder.history.header or {}), **about})
     for text in problem.warnings:
         log.warning(text)

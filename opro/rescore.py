@@ -9,7 +9,7 @@ test split is counted for the project and shown; to show the same numbers again 
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from evaluators.tasks import task_named
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, open_data, open_joint_model
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
+from opro.results.provenance import version_changes
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
 from opro.results.summary import FourCells
@@ -107,6 +108,7 @@ class Asked:
     Attributes:
         classifiers: The baseline first.
         checkpoints: That they are to serve, the first is the model's: several where the run was made with ``--also``.
+        scored_with: Versions of the libraries that the run was scored with, where it recorded them.
         fingerprint: Of the run that chose them; "" where only one of its checkpoints was asked for; None for a prompt
             file.
         pair: Of a run: its best seed prompt, and the prompt it found, where the run told wording and threshold apart.
@@ -119,6 +121,7 @@ class Asked:
     checkpoints: Sequence[str]
     data: DataSettings
     fingerprint: str | None = None
+    scored_with: Mapping[str, str] | None = None
     pair: tuple[Trial, Trial | None] | None = None
     objective: str = "balanced_accuracy"
 
@@ -166,6 +169,7 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
         run.checkpoints if settings.checkpoint is None else [settings.checkpoint],
         DataSettings(run.task.name, manifest),
         str((run.history.header or {}).get("fingerprint")) if whole else "",
+        run.scored_with,
         _pair(run, trials) if not settings.swap else None,
         str(config.get("objective", "balanced_accuracy")),
     )
@@ -196,7 +200,13 @@ def _open(asked: Asked, settings: RescoreSettings) -> Job:
     clips = clips.repeat(names) if len(names) > 1 else clips
     warnings = list(model.warnings)
     if asked.fingerprint and asked.fingerprint.removesuffix("-swap") != model.evaluator.fingerprint:
-        warnings.append("the checkpoint or its precision is not the one of the run")
+        here = model.evaluator.about().versions
+        changes = "" if asked.scored_with is None else version_changes(asked.scored_with, here)
+        warnings.append(
+            f"the run was scored with {changes}"
+            if changes
+            else "the checkpoint, its precision or a library is not the one of the run"
+        )
     if asked.fingerprint is not None and settings.split == "dev":
         warnings.append(
             "half of these clips were searched on: the scores flatter the run's prompts"

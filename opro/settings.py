@@ -51,7 +51,7 @@ class ModelSettings:
     checkpoint: str = flag(
         "pocket-base",
         "shipped name (pocket-base, pocket-lora), directory or hub id; endpoint:MODEL is behind a server"
-        " (OPRO_AUDIO_BASE_URL); 'fake' needs no weights",
+        " (OPRO_AUDIO_BASE_URL), endpoint:MODEL#TAG tags its weights; 'fake' needs no weights",
     )
     adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")
     train_manifest: Path | None = flag(

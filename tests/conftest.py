@@ -11,6 +11,7 @@ if (
 ):  # processes share the cores: threads of each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import soundfile
 from common import DEMO, LABELS

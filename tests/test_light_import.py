@@ -47,5 +47,13 @@ def test_help_loads_nothing_heavy():
     )
 
 
+def test_versions_of_libraries_are_known_without_importing_them():
+    code = "from evaluators.audio_lm.identity import versions"
+    assert (
+        loaded(f"{code}\nassert versions('peft')['peft'] and versions('x') == {{'x': 'none'}}")
+        == set()
+    )
+
+
 def test_the_check_can_fail():
     assert loaded("import pandas") == {"pandas"}

@@ -1,6 +1,5 @@
 """Checkpoints: which weights, in which precision, with which adapter, and what they were trained on."""
 
-import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS, check_adapter
+from evaluators.audio_lm.identity import adapter_digest, base_digest, old_digest, weights_digest
 from evaluators.audio_lm.model_folder import (
     check_model_folder,
     read_object,
@@ -60,25 +60,39 @@ class Checkpoint:
     quantization: Quantization
     trained_on: frozenset[str] | None
     prompt: Prompt | None
-    base_digest: str | None = None  # of the weights that the adapter was trained on
+    base_weights: str | None = None  # digest of the tensors that the adapter was trained on
+    base_digest: str | None = (
+        None  # the same in adapters of version 0.1: of files, or the hub's commit
+    )
     self_test: SelfTest | None = None  # scores that a load must reproduce
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 over base, adapter and quantization: any changed weight gives another one."""
-        base = folder_digest(self.base)
-        if self.base_digest not in (None, base):
-            raise UserError(
-                f"adapter {str(self.adapter)!r} was trained on other base weights than those in"
-                f" {str(self.base)!r}: their digests are {str(self.base_digest)[:12]} and"
-                f" {base[:12]}; give the base it was trained on"
-            )
+        """SHA-256 over base, adapter and quantization: any changed weight gives another one, no other name does.
+
+        It is of the files as they are now, in this process: another machine finds out for itself.
+
+        Raises:
+            UserError: The adapter was trained on other base weights.
+        """
+        self._check_base_weights()
         parts = [
-            base,
-            folder_digest(self.adapter) if self.adapter else "",
+            base_digest(self.base),
+            adapter_digest(self.adapter) if self.adapter else "",
             self.quantization,
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def _check_base_weights(self) -> None:
+        trained, rule = self.base_weights, weights_digest
+        if trained is None:
+            trained, rule = self.base_digest, old_digest
+        if trained is not None and (here := rule(self.base)) != trained:
+            raise UserError(
+                f"adapter {str(self.adapter)!r} was trained on other base weights than those in"
+                f" {str(self.base)!r}: their digests are {trained[:12]} and {here[:12]}; give the base"
+                " it was trained on"
+            )
 
 
 def open_checkpoint(
@@ -112,6 +126,7 @@ def open_checkpoint(
         quantization,
         frozenset().union(*known) if known else None,
         prompt,
+        record.get("base_weights"),
         record.get("base_digest"),
         self_test,
     )
@@ -213,22 +228,3 @@ def _trained_on(folder: Path) -> frozenset[str] | None:
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
         raise UserError(f"{path}: 'sources' is no list of source ids; restore the file")
     return frozenset(sources)
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of the files that decide what the model computes."""
-    in_hub = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    if in_hub and re.fullmatch(
-        "[0-9a-f]{40}", folder.name
-    ):  # a hub snapshot is named by its commit
-        return folder.name
-    whole = hashlib.sha256()
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".json", ".txt", ".model") and p.name != "training.json"
-    )
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
-    return whole.hexdigest()

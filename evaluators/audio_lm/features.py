@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluators.audio import RATE
+from evaluators.audio import DECODERS, RATE
+from evaluators.audio_lm.identity import versions
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import UserError
 
@@ -34,6 +35,11 @@ class DecodedClip:
     wave: NDArray[np.float32] | None
 
 
+def front_end_versions() -> dict[str, str]:
+    """Versions of the libraries that make features of a file."""
+    return {**DECODERS, "torch": str(torch.__version__), **versions("transformers")}
+
+
 class FeatureStore:
     """Log-mel features of clips, stored on disk by content hash when a folder is given.
 
@@ -47,7 +53,7 @@ class FeatureStore:
         self.folder = folder
         self.extractor = extractor
         self.whole_window = whole_window
-        about = extractor.to_dict() | {"front_end": FRONT_END}
+        about = extractor.to_dict() | {"front_end": FRONT_END, **front_end_versions()}
         if not whole_window:
             about["padding"] = "none"
         self._about = json.dumps(about, sort_keys=True, default=str)

@@ -12,6 +12,7 @@ from torch import Tensor
 from evaluators.audio_lm.attention import Heads, KeysValues
 from evaluators.audio_lm.packing import PackedRows
 
+VERSION = f"triton {triton.__version__}"
 BLOCK_N, WARPS, STAGES = 32, 4, 2  # of the attention kernel, as timed on an H100
 
 

@@ -60,7 +60,7 @@ def check_model_folder(folder: Path, who: str) -> None:
             f"{who}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not"
             " read"
         )
-    for path, expected in _shards(folder, who):
+    for path, expected in shards(folder, who):
         lacking = sorted(expected - tensor_types(path).keys())
         if lacking:
             raise UserError(
@@ -80,7 +80,7 @@ def refuse_quantized(folder: Path, who: str) -> None:
                 f"{who}: {str(folder / 'config.json')!r} tells of weights quantized by {kind}, which"
                 f" are not known to score exactly; {UNQUANTIZED}"
             )
-    for path, _ in _shards(folder, who):
+    for path, _ in shards(folder, who):
         for key, kind in tensor_types(path).items():
             if kind not in FLOATS and re.search(r"\.(weight|bias)$", key):
                 raise UserError(
@@ -179,8 +179,12 @@ def tensor_types(path: Path) -> dict[str, str]:
     return types
 
 
-def _shards(folder: Path, who: str) -> Iterator[tuple[Path, frozenset[str]]]:
-    """(File, tensors that the index places there) of the weights that transformers would load."""
+def shards(folder: Path, who: str) -> Iterator[tuple[Path, frozenset[str]]]:
+    """(File, tensors that the index places there) of the weights that transformers would load.
+
+    Raises:
+        UserError: A file is missing, or nothing tells which there are.
+    """
     if (folder / WHOLE).is_file():
         yield folder / WHOLE, frozenset()
         return

@@ -24,7 +24,7 @@ from torch import Tensor
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.decoder import Decoder
+from evaluators.audio_lm.decoder import Decoder, load_kernels
 from evaluators.audio_lm.device import (
     card_gib,
     device_faults,
@@ -33,7 +33,8 @@ from evaluators.audio_lm.device import (
     pick_dtype,
 )
 from evaluators.audio_lm.families import Family, audio_config, family_of
-from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
+from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -159,13 +160,15 @@ class AudioScorer(Uncached):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of weights, adapter, quantization, precision, device class, scorer and (in bf16) batch shape.
+        """Digest of weights, adapter, quantization, precision, device class, versions and (in bf16) batch shape.
 
         After a call: of its scores. They are of one shape, also where memory ran out on the way.
         """
         parts: dict[str, Any] = {
             "scorer": SCORER,
-            "checkpoint": self.checkpoint.digest,
+            "front_end": FRONT_END,
+            "versions": self.versions,
+            "checkpoint": self._digest,
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
@@ -175,6 +178,23 @@ class AudioScorer(Uncached):
             if self.checkpoint.quantization != "none":
                 parts["expanded"] = self.dequantize
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """The checkpoint's. Kept here and not there: what is sent to another machine must not bring it along."""
+        return self.checkpoint.digest
+
+    @functools.cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that a score may depend on, and what computes between matrix products."""
+        kernels = load_kernels(self.device)
+        more = ["peft"] if self.checkpoint.adapter is not None else []
+        more += ["bitsandbytes"] if self.checkpoint.quantization != "none" else []
+        return {
+            **front_end_versions(),
+            **versions("tokenizers", *more),
+            "kernels": "torch" if kernels is None else kernels.VERSION,
+        }
 
     @functools.cached_property
     def dequantize(self) -> bool:
@@ -231,6 +251,7 @@ class AudioScorer(Uncached):
             checkpoint=self.checkpoint,
             batch_tokens=self.shape.tokens,
             memory=tuple(lines),
+            versions=self.versions,
             seconds_per_eval=self._seconds_per_eval,
         )
 

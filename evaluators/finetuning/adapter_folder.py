@@ -18,8 +18,9 @@ from transformers import TrainerCallback
 
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS
-from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint, folder_digest
+from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
+from evaluators.audio_lm.identity import weights_digest
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
@@ -78,7 +79,7 @@ def make_record(training: Training, trained: Trained, begin: float) -> dict[str,
         "prompts": [prompt.to_dict() for prompt in training.prompts],
         "recipe": dataclasses.asdict(training.recipe),
         "quantisation": checkpoint.quantization,
-        "base_digest": folder_digest(checkpoint.base),
+        "base_weights": weights_digest(checkpoint.base),
         "trainable": count,
         "manifest": origin.digest,
         "clips": len(training.clips),

@@ -38,6 +38,16 @@ def provenance(extra: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def version_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """The libraries whose versions differ, in words; "" where none does.
+
+    >>> version_changes({"torch": "2.12.0", "soxr": "1.0"}, {"torch": "2.13.0", "soxr": "1.0"})
+    'torch 2.12.0 (here 2.13.0)'
+    """
+    names = [n for n in {**recorded, **here} if recorded.get(n) != here.get(n)]
+    return ", ".join(f"{n} {recorded.get(n, 'none')} (here {here.get(n, 'none')})" for n in names)
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

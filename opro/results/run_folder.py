@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +15,25 @@ from numpy.typing import NDArray
 from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.files import FORMULA, csv_text, dump_yaml, read_yaml, write_json, write_text
+from evaluators.files import (
+    FORMULA,
+    csv_text,
+    dump_yaml,
+    read_json,
+    read_yaml,
+    write_json,
+    write_text,
+)
 from evaluators.prompts import Prompt
 from evaluators.tasks import TASKS, Task
 from opro.results.predictions import write_predictions
-from opro.results.provenance import provenance
+from opro.results.provenance import provenance, version_changes
 from opro.results.summary import Summary, read_summary
 from opro.search.history import History, Trial
 from opro.search.select import Decision
 from opro.settings import checkpoint_names
 
+log = logging.getLogger(__name__)
 JOURNAL = "trials.jsonl"
 CONFIG = "config.yaml"
 PROPOSALS = "proposals.jsonl"
@@ -255,6 +265,46 @@ class RunFolder:
         columns += [*(f"logp_{label}" for label in labels), "outside"]
         path = self.path / SCORES / f"{trial.prompt.prompt_id}.csv"
         write_text(path, csv_text(rows, columns))
+
+    @property
+    def scored_with(self) -> dict[str, str] | None:
+        """Versions of the libraries that its scores depend on; None of a run that did not record them."""
+        path = self.path / PROVENANCE
+        return read_json(path).get("scored_with") if path.is_file() else None
+
+    def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+        """Journals what the run is, or checks that it is still that: scores of two kinds are never mixed.
+
+        A finished run is shown as it was, whatever libraries are installed since: nothing of it is scored again.
+
+        Args:
+            identity: See `opro.problem.Problem`; with a fingerprint.
+            versions: As `scored_with`, of the libraries here.
+
+        Raises:
+            UserError: It is another run, or libraries changed before it ended; names what changed.
+        """
+        before = (self.history.header or identity)["fingerprint"]
+        recorded = self.scored_with
+        changes = ""
+        if before != identity["fingerprint"] and versions:
+            changes = (
+                "an earlier version of this program"
+                if recorded is None
+                else version_changes(recorded, versions)
+            )
+        if not changes:
+            self.history.begin(identity)
+            return
+        said = f"run {self.name!r} was scored with {changes}"
+        if self.summary is None:
+            here = "" if recorded is None else "go on where these are installed, or "
+            raise UserError(
+                f"{said}, and scores of both are not mixed; {here}give another --name, for which all"
+                " is scored anew"
+            )
+        self.history.begin({**identity, "fingerprint": before})
+        log.warning("%s and is shown as it was; give another --name to score anew", said)
 
     def save_provenance(self, about: Mapping[str, Any]) -> None:
         """Where and how the run began; a resumed run keeps what stands there."""

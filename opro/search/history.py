@@ -174,8 +174,8 @@ class History:
                 k for k in [*identity, *self.header] if self.header.get(k) != identity.get(k)
             )
             raise UserError(
-                f"run {self.path.parent.name!r} was made with another {changed} (checkpoint, clips, seeds,"
-                " precision or language model changed); give another --name"
+                f"run {self.path.parent.name!r} was made with another {changed} (weights, device, precision,"
+                " clips, seeds or language model changed); give another --name"
             )
 
     def add(self, iteration: int, candidates: Sequence[Candidate]) -> list[Trial]:

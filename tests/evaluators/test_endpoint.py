@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -617,6 +618,29 @@ def test_each_of_server_model_scorer_and_list_changes_the_fingerprint(environmen
     assert Endpoint("m", urls[0], parallel=3, retries=1).fingerprint == prints[0]
     environment.setenv("OPRO_AUDIO_BASE_URL", urls[1])
     assert Endpoint("m").fingerprint == prints[1]
+
+
+def test_a_tag_for_the_weights_behind_a_server_is_a_part_of_the_fingerprint(environment):
+    url = "http://127.0.0.1:1/v1"
+    plain, one, two = (Endpoint(m, url) for m in ("org/m:4b", "org/m:4b#v1", "org/m:4b#v 2#x"))
+    assert [e.model for e in (plain, one, two)] == ["org/m:4b"] * 3
+    assert (plain.tag, one.tag, two.tag) == ("", "v1", "v 2#x")
+    assert len({e.fingerprint for e in (plain, one, two)}) == 3
+    # Without a tag the key is that of before there were tags.
+    parts = [endpoint.SCORER, url, "org/m:4b", endpoint.LISTED]
+    assert plain.fingerprint == hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    with pytest.raises(
+        UserError, match=r"endpoint:m# has no tag after its #; give endpoint:MODEL#"
+    ):
+        Endpoint("m#", url)
+    with pytest.raises(UserError, match="needs a model and a server"):
+        Endpoint("#v1", url)
+
+
+def test_a_server_is_asked_for_its_model_without_the_tag(clips):
+    with serve(answer) as server:
+        Endpoint("m#v1", server.url).score(PROMPTS, clips[:1])
+    assert {request["model"] for request in server.requests} == {"m"}
 
 
 def test_the_flag_goes_before_the_audio_server_and_that_before_the_general_one(environment):

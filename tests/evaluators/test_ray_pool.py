@@ -200,7 +200,7 @@ def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
             self.fingerprint = f"card {os.getpid()}"
 
     pool = RayPool(Odd, workers=2)
-    with pytest.raises(UserError, match="devices differ"):
+    with pytest.raises(UserError, match="differ in weights, libraries or devices"):
         while True:  # as soon as the second worker has started
             pool.score(seeds, dev_clips[:10])
 

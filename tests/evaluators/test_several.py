@@ -78,6 +78,13 @@ def test_what_is_asked_of_one_is_asked_of_the_first_and_releasing_releases_all(s
     assert both.usage == Usage()
 
 
+def test_the_libraries_are_those_of_all_checkpoints(monkeypatch):
+    libraries = {"a": {"torch": "2"}, "b": {"torch": "2", "peft": "1"}}
+    monkeypatch.setattr(Named, "about", lambda self: About(versions=libraries[self.name]))
+    both = PerCheckpoint({"a": Named("a"), "b": Named("b")})
+    assert both.about() == About(versions={"torch": "2", "peft": "1"})
+
+
 def test_the_fingerprint_knows_every_checkpoint_by_name_and_weights():
     a, b, c = Named("a"), Named("b"), Named("c")
     several = [{"a": a, "b": b}, {"a": a, "b": c}, {"a": a}, {"x": a, "b": b}]

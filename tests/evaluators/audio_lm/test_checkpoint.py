@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from evaluators.audio_lm import checkpoint
+from evaluators.audio_lm.identity import adapter_digest, base_digest, old_digest, weights_digest
 from evaluators.errors import UserError
 from evaluators.prompts import Prompt
 
@@ -42,7 +43,7 @@ def make_base(folder, kind="qwen2_audio", sources=None):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     (folder / "model.safetensors").write_bytes(weights())
-    for name in ("tokenizer.json", "merges.txt", "sentence.model", "README.md"):
+    for name in ("tokenizer.json", "merges.txt", "tokenizer.model", "README.md"):
         (folder / name).write_text(f"{name}\n")
     if sources is not None:
         (folder / "training.json").write_text(json.dumps({"sources": sources}))
@@ -70,52 +71,57 @@ def adapter(tmp_path, base):
 
 
 PARTS = {
-    "weights": ("base", "model.safetensors"),
-    "configuration": ("base", "config.json"),
-    "tokenizer": ("base", "tokenizer.json"),
-    "merges": ("base", "merges.txt"),
-    "pieces": ("base", "sentence.model"),
-    "adapter's weights": ("lora", "adapter_model.safetensors"),
-    "adapter's configuration": ("lora", "adapter_config.json"),
+    "weights": ("base", "model.safetensors", None),
+    "configuration": ("base", "config.json", {"audio_config": {"encoder_layers": 3}}),
+    "tokenizer": ("base", "tokenizer.json", None),
+    "merges": ("base", "merges.txt", None),
+    "pieces": ("base", "tokenizer.model", None),
+    "adapter's weights": ("lora", "adapter_model.safetensors", None),
+    "adapter's configuration": ("lora", "adapter_config.json", {"r": 3}),
 }
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_file_that_decides_a_score_changes_the_digest(tmp_path, base, adapter, part):
     before = digest(adapter)
-    folder, name = PARTS[part]
+    folder, name, change = PARTS[part]
     path = tmp_path / folder / name
     if part.endswith("weights"):
         path.write_bytes(weights(b"efgh"))
+    elif change:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
     else:
         path.write_text(path.read_text() + " ")
     assert digest(adapter) != before
 
 
-def test_names_count_and_what_decides_nothing_does_not(tmp_path, base, adapter):
+def test_what_decides_nothing_is_no_part_of_the_digest(base, adapter):
     before = digest(adapter)
     for folder in (base, adapter):
         (folder / "training.json").write_text(json.dumps({"sources": ["a"]}))
-        (folder / "README.md").write_text("other words")
-        (folder / "notes.yaml").write_text("x")
+        for name in ("README.md", "notes.yaml", "notes.txt", "generation_config.json"):
+            (folder / name).write_text("other words")
+    (adapter / "tokenizer.json").write_text("the base's is read")
     assert digest(adapter) == before
-    (base / "merges.txt").rename(base / "other.txt")
+    (base / "merges.txt").rename(base / "vocab.json")
     assert digest(adapter) != before
 
 
-def test_base_adapter_and_quantisation_are_each_in_the_digest(tmp_path, base, adapter):
+def test_base_adapter_and_quantisation_are_each_in_the_digest(base, adapter):
     found = {digest(base), digest(adapter), digest(base, quantization="nf4")}
     found.add(digest(adapter, quantization="nf4"))
     assert len(found) == 4
     assert digest(base, adapter) == digest(adapter)  # by flag or by its own folder
-    parts = "|".join([checkpoint.folder_digest(base), checkpoint.folder_digest(adapter), "none"])
+    parts = "|".join([base_digest(base), adapter_digest(adapter), "none"])
     assert digest(adapter) == hashlib.sha256(parts.encode()).hexdigest()
 
 
-def test_the_digest_of_a_folder_is_over_names_and_contents_in_order(base):
-    names = ["config.json", "merges.txt", "model.safetensors", "sentence.model", "tokenizer.json"]
+def test_the_old_digest_of_a_folder_is_over_names_and_contents_in_order(base):
+    names = ["config.json", "merges.txt", "model.safetensors", "tokenizer.json", "tokenizer.model"]
     text = "".join(f"{n}:{hashlib.sha256((base / n).read_bytes()).hexdigest()};" for n in names)
-    assert checkpoint.folder_digest(base) == hashlib.sha256(text.encode()).hexdigest()
+    assert old_digest(base) == hashlib.sha256(text.encode()).hexdigest()
+    (base / "training.json").write_text("{}")
+    assert old_digest(base) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_copy_under_another_name_has_the_same_digest(tmp_path, base):
@@ -133,25 +139,34 @@ def test_a_copy_under_another_name_has_the_same_digest(tmp_path, base):
         (f"q--x/snapshots/{'a' * 40}", False),
     ],
 )
-def test_only_a_snapshot_of_the_hub_is_told_by_its_commit(tmp_path, path, named):
+def test_only_a_snapshot_of_the_hub_was_told_by_its_commit(tmp_path, path, named):
     folder = make_base(tmp_path / path)
-    before = checkpoint.folder_digest(folder)
+    before, now = old_digest(folder), weights_digest(folder)
     assert (before == folder.name) == named
     (folder / "model.safetensors").write_bytes(weights(b"efgh"))
-    assert (checkpoint.folder_digest(folder) == before) == named
+    assert (old_digest(folder) == before) == named
+    assert weights_digest(folder) != now  # no name is trusted any more
 
 
-def test_an_adapter_on_other_base_weights_is_refused_when_it_is_to_score(tmp_path, base):
-    own = checkpoint.folder_digest(base)
-    right = make_adapter(tmp_path / "right", "../base", base_digest=own)
+@pytest.mark.parametrize(
+    ("key", "rule"), [("base_weights", weights_digest), ("base_digest", old_digest)]
+)
+def test_an_adapter_on_other_base_weights_is_refused_when_it_is_to_score(tmp_path, base, key, rule):
+    own = rule(base)
+    right = make_adapter(tmp_path / "right", "../base", **{key: own})
     assert len(digest(right)) == 64
-    wrong = make_adapter(tmp_path / "wrong", "../base", base_digest="0" * 64)
+    wrong = make_adapter(tmp_path / "wrong", "../base", **{key: "0" * 64})
     found = opened(wrong)
     with pytest.raises(UserError, match=f"other base weights .* 000000000000 and {own[:12]}"):
         _ = found.digest
     (base / "model.safetensors").write_bytes(weights(b"efgh"))
     with pytest.raises(UserError, match="other base weights"):
         _ = opened(right).digest
+
+
+def test_of_two_records_of_the_base_the_newer_one_counts(tmp_path, base):
+    both = {"base_weights": weights_digest(base), "base_digest": "0" * 64}
+    assert len(digest(make_adapter(tmp_path / "a", "../base", **both))) == 64
 
 
 known = st.none() | st.lists(st.sampled_from("abcdef"), max_size=4)
@@ -201,7 +216,7 @@ def test_a_checkpoint_is_what_was_asked_for(base, adapter):
     plain = opened(base)
     assert (plain.name, plain.base, plain.adapter) == (str(base), base, None)
     assert (plain.quantization, plain.trained_on, plain.prompt) == ("none", None, None)
-    assert plain.base_digest is None and plain.self_test is None
+    assert (plain.base_weights, plain.base_digest, plain.self_test) == (None, None, None)
     both = opened(base, adapter, "nf4")
     assert (both.base, both.adapter, both.quantization) == (base, adapter, "nf4")
 
@@ -211,11 +226,12 @@ def test_the_prompt_and_the_self_test_of_an_adapter_are_read(tmp_path, base):
     about = {
         "prompt": PROMPT.to_dict(),
         "self_test": test,
+        "base_weights": "w",
         "base_digest": "d",
         "quantisation": "none",
     }
     found = opened(make_adapter(tmp_path / "a", "../base", **about))
-    assert found.prompt == PROMPT and found.base_digest == "d"
+    assert (found.prompt, found.base_weights, found.base_digest) == (PROMPT, "w", "d")
     assert found.self_test.prompt == PROMPT and found.self_test.dtype == "float32"
     assert found.self_test.logp == ((-1.0, -2.0), (-3.0, -4.0))
     del about["prompt"]
@@ -312,7 +328,7 @@ def test_shipped_names_are_folders_that_open():
     assert lora.adapter == checkpoint.POCKET / "lora" and lora.name == "pocket-lora"
     assert lora.base.resolve() == (checkpoint.POCKET / "base").resolve()
     assert lora.trained_on and lora.prompt is not None and len(lora.digest) == 64
-    assert lora.base_digest == checkpoint.folder_digest(checkpoint.POCKET / "base")
+    assert lora.base_weights == weights_digest(checkpoint.POCKET / "base")
 
 
 def test_what_is_opened_cannot_be_changed():

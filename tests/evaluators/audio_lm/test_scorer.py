@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import evaluator_with, noise, random_model, stock_scores
 
+from evaluators.audio import DECODERS
 from evaluators.audio_lm.answer_tokens import PromptError, find_answers
 from evaluators.audio_lm.checkpoint import SelfTest, open_checkpoint
 from evaluators.audio_lm.decoder import side_by_side
@@ -331,15 +333,16 @@ def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clip
     )  # not of its files
 
 
-def fingerprint(monkeypatch=None, dtype="bfloat16", gib=None, scorer=None, device=None, **options):
+def fingerprint(monkeypatch=None, dtype="bfloat16", gib=None, device=None, **options):
     """A fingerprint of the shipped base checkpoint with one thing changed."""
     kind = options.pop("quantization", "none")
     checkpoint = replace(open_checkpoint(options.pop("name", "pocket-base")), quantization=kind)
+    constants = {k: options.pop(k) for k in ("scorer", "front_end") if k in options}
     evaluator = AudioScorer(checkpoint, "cpu", dtype, **options)
     if gib is not None:
         monkeypatch.setattr("evaluators.audio_lm.scorer.card_gib", lambda device: gib)
-    if scorer is not None:
-        monkeypatch.setattr("evaluators.audio_lm.scorer.SCORER", scorer)
+    for name, value in constants.items():
+        monkeypatch.setattr(f"evaluators.audio_lm.scorer.{name.upper()}", value)
     if device is not None:
         evaluator.device = torch.device(device)
     try:
@@ -365,6 +368,7 @@ def test_each_part_that_can_change_a_score_changes_the_fingerprint(monkeypatch):
         fingerprint(shape=Shape(768, 48, 255)),
         fingerprint(quantization="nf4"),
         fingerprint(monkeypatch, gib=80.0, quantization="nf4"),
+        fingerprint(monkeypatch, front_end="next"),
     ]
     assert len(set(prints)) == len(prints) and all(len(p) == 64 for p in prints)
 
@@ -379,6 +383,64 @@ def test_what_cannot_change_a_score_keeps_the_fingerprint(monkeypatch, tmp_path)
     assert fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantize=False) == four
     expanded = fingerprint(monkeypatch, gib=80.0, quantization="nf4", dequantize=True)
     assert fingerprint(monkeypatch, gib=80.0, quantization="nf4") == expanded
+
+
+class Kernels:
+    VERSION = "triton 9.9"
+
+
+VERSIONS = {  # what is put in its place -> whether that is another key for the base, the adapter, and 4 bits
+    "torch": ("torch.__version__", "2.99.0", (True, True, True)),
+    "transformers": ("importlib.metadata.version", "transformers", (True, True, True)),
+    "tokenizers": ("importlib.metadata.version", "tokenizers", (True, True, True)),
+    "peft": ("importlib.metadata.version", "peft", (False, True, False)),
+    "bitsandbytes": ("importlib.metadata.version", "bitsandbytes", (False, False, True)),
+    "numpy": ("importlib.metadata.version", "numpy", (False, False, False)),
+    "libsndfile": ("evaluators.audio.DECODERS", "libsndfile", (True, True, True)),
+    "soxr": ("evaluators.audio.DECODERS", "soxr", (True, True, True)),
+    "kernels": (
+        "evaluators.audio_lm.scorer.load_kernels",
+        lambda device: Kernels,
+        (True, True, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_library_that_a_score_may_depend_on_is_a_part_of_the_fingerprint(name, monkeypatch):
+    place, value, expected = VERSIONS[name]
+    asked = ({}, {"name": "pocket-lora"}, {"quantization": "nf4"})
+    before = [fingerprint(**options) for options in asked]
+    if place.endswith("version"):
+        real = metadata.version
+        monkeypatch.setattr(place, lambda n: "99" if n == value else real(n))
+    elif place.endswith("DECODERS"):
+        monkeypatch.setitem(DECODERS, value, "99")
+    else:
+        monkeypatch.setattr(place, value)
+    after = [fingerprint(**options) for options in asked]
+    assert tuple(a != b for a, b in zip(before, after, strict=True)) == expected
+
+
+def test_what_a_scorer_runs_on_names_the_libraries_of_its_fingerprint():
+    versions = AudioScorer(open_checkpoint("pocket-lora"), "cpu").about().versions
+    assert versions["torch"] == torch.__version__ and versions["kernels"] == "torch"
+    assert set(versions) == {
+        "torch", "transformers", "tokenizers", "peft", "libsndfile", "soxr", "kernels",
+    }  # fmt: skip
+    assert all(value not in ("", "none") for value in versions.values())
+
+
+def test_stored_features_of_other_libraries_are_not_taken(evaluator, clips, tmp_path, monkeypatch):
+    def store():
+        return FeatureStore(tmp_path, evaluator.processor.feature_extractor)
+
+    one = store()
+    decoded = one.decode(clips[0])
+    one.keep(decoded, one.log_mel([decoded.wave])[0])
+    assert store().decode(clips[0]).mel is not None
+    monkeypatch.setitem(DECODERS, "soxr", "99")
+    assert store().decode(clips[0]).mel is None
 
 
 def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
@@ -705,13 +767,3 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path, make, messag
     make(tmp_path / "model")
     with pytest.raises(UserError, match=message):
         open_checkpoint(str(tmp_path / "model"))
-
-
-def test_a_folder_that_only_looks_like_a_hub_snapshot_is_read(tmp_path):
-    import shutil
-
-    copy = tmp_path / "snapshots" / "mine"
-    shutil.copytree(open_checkpoint("pocket-base").base, copy)
-    before = open_checkpoint(str(copy)).digest
-    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
-    assert open_checkpoint(str(copy)).digest != before

@@ -15,7 +15,7 @@ from evaluators.finetuning.plain_code import public_name
 
 pytestmark = pytest.mark.tiny
 KEYS = (
-    "prompt prompts recipe quantisation base_digest trainable manifest clips sources versions steps best_step"
+    "prompt prompts recipe quantisation base_weights trainable manifest clips sources versions steps best_step"
     " dev_loss seconds dev_search_half self_test curve adapter_sha256"
 )
 

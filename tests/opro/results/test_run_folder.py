@@ -11,6 +11,8 @@ from common import LABELS, ROOT
 
 from evaluators.classifier import read_classifiers
 from evaluators.errors import UserError
+from evaluators.evaluator import About
+from evaluators.fakes import FakeEvaluator
 from evaluators.files import read_yaml
 from opro import leaderboard, matrix, optimize, report, rescore
 from opro.results.leaderboard import leaderboard_rows
@@ -277,3 +279,135 @@ def test_provenance_of_the_first_start_stays(made):
     with RunFolder.open(folder, read_yaml(folder / CONFIG)) as run:
         run.save_provenance({"device": "another"})
     assert (folder / "provenance.json").read_bytes() == before
+
+
+# Libraries and weights that change between two commands.
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Libraries and weights of the fake evaluator, to be changed by a test."""
+    libraries, weights = {"torch": "2.12.0", "soxr": "1.0"}, ["a"]
+
+    class Versioned(FakeEvaluator):
+        def __init__(self):
+            super().__init__()
+            self.fingerprint = repr((weights, libraries))
+
+        def about(self):
+            return About(versions=dict(libraries))
+
+    monkeypatch.setattr("evaluators.fakes.FakeEvaluator", Versioned)
+    return libraries, weights
+
+
+def interrupted(argv, monkeypatch):
+    """The run as it is when its process ends before the decision."""
+
+    def end(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimize, "decide", end)
+        with pytest.raises(KeyboardInterrupt):
+            optimize.main(argv)
+
+
+def test_an_interrupted_run_is_not_mixed_with_scores_of_another_library(
+    made, installed, monkeypatch, capsys
+):
+    argv, folder = made
+    libraries, _ = installed
+    interrupted(argv, monkeypatch)
+    recorded = {"torch": "2.12.0", "soxr": "1.0"}
+    assert json.loads((folder / "provenance.json").read_text())["scored_with"] == recorded
+    journal = (folder / JOURNAL).read_bytes()
+    libraries["torch"] = "2.13.0"
+    assert optimize.run_verb(lambda: optimize.main(argv)) == 2
+    said = capsys.readouterr().err
+    assert (
+        "run 'run' was scored with torch 2.12.0 (here 2.13.0), and scores of both are not mixed; go on where these are"
+        " installed, or give another --name, for which all is scored anew"
+    ) in said
+    assert "soxr" not in said and (folder / JOURNAL).read_bytes() == journal
+    assert optimize.main([*argv, "--name", "anew"]) == 0
+    usage = json.loads((folder.parent / "anew" / "summary.json").read_text())["evals"]
+    assert usage["forward"] == usage["requested"] - usage["cached"] > 0
+    libraries["torch"] = "2.12.0"
+    assert optimize.main(argv) == 0 and RunFolder.read(folder).finished()
+
+
+def test_a_finished_run_is_shown_as_it_was_whatever_is_installed_since(made, installed, capsys):
+    argv, folder = made
+    libraries, weights = installed
+    assert optimize.main(argv) == 0
+    shown = capsys.readouterr().out
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "log.txt"}
+    libraries |= {"torch": "2.13.0", "triton": "3.5"}
+    assert optimize.main(argv) == 0
+    out = capsys.readouterr()
+    assert out.out == shown
+    assert (
+        "run 'run' was scored with torch 2.12.0 (here 2.13.0), triton none (here 3.5) and is shown as it was; give"
+        " another --name to score anew"
+    ) in out.err
+    assert {p: p.read_bytes() for p in before} == before
+    libraries["torch"] = "2.12.0"
+    del libraries["triton"]
+    weights.append("b")
+    assert optimize.run_verb(lambda: optimize.main(argv)) == 2
+    assert "run 'run' was made with another fingerprint (weights, device" in capsys.readouterr().err
+
+
+def test_a_run_of_other_seeds_is_refused_whatever_is_installed_since(
+    made, installed, capsys, seeds
+):
+    argv, folder = made
+    assert optimize.main(argv) == 0
+    journal = folder / JOURNAL
+    journal.write_text(journal.read_text().replace('"seeds": "', '"seeds": "0', 1))
+    installed[0]["torch"] = "2.13.0"
+    assert optimize.run_verb(lambda: optimize.main(argv)) == 2
+    assert "was made with another seeds" in capsys.readouterr().err
+
+
+def test_a_run_that_did_not_record_its_libraries_is_named_as_one_of_before(
+    made, installed, monkeypatch, capsys
+):
+    argv, folder = made
+
+    def forget():
+        path = folder / "provenance.json"
+        raw = json.loads(path.read_text())
+        del raw["scored_with"]
+        path.write_text(json.dumps(raw))
+        installed[1].append("by another rule")
+
+    interrupted(argv, monkeypatch)
+    forget()
+    assert optimize.run_verb(lambda: optimize.main(argv)) == 2
+    said = "run 'run' was scored with an earlier version of this program"
+    assert f"{said}, and scores of both are not mixed; give another" in capsys.readouterr().err
+    assert optimize.main([*argv, "--name", "second"]) == 0
+    folder = folder.parent / "second"
+    forget()
+    capsys.readouterr()
+    assert optimize.main([*argv, "--name", "second"]) == 0
+    assert "earlier version of this program and is shown as it was" in capsys.readouterr().err
+
+
+def test_a_rescore_with_another_library_says_so(made, installed):
+    argv, folder = made
+    assert optimize.main(argv) == 0
+    flags = ["--split", "dev", "--runs-dir", str(folder.parent)]
+    assert rescore.main([str(folder), *flags]) == 0
+    assert len(json.loads((folder / "dev.json").read_text())["warnings"]) == 1  # of the split
+    installed[0]["torch"] = "2.13.0"
+    assert rescore.main([str(folder), *flags]) == 0
+    first, _ = json.loads((folder / "dev.json").read_text())["warnings"]
+    assert first == "the run was scored with torch 2.12.0 (here 2.13.0)"
+    installed[0]["torch"] = "2.12.0"
+    installed[1].append("b")
+    assert rescore.main([str(folder), *flags]) == 0
+    first, _ = json.loads((folder / "dev.json").read_text())["warnings"]
+    assert first == "the checkpoint, its precision or a library is not the one of the run"
