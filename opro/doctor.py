@@ -37,10 +37,11 @@ from evaluators.splits import (
 )
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.tasks import Task
+from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, parse, run_verb
 from opro.problem import Data, open_data
 from opro.search.select import CONTROLS
-from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings
+from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings, ThreadSettings
 
 ONE_ANSWER = 0.95  # share of clips with the same answer that no balanced set should give
 GAP = 0.05  # confidence when right minus when wrong
@@ -55,7 +56,7 @@ OUTSIDE = 0.5  # probability that may go to no answer
 
 
 @dataclass(frozen=True)
-class DoctorSettings(DataSettings, ModelSettings):
+class DoctorSettings(ThreadSettings, DataSettings, ModelSettings):
     """The checks."""
 
     split: Literal["train", "dev"] = flag("dev", "split whose clips are tried")
@@ -76,6 +77,7 @@ class Finding:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, _ = parse(DoctorSettings, argv, __doc__ or "")
+    use_threads(settings.threads)
     worst = DONE
     for finding in examine(settings):
         _print(finding)

@@ -29,17 +29,18 @@ from evaluators.manifest import verify
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import check_trained_on, halves, trained_sources
 from evaluators.tasks import Task
+from evaluators.threads import use_threads
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, open_data
 from opro.results.run_folder import open_run
-from opro.settings import SEED_PROMPTS, DataSettings, clip_count, file_name
+from opro.settings import SEED_PROMPTS, DataSettings, ThreadSettings, clip_count, file_name
 
 if TYPE_CHECKING:  # torch waits until the flags are read
     from evaluators.finetuning.train import Machine, Training
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(DataSettings):
+class FinetuneSettings(ThreadSettings, DataSettings):
     """The training."""
 
     checkpoint: str = flag(
@@ -108,6 +109,7 @@ class FinetuneSettings(DataSettings):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
+    use_threads(settings.threads)
     if settings.merge is not None:
         return merge(settings, settings.merge)
     folder = settings.out or default_out(settings)
@@ -128,7 +130,7 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
 def config_of(settings: FinetuneSettings) -> dict[str, Any]:
     """The settings as plain data, as config.yaml holds them."""
     raw = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()}
-    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir", "merge")}
+    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir", "merge", "threads")}
 
 
 def default_out(settings: FinetuneSettings) -> Path:

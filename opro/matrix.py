@@ -35,6 +35,7 @@ from evaluators.statistics import calibration, metrics
 from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
 from evaluators.targets import Predictions
+from evaluators.threads import use_threads
 from opro import optimize
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, Problem, open_data, open_model
@@ -129,6 +130,7 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(MatrixSettings, argv, __doc__ or "", _extra_flags, config=False)
+    use_threads(settings.threads)
     out = settings.out or settings.runs_dir / f"matrix-{settings.split}"
     for what, names in (("--checkpoint", space.checkpoint), ("--baselines", space.baselines)):
         twice = sorted({n for n in names if names.count(n) > 1})

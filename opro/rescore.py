@@ -26,6 +26,7 @@ from evaluators.statistics.compare import compare_many, estimate, resample
 from evaluators.statistics.metrics import auroc, rates
 from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import task_named
+from evaluators.threads import use_threads
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, open_data, open_joint_model
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         config=False,
     )
+    use_threads(settings.threads)
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
     # Everything that can be wrong is found before the test split is used.

@@ -66,7 +66,18 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class MachineSettings:
+class ThreadSettings:
+    """The machine."""
+
+    threads: int = flag(
+        0,
+        "threads on the CPU; 0 is what OMP_NUM_THREADS says, else one a core, or as many as the container lends",
+        min=0,
+    )
+
+
+@dataclass(frozen=True)
+class MachineSettings(ThreadSettings):
     """The machine."""
 
     ray: str | None = flag(
@@ -195,7 +206,7 @@ class OptimizeSettings(
         What later versions added is left out where it is not given, so that older runs keep their names and go on.
         """
         raw = dataclasses.asdict(self)
-        elsewhere = ("runs_dir", "ray", "ray_cpus", "lm_concurrency")
+        elsewhere = ("runs_dir", "ray", "ray_cpus", "threads", "lm_concurrency")
         added = {
             f.name for f in dataclasses.fields(self) if f.name in ADDED and raw[f.name] == f.default
         }
