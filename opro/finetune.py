@@ -50,7 +50,8 @@ class FinetuneSettings(ThreadSettings, DataSettings):
     adapter: Path | None = flag(None, "directory of an adapter to train further")
     quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "of the frozen weights; auto is bfloat16 on CUDA, float32 elsewhere"
+        "auto",
+        "of the frozen weights; auto is bfloat16 on CUDA cards that have it, float32 elsewhere",
     )
     device: Literal["auto", "cpu", "cuda"] = flag(
         "auto", "of several cards CUDA_VISIBLE_DEVICES picks one"
@@ -235,7 +236,7 @@ def given(settings: FinetuneSettings) -> dict[str, Any]:
 
 def pick_machine(settings: FinetuneSettings) -> "Machine":
     """Device, precision and number of processes; of several cards each process takes its own."""
-    from evaluators.audio_lm.device import pick_device, pick_dtype
+    from evaluators.audio_lm.device import pick_device, pick_training_dtype
     from evaluators.finetuning.train import Machine
 
     device = pick_device(settings.device)
@@ -251,7 +252,7 @@ def pick_machine(settings: FinetuneSettings) -> "Machine":
         )
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    dtype = pick_dtype(settings.dtype, device)
+    dtype = pick_training_dtype(settings.dtype, device)
     return Machine(device, dtype, processes, settings.runs_dir / ".features")
 
 

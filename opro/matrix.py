@@ -71,7 +71,9 @@ class MatrixSettings(MachineSettings, DataSettings):
     search: bool = flag(False, "search prompts for every checkpoint first, where no run is there")
     seed: int = flag(0, "seed of searches and resamples", min=0)
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Dtype = flag(
+        "auto", "auto is bfloat16 on CUDA (float16 on cards without it), float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     heard: Literal["refuse", "allow"] = flag(
         "refuse", "clips of sources that a checkpoint was trained on; allow stands in its rows"

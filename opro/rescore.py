@@ -58,7 +58,7 @@ class RescoreSettings(MachineSettings):
         "clips of sources that the checkpoint was trained on; allow stands in every result",
     )
     quantization: Quantization | None = flag(None, "none or nf4 (default: the run's)")
-    dtype: Dtype | None = flag(None, "auto, float32 or bfloat16 (default: the run's)")
+    dtype: Dtype | None = flag(None, "auto, float32, bfloat16 or float16 (default: the run's)")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: the run's)")
     swap: bool | None = flag(
         None, "average both orders of a prompt's options, as the run did if this is not given"

@@ -12,7 +12,7 @@ from evaluators.errors import UserError
 from opro.cli import flag
 
 Quantization = Literal["none", "nf4"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
 ADDED = (
     "lm_separate",
@@ -61,7 +61,9 @@ class ModelSettings:
         "clips of sources that the checkpoint was trained on; allow stands in every result",
     )
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Dtype = flag(
+        "auto", "auto is bfloat16 on CUDA (float16 on cards without it), float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
 
 

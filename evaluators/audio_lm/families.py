@@ -129,7 +129,11 @@ def _qwen2_tower_layer(layer: Any, x: Tensor) -> Tensor:
     v = attention.v_proj(h).view(shape).transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(h.shape)
     x = x + attention.out_proj(out)
-    return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    if x.dtype == torch.float16:  # as the stock layer does: its range is small
+        most = torch.finfo(x.dtype).max - 1000
+        x = x.clamp(-most, most)
+    return x
 
 
 QWEN2_AUDIO = Family(

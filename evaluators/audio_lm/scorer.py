@@ -29,6 +29,7 @@ from evaluators.audio_lm.device import (
     card_gib,
     device_faults,
     estimate_seconds_per_eval,
+    limits,
     pick_device,
     pick_dtype,
 )
@@ -81,7 +82,7 @@ class AudioScorer(Uncached):
     Args:
         checkpoint: What to score.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         shape: Sizes of the batches; halved when memory runs out. None: by the kind of device.
         dequantize: Whether 4-bit weights are dequantized once, to the numbers that every batch would dequantize them
             to. None: where memory allows it.
@@ -175,6 +176,7 @@ class AudioScorer(Uncached):
         lines = memory_lines(
             self.config, self.checkpoint.quantization, card_gib(self.device), self.shape
         )
+        lines += limits(self.device, self.dtype)
         return About(
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
