@@ -163,6 +163,11 @@ class AudioScorer(Uncached):
         return self._load().decoder
 
     @property
+    def tower(self) -> AudioTower:
+        """The audio tower; loads the weights."""
+        return self._load().tower
+
+    @property
     def prefixes(self) -> Prefixes:
         """Keys and values that are kept; loads the weights."""
         return self._load().prefixes
