@@ -9,6 +9,7 @@ from evaluators.cache import CachedEvaluator
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.orders import BothOrders
+from evaluators.threads import wait_asleep
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
 
@@ -67,6 +68,7 @@ def build_evaluator(
 
 def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:
     """The class that scores a checkpoint, once what it needs is known to be installed."""
+    wait_asleep()
     _offline_is_fine()
     from evaluators.audio_lm.scorer import AudioScorer
 

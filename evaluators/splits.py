@@ -26,6 +26,24 @@ Waiting = tuple[
 ]  # how often its source was used when last looked at, place in the cell, the clip
 
 
+LOUD_DB = 20.0  # a higher signal-to-noise ratio makes no clip any clearer
+
+
+def clearest(clips: Sequence[Clip], labels: Sequence[str], count: int) -> tuple[Clip, ...]:
+    """The `count` clearest clips, equally many of each label: the least noise first, then the longest."""
+
+    def clearness(clip: Clip) -> tuple[float, float]:
+        noise = LOUD_DB if clip.snr_db is None else min(clip.snr_db, LOUD_DB)
+        return noise, clip.duration_ms
+
+    by_label = [
+        sorted((c for c in clips if c.label == label), key=clearness, reverse=True)
+        for label in labels
+    ]
+    each = min(count // len(labels), *map(len, by_label))
+    return tuple(clip for own in by_label for clip in own[:each])
+
+
 def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
     """The clips in a fixed order in which every prefix is balanced over label, duration, SNR and source.
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
 from evaluators.files import read_yaml
+from evaluators.threads import wait_asleep
 
 T = TypeVar("T")
 DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
@@ -250,6 +251,7 @@ def run_verb(main: Callable[[], int]) -> int:
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
+    wait_asleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

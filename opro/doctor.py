@@ -12,36 +12,39 @@ import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier
 from evaluators.clip_checks import look_at_clips
 from evaluators.clips import ClipSet
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import Evaluator
-from evaluators.files import read_json, resolve
-from evaluators.manifest import read_manifest, verify
+from evaluators.evaluator import Evaluator, ScoreTable
+from evaluators.files import read_json, resolve, shipped
+from evaluators.findings import Finding
+from evaluators.known_broken import check_installed, check_trainer
+from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import (
     balanced_order,
     check_registry,
     check_trained_on,
+    clearest,
     halves,
     trained_sources,
 )
 from evaluators.statistics.resampling import MIN_SOURCES
-from evaluators.tasks import Task
+from evaluators.tasks import SPEECH_TASK
+from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, parse, run_verb
 from opro.problem import Data, open_data
-from opro.search.select import CONTROLS
-from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings
+from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings, ThreadSettings
 
 ONE_ANSWER = 0.95  # share of clips with the same answer that no balanced set should give
 GAP = 0.05  # confidence when right minus when wrong
@@ -51,12 +54,12 @@ SHORT_FLOOR, SHORT_LAG = (
     0.15,
 )  # accuracy at the shortest length, and how far behind the longest
 HIGH_LOSS = 10.0  # loss of a training whose masking or template is wrong
-REACHES = 0.01  # nats by which a control must move the answers on average
+DEMO = "data/demo"  # the shipped clips
 OUTSIDE = 0.5  # probability that may go to no answer
 
 
 @dataclass(frozen=True)
-class DoctorSettings(DataSettings, ModelSettings):
+class DoctorSettings(ThreadSettings, DataSettings, ModelSettings):
     """The checks."""
 
     split: Literal["train", "dev"] = flag("dev", "split whose clips are tried")
@@ -65,18 +68,24 @@ class DoctorSettings(DataSettings, ModelSettings):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check found. `fix` is what to do about it."""
+class Clips:
+    """What the model is tried on.
 
-    level: Literal["ok", "look", "broken"]
-    about: str
-    text: str
-    fix: str = ""
+    Attributes:
+        tried: In balanced order.
+        clear: The clearest of the split.
+        reference: The clearest that are shipped, whose labels are right; None for a task that is not theirs.
+    """
+
+    tried: ClipSet
+    clear: ClipSet
+    reference: ClipSet | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, _ = parse(DoctorSettings, argv, __doc__ or "")
+    use_threads(settings.threads)
     worst = DONE
     for finding in examine(settings):
         _print(finding)
@@ -90,7 +99,7 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
     data = open_data(settings)
     prompts = read_prompts(resolve(settings.prompts), data.task.labels)
     yield from _machine(settings)
-    clips: ClipSet | None = None
+    clips: Clips | None = None
     try:
         clips = yield from _manifest(settings, data)
     except UserError as error:
@@ -111,7 +120,6 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
     yield from _trained_on(settings, data, clips, stored)
     yield from _training(evaluator.about().checkpoint)
     try:
-        yield from _answers(evaluator, prompts)
         if clips is not None:
             yield from _scores(evaluator, prompts, clips)
     except UserError as error:
@@ -120,14 +128,14 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
 
 def _machine(settings: DoctorSettings) -> Iterator[Finding]:
     import torch
-    import transformers
 
     yield Finding(
         "ok",
         "software",
         f"python {platform.python_version()}, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}",
+        f" {metadata.version('transformers')}",
     )
+    yield from check_installed()
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
@@ -150,8 +158,8 @@ def _machine(settings: DoctorSettings) -> Iterator[Finding]:
         yield Finding("look" if fix else "ok", "GPU", f"none, {threads} CPU threads", fix)
 
 
-def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, ClipSet]:
-    """Checks the clips; the generator's value are those that are tried."""
+def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, Clips]:
+    """Checks the clips; the generator's value are those that the model is tried on."""
     labels = data.task.labels
     everything = read_manifest(data.manifest, labels)
     check_registry(everything, data.registry)
@@ -185,11 +193,22 @@ def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, 
         )
     clips = tuple(balanced_order(tried)[: settings.clips])
     yield from (Finding("look", "clips", *found) for found in look_at_clips(everything, clips))
-    return ClipSet(data.task, clips)
+    clear = ClipSet(data.task, clearest(tried, labels, settings.clips))
+    return Clips(ClipSet(data.task, clips), clear, _reference(settings, data, clear))
+
+
+def _reference(settings: DoctorSettings, data: Data, clear: ClipSet) -> ClipSet | None:
+    """The clearest of the shipped clips, where their task is asked about."""
+    if data.task != SPEECH_TASK:
+        return None
+    if data.digest == manifest_digest(shipped(DEMO)):
+        return clear
+    clips = read_manifest(shipped(DEMO), data.task.labels, "dev")
+    return ClipSet(data.task, clearest(clips, data.task.labels, settings.clips))
 
 
 def _trained_on(
-    settings: DoctorSettings, data: Data, clips: ClipSet | None, stored: frozenset[str] | None
+    settings: DoctorSettings, data: Data, clips: Clips | None, stored: frozenset[str] | None
 ) -> Iterator[Finding]:
     if settings.checkpoint == "fake" or clips is None:
         return
@@ -197,7 +216,7 @@ def _trained_on(
         settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task.labels
     )
     try:
-        unknown = check_trained_on(clips, sources, settings.checkpoint, settings.heard)
+        unknown = check_trained_on(clips.tried, sources, settings.checkpoint, settings.heard)
     except UserError as error:
         yield Finding("broken", "training", str(error))
         return
@@ -211,6 +230,7 @@ def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
     """The losses that an adapter's folder tells of: of `opro.finetune`, or of transformers' Trainer."""
     if checkpoint is None or checkpoint.adapter is None:
         return
+    yield from check_trainer(checkpoint.adapter)
     losses: list[float] = []
     for name, key in (("training.json", "curve"), ("trainer_state.json", "log_history")):
         path = checkpoint.adapter / name
@@ -239,48 +259,23 @@ def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
         yield Finding("ok", "training", text)
 
 
-def _answers(evaluator: Evaluator, prompts: Sequence[Prompt]) -> Iterator[Finding]:
-    if evaluator.about().checkpoint is None:
-        return
-    from evaluators.audio_lm.scorer import AudioScorer  # which imports torch
+def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Clips) -> Iterator[Finding]:
+    from evaluators.functional import check_loaded, check_stack  # which import torch
 
-    assert isinstance(evaluator, AudioScorer), "only that has a checkpoint"
-    tokenizer = evaluator.processor.tokenizer
-    shown = set()
-    for prompt in prompts:
-        answers = find_answers(tokenizer, prompt)
-        parts = []
-        for (label, _), group in zip(prompt.answers, answers.sequences, strict=True):
-            words = ", ".join(f"{tokenizer.decode(list(s))!r} {list(s)}" for s in group)
-            parts.append(f"{label}: {words}")
-        text = "; ".join(parts)
-        if text not in shown:
-            shown.add(text)
-            yield Finding("ok", "answers", text)
-
-
-def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet) -> Iterator[Finding]:
     before = evaluator.about().batch_tokens
+    evaluator = yield from check_loaded(evaluator, prompts)
     try:
-        table = evaluator.score(prompts, clips)
+        table = evaluator.score(prompts, clips.tried)
     except PromptError:
-        prompts = yield from _scorable(evaluator, prompts, clips)
+        prompts = yield from _scorable(evaluator, prompts, clips.tried)
         if not prompts:
             return
-        table = evaluator.score(prompts, clips)
-    for audio in CONTROLS:
-        control = evaluator.score(prompts, clips.as_control(audio))
-        moved = float(np.abs(control.logp - table.logp).mean())
-        if moved < REACHES:
-            yield Finding(
-                "broken",
-                "audio",
-                f"{audio} in place of the clips moves the answers by {moved:.4f} nats: audio does"
-                " not reach the model",
-                "check the processor (audio= with sampling_rate) and the audio tower's weights",
-            )
-        else:
-            yield Finding("ok", "audio", f"{audio} moves the answers by {moved:.2f} nats")
+        table = evaluator.score(prompts, clips.tried)
+    checkpoint = evaluator.about().checkpoint
+    own = checkpoint.prompt if checkpoint is not None else None
+    if own is not None and [label for label, _ in own.answers] == list(clips.tried.task.labels):
+        prompts = tuple(dict.fromkeys((*prompts, own)))  # it may know with no other one
+    yield from check_stack(evaluator, prompts, clips.clear, clips.reference)
     after = evaluator.about().batch_tokens
     if after != before:
         yield Finding(
@@ -289,9 +284,15 @@ def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet) -> 
             f"it ran out: batches went from {before} to {after} tokens",
             "free the card, or use --quantization nf4",
         )
+    yield from _prompts(table)
+
+
+def _prompts(table: ScoreTable) -> Iterator[Finding]:
+    """What each prompt's answers show of the known troubles."""
+    clips = table.clips
     lengths = np.array([c.duration_ms for c in clips])
-    for i, prompt in enumerate(prompts):
-        found = list(symptoms(clips.task, clips.targets.truth, lengths, table.logp[i]))
+    for i, prompt in enumerate(table.prompts):
+        found = list(symptoms(table.targets.labels, table.targets.truth, lengths, table.logp[i]))
         lost = float(np.clip(table.outside[i], 0, 1).mean())
         if lost > OUTSIDE:
             found.append(
@@ -335,7 +336,7 @@ def _scorable(
 
 
 def symptoms(
-    task: Task,
+    labels: Sequence[str],
     truth: NDArray[np.integer],
     lengths: NDArray[np.floating],
     logp: NDArray[np.floating],
@@ -343,19 +344,19 @@ def symptoms(
     """What a prompt's answers show of the known troubles.
 
     Args:
-        task: Its labels.
+        labels: Of the task.
         truth: ``[clip]``, index of the right label.
         lengths: ``[clip]``, milliseconds.
         logp: ``[clip, label]`` in nats.
     """
     picked = logp.argmax(-1)
     right = picked == truth
-    counts = np.bincount(picked, minlength=len(task.labels)) / len(picked)
+    counts = np.bincount(picked, minlength=len(labels)) / len(picked)
     if counts.max() > ONE_ANSWER:
         yield Finding(
             "broken",
             "",
-            f"{task.labels[int(counts.argmax())]} for {100 * counts.max():.0f} % of the clips",
+            f"{labels[int(counts.argmax())]} for {100 * counts.max():.0f} % of the clips",
             "try other wordings (python -m opro.optimize), --swap, or --threshold dev; after a"
             " fine-tuning check the labels and that --loss is answer",
         )
@@ -370,7 +371,7 @@ def symptoms(
                 f"as sure when wrong as when right: confidence gap {gap:.3f}",
                 "its probabilities say little; calibrate, or fine-tune on more sources",
             )
-    for k, label in enumerate(task.labels):
+    for k, label in enumerate(labels):
         if (truth == k).any() and (rate := float(right[truth == k].mean())) < CLASS_FLOOR:
             yield Finding(
                 "look",

@@ -29,17 +29,18 @@ from evaluators.manifest import verify
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import check_trained_on, halves, trained_sources
 from evaluators.tasks import Task
+from evaluators.threads import use_threads
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, open_data
 from opro.results.run_folder import open_run
-from opro.settings import SEED_PROMPTS, DataSettings, clip_count, file_name
+from opro.settings import SEED_PROMPTS, DataSettings, ThreadSettings, clip_count, file_name
 
 if TYPE_CHECKING:  # torch waits until the flags are read
     from evaluators.finetuning.train import Machine, Training
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(DataSettings):
+class FinetuneSettings(ThreadSettings, DataSettings):
     """The training."""
 
     checkpoint: str = flag(
@@ -49,7 +50,8 @@ class FinetuneSettings(DataSettings):
     adapter: Path | None = flag(None, "directory of an adapter to train further")
     quantization: Literal["none", "nf4"] = flag("none", "4-bit weights through bitsandbytes")
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "of the frozen weights; auto is bfloat16 on CUDA, float32 elsewhere"
+        "auto",
+        "of the frozen weights; auto is bfloat16 on CUDA cards that have it, float32 elsewhere",
     )
     device: Literal["auto", "cpu", "cuda"] = flag(
         "auto", "of several cards CUDA_VISIBLE_DEVICES picks one"
@@ -108,6 +110,7 @@ class FinetuneSettings(DataSettings):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
+    use_threads(settings.threads)
     if settings.merge is not None:
         return merge(settings, settings.merge)
     folder = settings.out or default_out(settings)
@@ -128,7 +131,7 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
 def config_of(settings: FinetuneSettings) -> dict[str, Any]:
     """The settings as plain data, as config.yaml holds them."""
     raw = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(settings).items()}
-    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir", "merge")}
+    return {k: v for k, v in raw.items() if k not in ("out", "runs_dir", "merge", "threads")}
 
 
 def default_out(settings: FinetuneSettings) -> Path:
@@ -233,7 +236,7 @@ def given(settings: FinetuneSettings) -> dict[str, Any]:
 
 def pick_machine(settings: FinetuneSettings) -> "Machine":
     """Device, precision and number of processes; of several cards each process takes its own."""
-    from evaluators.audio_lm.device import pick_device, pick_dtype
+    from evaluators.audio_lm.device import pick_device, pick_training_dtype
     from evaluators.finetuning.train import Machine
 
     device = pick_device(settings.device)
@@ -249,7 +252,7 @@ def pick_machine(settings: FinetuneSettings) -> "Machine":
         )
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    dtype = pick_dtype(settings.dtype, device)
+    dtype = pick_training_dtype(settings.dtype, device)
     return Machine(device, dtype, processes, settings.runs_dir / ".features")
 
 

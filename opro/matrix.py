@@ -36,6 +36,7 @@ from evaluators.statistics import calibration, metrics
 from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
 from evaluators.targets import Predictions
+from evaluators.threads import use_threads
 from opro import optimize
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, Problem, open_data, open_model
@@ -71,7 +72,9 @@ class MatrixSettings(MachineSettings, DataSettings):
     search: bool = flag(False, "search prompts for every checkpoint first, where no run is there")
     seed: int = flag(0, "seed of searches and resamples", min=0)
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Dtype = flag(
+        "auto", "auto is bfloat16 on CUDA (float16 on cards without it), float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     heard: Literal["refuse", "allow"] = flag(
         "refuse", "clips of sources that a checkpoint was trained on; allow stands in its rows"
@@ -130,6 +133,7 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(MatrixSettings, argv, __doc__ or "", _extra_flags, config=False)
+    use_threads(settings.threads)
     out = settings.out or settings.runs_dir / f"matrix-{settings.split}"
     for what, names in (("--checkpoint", space.checkpoint), ("--baselines", space.baselines)):
         twice = sorted({n for n in names if names.count(n) > 1})

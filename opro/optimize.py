@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluators.orders import evals_per_clip
 from evaluators.statistics.resampling import MIN_SOURCES
+from evaluators.threads import use_threads
 from opro.cli import DONE, parse, run_verb
 from opro.problem import Problem, open_problem
 from opro.proposers.open import ProposerPlan, open_proposer
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="print the plan, the evals and an estimate of time and tokens; score nothing",
         ),
     )
+    use_threads(settings.threads)
     if space.config is not None and "name" not in vars(space):
         settings = _renamed(settings, space.config)
     run(settings, space.dry_run)
@@ -113,7 +115,7 @@ def _search(
 ) -> None:
     """Runs what is left of a search, decides, and writes the results."""
     found = problem.evaluator.about()
-    about = {"warnings": list(problem.warnings), "device": found.device}
+    about: dict[str, Any] = {"warnings": list(problem.warnings), "device": found.device}
     about["scored_with"] = dict(found.versions)
     folder.save_provenance({**(folder.history.header or {}), **about})
     for text in problem.warnings:

@@ -26,6 +26,7 @@ from evaluators.statistics.compare import compare_many, estimate, resample
 from evaluators.statistics.metrics import auroc, rates
 from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import task_named
+from evaluators.threads import use_threads
 from opro.cli import DONE, flag, parse, run_verb
 from opro.problem import Data, Model, open_data, open_joint_model
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
@@ -65,7 +66,7 @@ class RescoreSettings(MachineSettings):
         "clips of sources that the checkpoint was trained on; allow stands in every result",
     )
     quantization: Quantization | None = flag(None, "none or nf4 (default: the run's)")
-    dtype: Dtype | None = flag(None, "auto, float32 or bfloat16 (default: the run's)")
+    dtype: Dtype | None = flag(None, "auto, float32, bfloat16 or float16 (default: the run's)")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: the run's)")
     swap: bool | None = flag(
         None, "average both orders of a prompt's options, as the run did if this is not given"
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         config=False,
     )
+    use_threads(settings.threads)
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
     # Everything that can be wrong is found before the test split is used.

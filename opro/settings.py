@@ -13,7 +13,7 @@ from evaluators.errors import UserError
 from opro.cli import flag
 
 Quantization = Literal["none", "nf4"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
 ADDED = (
     "lm_separate",
@@ -62,7 +62,9 @@ class ModelSettings:
         "clips of sources that the checkpoint was trained on; allow stands in every result",
     )
     quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Dtype = flag("auto", "auto is bfloat16 on CUDA, float32 elsewhere")
+    dtype: Dtype = flag(
+        "auto", "auto is bfloat16 on CUDA (float16 on cards without it), float32 elsewhere"
+    )
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
 
 
@@ -85,7 +87,18 @@ def model_settings(given: object, config: Mapping[str, Any]) -> ModelSettings:
 
 
 @dataclass(frozen=True)
-class MachineSettings:
+class ThreadSettings:
+    """The machine."""
+
+    threads: int = flag(
+        0,
+        "threads on the CPU; 0 is what OMP_NUM_THREADS says, else one a core, or as many as the container lends",
+        min=0,
+    )
+
+
+@dataclass(frozen=True)
+class MachineSettings(ThreadSettings):
     """The machine."""
 
     ray: str | None = flag(
@@ -214,7 +227,7 @@ class OptimizeSettings(
         What later versions added is left out where it is not given, so that older runs keep their names and go on.
         """
         raw = dataclasses.asdict(self)
-        elsewhere = ("runs_dir", "ray", "ray_cpus", "lm_concurrency")
+        elsewhere = ("runs_dir", "ray", "ray_cpus", "threads", "lm_concurrency")
         added = {
             f.name for f in dataclasses.fields(self) if f.name in ADDED and raw[f.name] == f.default
         }

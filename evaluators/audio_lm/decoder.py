@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
+from evaluators.audio_lm.device import has_kernels
 from evaluators.audio_lm.packing import PackedBatch, PackedRows
 
 
@@ -197,7 +198,7 @@ class Decoder:
 
 def load_kernels(device: torch.device) -> Any:
     """The module of Triton kernels on CUDA; None where torch computes everything."""
-    if device.type != "cuda":
+    if not has_kernels(device):
         return None
     try:
         from evaluators.audio_lm import kernels

@@ -11,6 +11,8 @@ from evaluators.audio_lm.memory import weight_counts
 from evaluators.errors import DeviceLostError, PauseError, UserError
 
 TOKENS_PER_EVAL = 55  # of a prompt of 45 tokens, with its share of the prefix
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRITON_CAPABILITY = (8, 0)  # the lowest that Triton supports, of NVIDIA's cards
 RATE_REACHED = 0.45  # share of a matrix product's rate that scoring reaches
 
 
@@ -35,11 +37,69 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA card computes in bfloat16 itself, as NVIDIA's do from capability 8.0 on (not T4, V100, RTX 20)."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
+    """`auto` is bfloat16 on CUDA, float16 on cards without bfloat16, float32 elsewhere.
+
+    Float16 and not float32 there, for half the memory and the speed of the card's own products: it has three bits more
+    than bfloat16 and lies eight times closer to float32 on the pocket checkpoints (tests/bench_precision.py). Its
+    range is smaller; what leaves it ends as NaN, which the scorer refuses.
+    """
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float16
+    return DTYPES[name]
+
+
+def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """As `pick_dtype`, but never float16, in which small gradients vanish: float32 on cards without bfloat16.
+
+    Raises:
+        UserError: bfloat16 is asked for on such a card.
+    """
+    if device.type == "cuda" and name != "float32" and not has_bfloat16(device):
+        if name == "bfloat16":
+            raise UserError(
+                f"--dtype bfloat16 is not what {torch.cuda.get_device_name(device)} computes in; give --dtype float32"
+            )
+        return torch.float32
+    return pick_dtype(name, device)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device: CUDA cards of its lowest capability or a higher one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRITON_CAPABILITY
+
+
+def limits(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """What a card cannot do, and what is done in its place; nothing for other cards and devices."""
+    if device.type != "cuda":
+        return []
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)}, capability {major}.{minor},"
+    lines = []
+    if not has_bfloat16(device):
+        plain = str(dtype).removeprefix("torch.")
+        lines.append(
+            f"{name} has no bfloat16: computed in {plain}"
+            + (
+                ", where a value beyond 65,504 ends as NaN and stops the run; --dtype float32 takes twice the memory"
+                if dtype == torch.float16
+                else ""
+            )
+        )
+    if not has_kernels(device):
+        lines.append(
+            f"{name} is below {'.'.join(map(str, TRITON_CAPABILITY))}, where Triton begins: plain torch computes what"
+            " lies between the products, with padding"
+        )
+    return lines
 
 
 def card_gib(device: torch.device) -> float | None:

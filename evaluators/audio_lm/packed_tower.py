@@ -170,7 +170,11 @@ def tower_layer(
     h = layer.self_attn_layer_norm(x)
     out = attend(attention.q_proj(h), attention.k_proj(h), attention.v_proj(h))
     x = x + attention.out_proj(out)
-    return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    if x.dtype == torch.float16:  # as the stock layer does: its range is small
+        most = torch.finfo(x.dtype).max - 1000
+        x = x.clamp(-most, most)
+    return x
 
 
 def _starts(lengths: Ints) -> Ints:

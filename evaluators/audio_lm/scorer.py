@@ -29,6 +29,7 @@ from evaluators.audio_lm.device import (
     card_gib,
     device_faults,
     estimate_seconds_per_eval,
+    limits,
     pick_device,
     pick_dtype,
 )
@@ -117,7 +118,7 @@ class AudioScorer(Uncached):
     Args:
         checkpoint: What to score.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         shape: Sizes of the batches; halved for a call that would run out of memory. None: by the kind of device.
         dequantize: Whether 4-bit weights are dequantized once, to the numbers that every batch would dequantize them
             to. None: where memory allows it.
@@ -231,6 +232,16 @@ class AudioScorer(Uncached):
         """The language model; loads the weights."""
         return self._load().decoder
 
+    def embeddings(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """``[token, channel]`` that the audio tower makes of each clip; loads the weights, keeps nothing."""
+        tower, keys = self._tower(self.decoder), list(map(clip_key, clips))
+        with torch.inference_mode(), tower.reader(clips) as reader:
+            made = tower.embed(keys, reader, self.shape.prefix)
+        return [made[key] for key in keys]
+
+    def _tower(self, decoder: Decoder) -> AudioTower:
+        return AudioTower(decoder.model, self.family, self.feature_store, decoder.dtype)
+
     @property
     def prefixes(self) -> Prefixes:
         """Keys and values that are kept; loads the weights."""
@@ -245,6 +256,7 @@ class AudioScorer(Uncached):
         lines = memory_lines(
             self.config, self.checkpoint.quantization, card_gib(self.device), self.shape
         )
+        lines += limits(self.device, self.dtype)
         return About(
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
@@ -303,7 +315,7 @@ class AudioScorer(Uncached):
             )
             loading.merge(model, self.dtype, self.dequantize)
             decoder = Decoder(model)
-            tower = AudioTower(model, self.family, self.feature_store, decoder.dtype)
+            tower = self._tower(decoder)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
             before = functools.partial(_tokens_before, self.family, self.processor.tokenizer)
             prefixes = Prefixes(decoder, tower, before, self._store_bytes)

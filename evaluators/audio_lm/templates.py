@@ -1,7 +1,7 @@
 """The chat templates that training, scoring and generation share, and how their text becomes tokens."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # The template, as (text, is a control token) pieces. Between control tokens a tokenizer works on each piece alone,
@@ -49,8 +49,54 @@ class Template:
         )
 
 
+@dataclass(frozen=True)
+class WithoutSystem(Template):
+    """The template without a system message."""
+
+    def before(self, system: str) -> tuple[Piece, ...]:
+        """See `Template.before`."""
+        return super().before(system)[4:]
+
+
+@dataclass(frozen=True)
+class WithDefaultSystem(Template):
+    """The template with the system message that chat templates of this kind put where none is given."""
+
+    def before(self, system: str) -> tuple[Piece, ...]:
+        """See `Template.before`."""
+        return super().before("You are a helpful assistant.")
+
+
+@dataclass(frozen=True)
+class WithoutRoles(Template):
+    """Audio and text alone, as models are given them that were not trained to chat."""
+
+    def before(self, system: str) -> tuple[Piece, ...]:
+        """See `Template.before`."""
+        return ((self.audio_start, True),)
+
+    def after(self, text: str) -> tuple[Piece, ...]:
+        """See `Template.after`."""
+        return ((self.audio_end, True), (text, False))
+
+
 QWEN2_AUDIO = Template("Audio 1: ", "<|audio_bos|>", "<|audio_eos|>", "\n")
 QWEN3_OMNI = Template("", "<|audio_start|>", "<|audio_end|>", "")
+
+
+def other_templates(template: Template) -> dict[str, Template]:
+    """Templates that trainers use beside one, by how they differ from the usual one in words."""
+    usual = {one.audio_start: one for one in (QWEN2_AUDIO, QWEN3_OMNI)}[template.audio_start]
+    parts = usual.user, usual.audio_start, usual.audio_end, usual.gap
+    others = {
+        "with the usual chat template": usual,
+        "without a system message": WithoutSystem(*parts),
+        "with the default system message": WithDefaultSystem(*parts),
+        "without 'Audio 1: ' before the audio": replace(usual, user=""),
+        "without a line break between audio and question": replace(usual, gap=""),
+        "without any roles round audio and question": WithoutRoles(*parts),
+    }
+    return {name: other for name, other in others.items() if other != template}
 
 
 def encode(tokenizer: Any, pieces: Iterable[Piece]) -> list[int]:

@@ -51,7 +51,9 @@ def test_configs_of_version_0_1_name_the_same_settings(path):
 
 def test_where_and_with_what_a_run_is_computed_is_no_part_of_it():
     plain = OptimizeSettings().checked()
-    there = OptimizeSettings(runs_dir=plain.runs_dir / "x", ray="auto", ray_cpus=4).checked()
+    there = OptimizeSettings(
+        runs_dir=plain.runs_dir / "x", ray="auto", ray_cpus=4, threads=3
+    ).checked()
     assert plain.config == there.config and plain.name == there.name
     assert there.folder == plain.runs_dir / "x" / plain.name
     json.dumps(plain.config)  # plain data

@@ -708,15 +708,36 @@ def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator,
     assert 0 < small.prefixes.bytes <= 80 * small.decoder.bytes_per_place
 
 
-def test_bfloat16_runs_in_fixed_shapes_and_its_noise_is_small(evaluator, seeds, clips):
-    model16 = AudioScorer(evaluator.checkpoint, "cpu", "bfloat16")
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.02), ("float16", 0.002)])
+def test_half_precision_runs_in_fixed_shapes_and_its_noise_is_small(
+    evaluator, seeds, clips, dtype, most
+):
+    model16 = AudioScorer(evaluator.checkpoint, "cpu", dtype)
     whole = model16.score(seeds, clips).logp
     model16.forget()
     alone = model16.score(seeds[1:2], clips[3:4]).logp
     assert np.array_equal(alone[0, 0], whole[1, 3])
     exact = evaluator.score(seeds, clips).logp
     share = lambda t: np.exp(t - np.logaddexp.reduce(t, -1, keepdims=True))[..., 0]  # noqa: E731
-    assert np.abs(share(whole) - share(exact)).mean() < 0.02
+    assert np.abs(share(whole) - share(exact)).mean() < most
+
+
+def test_float16_clamps_in_the_audio_tower_where_the_stock_layer_does(clips):
+    model, processor = random_model(1)
+    model = model.half()
+    for layer in model.model.audio_tower.layers:
+        layer.fc2.bias.fill_(60_000.0)  # twice in the residual stream, and float16 ends at 65,504
+    stock = StockModel(model, processor, torch.device("cpu"))
+    ours = evaluator_with(model, processor, dtype="float16").score(ASKED[:1], clips[:4]).logp[0]
+    theirs = np.array([stock_scores(stock, ASKED[0], clip)[0] for clip in clips[:4]])
+    assert np.isfinite(theirs).all() and np.abs(ours - theirs).max() < 0.05
+
+
+def test_what_leaves_the_range_of_float16_is_refused_and_float32_named(clips):
+    model, processor = random_model(1)
+    model.model.language_model.layers[0].mlp.down_proj.weight.mul_(1e6)
+    with pytest.raises(UserError, match=r"gave NaN.* give --dtype float32"):
+        evaluator_with(model.half(), processor, dtype="float16").score(ASKED[:1], clips[:2])
 
 
 def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
