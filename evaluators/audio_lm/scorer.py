@@ -57,7 +57,7 @@ from evaluators.audio_lm.packing import (
 )
 from evaluators.audio_lm.prefixes import Prefixes
 from evaluators.audio_lm.templates import encode
-from evaluators.audio_lm.tower import AudioTower
+from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached

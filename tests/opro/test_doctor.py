@@ -1,15 +1,20 @@
 """The doctor names what is wrong, and finds nothing where nothing is."""
 
+import csv
+import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.fakes import FakeEvaluator
+from evaluators.files import csv_text
 from evaluators.tasks import SPEECH_TASK
-from opro import doctor
+from opro import doctor, finetune, optimize
+from opro.cli import run_verb
 from opro.doctor import main, symptoms
 
 
@@ -102,3 +107,80 @@ def test_leaking_splits_and_wrong_files_are_findings(make_manifest, tmp_path, ca
     assert "BROKEN  clips" in capsys.readouterr().out
     assert main(["--checkpoint", str(tmp_path / "nothing")]) == 1
     assert "BROKEN  checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda wave: 0 * wave, "48 clips are digital silence but not of category silence: "),
+        (lambda wave: wave + 0.3, "48 clips have an offset (DC) above half of their RMS"),
+        (lambda wave: np.stack([wave, -wave], 1), "48 clips have channels that cancel"),
+        (
+            lambda wave: 32_768 * wave,
+            "48 clips hold samples far above full scale, floats in the range of integers",
+        ),
+    ],
+)
+def test_levels_are_named_before_wordings_are_blamed(make_manifest, capsys, spoil, message):
+    folder = make_manifest()
+    for path in folder.glob("*.wav"):
+        soundfile.write(path, spoil(soundfile.read(path)[0]), 16_000, subtype="FLOAT")
+    rewrite_digests(folder)
+    main(["--checkpoint", "fake", "--manifest", str(folder), "--clips", "20"])
+    out = capsys.readouterr().out
+    assert (
+        f"look    clips                 {message}" in out
+        and "->" in out.partition(message)[2][:600]
+    )
+
+
+def test_durations_in_seconds_are_named(make_manifest, capsys):
+    def in_seconds(rows):
+        for row in rows:
+            row["duration_ms"] /= 1000
+
+    folder = make_manifest(change=in_seconds)
+    main(["--checkpoint", "fake", "--manifest", str(folder)])
+    out = capsys.readouterr().out
+    assert (
+        "48 clips have a duration_ms that is in seconds" in out
+        and "multiply the column by 1,000" in out
+    )
+
+
+def rewrite_digests(folder):
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["sha256"] = hashlib.sha256((folder / row["path"]).read_bytes()).hexdigest()
+    (folder / "manifest.csv").write_text(csv_text(rows, tuple(rows[0])))
+
+
+@pytest.mark.parametrize("verb", [doctor.main, optimize.main, finetune.main])
+def test_a_source_in_two_spellings_over_train_dev_and_test_is_refused_by_every_verb(
+    make_manifest, tmp_path, capsys, verb
+):
+    def change(rows):
+        for row in rows:
+            number = int(row["source_id"].removeprefix("source"))
+            row["split"] = ("train", "dev", "dev", "test")[number // 2 % 4]
+        for row, name in zip(
+            rows[::4], ("J\u00fcrgen", "Ju\u0308rgen", "J\u00dcRGEN "), strict=False
+        ):
+            row["source_id"] = name
+
+    folder = make_manifest(sources=48, change=change)
+    argv = [
+        "--checkpoint",
+        "fake" if verb is not finetune.main else "pocket-base",
+        "--manifest",
+        str(folder),
+    ]
+    argv += {
+        optimize.main: ["--runs-dir", str(tmp_path)],
+        finetune.main: ["--out", str(tmp_path / "x")],
+    }.get(verb, [])
+    code = run_verb(lambda: verb(argv))
+    shown = capsys.readouterr()
+    assert code in (1, 2) and "is in split 'train' and in 'dev'" in shown.out + shown.err
+    assert "which is one name" in shown.out + shown.err and not (tmp_path / "x").exists()

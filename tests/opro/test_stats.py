@@ -486,3 +486,38 @@ def test_texts_of_logs_steer_no_terminal(tmp_path, capsys):
         assert "\x1b" not in out + err and "\\x1b0 (\\x1b[31mred)" in (out + err).replace(
             "\\\\", "\\"
         )
+
+
+NFC, NFD = "J\u00fcrgen", "Ju\u0308rgen "
+
+
+def test_spellings_of_one_source_are_one_cluster_and_told(tmp_path, capsys):
+    """As bytes they were two sources, and the interval too narrow."""
+    one = [{**r, "source_id": NFC if r["source_id"] == "S0" else r["source_id"]} for r in ROWS]
+    two = [
+        {**r, "source_id": NFD} if r["source_id"] == NFC and i % 48 else r
+        for i, r in enumerate(one)
+    ]
+    assert len({r["source_id"] for r in two}) == 25
+    a, b = write(tmp_path / "a.csv", one), write(tmp_path / "b.csv", two)
+    result = read(capsys, a, b)
+    first, second = result["files"]
+    assert first["sources"] == second["sources"] == 24
+    assert first["balanced_accuracy"] == second["balanced_accuracy"]
+    (told,) = second["guessed"]
+    assert told.startswith("1 sources are written in several ways") and told.endswith(
+        "counts as one"
+    )
+
+
+def test_files_may_spell_clips_in_other_ways(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", [{**r, "clip_id": f"\u00fc{r['clip_id']}"} for r in ROWS])
+    b = write(tmp_path / "b.csv", [{**r, "clip_id": f"u\u0308{r['clip_id']} "} for r in ROWS[::-1]])
+    result = read(capsys, a, b)
+    assert result["pairs"][0]["difference"] == 0
+    c = write(tmp_path / "c.csv", [{**r, "clip_id": f"o{r['clip_id']}"} for r in ROWS])
+    assert verb(a, c) == 2
+    assert (
+        "do not hold the same clips: 240 are missing in the second, 240 in the first"
+        in capsys.readouterr().err
+    )
