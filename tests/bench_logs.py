@@ -20,6 +20,12 @@ from common import ROOT
 from opro.results.logs.read import read_log
 
 LIGHT = ("numpy", "scipy", "pyyaml", "rich", "zstandard")  # all that `opro stats` imports
+QUIETLY = (
+    "install",
+    "-q",
+    "--no-compile",
+    "--no-warn-conflicts",
+)  # bytecode is made when it is run
 WRITERS = {  # kind -> (packages, its logs)
     "inspect": (("inspect-ai",), "inspect/*.eval"),
     "lm": (("lm-eval",), "lm/*/*/samples_toy_*.jsonl"),
@@ -32,9 +38,7 @@ def install(folder: Path, *commands: tuple[str, ...]) -> tuple[Path, float]:
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     for packages in commands:
-        subprocess.run(
-            [folder / "bin" / "pip", "install", "-q", "--no-warn-conflicts", *packages], check=True
-        )
+        subprocess.run([folder / "bin" / "pip", *QUIETLY, *packages], check=True)
     return folder / "bin", time.perf_counter() - begin
 
 
