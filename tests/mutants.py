@@ -1373,8 +1373,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/rescore.py", 'clips.first(len(names)).as_control("silence")', "clips"),
     (
-        "opro/rescore.py",
-        '    values["heard"] = settings.heard\n',
+        "opro/settings.py",
+        '    values["heard"] = getattr(given, "heard", "refuse")\n',
         '    values["heard"] = "allow"\n',
     ),
     (
@@ -1833,7 +1833,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/device.py", "raise DeviceLostError(", "raise PauseError("),
     ("evaluators/audio_lm/device.py", "including_emulation=False", "including_emulation=True"),
     ("evaluators/audio_lm/device.py", "TRITON_CAPABILITY = (8, 0)", "TRITON_CAPABILITY = (7, 0)"),
-    ("evaluators/audio_lm/families.py", "x = x.clamp(-most, most)", "pass"),
+    ("evaluators/audio_lm/packed_tower.py", "x = x.clamp(-most, most)", "pass"),
     ("evaluators/threads.py", "if not any(name in os.environ for name in WAITING)", "if True"),
     ("evaluators/threads.py", "if count >= _visible_cores()", "if count > _visible_cores()"),
     ("evaluators/endpoint.py", '"temperature": 0,', '"temperature": 1,'),

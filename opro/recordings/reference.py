@@ -21,8 +21,7 @@ def judge(out: Path, reference: Path, uem: Path | None) -> str:
         UserError: pyannote.metrics is not installed, or the file has none of the recordings.
     """
     try:
-        from pyannote.core import Annotation, Timeline
-        from pyannote.core import Segment as Stretch
+        from pyannote.core import Annotation, Segment, Timeline
         from pyannote.database import util
         from pyannote.metrics.detection import DetectionErrorRate
     except ImportError:
@@ -47,8 +46,8 @@ def judge(out: Path, reference: Path, uem: Path | None) -> str:
             continue
         said = Annotation(uri=name)
         for i, (start, end) in enumerate(row["segments"]):
-            said[Stretch(start, end), i] = "speech"
-        whole = Timeline([Stretch(0, row["seconds"])], uri=name)
+            said[Segment(start, end), i] = "speech"
+        whole = Timeline([Segment(0, row["seconds"])], uri=name)
         metric(truth[name], said, uem=whole if parts is None else parts[name])
         judged += 1
     if not judged:
