@@ -115,9 +115,9 @@ def _search(
 ) -> None:
     """Runs what is left of a search, decides, and writes the results."""
     found = problem.evaluator.about()
-    about: dict[str, Any] = {"warnings": list(problem.warnings), "device": found.device}
-    about["scored_with"] = dict(found.versions)
-    folder.save_provenance({**(folder.history.header or {}), **about})
+    about = {"warnings": list(problem.warnings), "device": found.device}
+    libraries = {"scored_with": dict(found.versions)}
+    folder.save_provenance({**(folder.history.header or {}), **about, **libraries})
     for text in problem.warnings:
         log.warning(text)
     clock, history = Clock(), folder.history

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -33,6 +32,7 @@ from evaluators.files import write_text
 
 log = logging.getLogger(__name__)
 SMALL = 64 * 2**20  # bytes; smaller files are hashed in less time than it takes to notice
+TOLD = 1.0  # gigabytes; of larger files it is said that they are hashed, which takes seconds
 BLOCK = 4 * 2**20  # bytes that a thread holds
 THREADS = 8  # at most; more do not make a disk faster
 # Of a configuration: where it came from, how its files are stored (each tensor has its own type here, and is loaded in
@@ -152,11 +152,11 @@ def _tensors(path: Path) -> list[Tensor]:
         for name, about in header.items()
     }
     names = sorted(header, key=lambda name: places[name][0] - places[name][1])
-    begin = time.perf_counter()
+    size = path.stat().st_size / 1e9
+    if size > TOLD:
+        log.warning("%s: %.1f GB are hashed, once for this version of the file", path.name, size)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(lambda name: _hash_part(path, *places[name]), names))
-    seconds, gigabytes = time.perf_counter() - begin, path.stat().st_size / 1e9
-    log.info("%s: %.2f GB hashed in %.1f s", path.name, gigabytes, seconds)
     return [
         (name, header[name]["dtype"], header[name]["shape"], digest)
         for name, digest in zip(names, digests, strict=True)

@@ -289,6 +289,18 @@ def test_small_files_are_not_worth_a_record(base, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_it_is_said_once_that_a_large_file_is_hashed(base, hashed, monkeypatch, caplog):
+    weights_digest(base)
+    assert not caplog.messages
+    monkeypatch.setattr(identity, "TOLD", 0.012)
+    os.utime(base / "model.safetensors", ns=(1, 1))
+    for _ in range(2):
+        weights_digest(base)
+        assert caplog.messages == [
+            "model.safetensors: 0.0 GB are hashed, once for this version of the file"
+        ]
+
+
 def test_another_version_of_a_file_is_hashed_again(base, hashed):
     path = base / "model.safetensors"
     first = weights_digest(base)
