@@ -27,7 +27,7 @@ from evaluators.clips import ClipSet
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import read_json, resolve
-from evaluators.manifest import read_manifest, verify
+from evaluators.manifest import read_manifest, spelling_notes, verify
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import (
     balanced_order,
@@ -184,6 +184,7 @@ def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, 
             f"no gain is claimed with fewer than {MIN_SOURCES} a class: add recordings",
         )
     clips = tuple(balanced_order(tried)[: settings.clips])
+    yield from (Finding("look", "clips", text) for text in spelling_notes(data.manifest))
     yield from (Finding("look", "clips", *found) for found in look_at_clips(everything, clips))
     return ClipSet(data.task, clips)
 
