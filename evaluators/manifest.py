@@ -99,7 +99,8 @@ def read_manifest(
         clips.append(replace(clip, source_id=source))
     if not leaks:
         _check_splits(path, clips, written)
-    _tell(path, finder, written)
+    for note in _notes(finder, written):
+        _warn(f"{path}: {note}")
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:
         raise UserError(
@@ -120,12 +121,23 @@ def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> 
             )
 
 
-def _tell(path: Path, finder: Finder, written: Sequence[str]) -> None:
-    """Warns once of names that were taken although they are spelled otherwise."""
-    if text := finder.told():
-        _warn(f"{path}: {text}")
-    if text := spellings(written, "sources", looks_key):
-        _warn(f"{path}: {text}; each counts as one")
+def spelling_notes(where: Path) -> list[str]:
+    """What names of a manifest were taken although they are spelled otherwise, one sentence each.
+
+    Raises:
+        UserError: The manifest cannot be read.
+    """
+    path = manifest_path(where)
+    finder, written = Finder(path.parent), list[str]()
+    for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
+        finder.find(row["path"], f"{at}: path")
+        written.append(row["source_id"])
+    return _notes(finder, written)
+
+
+def _notes(finder: Finder, written: Sequence[str]) -> list[str]:
+    alike = spellings(written, "sources", looks_key)
+    return [*filter(None, [finder.told()]), *([f"{alike}; each counts as one"] if alike else [])]
 
 
 @functools.cache  # a manifest is read several times

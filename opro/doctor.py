@@ -29,7 +29,7 @@ from evaluators.evaluator import Evaluator, ScoreTable
 from evaluators.files import read_json, resolve, shipped
 from evaluators.findings import Finding
 from evaluators.known_broken import check_installed, check_trainer
-from evaluators.manifest import manifest_digest, read_manifest, verify
+from evaluators.manifest import manifest_digest, read_manifest, spelling_notes, verify
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import (
     balanced_order,
@@ -192,6 +192,7 @@ def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, 
             f"no gain is claimed with fewer than {MIN_SOURCES} a class: add recordings",
         )
     clips = tuple(balanced_order(tried)[: settings.clips])
+    yield from (Finding("look", "clips", text) for text in spelling_notes(data.manifest))
     yield from (Finding("look", "clips", *found) for found in look_at_clips(everything, clips))
     clear = ClipSet(data.task, clearest(tried, labels, settings.clips))
     return Clips(ClipSet(data.task, clips), clear, _reference(settings, data, clear))

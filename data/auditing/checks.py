@@ -24,6 +24,7 @@ from evaluators.manifest import (
     SPLITS,
     manifest_path,
     read_manifest,
+    spelling_notes,
     verify,
 )
 from evaluators.names import name_key, spellings
@@ -145,10 +146,12 @@ def check_sources(audit: Audit) -> None:
             text = f"leak: source {source!r} stands in {' and '.join(sorted(found))}"
             ids = [c.clip_id for c in audit.clips if name_key(c.source_id) == source]
             audit.add(True, text, ids)
-    if text := spellings([row["source_id"] for row in audit.rows], "sources"):
+    for text in spelling_notes(audit.manifest):
+        audit.add(False, text)
+    if text := spellings(sorted({c.source_id for c in audit.clips}), "sources"):
         audit.add(
             False,
-            f"{text}; no split may part them, but intervals count those that differ in case as several",
+            f"{text}; no split may part them, but intervals count each",
         )
     registry = read_registry(audit.manifest)
     wrong = {
