@@ -128,6 +128,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path, capsys):
     assert "git annex get" in reasons["speech/annex.wav"]
     assert reasons["speech/zz again.wav"] == "same samples as speech/1.wav, which is SPEECH"
     said = capsys.readouterr().out
+    assert "1 clips have the samples of another one and are left out" in said
     assert "left out: 4 (rejected.csv)" in said and "1 .m4a files are not read" in said
     assert len(rows_of(tmp_path / "out")) == 20
 
@@ -272,6 +273,17 @@ def test_rows_with_an_offset_are_cut_and_share_the_source_of_their_file(tmp_path
     assert load(cut.path) == pytest.approx(whole, abs=1 / 32_000)
     (left_out,) = rows_of(tmp_path / "out", "rejected.csv")
     assert "its part from 2.9 to 3.53 s is not in its file of 3.00 s" in left_out["reason"]
+
+
+def test_an_offset_without_a_duration_cuts_to_the_end(tmp_path):
+    rows = []
+    for i in range(12):
+        clip(tmp_path / f"{i}.wav", i, 1.0)
+        rows.append(
+            {"audio_filepath": f"{i}.wav", "offset": 0.7, "label": ("speech", "noise")[i % 2]}
+        )
+    assert folder("--clips", nemo(tmp_path / "m.jsonl", rows), "--out", tmp_path / "out") == 0
+    assert {r["duration_ms"] for r in rows_of(tmp_path / "out")} == {"300"}
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
