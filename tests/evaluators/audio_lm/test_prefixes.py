@@ -233,6 +233,19 @@ def test_a_call_that_needs_smaller_batches_is_of_them_alone_and_the_next_is_not(
     np.testing.assert_array_equal(cached.score(PROMPTS, clips).logp, scores[whole])
 
 
+def test_what_other_batches_gave_is_not_used_where_a_worker_takes_another_shape(small):
+    """As `evaluators.ray_pool` has it: in bf16, keys and values may depend on the shape that they were made in."""
+    model, processor, clips, truth = small
+    evaluator = evaluator_with(model, processor, Shape(200, 30, 30))
+    evaluator.score(PROMPTS, clips)
+    steps = Failing(evaluator)
+    evaluator.score(PROMPTS, clips)
+    assert set(steps.sizes) == {200}  # all is kept
+    evaluator.shape = Shape(190, 30, 31)
+    assert np.abs(evaluator.score(PROMPTS, clips).logp - truth).max() < 1e-5
+    assert set(steps.sizes) == {200, 64, 31, 190} and evaluator.shape == Shape(190, 30, 31)
+
+
 def test_waiting_results_are_entered_as_they_come(small, monkeypatch):
     """So that neither the device nor the host holds more of them the more clips there are."""
     model, processor, clips, truth = small
