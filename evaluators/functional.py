@@ -24,12 +24,22 @@ from evaluators.statistics.metrics import auroc
 # Nats by which silence or shuffled samples move the answers on average. Where no audio arrives it is 0 but for rounding
 # (0.001 in half precision). The shipped checkpoints move by 0.08 and more; with a random audio tower by 0.005 to 0.1.
 REACHES = 0.01
+WEAK = (
+    0.1  # nats by which silence moves the answers, below which labels may be told apart by accident
+)
 # AUROC with the best prompt on clear clips. What knows nothing has 0.5 +- 0.065 on 40 clips against 40, and the best of
 # three prompts stays below 0.6 in 9 of 10 draws; the poorer one of the shipped checkpoints has 0.82.
 KNOWS = 0.65
 MIN_CLEAR = 10  # clips of a label, for with fewer AUROC may be anything
 TEMPLATE_GAIN = 0.1  # AUROC: twice what a paired difference of 80 clips varies by
-TRIED_ALONE = 6  # clips that are scored one by one: each costs a call
+COMPANY = 24  # clips that are scored together, the shortest and the longest in turns
+TRIED_ALONE = 6  # and so many of them alone: each costs a call
+SOUND_ALONE = (
+    "the model hears whether there is sound, but not what it is, as where feature extractor, audio tower or projector"
+    " are not those of its training"
+)
+UNTRAINED = "where audio tower, projector or head are not the trained ones, or the template is not that of the training"
+ANEW = "see the findings on weights, head and template; where there are none, download checkpoint and processor again"
 CONTROLS: tuple[Audio, Audio] = ("silence", "shuffled")
 
 
@@ -92,52 +102,89 @@ def check_loaded(
     return (yield from stack.check_self_test(evaluator))
 
 
-def check_stack(
+def check_hearing(
     evaluator: Evaluator, prompts: Sequence[Prompt], clips: ClipSet, reference: ClipSet | None
-) -> Iterator[Finding]:
-    """Whether audio arrives and is known, and whether a clip is scored alike alone and among others.
+) -> Generator[Finding, None, bool]:
+    """Whether audio arrives and is known, and the likely cause where it does not or is not.
 
     Args:
         evaluator: As `check_loaded` returns it, with no cache before it: what is kept is not what runs now.
         prompts: Those that it can score.
         clips: Clear ones, see `evaluators.splits.clearest`.
         reference: Clear clips whose labels are known to be right; None where there are none for the task.
+
+    Returns:
+        Whether audio arrives.
     """
     heard = Heard.of(evaluator, prompts, clips)
-    hears = yield from _check_hearing(evaluator, heard, reference)
+    arrives = yield from _check_audio(evaluator, heard)
+    knows = arrives and (yield from _check_known(evaluator, heard, reference))
     if isinstance(evaluator, AudioScorer):
-        lost = stack.is_lost(heard.recorded)
-        named = (lost or not hears) and (
-            yield from _check_templates(evaluator, heard.recorded, lost)
-        )
+        lost, named = stack.is_lost(heard.recorded), False
+        if lost or (arrives and not knows):
+            named = yield from _check_templates(evaluator, heard.recorded, lost)
         if lost and not named:
             yield from stack.check_head(evaluator, heard.recorded)
-        yield from stack.check_stock(evaluator, heard.recorded)
-    yield from _check_alone(evaluator, heard.recorded)
+    return arrives
 
 
-def _check_hearing(
-    evaluator: Evaluator, heard: Heard, reference: ClipSet | None
-) -> Generator[Finding, None, bool]:
-    """Whether audio arrives, and whether the labels are told apart by it."""
-    moved = {audio: heard.moved(audio) for audio in CONTROLS}
-    by = f"silence in place of the clips moves the answers by {moved['silence']:.4f} nats, shuffled samples by"
-    by += f" {moved['shuffled']:.4f}"
-    if max(moved.values()) < REACHES:
+def check_company(evaluator: Evaluator, table: ScoreTable, arrives: bool) -> Iterator[Finding]:
+    """Whether clips have the same answers alone, in a batch, and by the installed library's own forward.
+
+    Args:
+        evaluator: As for `check_hearing`.
+        table: What it says of clips of several lengths.
+        arrives: What `check_hearing` returned.
+    """
+    if isinstance(evaluator, AudioScorer):
+        yield from stack.check_stock(evaluator, table, arrives)
+    prompt = table.prompts[:1]
+    by_length = sorted(table.clips, key=lambda clip: clip.duration_ms)
+    half = by_length[: COMPANY // 2], by_length[::-1][: COMPANY // 2]
+    mixed = [clip for pair in zip(*half, strict=True) for clip in pair]  # short ones beside long
+    _forget(evaluator)
+    together = evaluator.score(prompt, mixed).logp[0]
+    apart = 0.0
+    for i in range(min(TRIED_ALONE, len(mixed))):
+        _forget(evaluator)
+        alone = evaluator.score(prompt, [mixed[i]]).logp[0, 0]
+        apart = max(apart, float(np.abs(np.exp(alone) - np.exp(together[i])).max()))
+    served = isinstance(evaluator, Endpoint)
+    exact = not served and evaluator.about().dtype in ("float32", "none")
+    allowed = (EXACT if exact else ROUGH).probability
+    seen = f"clips alone and among {len(mixed)} of other lengths: answers differ by {apart:.2g} in probability"
+    if apart <= allowed:
+        yield Finding("ok", "neighbours", seen)
+        return
+    yield Finding(
+        "broken",
+        "neighbours",
+        f"{seen}, {allowed:g} is allowed: a clip's answer depends on what else is asked at the time, as where a batch"
+        " is padded and the padding is heard",
+        "let the server take one request at a time (vLLM: --max-num-seqs 1), or mend or change its version"
+        if served
+        else "give --dtype float32, and report it with the versions above",
+    )
+
+
+def _forget(evaluator: Evaluator) -> None:
+    """What is kept from scores before does not count."""
+    if isinstance(evaluator, AudioScorer):
+        evaluator.forget()
+
+
+def _check_audio(evaluator: Evaluator, heard: Heard) -> Generator[Finding, None, bool]:
+    """Whether audio arrives: what is heard, and that there is something to hear."""
+    silence, shuffled = heard.moved("silence"), heard.moved("shuffled")
+    by = f"silence in place of the clips moves the answers by {silence:.4f} nats, shuffled samples by {shuffled:.4f}"
+    if max(silence, shuffled) < REACHES:
         yield _deaf(evaluator, heard, by)
         return False
-    if min(moved.values()) < REACHES:
-        yield Finding(
-            "broken",
-            "audio",
-            f"{by}: the model hears whether there is sound, but not what it is; audio tower or projector are not"
-            " the trained ones",
-            "download the checkpoint again, or save it again from the trained model",
-        )
+    if min(silence, shuffled) < REACHES:
+        yield Finding("broken", "audio", f"{by}: {SOUND_ALONE}", ANEW)
         return False
     yield Finding("ok", "audio", by)
-    found = yield from _check_known(evaluator, heard, reference)
-    return found
+    return True
 
 
 def _deaf(evaluator: Evaluator, heard: Heard, by: str) -> Finding:
@@ -173,7 +220,7 @@ def _check_known(
         f" {heard.told_from('shuffled'):.2f}, with the best of {prompts} prompts"
     )
     if told >= KNOWS:
-        yield Finding("ok", "hearing", seen)
+        yield _by_accident(heard, seen, label) or Finding("ok", "hearing", seen)
         return True
     seen += f"; {KNOWS} is the least of a model that knows them"
     if reference is None:
@@ -197,11 +244,28 @@ def _check_known(
     yield Finding(
         "broken",
         "hearing",
-        f"{seen}: it hears sound but not what it is; audio tower, projector or head are not the trained ones, or the"
-        " template is not that of the training",
-        "see the findings on weights, head and template; where there are none, download the checkpoint again",
+        f"{seen}: it hears sound but not what it is, as {UNTRAINED}",
+        ANEW,
     )
     return False
+
+
+def _by_accident(heard: Heard, seen: str, label: str) -> Finding | None:
+    """Whether labels are told apart by something else than what is in the clips; None where nothing speaks for it."""
+    if heard.told_from("shuffled") < KNOWS:
+        return Finding("broken", "hearing", f"{seen}: {SOUND_ALONE}", ANEW)
+    moved = heard.moved("silence")
+    if moved >= WEAK:
+        return None
+    seen += f"; silence moves the answers by {moved:.3f} nats only"
+    if heard.told_from("silence") >= KNOWS:
+        return Finding("look", "hearing", f"{seen}: the model hardly hears, as {UNTRAINED}", ANEW)
+    return Finding(
+        "broken",
+        "hearing",
+        f"{seen} and is taken for {label}: labels are told apart by accident, as {UNTRAINED}",
+        ANEW,
+    )
 
 
 def _check_templates(
@@ -232,31 +296,3 @@ def _check_templates(
             )
             return True
     return False
-
-
-def _check_alone(evaluator: Evaluator, table: ScoreTable) -> Iterator[Finding]:
-    """Whether a clip's answer is the same alone and in the company in which `table` was scored."""
-    order = np.argsort([clip.duration_ms for clip in table.clips], kind="stable")
-    tried = sorted({*order[: TRIED_ALONE // 2], *order[-(TRIED_ALONE // 2) :]})
-    apart = 0.0
-    for i in tried:  # the shortest and the longest: what is padded, and what it is padded to
-        if isinstance(evaluator, AudioScorer):
-            evaluator.forget()
-        alone = evaluator.score(table.prompts[:1], [table.clips[i]]).logp[0, 0]
-        apart = max(apart, float(np.abs(np.exp(alone) - np.exp(table.logp[0, i])).max()))
-    served = isinstance(evaluator, Endpoint)
-    exact = not served and evaluator.about().dtype in ("float32", "none")
-    allowed = EXACT if exact else ROUGH
-    seen = f"{len(tried)} clips alone and among {len(table.clips)}: answers differ by {apart:.2g} in probability"
-    if apart <= allowed.probability:
-        yield Finding("ok", "neighbours", seen)
-        return
-    yield Finding(
-        "broken",
-        "neighbours",
-        f"{seen}, {allowed.probability:g} is allowed: a clip's answer depends on what else is asked at the time, as"
-        " where a batch is padded and the padding is heard",
-        "let the server take one request at a time (vLLM: --max-num-seqs 1), or mend or change its version"
-        if served
-        else "give --dtype float32, and report it with the versions above",
-    )

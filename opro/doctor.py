@@ -1,9 +1,11 @@
 """Looks for what usually goes wrong, before hours are spent: python -m opro.doctor --checkpoint my_lora
 
-Checks the machine, what fits its memory, the clips and their splits, the tokens of the answer words, whether audio
-really reaches the model (silence and shuffled samples must change its answers), the record of the training, and what
-broken models show: one answer for everything, no confidence, missed classes or lengths. Each trouble is named with
-what to do about it. Exit code 1 if something is broken.
+Checks the machine, library versions that are known to be broken, what fits its memory, the clips and their splits, the
+tokens of the answer words and the record of the training; then, with the real model, whether it hears: clear clips must
+be told apart by their labels, silence and shuffled samples must change the answers, weights must not look untrained, an
+adapter must give the scores that its folder tells of, and a clip must be scored alike alone and among others; and what
+broken models show: one answer for everything, no confidence, missed classes or lengths. Each trouble is named with its
+likely cause and what to do about it. Exit code 1 if something is broken.
 """
 
 import math
@@ -261,7 +263,7 @@ def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
 
 
 def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Clips) -> Iterator[Finding]:
-    from evaluators.functional import check_loaded, check_stack  # which import torch
+    from evaluators.functional import check_company, check_hearing, check_loaded  # with torch
 
     before = evaluator.about().batch_tokens
     evaluator = yield from check_loaded(evaluator, prompts)
@@ -276,7 +278,8 @@ def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Clips) -> It
     own = checkpoint.prompt if checkpoint is not None else None
     if own is not None and [label for label, _ in own.answers] == list(clips.tried.task.labels):
         prompts = tuple(dict.fromkeys((*prompts, own)))  # it may know with no other one
-    yield from check_stack(evaluator, prompts, clips.clear, clips.reference)
+    arrives = yield from check_hearing(evaluator, prompts, clips.clear, clips.reference)
+    yield from check_company(evaluator, table, arrives)
     after = evaluator.about().batch_tokens
     if after != before:
         yield Finding(

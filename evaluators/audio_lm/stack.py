@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
@@ -35,7 +36,10 @@ CHANCE = 10.0  # times a token's share by chance; the answers of a trained model
 DEVIATION, KURTOSIS, SAMPLE = 0.03, 0.15, 65_536
 DRAWN = 0.25  # share of a part's matrices that may look so
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-SAME = 1e-6  # features, embeddings or probabilities that are alike
+SAME = 1e-6  # features or probabilities that are the same
+ALIKE = (
+    0.01  # relative distance of embeddings: those of a clip and of silence are 0.9 apart and more
+)
 TRAIN_AGAIN = "train it again with the template that scores use, as python -m opro.finetune does"
 
 
@@ -54,8 +58,7 @@ def same_model(scorer: AudioScorer, template: Template | None = None) -> AudioSc
         dequantize=scorer.dequantize,
         loaded=(scorer.decoder.model, scorer.processor),
     )
-    if template is not None:
-        again.family = dataclasses.replace(scorer.family, template=template)
+    again.family = dataclasses.replace(scorer.family, template=template or scorer.family.template)
     return again
 
 
@@ -203,10 +206,10 @@ def check_head(scorer: AudioScorer, table: ScoreTable) -> Iterator[Finding]:
     likeliest = _likeliest(scorer, table)
     if _is_tied(scorer):
         text = f"{seen}: the output head is the embeddings, though the checkpoint's files hold a head of its own"
-    elif share < CHANCE:
-        text = f"{seen}, {share:.1g} times what each of {tokens:,} tokens has by chance"
     elif likeliest in scorer.processor.tokenizer.get_added_vocab():
         text = f"{seen}, and the control token {likeliest} the most"
+    elif share < CHANCE:
+        text = f"{seen}, {share:.1g} times what each of {tokens:,} tokens has by chance"
     else:
         return  # it talks; what is said of each prompt says so
     yield Finding(
@@ -246,7 +249,7 @@ def where_lost(scorer: AudioScorer, clips: Sequence[Clip]) -> tuple[str, str]:
             "take preprocessor_config.json or processor_config.json of the base model",
         )
     sound, silence = scorer.embeddings([clip, silent])
-    if torch.allclose(sound, silence, atol=SAME):
+    if float((sound - silence).norm()) <= ALIKE * float(sound.norm()):
         return (
             "audio tower and projector make the same embeddings of a clip and of silence",
             "download the checkpoint again: weights of audio tower or projector are missing or zero",
@@ -257,76 +260,104 @@ def where_lost(scorer: AudioScorer, clips: Sequence[Clip]) -> tuple[str, str]:
     )
 
 
-def check_stock(scorer: AudioScorer, table: ScoreTable) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class _StockDistances:
+    """How far answers of the installed library's own forward lie apart, in probability.
+
+    Attributes:
+        silence: Of a clip and of silence.
+        batch: Of clips alone and padded in a batch.
+        ours: Of them and of the scores given here; None where an answer takes several tokens.
+    """
+
+    silence: float
+    batch: float
+    ours: float | None
+
+
+def check_stock(scorer: AudioScorer, table: ScoreTable, arrives: bool) -> Iterator[Finding]:
     """Whether the installed library's own forward hears, pads well, and gives the scores that are given here.
 
     Scores do not go through it, but other programs do: trainers and evaluations elsewhere.
+
+    Args:
+        scorer: The model.
+        table: What it says of clips.
+        arrives: Audio moves these scores, so that it should move the library's, too.
     """
     if scorer.family.model_class != QWEN2_AUDIO.model_class:
         return
-    stock = StockModel(scorer.decoder.model, scorer.processor, scorer.device)
-    order = np.argsort([clip.duration_ms for clip in table.clips], kind="stable")
     who = f"transformers {_installed('transformers')} by itself"
+    elsewhere = "scores here do not go through it, other programs do"
     try:
-        yield from _check_stock(scorer, stock, table, [int(order[0]), int(order[-1])], who)
+        found = _stock_distances(scorer, table)
+        yield from _check_chat_template(scorer, table.prompts[0])
     except Exception as error:  # whatever a library may raise; it is not on the way of a score
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         yield Finding(
             "look",
             "stock",
-            f"{who} cannot run this model ({type(error).__name__}: {said}); scores here do not go through it",
+            f"{who} cannot run this model ({type(error).__name__}: {said}); {elsewhere}",
             "take another version of it for programs that do",
         )
-
-
-def _check_stock(
-    scorer: AudioScorer, stock: StockModel, table: ScoreTable, tried: Sequence[int], who: str
-) -> Iterator[Finding]:
-    prompt, clips = table.prompts[0], [table.clips[i] for i in tried]
-    yield from _check_chat_template(scorer, prompt)
-    alone = torch.stack([stock.logp(prompt, clip) for clip in clips]).exp()
-    silent = stock.logp(prompt, dataclasses.replace(clips[-1], audio="silence")).exp()
-    allowed = precision(scorer).probability
-    elsewhere = "scores here do not go through it, other programs do"
-    if float((silent - alone[-1]).abs().max()) < SAME:
-        yield Finding(
-            "look",
-            "stock",
-            f"{who} gives the same answers to a clip and to silence: its processor hands no audio on; {elsewhere}",
-            "give the processor audio= (not audios=) and sampling_rate=, and the processor files of this model",
-        )
         return
-    batch = stock.forward(stock.batch(prompt, clips)).exp()
-    padded = float((batch - alone).abs().max())
-    if padded > allowed:
+    allowed = precision(scorer).probability
+    if found.silence < SAME:
+        if arrives:  # else it is lost in the model, which is said already
+            yield Finding(
+                "look",
+                "stock",
+                f"{who} gives the same answers to a clip and to silence: its processor hands no audio on; {elsewhere}",
+                "give the processor audio= (not audios=) and sampling_rate=, and the processor's files of this model",
+            )
+        return
+    if found.batch > allowed:
         yield Finding(
             "look",
             "stock",
-            f"{who} answers a clip otherwise alone than padded in a batch, by {padded:.2g} in probability: padding is"
-            f" heard; {elsewhere}",
+            f"{who} answers a clip otherwise alone than padded in a batch, by {found.batch:.2g} in probability:"
+            f" padding is heard; {elsewhere}",
             "train and evaluate there with one clip a batch, or hand on the attention mask and pad on the left",
         )
-    groups = find_answers(scorer.processor.tokenizer, prompt).sequences
-    if any(len(sequence) > 1 for group in groups for sequence in group):
-        return
-    columns = [[sequence[0] for sequence in group] for group in groups]
-    theirs = np.array([[float(row[part].sum()) for part in columns] for row in alone])
-    apart = float(np.abs(theirs - np.exp(table.logp[0, list(tried)])).max())
-    if apart > allowed:
+    if found.ours is not None and found.ours > allowed:
         yield Finding(
             "broken",
             "stock",
-            f"{who} and the scores here differ by {apart:.2g} in probability, {allowed:g} is allowed: one of them is"
-            " wrong",
+            f"{who} and the scores here differ by {found.ours:.2g} in probability, {allowed:g} is allowed: one of them"
+            " is wrong",
             "give --dtype float32; if that does not help, take another transformers or torch, and report it",
         )
-    elif padded <= allowed:
+    elif found.batch <= allowed:
+        ours = (
+            ""
+            if found.ours is None
+            else f"the scores that are given here (to {found.ours:.1g}) and "
+        )
         yield Finding(
             "ok",
             "stock",
-            f"{who} gives the scores that are given here (to {apart:.1g} in probability), alone and in a batch (to"
-            f" {padded:.1g})",
+            f"{who} gives {ours}the same in a batch (to {found.batch:.1g} in probability)",
         )
+
+
+def _stock_distances(scorer: AudioScorer, table: ScoreTable) -> _StockDistances:
+    """Measured on the first prompt, with the shortest and the longest clip."""
+    stock = StockModel(scorer.decoder.model, scorer.processor, scorer.device)
+    order = np.argsort([clip.duration_ms for clip in table.clips], kind="stable")
+    tried = [int(order[0]), int(order[-1])]
+    prompt, clips = table.prompts[0], [table.clips[i] for i in tried]
+    alone = torch.stack([stock.logp(prompt, clip) for clip in clips]).exp()
+    silent = stock.logp(prompt, dataclasses.replace(clips[-1], audio="silence")).exp()
+    batch = stock.forward(stock.batch(prompt, clips)).exp()
+    groups = find_answers(scorer.processor.tokenizer, prompt).sequences
+    ours = None
+    if all(len(sequence) == 1 for group in groups for sequence in group):
+        columns = [[sequence[0] for sequence in group] for group in groups]
+        theirs = np.array([[float(row[part].sum()) for part in columns] for row in alone])
+        ours = float(np.abs(theirs - np.exp(table.logp[0, tried])).max())
+    return _StockDistances(
+        float((silent - alone[-1]).abs().max()), float((batch - alone).abs().max()), ours
+    )
 
 
 def _check_chat_template(scorer: AudioScorer, prompt: Prompt) -> Iterator[Finding]:

@@ -23,7 +23,12 @@ def test_the_tuned_checkpoint_is_well_and_of_the_base_the_prompts_are_named(caps
     assert "SPEECH for 100 % of the clips" in capsys.readouterr().out
     assert main(["--clips", "40", "--checkpoint", "pocket-lora"]) == 0
     out = capsys.readouterr().out
-    for text in ("torch", "train: 1,000 clips", "silence moves"):
+    for text in (
+        "torch",
+        "train: 1,000 clips",
+        "silence in place of the clips moves",
+        "AUROC of the labels 0.",
+    ):
         assert text in out
     assert "SPEECH: 'A' [" in out and "BROKEN" not in out
 
@@ -73,11 +78,11 @@ def test_symptoms_of_unsure_missing_and_short():
     right[40:60] = False  # and half of the second class
     first = np.where(right, truth == 0, truth != 0)
     logp = np.log(np.where(first[:, None], [0.8, 0.2], [0.2, 0.8]))
-    texts = " ".join(f.text for f in symptoms(SPEECH_TASK, truth, lengths, logp))
+    texts = " ".join(f.text for f in symptoms(SPEECH_TASK.labels, truth, lengths, logp))
     assert "confidence gap" in texts and "NONSPEECH is right in" in texts
     assert "at 200 ms" in texts
     well = np.log(np.where((truth == 0)[:, None], [0.8, 0.2], [0.2, 0.8]))
-    assert not list(symptoms(SPEECH_TASK, truth, lengths, well))
+    assert not list(symptoms(SPEECH_TASK.labels, truth, lengths, well))
 
 
 @pytest.mark.parametrize(
