@@ -1,7 +1,7 @@
 """Troubles that people had with recordings, and what is seen of them: python tests/bench_recordings.py
 
-Each row makes a small input with one trouble of a public thread and prints what a user reads, with the exit code. Run by
-hand; tests/data, tests/evaluators and tests/opro hold each of them as a test.
+Each row makes a small input with one trouble of a public thread and prints what a user reads, with the exit code. Run
+by hand; tests/data, tests/evaluators and tests/opro hold each of them as a test.
 """
 
 import contextlib
