@@ -96,7 +96,7 @@ def read_manifest(
             )
         written.append(clip.source_id)
         source = first.setdefault(looks_key(clip.source_id), clip.source_id)
-        clips.append(replace(clip, source_id=source))
+        clips.append(clip if source == clip.source_id else replace(clip, source_id=source))
     if not leaks:
         _check_splits(path, clips, written)
     for note in _notes(finder, written):

@@ -76,7 +76,7 @@ def find_responses(
     Raises:
         UserError: A level has no matching response; names the nearest that was measured.
     """
-    measured = []
+    measured, failed = [], list[str]()
     for folder in folders:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".wav", ".flac"))
         if not files:
@@ -84,8 +84,8 @@ def find_responses(
         for path in files:
             try:
                 measured.append((path, schroeder_t60(load(path))))
-            except UserError:
-                continue  # no response of a room
+            except UserError as error:
+                failed.append(f"{path.name}: {error}")  # no response of a room, perhaps
     out: dict[float, list[tuple[Path, float]]] = {}
     for level in levels_s:
         fits = [(p, t) for p, t in measured if abs(t / level - 1) <= T60_TOLERANCE]
@@ -94,6 +94,7 @@ def find_responses(
             raise UserError(
                 f"t60_s {level:g} has no impulse response within 10 %"
                 + (f" (nearest {near:.2f} s)" if near is not None else "")
+                + (f", {len(failed)} files gave none, such as {failed[0]}" if failed else "")
                 + "; add recordings of such a room, or leave responses empty for synthetic ones"
             )
         out[level] = fits
