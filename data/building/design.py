@@ -128,11 +128,12 @@ def assign_splits(
     Raises:
         UserError: As `split_sources`.
     """
-    by_hash = split_sources(recipe, [r.source_id for r in recordings], known)
+    by_hash = split_sources(recipe, recordings, known)
     if recipe.split_by == "hash":
         return by_hash
-    first = {name: group[0] for group in recipe.together for name in group}
-    unit_of = {source: first.get(source, source) for source in by_hash}
+    groups = _joined([*recipe.together, *linked_sources(recordings)])
+    first = {name_key(name): group[0] for group in groups for name in group}
+    unit_of = {source: first.get(name_key(source), source) for source in by_hash}
     labels: dict[str, set[str]] = defaultdict(set)
     categories: dict[str, set[str]] = defaultdict(set)
     for r in recordings:

@@ -129,9 +129,9 @@ def test_clips_from_life_are_sliced_in_groups_of_durations():
     found = {k: v for k, v in sliced(clips, truth, right).items() if k.endswith(" ms")}
     assert next(iter(found)).startswith("200 to ") and len(found) == 5
     assert sum(count for _, count in found.values()) == 60
-    assert [score for score, _ in found.values()] == [1, 0.5, 1, 1, 1]
+    assert [score for score, _ in found.values()] == pytest.approx([1, 0.5, 1, 1, 1])
     margin = np.where(right == (truth == 0), 2.0, -2.0)
-    assert measured("worst_slice", margin, truth, clips).reward == 0.5
+    assert measured("worst_slice", margin, truth, clips).reward == pytest.approx(0.5)
 
 
 def test_a_category_is_no_slice_that_the_worst_is_taken_of():
