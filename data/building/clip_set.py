@@ -365,12 +365,16 @@ def _responses(recipe: Made) -> Responses:
     return {}
 
 
-def outline(recipe: Made, out: Path) -> list[str]:
-    """What a build would make, from names and earlier scans: cells, counts, sources per split, what is missing."""
+def outline(recipe: Made, out: Path, splits: Mapping[str, str] | None = None) -> list[str]:
+    """What a build would make, from names and earlier scans: cells, counts, sources per split, what is missing.
+
+    Args:
+        splits: Of the sources; None: those of `split_sources`.
+    """
     everything = read_collections(recipe.recordings)
     _responses(recipe)
-    registry = project_registry(out)[1]
-    splits = split_sources(recipe, everything, registry.splits)
+    if splits is None:
+        splits = split_sources(recipe, everything, project_registry(out)[1].splits)
     known, left_out = _known_reasons(recipe, everything, out)
     recordings = [r for r in everything if r.name not in left_out]
     cells = conditions(recipe)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -63,10 +62,7 @@ def outline_of_recipe(recipe: Made, out: Path) -> list[str]:
     """`clip_set.outline` with the splits that the recipe would make, and what dev could show."""
     _, registry = project_registry(out)
     splits = assign_splits(recipe, read_collections(recipe.recordings), registry.splits)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_registry(Path(scratch) / "registry.json", Registry(registry.splits | splits, {}))
-        lines = outline(recipe, Path(scratch))
-    return [*lines, *dev_of_recipe(recipe, out)]
+    return [*outline(recipe, out, splits), *dev_of_recipe(recipe, out)]
 
 
 def dev_of_recipe(recipe: Made, out: Path) -> list[str]:

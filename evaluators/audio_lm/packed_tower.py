@@ -72,7 +72,8 @@ def embed_qwen2_audio(model: Any, clips: Sequence[LogMel], size: int) -> list[Te
     tokens = valid // 2
     first = np.repeat(_starts(valid), tokens) + 2 * _within(tokens)
     index = to_device(_padded(first, size // 2), device)
-    x = tower.layer_norm((x[index] + x[index + 1]) / 2)
+    # Halves first, the same bits: in float16 the sum may leave the range.
+    x = tower.layer_norm(x[index] / 2 + x[index + 1] / 2)
     return _split(model.model.multi_modal_projector(x), tokens)
 
 

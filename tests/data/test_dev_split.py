@@ -47,13 +47,14 @@ def test_a_refused_build_leaves_the_registry_as_it_was(recordings, tmp_path):
     text = path.read_text().replace("cap: {SPEECH: 40, NONSPEECH: 40}\n", "", 1)
     path.write_text(text)
     assert make(path, recordings, tmp_path / "out") == 2
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "registry.json").exists()
     project = tmp_path / "project"
     project.mkdir()
     before = '{"splits": {"speech0": "dev"}, "trained_on": {}}'
     (project / "registry.json").write_text(before)
     assert make(path, recordings, project / "out") == 2
-    assert (project / "registry.json").read_text() == before and not (project / "out").exists()
+    assert (project / "registry.json").read_text() == before
+    assert not (project / "out" / "manifest.csv").exists()
 
 
 def test_groups_of_a_stratified_recipe_stay_together(recordings, tmp_path):
