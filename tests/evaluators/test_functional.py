@@ -20,7 +20,7 @@ from test_endpoint import heard, listing
 from transformers import Qwen2AudioProcessor
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
-from evaluators.audio_lm.families import encode_qwen2_audio
+from evaluators.audio_lm.packed_tower import embed_qwen2_audio
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.templates import QWEN2_AUDIO, WithoutRoles, WithoutSystem
@@ -220,7 +220,7 @@ def scorer_and_stock_differ(folder, monkeypatch):
     scorer = open_scorer()
     scorer.family = dataclasses.replace(
         scorer.family,
-        encode=lambda model, mel, frames: 1.3 * encode_qwen2_audio(model, mel, frames),
+        embed=lambda *line: [1.3 * tokens for tokens in embed_qwen2_audio(*line)],
     )
     return scorer
 
