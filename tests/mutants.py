@@ -446,7 +446,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/packed_tower.py", "out[place == 0, 0] = 0", "pass"),
     ("evaluators/audio_lm/packed_tower.py", "begin = 1 + _starts(taken)", "begin = _starts(taken)"),
     ("evaluators/audio_lm/packed_tower.py", "(_padded(_within(valid), size)", "(np.arange(size)"),
-    ("evaluators/audio_lm/packed_tower.py", "(x[index] + x[index + 1]) / 2", "x[index]"),
+    ("evaluators/audio_lm/packed_tower.py", "x[index] / 2 + x[index + 1] / 2", "x[index]"),
     ("evaluators/audio_lm/packed_tower.py", "2 * valid + 1)", "2 * valid)"),
     (
         "evaluators/audio_lm/packed_tower.py",
