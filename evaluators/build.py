@@ -44,6 +44,11 @@ def build_evaluator(
         from evaluators.fakes import FakeEvaluator
 
         make, trained_on = FakeEvaluator, frozenset[str]()
+    elif checkpoint.startswith("python:"):
+        raise UserError(
+            f"checkpoint {checkpoint!r} is an evaluator that was given from Python; score with it there: opro.score,"
+            " opro.predict"
+        )
     elif checkpoint.startswith("endpoint:"):
         from evaluators.endpoint import Endpoint
 

@@ -1,7 +1,7 @@
 """Clips: one labelled piece of audio, and sets of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
@@ -51,11 +51,13 @@ class ClipSet(Sequence[Clip]):
 
     Attributes:
         task: Its labels are the clips'.
-        clips: In balanced order, where `evaluators.splits.open_split` made the set.
+        clips: In balanced order, where `opro.problem.Data.split` made the set.
+        manifest: That they were read from; None where they were not.
     """
 
     task: Task
     clips: tuple[Clip, ...]
+    manifest: Path | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -69,7 +71,7 @@ class ClipSet(Sequence[Clip]):
     def __getitem__(self, index: slice) -> "ClipSet": ...
     def __getitem__(self, index: int | slice) -> "Clip | ClipSet":
         found = self.clips[index]
-        return found if isinstance(found, Clip) else ClipSet(self.task, found)
+        return found if isinstance(found, Clip) else replace(self, clips=found)
 
     @cached_property
     def targets(self) -> Targets:
@@ -82,7 +84,7 @@ class ClipSet(Sequence[Clip]):
 
     def take(self, index: Sequence[int]) -> "ClipSet":
         """Some clips, in the order of `index`."""
-        return ClipSet(self.task, tuple(self.clips[i] for i in index))
+        return replace(self, clips=tuple(self.clips[i] for i in index))
 
     def repeat(self, checkpoints: Sequence[str]) -> "ClipSet":
         """Each clip once for every checkpoint, in turns, under the same source.
@@ -90,11 +92,11 @@ class ClipSet(Sequence[Clip]):
         So balanced accuracy is the mean over the checkpoints, and intervals over sources hold for it as they are.
         """
         parts = (replace(clip, checkpoint=name) for clip in self.clips for name in checkpoints)
-        return ClipSet(self.task, tuple(parts))
+        return replace(self, clips=tuple(parts))
 
     def as_control(self, audio: Audio) -> "ClipSet":
         """The same clips with silence, or their own samples in random order, in place of the recording."""
-        return ClipSet(self.task, tuple(replace(c, audio=audio) for c in self.clips))
+        return replace(self, clips=tuple(replace(c, audio=audio) for c in self.clips))
 
 
 def clip_wave(clip: Clip) -> Wave:

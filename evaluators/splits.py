@@ -199,7 +199,7 @@ def check_registry(clips: Iterable[Clip], registry: Registry | None) -> None:
 def trained_sources(
     checkpoint: str,
     stored: frozenset[str] | None,
-    where: Path,
+    where: Path | None,
     train_manifest: Path | None,
     labels: Sequence[str],
 ) -> frozenset[str] | None:
@@ -208,11 +208,11 @@ def trained_sources(
     Args:
         checkpoint: Its name, under which the registry may list its sources.
         stored: Ids that the checkpoint itself carries.
-        where: Manifest whose registry is asked.
+        where: Manifest whose registry is asked; None: there is none.
         train_manifest: Manifest it was trained on, by flag.
         labels: Labels of that manifest.
     """
-    registry = read_registry(where)
+    registry = None if where is None else read_registry(where)
     known = [stored] if stored is not None else []
     if registry is not None and checkpoint in registry.trained_on:
         known.append(frozenset(registry.trained_on[checkpoint]))

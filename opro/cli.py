@@ -161,6 +161,29 @@ def _converter(name: str, field: Any) -> Callable[[str], Any]:
     return convert
 
 
+def check_values(settings: object) -> None:
+    """What a command line checks as it is read, for settings that were made in Python.
+
+    Raises:
+        UserError: A value is not one of its choices, of another type, or below its least.
+    """
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value, kind = getattr(settings, field.name), _base(field.type)
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        low = field.metadata.get("min")
+        if value is None and type(None) in get_args(field.type):
+            continue
+        if choices:
+            known = [*choices, *field.metadata.get("known", ())]
+            if value not in known:
+                names = ", ".join(dict.fromkeys(known))
+                raise UserError(f"{field.name} is {value!r}; expected one of {names}")
+        elif not isinstance(value, (int, float) if kind is float else kind):
+            raise UserError(f"{field.name} is {value!r}; expected {kind.__name__}")
+        elif low is not None and not value >= low:
+            raise UserError(f"{field.name} is {value!r}; expected at least {low}")
+
+
 def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):

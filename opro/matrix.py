@@ -37,8 +37,8 @@ from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
 from evaluators.targets import Predictions
 from evaluators.threads import use_threads
-from opro import optimize
 from opro.cli import DONE, flag, parse, run_verb
+from opro.optimize import run as run_search
 from opro.problem import Data, Model, Problem, open_data, open_model
 from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
@@ -306,7 +306,7 @@ def _searched(
     for name in checkpoints:
         search = _search_settings(settings, name, folders)
         _say(f"{name}: search of {search.iterations} x {search.candidates} prompts on dev")
-        folders.append(optimize.run(search))
+        folders.append(run_search(search))
         _add_run(found, folders[-1])
     return list(found.values())
 

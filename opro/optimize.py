@@ -7,22 +7,38 @@ leaderboard.csv, best.yaml, summary.json and the journal.
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+from evaluators.clips import ClipSet
+from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
+from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
+from opro.callable import make_callable
 from opro.cli import DONE, parse, run_verb
-from opro.problem import Problem, open_problem
-from opro.proposers.open import ProposerPlan, open_proposer
+from opro.frames import Asked, classifiers_of, prompt_path
+from opro.problem import (
+    OWN,
+    Problem,
+    halve,
+    open_data,
+    open_evaluator,
+    open_problem,
+    open_seeds,
+    problem_of,
+)
+from opro.proposers.open import OwnPlan, ProposerPlan, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import write_study
 from opro.results.progress import Progress
+from opro.results.result import Result
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
 from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
@@ -31,10 +47,31 @@ from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
+from opro.search.proposer import Proposer
 from opro.search.select import decide
 from opro.settings import OptimizeSettings, named_by_default
 
 log = logging.getLogger(__name__)
+
+
+class Options(TypedDict, total=False):
+    """Flags of ``python -m opro.optimize`` that `optimize` takes: see `opro.settings` for what each does."""
+
+    name: str
+    runs_dir: str | Path
+    iterations: int
+    candidates: int
+    strategy: str
+    objective: str
+    threshold: str
+    swap: bool
+    max_evals: int
+    seed: int
+    lm_model: str
+    lm_base_url: str
+    max_cost: float
+    max_tokens: int
+    heard: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,22 +107,102 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    problem = fit_budget(open_problem(settings), settings)
-    problem = _told_of_few_sources(_told_of_thresholds(problem, settings))
+    problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
         print("\n".join(plan_lines(settings, problem)))
         return settings.folder
-    with RunFolder.open(settings.folder, settings.config) as folder:
-        _log_to(folder.path / LOG)
+    show_run(_decided(settings, problem, plan))
+    return settings.folder
+
+
+def optimize(
+    evaluator: Evaluator | str | Path,
+    seeds: "Path | Sequence[Asked] | Asked",
+    clips: ClipSet | tuple[ClipSet, ClipSet] | str | Path,
+    *,
+    proposer: Proposer | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """Searches prompts, or goes on where the same call was interrupted, and decides on clips that it has not seen.
+
+    With names for evaluator, seeds and clips the run is the one of ``python -m opro.optimize`` with the same flags.
+
+    Args:
+        evaluator: Name, folder or hub id of a checkpoint, whose scores are kept; or an `Evaluator`.
+        seeds: A prompt file, or texts (answered with A, B, ... in the order of the labels), prompts, or classifiers,
+            whose thresholds are fitted anew.
+        clips: A manifest, whose dev split is taken, or a clip set, both halved by source; or (search half, holdout).
+        proposer: Where prompts come from; None: a language model where one is configured, else the built-in rewriter.
+        options: The flags of the command that say how a search goes and where it is kept, such as ``iterations=5``.
+    Raises:
+        UserError: Something cannot be used; nothing is written then.
+        PauseError: Something outside failed; the same call goes on.
+    """
+    settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
+    problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
+    plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
+    _decided(settings, problem, plan)
+    return Result(settings.folder)
+
+
+def _asked(
+    evaluator: Evaluator | str | Path,
+    seeds: "Path | Sequence[Asked] | Asked",
+    clips: ClipSet | tuple[ClipSet, ClipSet] | str | Path,
+    options: dict[str, Any],
+) -> tuple[OptimizeSettings, Sequence[Prompt], tuple[ClipSet, ClipSet]]:
+    """(Settings, seed prompts, halves). What was given as an object stands in the settings as `OWN`."""
+    options["runs_dir"] = Path(options.get("runs_dir", "runs"))
+    path = prompt_path(seeds)
+    settings = OptimizeSettings(
+        checkpoint=open_evaluator(evaluator, options["runs_dir"])[0],
+        seeds=path or Path(f"{OWN}{_digest(seeds)}"),
+        manifest=Path(clips) if isinstance(clips, str | Path) else _manifest(clips),
+        **options,
+    ).checked()
+    if isinstance(clips, str | Path):
+        both = open_data(settings).halves(settings)
+    else:
+        both = halve(clips) if isinstance(clips, ClipSet) else clips
+    task = both[0].task
+    if path is not None:
+        return settings, open_seeds(settings, task), both
+    given = [c.prompt for c in classifiers_of(seeds, task.labels)]
+    prompts = [dataclasses.replace(p, both_orders=p.both_orders or settings.swap) for p in given]
+    return settings, prompts, both
+
+
+def _manifest(clips: ClipSet | tuple[ClipSet, ClipSet]) -> Path:
+    """How a run's settings name clips: by their manifest where the halves are its own, else by a digest."""
+    if isinstance(clips, ClipSet) and clips.manifest is not None:
+        return clips.manifest
+    return Path(f"{OWN}{_digest(clips)}")
+
+
+def _digest(given: object) -> str:
+    """Of objects, whose `repr` is all that they are."""
+    return hashlib.sha256(repr(given).encode()).hexdigest()[:12]
+
+
+def _told(problem: Problem, settings: OptimizeSettings) -> Problem:
+    """Fitted to the budget, with warnings of what its clips cannot show."""
+    problem = fit_budget(problem, settings)
+    return _told_of_few_sources(_told_of_thresholds(problem, settings))
+
+
+def _decided(
+    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
+) -> RunFolder:
+    """The run's folder, with its search ended."""
+    with RunFolder.open(settings.folder, settings.config) as folder, _logged(folder.path / LOG):
         identity = dict(problem.identity)
         seeds = identity.pop("seeds")
         identity |= {"proposer": plan.name, "seeds": seeds}
         folder.begin(identity, problem.evaluator.about().versions)
         if folder.summary is None:
             _search(settings, problem, plan, folder)
-        show_run(folder)
-    return settings.folder
+        return folder
 
 
 def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem:
@@ -111,7 +228,10 @@ def _told_of_few_sources(problem: Problem) -> Problem:
 
 
 def _search(
-    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan, folder: RunFolder
+    settings: OptimizeSettings,
+    problem: Problem,
+    plan: ProposerPlan | OwnPlan,
+    folder: RunFolder,
 ) -> None:
     """Runs what is left of a search, decides, and writes the results."""
     found = problem.evaluator.about()
@@ -170,7 +290,7 @@ def _study_kept(folder: RunFolder) -> Iterator[None]:
     write()
 
 
-def _costs(requested: int, spent: Spent, plan: ProposerPlan) -> dict[str, Any]:
+def _costs(requested: int, spent: Spent, plan: ProposerPlan | OwnPlan) -> dict[str, Any]:
     """Evals, seconds, tokens and money of all processes that worked on the run."""
     ledger = plan.ledger
     cached = max(0, requested - spent.forward)  # below it where a cache was deleted in between
@@ -206,7 +326,9 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
     ]
 
 
-def _log_to(path: Path) -> None:
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Logs into a file, and warnings to stderr, until the block ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler()
@@ -214,11 +336,19 @@ def _log_to(path: Path) -> None:
     screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.raiseExceptions = False  # a full disk is reported once, by the journal
     root = logging.getLogger()
+    before = root.handlers, root.level
     root.handlers = [handler, screen]
     root.setLevel(logging.INFO)
     for noisy in ("httpx", "httpcore", "openai", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers, root.level = before
+        handler.close()
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_verb(main))

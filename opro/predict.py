@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import soundfile
@@ -24,14 +24,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from evaluators.audio import RATE, load_part, read_header
 from evaluators.build import build_evaluator
-from evaluators.classifier import read_classifiers
+from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import resolve, write_text
 from evaluators.orders import BothOrders, evals_per_clip
+from evaluators.prompts import Prompt
 from evaluators.tasks import task_named
-from opro.cli import DONE, FAULT, flag, parse, run_verb
+from evaluators.threads import use_threads
+from opro.callable import make_callable
+from opro.cli import DONE, FAULT, check_values, flag, parse, run_verb
 from opro.recordings.answers import Answers, answers_of_run
 from opro.recordings.inputs import find_recordings
 from opro.recordings.journal import Journal
@@ -39,9 +42,13 @@ from opro.recordings.reference import judge
 from opro.recordings.segments import Merging, Segment, audacity, merge, rttm, union
 from opro.recordings.windows import Cut, Window, windows
 from opro.results.progress import spelled
+from opro.results.result import Result, pandas
 from opro.results.run_folder import RunFolder
 from opro.results.shown import time_of
 from opro.settings import Dtype, MachineSettings, Quantization, model_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHUNK = 256  # windows that are scored at once
 SHOWN = 20  # recordings whose answers are printed
@@ -89,19 +96,172 @@ class Labelling:
     journal: Journal
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be labelled, by what.
+
+    Attributes:
+        recordings: In the order in which they were named.
+        seconds: By recording, as the headers claim.
+        skipped: Files that are not read, by ending.
+    """
+
+    settings: PredictSettings
+    answers: Answers
+    evaluator: Evaluator
+    cut: Cut
+    recordings: Sequence[Path]
+    seconds: Mapping[str, float]
+    skipped: Mapping[str, int]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, space = parse(PredictSettings, argv, __doc__ or "", _add_words, config=False)
+    use_threads(settings.threads)
     answers, config = _answers(settings, Path(space.classifier))
-    model = model_settings(settings, config)
+    job = _open(settings, answers, config, space.audio)
+    for line in _plan(job):
+        print(line, file=sys.stdout if space.dry_run else sys.stderr)
+    if space.dry_run:
+        return DONE
+    labelling = _labelled(job)
+    lines, rejected = _write(labelling, job.recordings, settings.out)
+    print("\n".join(lines))
+    if rejected:
+        print(f"{rejected} could not be read: {settings.out / 'rejected.csv'}", file=sys.stderr)
+    print(f"answers in {settings.out}")
+    if settings.reference is not None:
+        print(judge(settings.out, settings.reference, settings.uem))
+    return FAULT if rejected else DONE
+
+
+class Options(TypedDict, total=False):
+    """Flags of ``python -m opro.predict`` that `predict` takes: see `PredictSettings` for what each does."""
+
+    window_ms: int
+    hop_ms: int
+    smooth_ms: int
+    min_speech_ms: int
+    min_gap_ms: int
+    error_rate: float
+    gate: bool
+    adapter: Path
+    quantization: Quantization
+    dtype: Dtype
+    device: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What was said of some recordings, as data frames. Times are seconds.
+
+    Attributes:
+        recordings: A row a recording: file, seconds, windows; of one that is a single clip its label, answer ("unsure"
+            where it must be) and probabilities, of a longer one the seconds of its segments.
+        windows: A row a window: file, start_s, end_s, label, answer, log_odds, probabilities.
+        segments: A row a segment of the first label in recordings of several windows: file, start_s, end_s.
+        rejected: A row a recording that could not be read: file, reason.
+        notes: What could not be had, a sentence each.
+    """
+
+    recordings: "pd.DataFrame"
+    windows: "pd.DataFrame"
+    segments: "pd.DataFrame"
+    rejected: "pd.DataFrame"
+    notes: tuple[str, ...] = ()
+
+
+def predict(
+    classifier: "Result | Classifier | Prompt | str | Path",
+    audio: "str | Path | Sequence[str | Path]",
+    *,
+    evaluator: Evaluator | str | Path | None = None,
+    out: str | Path | None = None,
+    **options: Unpack[Options],
+) -> Labels:
+    """Labels recordings with what a search found, as ``python -m opro.predict`` does.
+
+    Args:
+        classifier: A finished run or its folder, which alone tells what is "unsure"; else a classifier, a prompt, or a
+            prompt file that holds one.
+        audio: Files, folders and patterns.
+        evaluator: Checkpoint or `Evaluator`; None: the run's, else pocket-base.
+        out: Folder for the files that the command writes, from which an interrupted call goes on; None: no files.
+        options: Flags of the command, such as ``window_ms=500``.
+    Raises:
+        UserError: Something cannot be used; nothing is written then.
+    """
+    asked = [str(audio)] if isinstance(audio, str | Path) else [str(one) for one in audio]
+    checkpoint = str(evaluator) if isinstance(evaluator, str | Path) else None
+    given = None if isinstance(evaluator, str | Path) else evaluator
+    with tempfile.TemporaryDirectory(prefix="opro-predict-") as scratch:
+        folder = Path(scratch) / "out" if out is None else Path(out)
+        settings = PredictSettings(out=folder, checkpoint=checkpoint, **options)
+        check_values(settings)
+        job = _open(settings, *_given(settings, classifier), asked, given)
+        labelling = _labelled(job)
+        _write(labelling, job.recordings, folder)
+        return _labels(labelling, job, folder)
+
+
+def _given(
+    settings: PredictSettings, classifier: "Result | Classifier | Prompt | str | Path"
+) -> tuple[Answers, Mapping[str, Any]]:
+    if isinstance(classifier, Result):
+        return _answers(settings, classifier.path)
+    if isinstance(classifier, str | Path):
+        return _answers(settings, Path(classifier))
+    note = (
+        "a prompt alone tells nothing of sureness: give its run for calibrated answers and 'unsure'"
+    )
+    found = Classifier(classifier) if isinstance(classifier, Prompt) else classifier
+    return Answers(task_named(settings.task).labels, found, notes=(note,)), {}
+
+
+def _labels(labelling: Labelling, job: Job, folder: Path) -> Labels:
+    pd = pandas()
+    known = {str(path) for path in job.recordings}
+    rows = [dict(row) for row in labelling.journal.recordings() if row["file"] in known]
+    for row in rows:
+        found = row.pop("segments", None)
+        row.pop("gate", None)
+        if found is not None:
+            row["speech_s"] = sum(end - start for start, end in found)
+    return Labels(
+        pd.DataFrame([row for row in rows if "error" not in row]),
+        pd.read_csv(folder / "labels.csv", dtype={"file": str}),
+        pd.read_csv(folder / "segments.csv", dtype={"file": str}),
+        pd.read_csv(folder / "rejected.csv", dtype=str),
+        job.answers.notes,
+    )
+
+
+def _open(
+    settings: PredictSettings,
+    answers: Answers,
+    config: Mapping[str, Any],
+    audio: Sequence[str],
+    given: Evaluator | None = None,
+) -> Job:
+    """What is to be labelled, by what; raises UserError for whatever would fail later."""
     cut = Cut.of_ms(settings.window_ms, settings.hop_ms)
-    recordings, skipped = find_recordings(space.audio)
+    recordings, skipped = find_recordings(audio)
     if settings.gate and (answers.conformal is None or not answers.conformal.promised[0]):
         raise UserError(
             f"--gate cannot promise an error rate of {settings.error_rate:g}:"
             f" {'; '.join(answers.notes) or 'no holdout tells what is missed'}"
         )
-    evaluator, _ = build_evaluator(
+    evaluator = _evaluator(settings, config) if given is None else given
+    if evals_per_clip(answers.classifier.prompt) > 1:
+        evaluator = BothOrders(evaluator)
+    return Job(settings, answers, evaluator, cut, recordings, _lengths(recordings), skipped)
+
+
+def _evaluator(settings: PredictSettings, config: Mapping[str, Any]) -> Evaluator:
+    model = model_settings(settings, config)
+    return build_evaluator(
         model.checkpoint,
         adapter=model.adapter,
         quantization=model.quantization,
@@ -109,17 +269,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=model.dtype,
         ray=settings.ray,
         ray_cpus=settings.ray_cpus,
-    )
-    if evals_per_clip(answers.classifier.prompt) > 1:
-        evaluator = BothOrders(evaluator)
-    seconds = _lengths(recordings)
-    for line in _plan(settings, answers, evaluator, seconds, skipped):
-        print(line, file=sys.stdout if space.dry_run else sys.stderr)
-    if space.dry_run:
-        return DONE
+    )[0]
+
+
+def _labelled(job: Job) -> Labelling:
+    """Labels all that is not done."""
+    settings, answers = job.settings, job.answers
     identity = {
         "classifier": answers.classifier.to_dict(),
-        "fingerprint": evaluator.fingerprint,
+        "fingerprint": job.evaluator.fingerprint,
         "window_ms": settings.window_ms,
         "hop_ms": settings.hop_ms,
         "conformal": None if answers.conformal is None else vars(answers.conformal),
@@ -128,12 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.smooth_ms / 1000, settings.min_speech_ms / 1000, settings.min_gap_ms / 1000
     )
     journal = Journal.open(settings.out, identity)
-    labelling = Labelling(answers, evaluator, cut, merging, settings.gate, journal)
-    _label(labelling, recordings, seconds)
-    rejected = _write(labelling, recordings, settings.out)
-    if settings.reference is not None:
-        print(judge(settings.out, settings.reference, settings.uem))
-    return FAULT if rejected else DONE
+    labelling = Labelling(answers, job.evaluator, job.cut, merging, settings.gate, journal)
+    _label(labelling, job.recordings, job.seconds)
+    return labelling
 
 
 def _add_words(parser: Any) -> None:
@@ -168,21 +323,15 @@ def _lengths(recordings: Sequence[Path]) -> dict[str, float]:
     return out
 
 
-def _plan(
-    settings: PredictSettings,
-    answers: Answers,
-    evaluator: Evaluator,
-    seconds: Mapping[str, float],
-    skipped: Mapping[str, int],
-) -> Iterator[str]:
-    cut = Cut.of_ms(settings.window_ms, settings.hop_ms)
-    count = sum(cut.count(round(s * RATE)) for s in seconds.values())
+def _plan(job: Job) -> Iterator[str]:
+    settings, answers, seconds = job.settings, job.answers, job.seconds
+    count = sum(job.cut.count(round(s * RATE)) for s in seconds.values())
     evals = count * evals_per_clip(answers.classifier.prompt)
     yield (
         f"recordings  {len(seconds):,}, {spelled(sum(seconds.values()))} by their headers; {count:,} windows of at most"
         f" {settings.window_ms} ms"
     )
-    yield f"time        {time_of(evaluator, evals)}"
+    yield f"time        {time_of(job.evaluator, evals)}"
     if answers.conformal is not None:
         yield (
             f"unsure      answers are given for {100 * (answers.sure_share or 0):.0f} % of the holdout's clips; of new"
@@ -190,7 +339,10 @@ def _plan(
         )
     for text in (
         *answers.notes,
-        *(f"{n} .{ending} files are not read; convert them first" for ending, n in skipped.items()),
+        *(
+            f"{n} .{ending} files are not read; convert them first"
+            for ending, n in job.skipped.items()
+        ),
     ):
         yield f"warning     {text}"
 
@@ -319,8 +471,8 @@ def _finish(labelling: Labelling, piece: Piece) -> None:
     journal.done.add(piece.file)
 
 
-def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> int:
-    """Writes the files that people open, and prints what came out. Returns how many recordings were rejected."""
+def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> tuple[list[str], int]:
+    """Writes the files that people open. Returns what came out, in lines, and how many recordings were rejected."""
     labels, journal = labelling.answers.labels, labelling.journal
     names = _names(recordings)
     _write_labels(labelling, out)
@@ -357,20 +509,16 @@ def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> int:
         {"file": f, "start_s": s.start_s, "end_s": s.end_s} for f, s in segments
     ))  # fmt: skip
     _csv(out / "rejected.csv", ("file", "reason"), rejected)
-    for line in shown[:SHOWN]:
-        print(line)
+    lines = shown[:SHOWN]
     if len(shown) > SHOWN:
-        print(f"... and {len(shown) - SHOWN:,} more in {out / 'labels.csv'}")
+        lines.append(f"... and {len(shown) - SHOWN:,} more in {out / 'labels.csv'}")
     counts = ", ".join(f"{n:,} {label}" for label, n in sorted(clips.items()))
-    print(
+    lines.append(
         f"{len(shown):,} recordings, {spelled(seconds)}"
         + (f"; clips: {counts}" if clips else "")
         + (f"; {len(segments):,} segments of {labels[0]}, {spelled(speech)}" if segments else "")
     )
-    if rejected:
-        print(f"{len(rejected)} could not be read: {out / 'rejected.csv'}", file=sys.stderr)
-    print(f"answers in {out}")
-    return len(rejected)
+    return lines, len(rejected)
 
 
 def _write_labels(labelling: Labelling, out: Path) -> None:
@@ -414,6 +562,8 @@ def _write_gate(folder: Path, path: Path, name: str, parts: Sequence[Sequence[fl
             )
             scratch.replace(target)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_verb(main))

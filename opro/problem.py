@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
-from evaluators.errors import UserError
+from evaluators.errors import LeakError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
+from evaluators.names import shared_names
+from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.several import PerCheckpoint
 from evaluators.splits import (
@@ -34,6 +37,7 @@ from opro.settings import (
     clip_count,
 )
 
+OWN = "python:"  # before the class of an evaluator that was given as an object
 CACHE = ".cache"  # scores, under the runs folder, shared by all runs
 
 
@@ -58,7 +62,7 @@ class Data:
         """
         clips = balanced_order(read_manifest(self.manifest, self.task.labels, name))
         check_registry(clips, self.registry)
-        return ClipSet(self.task, tuple(clips))
+        return ClipSet(self.task, tuple(clips), self.manifest)
 
     def halves(self, settings: SplitSettings) -> tuple[ClipSet, ClipSet]:
         """(search half, holdout) of a split, halved by source and then cut down to ``--clips``.
@@ -69,18 +73,25 @@ class Data:
             UserError: A half lacks a class, or as `split`.
         """
         everything = self.split(settings.split)
-        taken = {
-            c.clip_id
-            for c in everything.first(clip_count(settings.clips, len(everything), settings.split))
-        }
-        both = [tuple(c for c in half if c.clip_id in taken) for half in halves(everything.clips)]
-        for half, kind in zip(both, ("search", "holdout"), strict=True):
-            if len({c.label for c in half}) < len(self.task.labels):
-                raise UserError(
-                    f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at"
-                    " least two sources a class"
-                )
-        return ClipSet(self.task, both[0]), ClipSet(self.task, both[1])
+        return halve(everything, clip_count(settings.clips, len(everything), settings.split))
+
+
+def halve(clips: ClipSet, count: int | None = None) -> tuple[ClipSet, ClipSet]:
+    """(search half, holdout): halved by source, then cut down to those of the first `count` clips.
+
+    Raises:
+        UserError: A half lacks a class.
+    """
+    taken = {c.clip_id for c in clips[:count]}
+    both = [tuple(c for c in half if c.clip_id in taken) for half in halves(clips.clips)]
+    for half, kind in zip(both, ("search", "holdout"), strict=True):
+        if len({c.label for c in half}) < len(clips.task.labels):
+            raise UserError(
+                f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at"
+                " least two sources a class"
+            )
+    search, holdout = (dataclasses.replace(clips, clips=half) for half in both)
+    return search, holdout
 
 
 def open_data(settings: DataSettings) -> Data:
@@ -209,9 +220,74 @@ def open_problem(settings: OptimizeSettings) -> Problem:
         "data": data.digest,
         "task": data.task.name,
         "seed": settings.seed,
-        "seeds": hashlib.sha256("".join(_plain_digest(p) for p in seeds).encode()).hexdigest(),
+        "seeds": _seeds_digest(seeds),
     }
     return Problem(data.task, seeds, search, holdout, evaluator, identity, tuple(warnings))
+
+
+def open_evaluator(
+    given: Evaluator | str | Path, runs_dir: Path = Path("runs")
+) -> tuple[str, Evaluator, frozenset[str] | None]:
+    """(Name, evaluator, source ids it was trained on) of a checkpoint, with its cache, or of an evaluator as it is.
+
+    An evaluator of one's own goes by ``python:`` and the name of its class; what it was trained on is unknown.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    if isinstance(given, str | Path):
+        evaluator, stored = build_evaluator(str(given), cache=runs_dir / CACHE)
+        return str(given), evaluator, stored
+    checkpoint = given.about().checkpoint
+    both = given if isinstance(given, BothOrders) else BothOrders(given)
+    if checkpoint is None:
+        return f"{OWN}{type(given.innermost).__name__}", both, None
+    return checkpoint.name, both, checkpoint.trained_on
+
+
+def problem_of(
+    evaluator: Evaluator | str | Path,
+    seeds: Sequence[Prompt],
+    search: ClipSet,
+    holdout: ClipSet,
+    settings: OptimizeSettings,
+) -> Problem:
+    """The problem of a search over objects; the same one as `open_problem` finds for their names.
+
+    Raises:
+        UserError: As `open_problem`, or a source is in both clip sets.
+    """
+    name, opened, stored = open_evaluator(evaluator, settings.runs_dir)
+    both = shared_names({c.source_id for c in search}, {c.source_id for c in holdout})
+    if both:
+        raise LeakError(f"source {both[0]!r} is searched on and held out; give disjoint clip sets")
+    labels = search.task.labels
+    known = trained_sources(name, stored, search.manifest, settings.train_manifest, labels)
+    clips = [*search, *holdout]
+    warnings = check_trained_on(clips, known, name, settings.heard)
+    verify(clips)
+    identity: dict[str, str | int] = {
+        "fingerprint": opened.fingerprint + ("-swap" if settings.swap else ""),
+        "data": _digest_of(search, holdout),
+        "task": search.task.name,
+        "seed": settings.seed,
+        "seeds": _seeds_digest(seeds),
+    }
+    return Problem(search.task, tuple(seeds), search, holdout, opened, identity, tuple(warnings))
+
+
+def _digest_of(search: ClipSet, holdout: ClipSet) -> str:
+    """Of their manifest, so that a run goes on from Python or the command line; without one of their clips."""
+    if search.manifest is not None and search.manifest == holdout.manifest:
+        return manifest_digest(search.manifest)
+    parts = [
+        [(c.clip_id, c.label, c.source_id, c.sha256) for c in half] for half in (search, holdout)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _seeds_digest(seeds: Sequence[Prompt]) -> str:
+    return hashlib.sha256("".join(_plain_digest(p) for p in seeds).encode()).hexdigest()
 
 
 def open_seeds(settings: OptimizeSettings, task: Task) -> tuple[Prompt, ...]:

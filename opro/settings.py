@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.errors import UserError
-from opro.cli import flag
+from evaluators.statistics.metrics import METRICS
+from opro.cli import check_values, flag
 
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -129,7 +130,7 @@ class SearchSettings:
         " paraphrases the seeds",
     )
     objective: Literal["balanced_accuracy", "accuracy", "auroc", "nll", "worst_slice"] = flag(
-        "balanced_accuracy", "what the search climbs"
+        "balanced_accuracy", "what the search climbs", known=METRICS
     )
     threshold: Literal["argmax", "dev"] = flag(
         "dev",
@@ -243,6 +244,7 @@ class OptimizeSettings(
         Raises:
             UserError: A value cannot be used.
         """
+        check_values(self)
         batch = self.candidates or STRATEGIES[self.strategy].batch
         out = dataclasses.replace(self, candidates=batch)
         out = dataclasses.replace(out, name=out.name or default_name(out))

@@ -140,13 +140,15 @@ def compare_pairs(
     said: Sequence[Predictions],
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
+    metric: str = "balanced_accuracy",
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Paired differences of balanced accuracy, a - b, on the same clips.
+    """Paired differences of a metric, a - b, on the same clips.
 
     Args:
         pairs: Indices; None for all.
+        metric: A key of `evaluators.statistics.metrics.METRICS`.
 
     Returns:
         {a, b, difference, low, high, p, p_holm, detectable} each: 95 % interval over sources, two-sided p of the same
@@ -160,10 +162,12 @@ def compare_pairs(
         assert other.targets.clip_ids == first.clip_ids
         assert (other.targets.truth == first.truth).all()
     c = resample(first, resamples=resamples, seed=seed)
-    balanced = c.balanced(np.stack([one.right for one in said]).astype(np.float64))
-    return _family(
-        [_Pair(said[a].name, said[b].name, c, balanced[a], balanced[b]) for a, b in pairs]
-    )
+    values: Sequence[Statistic] | Statistic
+    if metric == "balanced_accuracy":  # of all at once
+        values = c.balanced(np.stack([one.right for one in said]).astype(np.float64))
+    else:
+        values = [METRICS[metric](c, one) for one in said]
+    return _family([_Pair(said[a].name, said[b].name, c, values[a], values[b]) for a, b in pairs])
 
 
 def mean_of(c: Clusters, value: Floats) -> Statistic:

@@ -15,6 +15,7 @@ from evaluators.files import append_line, cut_torn_line
 from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
 from opro.proposers.fallback import OrNothing
+from opro.proposers.heeding import Heeding
 from opro.proposers.language_model import LanguageModel, Reply
 from opro.proposers.ledger import Call, Ledger, MeteredModel
 from opro.proposers.lm_proposer import Calls, LMProposer
@@ -93,6 +94,23 @@ class ProposerPlan:
         if settings.strategy == "race":
             proposer = Exchanging(proposer)
         return Shared(proposer, self.shared) if self.shared else proposer
+
+
+@dataclass(frozen=True)
+class OwnPlan:
+    """A proposer that was given as an object; it asks no language model that the run pays for."""
+
+    proposer: Proposer
+    ledger: Ledger = field(default_factory=lambda: Ledger(None, None, None))
+
+    @property
+    def name(self) -> str:
+        """Who proposes."""
+        return f"own {self.proposer.name}"
+
+    def resume(self, journal: Path) -> Proposer:
+        """The proposer, with what it must not propose left out."""
+        return Heeding(self.proposer)
 
 
 def open_proposer(

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from opro.results.spellings import (
     predicted_names,
     source_rule,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("clip_id", "source_id", "label", "predicted", "score")
 LOGP = "logp_"
@@ -164,6 +167,26 @@ def read_foreign(
         UserError: With file, row and what was expected.
     """
     return read_rows(_open_csv(path, names or {}), positive, slices)
+
+
+def read_frame(name: str, given: "pd.DataFrame | str | Path", positive: str) -> Predictions:
+    """The predictions in a data frame with the columns of a file, or in a file; see `read_foreign`.
+
+    Raises:
+        UserError: As `read_foreign`.
+    """
+    if isinstance(given, str | Path):
+        return dataclasses.replace(read_predictions(Path(given), positive), name=name)
+    columns = {
+        str(header): [
+            "" if value is None or value != value else str(value) for value in given[header]
+        ]
+        for header in given.columns
+    }
+    if given.empty:
+        raise UserError(f"{name}: the data frame holds no rows")
+    places = [f", row {index}" for index in given.index]
+    return read_rows(Table(Path(name), columns, places, {}), positive)[0]
 
 
 def read_rows(

@@ -85,15 +85,20 @@ def time_of(evaluator: Evaluator, evals: int, settings: OptimizeSettings | None 
 
 def show_run(folder: RunFolder) -> None:
     """The leaderboard, the decision in words, and where everything lies, on stdout."""
+    print("\n".join(run_lines(folder)))
+
+
+def run_lines(folder: RunFolder) -> Iterator[str]:
+    """What a finished run prints."""
     summary = folder.finished()
     rows = leaderboard_rows(folder, summary)[:SHOWN]
-    print(render(leaderboard_sheet(rows, objective=summary.objective)))
-    print()
+    yield render(leaderboard_sheet(rows, objective=summary.objective))
+    yield ""
     if summary.two_by_two:
-        print(render(two_by_two_sheet(summary.two_by_two)))
-        print()
+        yield render(two_by_two_sheet(summary.two_by_two))
+        yield ""
     for name, text in decision_lines(folder, summary):
-        print(f"{name:10}{text}")
+        yield f"{name:10}{text}"
 
 
 def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, str]]:

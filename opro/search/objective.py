@@ -1,16 +1,20 @@
 """The objective: what a search climbs, and the words that tell a proposer about it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import decide, log_odds
+from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.clips import Clip, ClipSet
+from evaluators.errors import UserError
 from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_bias
-from evaluators.statistics.resampling import MIN_SOURCES
+from evaluators.statistics.compare import resample
+from evaluators.statistics.resampling import MIN_SOURCES, Clusters, Statistic
+from evaluators.targets import Predictions, Targets
 from evaluators.tasks import Task
 
 OBJECTIVES = {
@@ -26,13 +30,47 @@ OBJECTIVES = {
     "nll": "100 minus 100 times the mean negative log-likelihood of the right answer in nats",
     "worst_slice": "balanced accuracy in percent on the duration or noise level where it is worst",
 }
-NAMES = {  # of a score in a table or a sentence
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "auroc": "AUROC",
-    "nll": "100 - 100 x nats of the right answer",
-    "worst_slice": "balanced accuracy of the worst duration or SNR",
-}
+
+
+class Names(dict[str, str]):
+    """Of metrics; one that is not known here, as of a run made from Python, goes by its own."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+NAMES = Names(  # of a score in a table or a sentence
+    balanced_accuracy="balanced accuracy",
+    accuracy="accuracy",
+    auroc="AUROC",
+    nll="100 - 100 x nats of the right answer",
+    worst_slice="balanced accuracy of the worst duration or SNR",
+)
+ADDED: set[str] = set()  # metrics of one's own, see `add_metric`
+Metric = Callable[[Clusters, Predictions], Statistic]
+
+
+def add_metric(name: str, metric: Metric, about: str) -> None:
+    """Adds a metric that a search may climb (``objective=name``), and that predictions are compared in.
+
+    Args:
+        metric: From the resamples of a clip set and predictions of its clips to a statistic, higher is better; made
+            from the methods of `evaluators.statistics.resampling.Clusters`, such as ``c.share(hits, of)``.
+        about: What a proposing language model is told it is, as in ``F1 of speech in percent``.
+    Raises:
+        UserError: There is a metric of this name.
+    """
+    if name in metrics.METRICS:
+        raise UserError(f"metric {name!r} is there already; give another name")
+    metrics.METRICS[name] = metric
+    OBJECTIVES[name], NAMES[name] = about, name
+    ADDED.add(name)
+
+
+@functools.lru_cache(maxsize=4)  # the search half, and what it is raced on
+def one_resample(targets: Targets) -> Clusters:
+    """The clips as they are, for a value without its interval."""
+    return resample(targets, resamples=1)
 
 
 @dataclass(frozen=True)
@@ -122,6 +160,13 @@ class Objective:
         elif self.name == "worst_slice":  # the first few clips may hold no level with both classes
             masks = metrics.levels(clips.targets).values() or [np.ones(len(truth), dtype=bool)]
             value = min(metrics.balanced_accuracy(truth[m], right[m]) for m in masks)
+        elif self.name in ADDED:
+            odds = log_odds(logp)
+            shifted = odds + bias
+            said = Predictions(
+                "", clips.targets, decide(logp, bias), sigmoid(shifted), np.asarray(odds)
+            )
+            value = float(metrics.METRICS[self.name](one_resample(clips.targets), said).value)
         else:
             value = float((self.weights(truth) * right).sum())
         return Measured(value, right, bias, fitted, loss, profile)

@@ -672,7 +672,7 @@ def test_a_search_of_the_matrix_is_the_search_of_its_own_settings(small, monkeyp
         made.append(settings)
         return small.parent / f"run{len(made)}"
 
-    monkeypatch.setattr(optimize, "run", run)
+    monkeypatch.setattr(matrix, "run_search", run)
     chosen = iter([Prompt("first? A or B"), Prompt("second? A or B")])
     ended(monkeypatch, lambda f: (next(chosen), made[-1].checkpoint))
     path, _ = prompt_file(small.parent, 1)
