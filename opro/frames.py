@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Asked = str | Prompt | Classifier
+RESAMPLES = 10_000  # as opro.stats
 
 
 def load_clips(manifest: str | Path, split: str = "dev", *, task: str = "speech") -> ClipSet:
@@ -62,6 +63,9 @@ def classifiers_of(
     """Classifiers from objects, from texts whose answers are A, B, ... in the order of the labels, or from a file.
 
     A single text is a prompt; the name of a file ends with .yaml or .yml.
+
+    >>> classifiers_of("Speech? A) yes B) no", ["SPEECH", "NONSPEECH"])[0].prompt.answers
+    (('SPEECH', ('A',)), ('NONSPEECH', ('B',)))
 
     Raises:
         UserError: A text is no prompt, a prompt stands twice, or there is none.
@@ -159,7 +163,8 @@ def compare(
 
     Args:
         said: Name -> frame with columns clip_id, source_id, label and predicted, score or logp_LABEL (of `score`,
-            `Result.holdout` or anywhere else), or a CSV file of such.
+            `Result.holdout` or anywhere else), or a CSV file of such. Of several prompts in one frame each is named by
+            its own rows: ``{i: rows for i, rows in frame.groupby("prompt_id")}``.
         metric: balanced_accuracy, accuracy, auroc, nll, worst_slice, or one of `opro.add_metric`.
         positive: The label that is to be detected.
         seed: Of the resamples.
@@ -170,4 +175,4 @@ def compare(
         raise UserError(f"compare was given {len(said)} predictions; expected at least two")
     read: list[Predictions] = [read_frame(name, one, positive) for name, one in said.items()]
     same = [read[0], *(joined(read[0], other) for other in read[1:])]
-    return pandas().DataFrame(compare_pairs(same, metric=metric, seed=seed))
+    return pandas().DataFrame(compare_pairs(same, metric=metric, resamples=RESAMPLES, seed=seed))

@@ -227,6 +227,7 @@ def _labels(labelling: Labelling, job: Job, folder: Path) -> Labels:
     for row in rows:
         found = row.pop("segments", None)
         row.pop("gate", None)
+        row.pop("kept", None)
         if found is not None:
             row["speech_s"] = sum(end - start for start, end in found)
     return Labels(
@@ -353,7 +354,7 @@ def _label(labelling: Labelling, recordings: Sequence[Path], seconds: Mapping[st
     todo = [path for path in recordings if str(path) not in journal.done]
     columns = (TextColumn("{task.description}"), BarColumn(None), TimeElapsedColumn())
     left = (TextColumn("left"), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)
     with (
         Progress(*columns, *left, console=console, disable=not console.is_terminal) as bar,
         tempfile.TemporaryDirectory(prefix="opro-windows-") as scratch,

@@ -8,6 +8,7 @@ import pytest
 MODULES = (
     "evaluators.classifier",
     "evaluators.files",
+    "opro.frames",
     "opro.results.progress",
     "opro.results.sheet",
     "opro.search.budget",

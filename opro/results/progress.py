@@ -52,7 +52,7 @@ class Progress:
     """
 
     def __init__(self, problem: Problem, settings: OptimizeSettings) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, force_jupyter=False)
         self._evaluator = problem.evaluator
         self._iterations = settings.iterations
         self._orders = orders(problem, settings)
@@ -130,7 +130,7 @@ class Progress:
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A live line that counts to `total` in a terminal, and is silent elsewhere. Yields a function of the step."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, force_jupyter=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

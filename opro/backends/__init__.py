@@ -1,0 +1,1 @@
+"""Our scorer as the backend of other optimisers: GEPA, DSPy, Optuna. Each needs its package."""
