@@ -334,15 +334,22 @@ class Pocket:
     def __init__(self, folder):
         self.scorer, self.folder = open_scorer("pocket-lora"), folder
         self.lock, self.under_way, self.number = threading.Lock(), [], 0
+        self.known = {}  # by samples: what was asked before
 
     def say(self, wave, prompt, clip):
+        key = np.asarray(wave, dtype=np.float32).tobytes()
         with self.lock:
-            self.number += 1
-            path = self.folder / f"{self.number}.wav"
-            soundfile.write(path, wave, 16000, subtype="FLOAT")
-            played = dataclasses.replace(clip, path=path, sha256=f"asked {self.number}")
-            a, b = self.scorer.score([prompt], [played]).logp[0, 0]
-            self.scorer.forget()
+            if key not in self.known:
+                self.known[key] = self.answer(wave, prompt, clip)
+            return self.known[key]
+
+    def answer(self, wave, prompt, clip):
+        self.number += 1
+        path = self.folder / f"{self.number}.wav"
+        soundfile.write(path, wave, 16000, subtype="FLOAT")
+        played = dataclasses.replace(clip, path=path, sha256=f"asked {self.number}")
+        a, b = self.scorer.score([prompt], [played]).logp[0, 0]
+        self.scorer.forget()
         odds = 8 * float(a - b)  # a model that is surer of itself
         return listing(("A", -math.log1p(math.exp(-odds))), ("B", -math.log1p(math.exp(odds))))
 
@@ -357,6 +364,11 @@ class Pocket:
         return np.concatenate([wave, np.zeros(longest - len(wave))])
 
 
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory):
+    return Pocket(tmp_path_factory.mktemp("asked"))
+
+
 @pytest.mark.parametrize(
     ("server", "about", "text"),
     [
@@ -369,9 +381,8 @@ class Pocket:
         ),
     ],
 )
-def test_a_broken_server_is_named(tmp_path, seeds, clear, server, about, text):
-    pocket = Pocket(tmp_path)
-
+@pytest.mark.xdist_group("servers")  # they share what the checkpoint said
+def test_a_broken_server_is_named(pocket, seeds, clear, server, about, text):
     def reply(request):
         wave, _ = heard(request)
         if server == "deaf":
