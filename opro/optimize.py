@@ -16,7 +16,7 @@ from typing import Any
 from evaluators.orders import evals_per_clip
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
-from opro.cli import DONE, parse, run_verb
+from opro.cli import DONE, hand_over, parse, run_verb
 from opro.problem import Problem, open_problem
 from opro.proposers.open import ProposerPlan, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_threads(settings.threads)
     if space.config is not None and "name" not in vars(space):
         settings = _renamed(settings, space.config)
-    run(settings, space.dry_run)
+    folder = run(settings, space.dry_run)
+    if not space.dry_run:
+        hand_over(RunFolder.read(folder).document())
     return DONE
 
 
@@ -74,7 +76,9 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     problem = _told_of_few_sources(_told_of_thresholds(problem, settings))
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
-        print("\n".join(plan_lines(settings, problem)))
+        lines = list(plan_lines(settings, problem))
+        print("\n".join(lines))
+        hand_over({"dry_run": True, "folder": str(settings.folder), "plan": lines})
         return settings.folder
     with RunFolder.open(settings.folder, settings.config) as folder:
         _log_to(folder.path / LOG)

@@ -31,7 +31,7 @@ from evaluators.evaluator import Evaluator
 from evaluators.files import resolve, write_text
 from evaluators.orders import BothOrders, evals_per_clip
 from evaluators.tasks import task_named
-from opro.cli import DONE, FAULT, flag, parse, run_verb
+from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
 from opro.recordings.answers import Answers, answers_of_run
 from opro.recordings.inputs import find_recordings
 from opro.recordings.journal import Journal
@@ -113,9 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if evals_per_clip(answers.classifier.prompt) > 1:
         evaluator = BothOrders(evaluator)
     seconds = _lengths(recordings)
-    for line in _plan(settings, answers, evaluator, seconds, skipped):
-        print(line, file=sys.stdout if space.dry_run else sys.stderr)
+    plan = list(_plan(settings, answers, evaluator, seconds, skipped))
+    print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
     if space.dry_run:
+        hand_over({"dry_run": True, "folder": str(settings.out), "plan": plan})
         return DONE
     identity = {
         "classifier": answers.classifier.to_dict(),
@@ -130,10 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal = Journal.open(settings.out, identity)
     labelling = Labelling(answers, evaluator, cut, merging, settings.gate, journal)
     _label(labelling, recordings, seconds)
-    rejected = _write(labelling, recordings, settings.out)
+    result = _write(labelling, recordings, settings.out)
     if settings.reference is not None:
-        print(judge(settings.out, settings.reference, settings.uem))
-    return FAULT if rejected else DONE
+        result["judged"] = judge(settings.out, settings.reference, settings.uem)
+        print(result["judged"])
+    hand_over(result)
+    return FAULT if result["rejected"] else DONE
 
 
 def _add_words(parser: Any) -> None:
@@ -319,8 +322,8 @@ def _finish(labelling: Labelling, piece: Piece) -> None:
     journal.done.add(piece.file)
 
 
-def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> int:
-    """Writes the files that people open, and prints what came out. Returns how many recordings were rejected."""
+def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Writes the files that people open, and prints what came out. Returns it as plain data, for ``--json``."""
     labels, journal = labelling.answers.labels, labelling.journal
     names = _names(recordings)
     _write_labels(labelling, out)
@@ -370,7 +373,17 @@ def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> int:
     if rejected:
         print(f"{len(rejected)} could not be read: {out / 'rejected.csv'}", file=sys.stderr)
     print(f"answers in {out}")
-    return len(rejected)
+    files = ("labels.csv", "segments.csv", "rejected.csv")
+    paths = {Path(one).stem: str(out / one) for one in files}
+    return {
+        "recordings": len(shown),
+        "seconds": seconds,
+        "clips": clips,
+        "segments": len(segments),
+        "segments_seconds": speech,
+        "rejected": rejected,
+        "paths": {"folder": str(out), **paths},
+    }
 
 
 def _write_labels(labelling: Labelling, out: Path) -> None:
