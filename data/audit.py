@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evaluators.errors import UserError
 from evaluators.manifest import manifest_path
-from opro.cli import Parser, run_verb
+from opro.cli import Parser, hand_over, run_verb
 
 from .auditing.checks import Audit, audit_clips
 from .auditing.page import write_page
@@ -73,10 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print()
             raise UserError(f"--page {str(page)!r} cannot be written ({error.strerror})") from None
         print(f"; spectrograms and players: {page}")
+        found = [{"fault": f.fault, "text": f.text} for f in audit.findings]
+        hand_over(
+            {
+                "clips": len(audit.clips),
+                "faults": len(audit.faults),
+                "findings": found,
+                "paths": {"page": str(page)},
+            }
+        )
         return 1 if audit.faults else 0
 
     return run_verb(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_verb(main))

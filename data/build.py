@@ -31,7 +31,7 @@ from typing import Any
 from evaluators.errors import PauseError, UserError
 from evaluators.files import read_yaml
 from evaluators.manifest import SPLITS
-from opro.cli import Parser, run_verb
+from opro.cli import Parser, hand_over, run_verb
 
 from .building import clip_set, debian, folder, import_study
 from .building.dev_split import outline_of_recipe, registered
@@ -64,9 +64,20 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--check is for sets that are built from recordings; this recipe copies")
     if isinstance(recipe, Packages):
         chosen = debian.choose(recipe, args.packages)
-        print("\n".join(debian.outline(chosen)) if args.dry_run else debian.fetch(chosen, args.out))
+        told = "\n".join(debian.outline(chosen)) if args.dry_run else debian.fetch(chosen, args.out)
+        print(told)
+        _answer(args, told.splitlines())
         return 0
     return _import(recipe, args)
+
+
+def _answer(args: argparse.Namespace, lines: Sequence[str] = (), clips: int | None = None) -> None:
+    """What ``--json`` prints: the plan of a dry run, or the clip set with what was said of it."""
+    if args.dry_run:
+        hand_over({"dry_run": True, "folder": str(args.out), "plan": list(lines)})
+        return
+    paths = {"folder": str(args.out), "manifest": str(args.out / "manifest.csv")}
+    hand_over({"clips": clips, "said": list(lines), "paths": paths})
 
 
 FOLDER, MY_CLIPS = "folder", "my_clips"
@@ -92,7 +103,9 @@ def _folder(args: argparse.Namespace) -> int:
     )
     plan = folder.plan_folder(settings)
     links = 0 if args.dry_run else folder.build_folder(settings, plan)
-    print("\n".join(folder.outline(plan, settings)))
+    lines = folder.outline(plan, settings)
+    print("\n".join(lines))
+    _answer(args, lines, len(plan.rows))
     if not args.dry_run:
         about = f", {links:,} of them hard links to your files" if links else ""
         print(
@@ -133,12 +146,15 @@ def _build(recipe: Made, args: argparse.Namespace) -> int:
     if args.recordings:
         recipe = replace(recipe, recordings=parse_collections(args.recordings))
     if args.dry_run:
-        print("\n".join(outline_of_recipe(recipe, args.out)))
+        lines = outline_of_recipe(recipe, args.out)
+        print("\n".join(lines))
+        _answer(args, lines)
         return 0
     if args.check:
         return _report(clip_set.rebuild_and_compare(recipe, args.out, args.processes))
     with registered(recipe, args.out):
         count = clip_set.build(recipe, args.out, args.processes)
+    _answer(args, clips=count)
     print(f"wrote {args.out}, {count:,} clips; check it with: python -m data.audit {args.out}")
     return 0
 
@@ -148,9 +164,12 @@ def _import(recipe: Import, args: argparse.Namespace) -> int:
     recipe = replace(recipe, manifests=manifests, root=args.root or recipe.root)
     study = import_study.read_study(recipe, args.out)
     if args.dry_run:
-        print("\n".join(study.outline()))
+        lines = study.outline()
+        print("\n".join(lines))
+        _answer(args, lines)
         return 0
     import_study.write_study(study, args.out)
+    _answer(args, clips=len(study.rows))
     print(f"wrote {args.out}, {len(study.rows)} clips; check it: python -m data.audit {args.out}")
     return 0
 
@@ -165,6 +184,7 @@ def _demo(path: Path, args: argparse.Namespace) -> int:
     if args.check:
         return _report(demo_clips.rebuild_and_compare(path, folder, args.out))
     demo_clips.build(path, folder, args.out)
+    _answer(args)
     print(f"wrote {args.out}; check it with: python -m data.audit {args.out}")
     return 0
 
@@ -183,6 +203,7 @@ def _makers() -> Any:
 def _report(different: Sequence[str]) -> int:
     names = f": {', '.join(different[:10])}" if different else ""
     print(f"{len(different)} clips differ{names}")
+    hand_over({"different": list(different)})
     return 1 if different else 0
 
 
@@ -240,4 +261,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_verb(main))

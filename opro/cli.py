@@ -1,6 +1,7 @@
 """Command lines: a dataclass becomes flags, a YAML file may set the same names, errors are one sentence."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -10,15 +11,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
-from evaluators.files import read_yaml
+from evaluators.files import json_text, read_yaml
 from evaluators.threads import wait_asleep
 
 T = TypeVar("T")
 DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
+_handed = ContextVar[list[Any] | None]("_handed", default=None)  # None where nobody asked for JSON
 
 
 def flag(default: Any, text: str, **more: Any) -> Any:
@@ -26,8 +29,31 @@ def flag(default: Any, text: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
+def hand_over(document: object) -> None:
+    """Gives the verb's result, as plain data, to ``--json``, which prints the last one. Without it nothing happens."""
+    held = _handed.get()
+    if held is not None:
+        held[:] = [document]
+
+
+def _tell(word: str, sentence: str, code: int) -> int:
+    """Says why a verb ended early, to people and to ``--json``. Returns the exit code."""
+    print(f"{word}: {sentence}", file=sys.stderr)
+    hand_over({"error": sentence, "exit": code})
+    return code
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence, with the nearest flag named."""
+    """An ArgumentParser whose errors are one sentence, with the nearest flag named; it knows ``--json``."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        self.add_argument(
+            "--json",
+            action="store_true",
+            help="standard output is one JSON document with the result, or {error, exit}; what is for people goes to"
+            " standard error",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Prints the sentence, exits with 2."""
@@ -38,8 +64,7 @@ class Parser(argparse.ArgumentParser):
             message = f"flag {flag!r} is unknown" + (
                 f"; did you mean {near[0]}?" if near else "; --help lists the flags"
             )
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(WRONG_USE)
+        sys.exit(_tell("error", message, WRONG_USE))
 
 
 def parse(
@@ -242,20 +267,24 @@ VERBS = {  # of the `opro` command
 
 def command() -> int:
     """The `opro` command: ``opro VERB ...`` is ``python -m opro.VERB ...``. Returns the exit code."""
+    return run_verb(_command)
+
+
+def _command() -> int:
     given = sys.argv[1:2]
     if given not in ([], ["-h"], ["--help"]) and given[0] in VERBS:
         sys.argv = [f"opro {given[0]}", *sys.argv[2:]]
-        return run_verb(_verb(given[0]).main)
+        return int(_verb(given[0]).main())
     lines = [f"  {name:12} {text}" for name, text in VERBS.items()]
     text = "\n".join(["usage: opro VERB [FLAGS]; opro VERB --help lists the flags", "", *lines])
     if given in (["-h"], ["--help"]):
         print(text)
         return DONE
-    wrong = f"error: verb {given[0]!r} is unknown" if given else "error: no verb was given"
+    wrong = f"verb {given[0]!r} is unknown" if given else "no verb was given"
     near = difflib.get_close_matches(given[0], VERBS, 1) if given else []
-    print(wrong + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
+    code = _tell("error", wrong + (f"; did you mean {near[0]}?" if near else ""), WRONG_USE)
     print(text, file=sys.stderr)
-    return WRONG_USE
+    return code
 
 
 def _verb(name: str) -> Any:
@@ -269,30 +298,50 @@ def _verb(name: str) -> Any:
 
 
 def run_verb(main: Callable[[], int]) -> int:
-    """Runs a verb: wrong use is one sentence and 2, a fault that a resume can continue one sentence and 1."""
+    """Runs a verb: wrong use is one sentence and 2, a fault that a resume can continue one sentence and 1.
+
+    With ``--json`` standard output holds the document that was handed over, and nothing else.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if "--json" in sys.argv[1:] and _handed.get() is None:
+        return _run_for_json(main)
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     wait_asleep()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_USE
+        return _tell("error", str(error), WRONG_USE)
     except PauseError as error:
-        print(f"paused: {error}", file=sys.stderr)
-        return FAULT
+        return _tell("paused", str(error), FAULT)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stdout = open(os.devnull, "w")
         return DONE
     except KeyboardInterrupt:
-        print("interrupted: nothing is lost, the same command goes on from here", file=sys.stderr)
-        return FAULT
+        return _tell("interrupted", "nothing is lost, the same command goes on from here", FAULT)
     finally:
         for one, handler in previous.items():
             signal.signal(one, handler)
+
+
+def _run_for_json(main: Callable[[], int]) -> int:
+    """Runs a verb whose words all go to standard error, then prints its document."""
+    held: list[Any] = []
+    token = _handed.set(held)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return run_verb(main)
+    except Exception as error:  # a fault of this program: its trace follows on standard error
+        hand_over({"error": f"{type(error).__name__}: {error}", "exit": FAULT})
+        raise
+    finally:
+        _handed.reset(token)
+        if held:
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.write(json_text(held[0]))
+                sys.stdout.flush()

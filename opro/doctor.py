@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -44,7 +44,7 @@ from evaluators.splits import (
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.tasks import SPEECH_TASK
 from evaluators.threads import use_threads
-from opro.cli import DONE, FAULT, flag, parse, run_verb
+from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
 from opro.problem import Data, open_data
 from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings, ThreadSettings
 
@@ -88,12 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code."""
     settings, _ = parse(DoctorSettings, argv, __doc__ or "")
     use_threads(settings.threads)
-    worst = DONE
+    found = []
     for finding in examine(settings):
         _print(finding)
-        if finding.level == "broken":
-            worst = FAULT
-    return worst
+        found.append(finding)
+    broken = any(one.level == "broken" for one in found)
+    hand_over({"broken": broken, "findings": [asdict(one) for one in found]})
+    return FAULT if broken else DONE
 
 
 def examine(settings: DoctorSettings) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import check_trained_on, halves, trained_sources
 from evaluators.tasks import Task
 from evaluators.threads import use_threads
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.problem import Data, open_data
 from opro.results.run_folder import open_run
 from opro.settings import SEED_PROMPTS, DataSettings, ThreadSettings, clip_count, file_name
@@ -116,8 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = settings.out or default_out(settings)
     training = prepare(settings)
     if space.dry_run:
-        for name, text in [("result", str(folder)), *describe(training)]:
-            print(f"{name:11} {text}")
+        plan = [f"{n:11} {text}" for n, text in [("result", str(folder)), *describe(training)]]
+        print("\n".join(plan))
+        hand_over({"dry_run": True, "folder": str(folder), "plan": plan})
         return DONE
     return run(settings, training, folder)
 
@@ -343,6 +344,7 @@ def merge(settings: FinetuneSettings, folder: Path) -> int:
     apart, dtype = write_merged(checkpoint, folder, prompt, settings.device, settings.dtype)
     print(f"merged      {folder}, {dtype}")
     print(f"self-test   scores of made-up clips differ by {apart:.1e} nats at most")
+    hand_over({"dtype": dtype, "selftest_nats": apart, "paths": {"folder": str(folder)}})
     return DONE
 
 
@@ -364,6 +366,7 @@ def show(folder: Path) -> None:
         f" {100 * score['value']:.1f}{interval} on the search half, which chose the epoch"
     )
     print(f"next        python -m opro.optimize --checkpoint {folder}")
+    hand_over({**record, "paths": {"folder": str(folder)}})
 
 
 if __name__ == "__main__":

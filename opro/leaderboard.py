@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from evaluators.errors import UserError
 from evaluators.files import json_text
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.results.leaderboard import (
     Row,
     leaderboard_csv,
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"left out: {error}", file=sys.stderr)
     boards = {about: _sorted(rows, settings.sort) for about, rows in boards.items()}
     everything = [row for rows in boards.values() for row in rows]
+    hand_over(everything)
     if settings.format == "json":
         print(json_text(everything), end="")
     elif settings.format == "csv":

@@ -37,7 +37,7 @@ from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
 from evaluators.targets import Predictions
 from evaluators.threads import use_threads
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
 from opro.problem import Data, Model, Problem, open_data, open_model
 from opro.results.looks import look_id, record_use, said_of_uses
@@ -183,9 +183,10 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; expected a folder")
     entries = _entries(space.prompts, data, settings)
-    for line in _plan(settings, models, entries, space.baselines, clips):
-        print(line, file=sys.stdout if space.dry_run else sys.stderr)
+    plan = list(_plan(settings, models, entries, space.baselines, clips))
+    print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
     if space.dry_run:
+        hand_over({"dry_run": True, "folder": str(out), "plan": plan})
         return DONE
     if settings.search:
         entries = _searched(entries, space.checkpoint, settings)
@@ -217,7 +218,9 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
     result = _result(rows, settings, space.checkpoint[0])
     result |= {"judged_on": settings.judged_on, "manifest": data.digest, "test_openings": uses}
     _write(out, result, rows, settings)
+    result["paths"] = {"folder": str(out), "matrix": str(out / "matrix.json")}
     _show(result, settings, out)
+    hand_over(result)
     return DONE
 
 

@@ -21,7 +21,7 @@ from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, parse, run_verb
+from opro.cli import DONE, hand_over, parse, run_verb
 from opro.frames import Asked, classifiers_of, prompt_path
 from opro.problem import (
     OWN,
@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_threads(settings.threads)
     if space.config is not None and "name" not in vars(space):
         settings = _renamed(settings, space.config)
-    run(settings, space.dry_run)
+    folder = run(settings, space.dry_run)
+    if not space.dry_run:
+        hand_over(RunFolder.read(folder).document())
     return DONE
 
 
@@ -110,7 +112,9 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
-        print("\n".join(plan_lines(settings, problem)))
+        lines = list(plan_lines(settings, problem))
+        print("\n".join(lines))
+        hand_over({"dry_run": True, "folder": str(settings.folder), "plan": lines})
         return settings.folder
     show_run(_decided(settings, problem, plan))
     return settings.folder

@@ -15,7 +15,7 @@ from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import json_text
 from evaluators.splits import halves
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.problem import open_data
 from opro.results.progress import counting
 from opro.results.sheet import Column, Sheet, render
@@ -54,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for gain in gains:
                 cells.append(simulate(name, both, gain, settings))
                 step()
+    document = [dataclasses.asdict(c) for c in cells]
+    hand_over(document)
     if settings.format == "json":
-        print(json_text([dataclasses.asdict(c) for c in cells]), end="")
+        print(json_text(document), end="")
     elif settings.format == "markdown":
         sheet = power_sheet(cells, settings)
         print(f"{sheet.title}\n\n{render(sheet, 'markdown')}")

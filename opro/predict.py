@@ -34,7 +34,7 @@ from evaluators.prompts import Prompt
 from evaluators.tasks import task_named
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, FAULT, check_values, flag, parse, run_verb
+from opro.cli import DONE, FAULT, check_values, flag, hand_over, parse, run_verb
 from opro.recordings.answers import Answers, answers_of_run
 from opro.recordings.inputs import find_recordings
 from opro.recordings.journal import Journal
@@ -121,18 +121,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_threads(settings.threads)
     answers, config = _answers(settings, Path(space.classifier))
     job = _open(settings, answers, config, space.audio)
-    for line in _plan(job):
-        print(line, file=sys.stdout if space.dry_run else sys.stderr)
+    plan = list(_plan(job))
+    print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
     if space.dry_run:
+        hand_over({"dry_run": True, "folder": str(settings.out), "plan": plan})
         return DONE
     labelling = _labelled(job)
-    lines, rejected = _write(labelling, job.recordings, settings.out)
+    lines, result = _write(labelling, job.recordings, settings.out)
     print("\n".join(lines))
+    rejected = len(result["rejected"])
     if rejected:
         print(f"{rejected} could not be read: {settings.out / 'rejected.csv'}", file=sys.stderr)
     print(f"answers in {settings.out}")
     if settings.reference is not None:
-        print(judge(settings.out, settings.reference, settings.uem))
+        result["judged"] = judge(settings.out, settings.reference, settings.uem)
+        print(result["judged"])
+    hand_over(result)
     return FAULT if rejected else DONE
 
 
@@ -472,8 +476,10 @@ def _finish(labelling: Labelling, piece: Piece) -> None:
     journal.done.add(piece.file)
 
 
-def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> tuple[list[str], int]:
-    """Writes the files that people open. Returns what came out, in lines, and how many recordings were rejected."""
+def _write(
+    labelling: Labelling, recordings: Sequence[Path], out: Path
+) -> tuple[list[str], dict[str, Any]]:
+    """Writes the files that people open. Returns what came out, in lines and as plain data for ``--json``."""
     labels, journal = labelling.answers.labels, labelling.journal
     names = _names(recordings)
     _write_labels(labelling, out)
@@ -519,7 +525,17 @@ def _write(labelling: Labelling, recordings: Sequence[Path], out: Path) -> tuple
         + (f"; clips: {counts}" if clips else "")
         + (f"; {len(segments):,} segments of {labels[0]}, {spelled(speech)}" if segments else "")
     )
-    return lines, len(rejected)
+    files = ("labels.csv", "segments.csv", "rejected.csv")
+    paths = {Path(one).stem: str(out / one) for one in files}
+    return lines, {
+        "recordings": len(shown),
+        "seconds": seconds,
+        "clips": clips,
+        "segments": len(segments),
+        "segments_seconds": speech,
+        "rejected": rejected,
+        "paths": {"folder": str(out), **paths},
+    }
 
 
 def _write_labels(labelling: Labelling, out: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluators.errors import UserError
 from evaluators.files import write_text
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.results.page import page_of
 
 
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--out {str(out)!r} is a folder; expected a file name")
     text = page_of(space.folder)
     write_text(out, text)
-    print(f"written to {out} ({len(text.encode()) / 2**20:.1f} MB)")
+    size = len(text.encode())
+    print(f"written to {out} ({size / 2**20:.1f} MB)")
+    hand_over({"bytes": size, "paths": {"report": str(out)}})
     return DONE
 
 

@@ -27,7 +27,7 @@ from evaluators.statistics.metrics import auroc, rates
 from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import task_named
 from evaluators.threads import use_threads
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.problem import Data, Model, open_data, open_joint_model
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
 from opro.results.provenance import version_changes
@@ -96,10 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
     # Everything that can be wrong is found before the test split is used.
     jobs = [_open(_asked(settings, path), settings) for path in space.prompts]
+    results = []
     for job in jobs:
         result = _rescore(job, settings)
         write_json(job.asked.out, result)
         _show(result, job.asked.out)
+        results.append(result | {"path": str(job.asked.out)})
+    hand_over({"results": results})
     return DONE
 
 

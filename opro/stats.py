@@ -25,7 +25,7 @@ from evaluators.files import csv_text, json_text
 from evaluators.statistics.compare import compare_pairs
 from evaluators.statistics.describe import DEFINITIONS, describe
 from evaluators.targets import SLICES, Predictions
-from opro.cli import DONE, flag, parse, run_verb
+from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.results.logs.read import is_log, read_log
 from opro.results.predictions import COLUMNS, LOGP, joined, number_or_text, read_foreign
 from opro.results.scored import as_predictions, compare_logs, open_scored
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, space = parse(StatsSettings, argv, __doc__ or "", extra, config=False)
     names = _mapping(space.map)
     result = statistics(space.files, settings, names, space.slices)
+    hand_over(result)
     if settings.format == "json":
         print(json_text(result), end="")
     elif "logs" in result:

@@ -1368,8 +1368,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/rescore.py",
-        "    jobs = [_open(_asked(settings, path), settings) for path in space.prompts]\n    for job in jobs:\n",
-        "    for path in space.prompts:\n        job = _open(_asked(settings, path), settings)\n",
+        "    jobs = [_open(_asked(settings, path), settings) for path in space.prompts]\n    results = []\n    for job in jobs:\n",
+        "    results = []\n    for path in space.prompts:\n        job = _open(_asked(settings, path), settings)\n",
     ),
     ("opro/rescore.py", 'clips.first(len(names)).as_control("silence")', "clips"),
     (

@@ -192,6 +192,16 @@ class RunFolder:
             )
         return summary
 
+    def document(self) -> dict[str, Any]:
+        """What a finished run came to, as summary.json holds it, with its name and the paths of its files."""
+        files = (SUMMARY, BEST, LEADERBOARD, JOURNAL, SCORES, STUDY, LOG)
+        paths = {Path(one).stem: str(self.path / one) for one in files}
+        return {
+            "run": self.name,
+            **self.finished().model_dump(),
+            "paths": {"folder": str(self.path), **paths},
+        }
+
     @property
     def best(self) -> Classifier:
         """What a finished run hands over: its choice, or the baseline where that was kept; as in best.yaml.
