@@ -144,7 +144,7 @@ class Endpoint(Uncached):
             p, c = pair
             if pair in call.scores or p in call.troubles or call.over:
                 return
-            listing = self._ask(self._request(prompts[p], waves[c], ids[p]), call)
+            listing = self._ask(request_of(self.model, prompts[p], waves[c], ids[p]), call)
             if listing is None:
                 return
             if trouble := listing.trouble(prompts[p]):
@@ -250,21 +250,6 @@ class Endpoint(Uncached):
                 self._tokenizes = False
         return self._ids[text] if self._tokenizes else ()
 
-    def _request(self, prompt: Prompt, wav: str, ids: list[int]) -> dict[str, Any]:
-        audio = {"type": "input_audio", "input_audio": {"data": wav, "format": "wav"}}
-        request = {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": prompt.system},
-                {"role": "user", "content": [audio, {"type": "text", "text": prompt.text}]},
-            ],
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": LISTED,
-        }
-        return request | ({"logprob_token_ids": ids} if ids else {})
-
     def _ask(self, request: Mapping[str, Any], call: _Call) -> Listing | None:
         """The likeliest first tokens; None when the call is over before this is sent."""
         failed, others = 0, self._throttle.answered
@@ -303,6 +288,28 @@ class Endpoint(Uncached):
             f"{self._client.address} refuses model {self.model!r} or audio ({error}); expected a model that takes"
             " input_audio and returns logprobs"
         )
+
+
+def request_of(model: str, prompt: Prompt, wav: str, ids: Sequence[int]) -> dict[str, Any]:
+    """The body of a request for the likeliest first tokens of an answer.
+
+    Args:
+        wav: A WAV file in base64.
+        ids: Tokens to list whatever their rank, where the server can; else none.
+    """
+    audio = {"type": "input_audio", "input_audio": {"data": wav, "format": "wav"}}
+    request = {
+        "model": model,
+        "messages": [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": [audio, {"type": "text", "text": prompt.text}]},
+        ],
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": LISTED,
+    }
+    return request | ({"logprob_token_ids": list(ids)} if ids else {})
 
 
 def _key(prompt: Prompt, clip: Clip) -> tuple[str, str, str]:

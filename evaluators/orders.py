@@ -138,7 +138,12 @@ class BothOrders:
 
 def evals_per_clip(prompt: Prompt) -> int:
     """Evals that `BothOrders` takes for a prompt and a clip: one for each order of its options."""
-    return len(set(_orders(prompt)))
+    return len(orders_of(prompt))
+
+
+def orders_of(prompt: Prompt) -> tuple[Prompt, ...]:
+    """The prompts of one order each whose probabilities are averaged; itself where there is nothing to average."""
+    return tuple(dict.fromkeys(_orders(prompt)))
 
 
 def _single_orders(prompts: Sequence[Prompt]) -> list[Prompt]:

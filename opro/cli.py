@@ -253,6 +253,7 @@ VERBS = {  # of the `opro` command
     "optimize": "search prompts for a checkpoint on the dev split",
     "rescore": "score saved prompts on the test split",
     "predict": "label recordings with what a search found",
+    "export": "take what a search found elsewhere: weights, template, scripts",
     "matrix": "prompts x checkpoints x detectors on a split",
     "leaderboard": "rank prompts over runs",
     "report": "one HTML page of a run or a matrix",

@@ -5,7 +5,7 @@ from typing import Any
 
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.templates import QWEN2_AUDIO
+from evaluators.audio_lm.stock import template_text
 from evaluators.prompts import Prompt
 
 NF4 = (
@@ -26,12 +26,7 @@ def plain_code(
         base: Hub id or folder of the base that the folder's adapter joins; None: the folder is a whole model.
         packed: The base is loaded in 4 bits.
     """
-    pieces = (
-        *QWEN2_AUDIO.before(prompt.system),
-        ("<|AUDIO|>", True),
-        *QWEN2_AUDIO.after(prompt.text),
-    )
-    text = "".join(piece for piece, _ in pieces)
+    text = template_text(prompt)
     groups = find_answers(tokenizer, prompt).sequences
     answers = {
         label: sorted({sequence[0] for sequence in group})

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gepa import EvaluationBatch
+from gepa.core.adapter import EvaluationBatch
 
 from evaluators.clips import Clip
 from evaluators.evaluator import Evaluator

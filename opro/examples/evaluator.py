@@ -63,4 +63,5 @@ def weights(text: str, letter: str) -> np.ndarray:
     """Sum of the weights of the words behind an option's letter, up to the end of its line."""
     option = re.search(rf"\b{re.escape(letter)}[).:]\s*(.*)", text)
     words = re.findall(r"[a-z]+", option[1].lower()) if option else []
-    return np.sum([WORDS.get(word, (0.0, 0.0, 0.0)) for word in words] + [(0.0, 0.0, 0.0)], axis=0)
+    rows = [WORDS.get(word, (0.0, 0.0, 0.0)) for word in words]
+    return np.array(rows).reshape(-1, 3).sum(axis=0)

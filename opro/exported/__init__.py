@@ -1,0 +1,1 @@
+"""Scripts that `opro.export` copies into a folder: they need nothing of this project."""

@@ -1,0 +1,22 @@
+"""Labels WAV files by an OpenAI-compatible server: OPENAI_BASE_URL=http://HOST:PORT/v1 python ask.py CLIP.wav ..."""
+
+import base64, json, math, os, sys, urllib.request
+from pathlib import Path
+
+about = json.loads((Path(__file__).resolve().parent / "request.json").read_text(encoding="utf-8"))
+url = os.environ["OPENAI_BASE_URL"].rstrip("/") + "/chat/completions"
+headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+for name in sys.argv[1:]:
+    clip = base64.b64encode(Path(name).read_bytes()).decode()
+    share = dict.fromkeys(about["labels"], 0.0)
+    for asked in about["requests"]:  # one for each order of the options
+        body = json.dumps(asked["body"]).replace(about["audio"], clip)
+        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=120) as reply:
+            listed = json.load(reply)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        for label, words in asked["answers"].items():
+            said = [math.exp(one["logprob"]) for one in listed if one["token"].strip() in words]
+            if not said:
+                sys.exit(f"{name}: the server lists no answer of {label}; it needs logprob_token_ids, or more top_logprobs")
+            share[label] += sum(said) / len(about["requests"])
+    share[about["labels"][0]] *= math.exp(about["bias"])  # the decision threshold
+    print(name, max(share, key=share.get), f"{share[about['labels'][0]] / sum(share.values()):.8f}", sep="\t")
