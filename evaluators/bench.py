@@ -17,7 +17,9 @@ clips' keys and values are there, as in a search.
 import argparse
 import functools
 import gc
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -348,9 +350,6 @@ def scaling(bench: Bench, evaluator: AudioScorer) -> None:
 
 def start_up(bench: Bench) -> None:
     """Writes the weights to disk and times a fresh process from its start to the first score."""
-    import subprocess
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         bench.stock.model.save_pretrained(folder, max_shard_size="4GB")
         bench.stock.processor.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """Name -> evaluator: the only place that imports heavy modules, and only when it is called."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,5 @@ def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:
 
 def _offline_is_fine() -> None:
     """transformers must not wait for a network that a local checkpoint does not need."""
-    import os
-
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return importlib.import_module(f"opro.{name}")
     if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+        return vars(importlib.import_module(_PLACES[name]))[name]
     raise AttributeError(f"module 'opro' has no attribute {name!r}")
 
 

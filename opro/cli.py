@@ -193,7 +193,7 @@ def check_values(settings: object) -> None:
         UserError: A value is not one of its choices, of another type, or below its least.
     """
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-        value, kind = getattr(settings, field.name), _base(field.type)
+        value, kind = vars(settings)[field.name], _base(field.type)
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         low = field.metadata.get("min")
         if value is None and type(None) in get_args(field.type):

@@ -1,6 +1,7 @@
 """Scores, predictions and their comparison as pandas frames, for notebooks and scripts."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def frame_of(table: ScoreTable, classifiers: Sequence[Classifier]) -> "pd.DataFr
             **{f"logp_{label}": logp[:, k] for k, label in enumerate(targets.labels)},
             "outside": np.clip(table.outside[row], 0.0, 1.0),
         }
-        columns |= {name: [getattr(c, name) for c in table.clips] for name in SLICES}
+        columns |= {name: list(map(attrgetter(name), table.clips)) for name in SLICES}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.audio import Wave, load, read_sound
+from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.clip_checks import MAX_EXAMPLES, MeasuredClip, find_troubles, sentence
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
@@ -192,8 +193,6 @@ def check_recordings(audit: Audit) -> None:
 
 def check_checkpoint(audit: Audit, checkpoint: str) -> None:
     """Sources of dev and test that a checkpoint was trained on."""
-    from evaluators.audio_lm.checkpoint import open_checkpoint
-
     stored = open_checkpoint(checkpoint).trained_on
     sources = trained_sources(checkpoint, stored, audit.manifest, None, ())
     scored = [c for c in audit.clips if c.split != "train"]
