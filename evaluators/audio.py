@@ -143,6 +143,24 @@ def read_sound(path: Path, start_s: float = 0.0, end_s: float | None = None) -> 
     )
 
 
+def read_blocks(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """(``[sample, channel]``, samples a second) of a recording, about a minute at a time.
+
+    Raises:
+        UserError: The file cannot be decoded, or is cut short.
+    """
+    with _open(path) as (file, told):
+        count = 0
+        for block in _blocks(file, None):
+            count += len(block)
+            yield block, file.samplerate
+        if told is not None and count < told:
+            raise UserError(
+                f"audio file {str(path)!r} is cut short or damaged: {told} samples were expected,"
+                f" {count} could be read; fetch the file again"
+            )
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[soundfile.SoundFile, int | None]]:
     """The opened file, and its samples per channel where the header tells a number that can be."""

@@ -22,7 +22,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluators.audio import RATE, load_part, read_header
+from evaluators.audio import RATE, Wave
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import Clip
@@ -36,6 +36,7 @@ from evaluators.threads import use_threads
 from opro.callable import make_callable
 from opro.cli import DONE, FAULT, check_values, flag, hand_over, parse, run_verb
 from opro.recordings.answers import Answers, answers_of_run
+from opro.recordings.blocks import INSTALL, blocks, seconds_of
 from opro.recordings.inputs import find_recordings
 from opro.recordings.journal import Journal
 from opro.recordings.reference import judge
@@ -322,7 +323,7 @@ def _lengths(recordings: Sequence[Path]) -> dict[str, float]:
     out = {}
     for path in recordings:
         try:
-            out[str(path)] = read_header(path).seconds
+            out[str(path)] = seconds_of(path)
         except UserError:
             out[str(path)] = 0.0
     return out
@@ -344,10 +345,7 @@ def _plan(job: Job) -> Iterator[str]:
         )
     for text in (
         *answers.notes,
-        *(
-            f"{n} .{ending} files are not read; convert them first"
-            for ending, n in job.skipped.items()
-        ),
+        *(f"{n} .{ending} files are not read: {INSTALL}" for ending, n in job.skipped.items()),
     ):
         yield f"warning     {text}"
 
@@ -568,16 +566,36 @@ def _names(recordings: Sequence[Path]) -> dict[str, str]:
 
 
 def _write_gate(folder: Path, path: Path, name: str, parts: Sequence[Sequence[float]]) -> None:
-    """The parts of a recording as WAV files, 16 kHz mono, with their times in their names."""
+    """The parts of a recording as WAV files, 16 kHz mono, with their times in their names; in one pass over it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for start, end in parts:
-        target = folder / f"{name}_{start:010.3f}_{end:010.3f}.wav"
-        if not target.exists():
-            scratch = target.with_suffix(".part")
-            soundfile.write(
-                scratch, load_part(path, start, end), RATE, format="WAV", subtype="PCM_16"
-            )
-            scratch.replace(target)
+    todo = [
+        (round(start * RATE), round(end * RATE), target)
+        for start, end in parts
+        if not (target := folder / f"{name}_{start:010.3f}_{end:010.3f}.wav").exists()
+    ]
+    done = 0
+    for block in blocks(path) if todo else ():
+        for first, last, target in todo:
+            piece = block[max(0, first - done) : max(0, last - done)]
+            if len(piece):
+                _append(target.with_suffix(".part"), piece, new=first >= done)
+        done += len(block)
+        for _, last, target in todo:
+            if last <= done:
+                target.with_suffix(".part").replace(target)
+        todo = [one for one in todo if one[1] > done]
+    for _, _, target in todo:  # rounding may end a part with the recording
+        if target.with_suffix(".part").exists():
+            target.with_suffix(".part").replace(target)
+
+
+def _append(path: Path, wave: Wave, *, new: bool) -> None:
+    if new:
+        soundfile.write(path, wave, RATE, format="WAV", subtype="PCM_16")
+        return
+    with soundfile.SoundFile(path, "r+") as file:
+        file.seek(0, soundfile.SEEK_END)
+        file.write(wave)
 
 
 make_callable(__name__)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluators.audio import RATE
 from evaluators.clips import Clip, clip_wave
@@ -48,7 +49,7 @@ class Keywords(Uncached):
         return ScoreTable(tuple(prompts), tuple(clips), logp, logp)
 
 
-def measured(clip: Clip) -> np.ndarray:
+def measured(clip: Clip) -> NDArray[np.float64]:
     """Level, share of energy in the band of voices, and change of level, each about -1 to 1."""
     wave = clip_wave(clip).astype(np.float64)
     power = np.abs(np.fft.rfft(wave)) ** 2
@@ -59,9 +60,9 @@ def measured(clip: Clip) -> np.ndarray:
     return np.array([level, 2 * share - 1, np.clip(np.std(np.log10(parts)) - 0.5, -1, 1)])
 
 
-def weights(text: str, letter: str) -> np.ndarray:
+def weights(text: str, letter: str) -> NDArray[np.float64]:
     """Sum of the weights of the words behind an option's letter, up to the end of its line."""
     option = re.search(rf"\b{re.escape(letter)}[).:]\s*(.*)", text)
     words = re.findall(r"[a-z]+", option[1].lower()) if option else []
     rows = [WORDS.get(word, (0.0, 0.0, 0.0)) for word in words]
-    return np.array(rows).reshape(-1, 3).sum(axis=0)
+    return np.asarray(np.array(rows).reshape(-1, 3).sum(axis=0), dtype=np.float64)

@@ -9,16 +9,14 @@ from typing import TextIO
 import soundfile
 
 from evaluators.errors import UserError
-
-MORE = frozenset(
-    {"aac", "m4a", "mp4", "opus", "webm", "wma", "mka", "amr"}
-)  # endings of sound, too
+from opro.recordings.blocks import CONTAINERS, has_av
 
 
 def endings() -> frozenset[str]:
-    """Endings of the files that libsndfile reads."""
+    """Endings of the files that are read here."""
     names = {str(name).lower() for name in soundfile.available_formats()} - {"raw"}
-    return frozenset(names | {"aif", "aiff", "aifc", "oga", "mp2", "mp3", "opus", "wave"})
+    more = CONTAINERS if has_av() else frozenset[str]()
+    return frozenset(names | more | {"aif", "aiff", "aifc", "oga", "mp2", "mp3", "opus", "wave"})
 
 
 def find_recordings(
@@ -43,7 +41,7 @@ def find_recordings(
             ending = file.suffix[1:].lower()
             if ending in known:
                 found[file] = None
-            elif ending in MORE:
+            elif ending in CONTAINERS:
                 skipped[ending] = skipped.get(ending, 0) + 1
     if not found:
         raise UserError(

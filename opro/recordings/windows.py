@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 
 from evaluators.audio import RATE, Wave
 from evaluators.errors import UserError
-
-BLOCK_S = 10.0  # seconds of a recording that are read at once
+from opro.recordings.blocks import blocks
 
 
 @dataclass(frozen=True)
@@ -84,27 +81,3 @@ def windows(path: Path, cut: Cut) -> Iterator[Window]:
         raise UserError(f"audio file {str(path)!r} holds no sample; expected at least one")
     first = max(0, end - cut.window)
     yield Window(first, held[first - begin :].copy())
-
-
-def blocks(path: Path) -> Iterator[Wave]:
-    """A recording in blocks at 16 kHz, channels averaged.
-
-    Raises:
-        UserError: It cannot be decoded, or holds a sample that is no number.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            resample = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
-            size = round(BLOCK_S * file.samplerate)
-            for block in file.blocks(size, dtype="float32", always_2d=True):
-                mono = block.mean(axis=1)
-                if not np.isfinite(mono).all():
-                    raise UserError(
-                        f"audio file {str(path)!r} holds samples that are no numbers (NaN or infinite); write it again"
-                        " from its source"
-                    )
-                yield mono if file.samplerate == RATE else resample.resample_chunk(mono)
-            if file.samplerate != RATE:
-                yield resample.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"audio file {str(path)!r} cannot be read ({error})") from None

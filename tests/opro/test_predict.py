@@ -56,7 +56,8 @@ def recordings(tmp_path):
     return folder
 
 
-def test_answers_go_to_files_that_other_tools_open(run, recordings, tmp_path, capsys):
+def test_answers_go_to_files_that_other_tools_open(run, recordings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inputs, "has_av", lambda: False)
     out = tmp_path / "out"
     code = verb(run, recordings, "--out", out, "--window-ms", 1000, "--hop-ms", 500)
     said = capsys.readouterr()
@@ -177,6 +178,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, asked, words):
 
 
 def test_names_from_standard_input_folders_and_patterns(recordings, monkeypatch):
+    monkeypatch.setattr(inputs, "has_av", lambda: False)
     monkeypatch.chdir(recordings)
     found, skipped = find_recordings(["-", "*.wav", "."], io.StringIO("c.wav\n\nbelow\n"))
     names = [p.as_posix() for p in found]

@@ -8,9 +8,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluators import audio
 from evaluators.audio import RATE, load
 from evaluators.errors import UserError
-from opro.recordings import windows as module
+from opro.recordings.blocks import blocks, seconds_of
 from opro.recordings.segments import Merging, Segment, audacity, merge, over_steps, rttm, union
 from opro.recordings.windows import Cut, windows
 
@@ -26,7 +27,7 @@ def noise(samples):
 def test_windows_are_pieces_of_the_recording_and_leave_nothing_out(
     tmp_path, cut, samples, monkeypatch
 ):
-    monkeypatch.setattr(module, "BLOCK_S", 0.7)
+    monkeypatch.setattr(audio, "BLOCK", 16 * 11200)  # blocks of 0.7 s
     wave, cut = noise(samples), Cut.of_ms(*cut)
     soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
     found = list(windows(tmp_path / "a.wav", cut))
@@ -43,8 +44,55 @@ def test_a_recording_in_blocks_sounds_like_the_whole(tmp_path, rate, channels):
     wave = np.stack([noise(25 * rate + i)[: 25 * rate] for i in range(channels)], -1)
     soundfile.write(tmp_path / "a.flac", wave, rate)
     whole = load(tmp_path / "a.flac")
-    parts = np.concatenate(list(module.blocks(tmp_path / "a.flac")))
+    parts = np.concatenate(list(blocks(tmp_path / "a.flac")))
     assert len(parts) == len(whole) and np.abs(parts - whole).max() < 2e-4
+
+
+def write_m4a(path, wave, rate):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=rate, bit_rate=192_000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        for part in [*fifo.read_many(1024, partial=True), None]:
+            for packet in stream.encode(part):
+                container.mux(packet)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_container_of_phones_sounds_like_the_file_it_was_made_of(tmp_path, rate):
+    time = np.arange(3 * rate) / rate
+    wave = (0.3 * np.sin(2 * np.pi * 440 * time) * (time > 1)).astype(np.float32)
+    write_m4a(tmp_path / "a.m4a", wave, rate)
+    soundfile.write(tmp_path / "a.wav", wave, rate, subtype="FLOAT")
+    found = np.concatenate(list(blocks(tmp_path / "a.m4a")))
+    true = np.concatenate(list(blocks(tmp_path / "a.wav")))
+    assert abs(seconds_of(tmp_path / "a.m4a") - 3) < 0.1 and len(found) >= len(true)
+    # An encoder may put a frame of silence in front.
+    lag = min(
+        range(0, 2200, 8),
+        key=lambda n: np.abs(found[n : n + len(true) - 2200] - true[:-2200]).sum(),
+    )
+    assert np.abs(found[lag : lag + len(true) - 2200] - true[:-2200]).mean() < 0.01
+
+
+def test_a_container_that_is_none_is_one_sentence(tmp_path):
+    pytest.importorskip("av")
+    for content in (b"", b"no container at all"):
+        (tmp_path / "a.m4a").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.m4a' cannot be read"):
+            list(blocks(tmp_path / "a.m4a"))
+
+
+def test_a_recording_that_is_cut_short_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.flac", noise(60000), RATE)
+    raw = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match="cut short or damaged"):
+        list(blocks(tmp_path / "a.flac"))
 
 
 def test_what_would_not_be_heard_is_refused():

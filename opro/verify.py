@@ -1,0 +1,167 @@
+"""Scores a sealed card again, from the raw clips: python -m opro.verify card.yaml
+
+Says "same labels, P within x" (exit 0), or what differs (exit 1): labels, probabilities, score, interval. Clips are
+found by their manifest and checked by content; the checkpoint by the digest of its weights.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.build import build_evaluator
+from evaluators.evaluator import Evaluator, ScoreTable
+from evaluators.files import resolve
+from evaluators.manifest import verify as verify_files
+from evaluators.orders import BothOrders
+from evaluators.statistics.compare import compare, estimate
+from evaluators.threads import use_threads
+from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
+from opro.problem import open_data
+from opro.results.card import Agreement, Card, agreement, clips_of, read_card
+from opro.results.provenance import version_changes
+from opro.settings import DataSettings, Dtype, ThreadSettings
+
+TOLERANCE = {"float32": 1e-3}  # of a probability, where both machines score in it
+ROUNDED = 0.05  # of one in bfloat16 or float16, or in 4 bits
+
+
+@dataclass(frozen=True)
+class VerifySettings(ThreadSettings):
+    """What is sealed: what is not given is taken from the card."""
+
+    manifest: Path | None = flag(None, "manifest CSV or its folder (default: the card's)")
+    checkpoint: str | None = flag(
+        None, "where the checkpoint lies here (default: as the card names it)"
+    )
+    adapter: Path | None = flag(None, "where its adapter lies here (default: as the card names it)")
+    dtype: Dtype = flag("auto", "auto is the card's, where the device has it")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    settings, space = parse(
+        VerifySettings,
+        argv,
+        __doc__ or "",
+        lambda p: p.add_argument("card", type=Path, metavar="CARD", help="file of opro.seal"),
+        config=False,
+    )
+    use_threads(settings.threads)
+    card = read_card(space.card)
+    result = verify(card, settings)
+    print("\n".join(result["told"]))
+    hand_over(result)
+    return DONE if result["same"] else FAULT
+
+
+def verify(card: Card, settings: VerifySettings) -> dict[str, Any]:
+    """Scores the card's prompts on its clips. What came out, with ``told`` in sentences and ``same`` as the verdict.
+
+    Raises:
+        UserError: Clips or checkpoint are not there.
+    """
+    manifest = settings.manifest or Path(card.clips.manifest)
+    data = open_data(DataSettings(card.task, resolve(manifest)))
+    clips = clips_of(card, data.split(card.clips.split))
+    verify_files(clips)
+    evaluator = open_sealed(card, settings)
+    prompts = list(dict.fromkeys(card.classifier(who).prompt for who in ("chosen", "baseline")))
+    table = evaluator.score(prompts, clips)
+    about = evaluator.about()
+    digest = about.checkpoint.digest if about.checkpoint else evaluator.fingerprint
+    found = agreement(card, table, clips)
+    numbers = list(_numbers(card, table))
+    exact = about.dtype == card.model.dtype == "float32" and card.model.quantization == "none"
+    tolerance = TOLERANCE["float32"] if exact else ROUNDED
+    own = digest == card.model.digest
+    same = own and found.same_labels and found.largest <= tolerance and not numbers
+    return {
+        "same": same,
+        "largest": found.largest,
+        "tolerance": tolerance,
+        "other_labels": {who: list(ids) for who, ids in found.other_labels.items()},
+        "numbers": numbers,
+        "same_weights": own,
+        "told": list(_told(card, found, numbers, own, tolerance, about.dtype))
+        + _surroundings(card, about.versions),
+    }
+
+
+def open_sealed(card: Card, settings: VerifySettings) -> Evaluator:
+    """The evaluator of the card's checkpoint; its scores are made anew, not taken from a cache."""
+    given = settings.checkpoint
+    adapter = settings.adapter
+    if adapter is None and given is None and card.model.adapter is not None:
+        adapter = Path(card.model.adapter)
+    dtype = card.model.dtype if settings.dtype == "auto" else settings.dtype
+    evaluator, _ = build_evaluator(
+        given or card.model.name,
+        adapter=adapter,
+        quantization=card.model.quantization,
+        device=settings.device,
+        dtype="auto" if dtype == "none" else dtype,
+    )
+    return BothOrders(evaluator)
+
+
+def _numbers(card: Card, table: ScoreTable) -> Iterator[str]:
+    """Scores and gain that are not the card's, in sentences."""
+    metric, seed = card.holdout.metric, card.rule.seed
+    said = {who: table.predict(card.classifier(who)) for who in ("chosen", "baseline")}
+    made = {who: estimate(one, metric, seed=seed) for who, one in said.items()}
+    made["gain"] = compare(said["chosen"], said["baseline"], metric, seed=seed)
+    for name, one in made.items():
+        sealed = {
+            "chosen": card.holdout.chosen,
+            "baseline": card.holdout.baseline,
+            "gain": card.holdout.gain,
+        }[name]
+        for part, here, there in (
+            ("", one.value, sealed.value),
+            (", lower bound", one.low, sealed.low),
+            (", upper bound", one.high, sealed.high),
+        ):
+            if (here is None) != (there is None) or (
+                here is not None and there is not None and abs(here - there) > 5e-7
+            ):
+                yield f"{name}{part} is {_shown(here)}, the card says {_shown(there)}"
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f}"
+
+
+def _told(
+    card: Card, found: Agreement, numbers: Sequence[str], own: bool, tolerance: float, dtype: str
+) -> Iterator[str]:
+    count = len(card.rows)
+    if not own:
+        yield f"another checkpoint: its weights are not those of {card.model.name!r} that were sealed"
+    if found.same_labels:
+        yield f"same labels, P within {found.largest:.1e}: {count} clips, both prompts"
+    for who, ids in found.other_labels.items():
+        if ids:
+            yield f"{len(ids)} of {count} clips have another label with the {who} prompt, such as {ids[0]!r}"
+    if found.largest > tolerance:
+        yield f"a probability differs by {found.largest:.3f}; expected at most {tolerance:g}"
+    yield from numbers
+    if not numbers:
+        score = card.holdout
+        yield (
+            f"same score {_shown(score.chosen.value)} [{_shown(score.chosen.low)}, {_shown(score.chosen.high)}], gain"
+            f" {_shown(score.gain.value)} [{_shown(score.gain.low)}, {_shown(score.gain.high)}]"
+        )
+    if dtype != card.model.dtype:
+        yield f"scored in {dtype} here, in {card.model.dtype} then"
+
+
+def _surroundings(card: Card, here: Any) -> list[str]:
+    changed = version_changes(card.model.versions, here)
+    return [f"then with {changed}"] if changed else []
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))
