@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import write_text
 from opro.cli import DONE, flag, hand_over, parse, run_verb
+from opro.results.inspect_export import write_logs
 from opro.results.page import page_of
 
 
@@ -22,6 +24,11 @@ class ReportSettings:
     """The report."""
 
     out: Path | None = flag(None, "file to write (default: report.html in the folder)")
+    inspect: Path | None = flag(
+        None,
+        "folder for logs of inspect_ai, too: one a prompt, with each clip's sound, answer and probabilities;"
+        " inspect view --log-dir FOLDER shows them, opro.stats compares them",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,10 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; expected a file name")
     text = page_of(space.folder)
+    logs = None if settings.inspect is None else write_logs(space.folder, settings.inspect)
     write_text(out, text)
     size = len(text.encode())
     print(f"written to {out} ({size / 2**20:.1f} MB)")
-    hand_over({"bytes": size, "paths": {"report": str(out)}})
+    paths: dict[str, Any] = {"report": str(out)}
+    if logs is not None:
+        files, notes = logs
+        paths["logs"] = [str(path) for path in files]
+        print(f"{len(files)} logs in {settings.inspect}; inspect view --log-dir {settings.inspect}")
+        print("".join(f"note: {note}\n" for note in notes), end="")
+    hand_over({"bytes": size, "paths": paths})
     return DONE
 
 

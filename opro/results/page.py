@@ -117,7 +117,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     ][:MAX_ROWS]
     test = run.path / "test.json"
     provenance = run.path / PROVENANCE
-    clips = _clips(run.config["manifest"], run.task.labels, notes)
+    clips = clips_of(run.config["manifest"], run.task.labels, notes)
     return {
         "title": f"Run {run.name}",
         "lead": summary.reason,
@@ -195,7 +195,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
     uses = result["test_openings"]
     sheet = matrix_sheet(result)
     notes: list[str] = []
-    clips = _clips(settings["manifest"], task.labels, notes)
+    clips = clips_of(settings["manifest"], task.labels, notes)
     return {
         "title": f"Matrix on {judged_on(result)}",
         "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
@@ -256,7 +256,7 @@ def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list({r["prompt"]: (r["prompt"], r["text"]) for r in rows if "text" in r}.values())
 
 
-def _clips(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
+def clips_of(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
     """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
         return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), labels)}
