@@ -32,6 +32,9 @@ from opro.settings import file_name
 
 MATRIX = "matrix.json"
 SCORER = "right"
+ATTACHED = (
+    "attachment://"  # what stands in messages in place of a large text, which the sample holds once
+)
 MOST_SOUND = (
     64 << 20
 )  # bytes of sound in a log, as base64; clips beyond it are told by their path alone
@@ -154,14 +157,14 @@ def _write(
             clip = clips.get(one.said.targets.clip_ids[i].rpartition("|")[2])
             sound = _sound(clip, room, notes)
             room -= len(sound)
-            parts = [{"type": "text", "text": one.prompt}]
+            parts = sample["messages"][-2]["content"]
             if clip is not None:
                 summary["metadata"] |= {"audio": str(clip.path), "sha256": clip.sha256}
-                audio = {"type": "audio", "audio": sound or str(clip.path), "format": "wav"}
-                parts = [audio, *parts]
-            sample["messages"][-2]["content"] = parts
-            sample["input"] = sample["messages"][:-1]
+                place = f"{ATTACHED}{clip.sha256}" if sound else str(clip.path)
+                parts.insert(0, {"type": "audio", "audio": place, "format": "wav"})
+            sample["attachments"] = {clip.sha256: sound} if clip is not None and sound else {}
             sample["metadata"] = summary["metadata"]
+            sample["events"] = [_event(sample, begun)]
             archive.writestr(f"samples/{sample['id']}_epoch_1.json", json.dumps(sample))
             summaries.append(summary)
         header = _header(one, where, begun)
@@ -205,8 +208,11 @@ def _sample(one: Evaluation, i: int) -> tuple[dict[str, Any], dict[str, Any]]:
             fields[f"p_{name}"] = p
             fields[f"logp_{name}"] = round(math.log(max(p, LEAST)), 6)
     answer = one.words.get(label, label)
-    messages = [{"role": "system", "content": one.system}] if one.system else []
-    messages += [{"role": "user", "content": ""}, {"role": "assistant", "content": answer}]
+    messages: list[dict[str, Any]] = []
+    if one.system:
+        messages.append({"role": "system", "content": one.system})
+    asked = [{"type": "text", "text": one.prompt}]
+    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     for k, message in enumerate(messages):
         message["id"] = digest([one.name, i, k])[:22]
     score = {"value": "C" if right else "I", "answer": label}
@@ -216,10 +222,26 @@ def _sample(one: Evaluation, i: int) -> tuple[dict[str, Any], dict[str, Any]]:
     sample = {
         **shared,
         "choices": list(targets.labels),
+        "input": messages[:-1],
         "messages": messages,
         "output": {"model": one.model, "choices": [choice], "completion": answer},
     }
     return sample, {**shared, "input": one.prompt, "metadata": fields, "completed": True}
+
+
+def _event(sample: Mapping[str, Any], begun: datetime) -> dict[str, Any]:
+    """The one call of the model, without which the viewer opens a sample on an empty page."""
+    return {
+        "event": "model",
+        "timestamp": begun.isoformat(),
+        "working_start": 0.0,
+        "model": sample["output"]["model"],
+        "input": sample["input"],
+        "tools": [],
+        "tool_choice": "none",
+        "config": {},
+        "output": sample["output"],
+    }
 
 
 def _header(one: Evaluation, where: Mapping[str, Any], begun: datetime) -> dict[str, Any]:

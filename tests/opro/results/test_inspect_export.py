@@ -81,10 +81,11 @@ def test_sound_has_a_limit_and_it_is_said(run, tmp_path, monkeypatch):
     assert any("are told by their paths alone" in note for note in notes)
     with zipfile.ZipFile(file) as archive:
         names = [n for n in archive.namelist() if n.startswith("samples/")]
-        told = [json.loads(archive.read(n))["messages"][-2]["content"][0]["audio"] for n in names]
-    embedded = [t for t in told if t.startswith("data:")]
+        samples = [json.loads(archive.read(n)) for n in names]
+    told = [sample["messages"][-2]["content"][0]["audio"] for sample in samples]
+    embedded = [sound for sample in samples for sound in sample["attachments"].values()]
     assert 0 < len(embedded) < len(told) and sum(map(len, embedded)) <= 50_000
-    assert all(Path(t).is_file() for t in told if not t.startswith("data:"))
+    assert sum(Path(place).is_file() for place in told) == len(told) - len(embedded)
 
 
 def test_the_verb_tells_of_them_and_refuses_an_unfinished_run(run, tmp_path, capsys, monkeypatch):
@@ -107,7 +108,7 @@ def test_the_package_reads_them(run, tmp_path):
     }
     folder = RunFolder.read(run)
     chosen = next(f for f in files if "_chosen-" in f.name)
-    found = log.read_eval_log(str(chosen))
+    found = log.read_eval_log(str(chosen), resolve_attachments=True)
     assert found.status == "success" and found.eval.model == folder.checkpoint
     best = folder.best.prompt
     assert len(found.samples) == folder.finished().gain.clips
