@@ -1,4 +1,4 @@
-"""One self-contained page of a run or a matrix: python -m opro.report runs/NAME
+"""One self-contained page of a run, of several runs, or of a matrix: python -m opro.report runs/NAME
 
 Score history, leaderboard with each prompt's changes to the baseline, accuracy by duration and SNR, psychometric
 curves, reliability before and after calibration, false alarms by category, cost, provenance, and players with
@@ -23,7 +23,10 @@ from opro.results.page import page_of
 class ReportSettings:
     """The report."""
 
-    out: Path | None = flag(None, "file to write (default: report.html in the folder)")
+    out: Path | None = flag(
+        None,
+        "file to write (default: report.html in the folder; of several runs, beside the first one)",
+    )
     inspect: Path | None = flag(
         None,
         "folder for logs of inspect_ai, too: one a prompt, with each clip's sound, answer and probabilities;"
@@ -38,15 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
-            "folder", type=Path, metavar="FOLDER", help="folder of a finished run, or of a matrix"
+            "folders",
+            nargs="+",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of a run, finished or not, of several runs, or of a matrix",
         ),
         config=False,
     )
-    out = settings.out or space.folder / "report.html"
+    folders: list[Path] = space.folders
+    several = len(folders) > 1
+    out = settings.out or (folders[0].parent if several else folders[0]) / "report.html"
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; expected a file name")
-    text = page_of(space.folder)
-    logs = None if settings.inspect is None else write_logs(space.folder, settings.inspect)
+    if several and settings.inspect is not None:
+        raise UserError(
+            f"--inspect takes the logs of one folder, and {len(folders)} were given; give it once for each"
+        )
+    text = page_of(*folders)
+    logs = None if settings.inspect is None else write_logs(folders[0], settings.inspect)
     write_text(out, text)
     size = len(text.encode())
     print(f"written to {out} ({size / 2**20:.1f} MB)")
