@@ -201,8 +201,8 @@ def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> str
 
 
 def forest(rows: Sequence[tuple[str, float, float, float]], reference: float) -> str:
-    """(name, value, low, high) each on a line; the dashed line is the reference."""
-    figure, axis = axes(7.0, 0.6 + 0.28 * len(rows))
+    """(name, value, low, high), the name above its line, for a phone is narrow; the dashed line is the reference."""
+    figure, axis = axes(5.0, 0.6 + 0.4 * len(rows))
     y = -np.arange(len(rows))
     value, low, high = (100 * np.array([r[k] for r in rows], dtype=np.float64) for k in (1, 2, 3))
     axis.errorbar(
@@ -215,6 +215,9 @@ def forest(rows: Sequence[tuple[str, float, float, float]], reference: float) ->
         elinewidth=1,
     )
     axis.axvline(100 * reference, color=INK, lw=0.8, ls="--")
-    axis.set_yticks(y, [plain(r[0]) for r in rows])
+    axis.set_yticks([])
+    axis.set_ylim(-len(rows) + 0.4, 0.8)
+    for at, row in zip(y, rows, strict=True):
+        axis.text(0.02, at + 0.25, plain(row[0]), transform=axis.get_yaxis_transform(), size=8)
     axis.set_xlabel("balanced accuracy, %")
     return svg(figure)

@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def write_logs(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
         name = (
             f"{begun:%Y-%m-%dT%H-%M-%S+00-00}_{file_name(one.task)}_{file_name(one.name)[:80]}.eval"
         )
-        _write(out / name, one, {"split": where, "manifest": str(manifest)}, clips, begun, notes)
+        about = {"split": where, "manifest": str(manifest), **one.about}
+        _write(out / name, replace(one, about=about), clips, begun, notes)
         files.append(out / name)
     return files, list(dict.fromkeys(notes))
 
@@ -143,7 +144,6 @@ def _of_matrix(
 def _write(
     path: Path,
     one: Evaluation,
-    where: Mapping[str, Any],
     clips: Mapping[str, Clip],
     begun: datetime,
     notes: list[str],
@@ -167,7 +167,7 @@ def _write(
             sample["events"] = [_event(sample, begun)]
             archive.writestr(f"samples/{sample['id']}_epoch_1.json", json.dumps(sample))
             summaries.append(summary)
-        header = _header(one, where, begun)
+        header = _header(one, begun)
         start = {k: header[k] for k in ("version", "eval", "plan")}
         archive.writestr("_journal/start.json", json.dumps(start))
         archive.writestr("summaries.json", json.dumps(summaries))
@@ -244,7 +244,7 @@ def _event(sample: Mapping[str, Any], begun: datetime) -> dict[str, Any]:
     }
 
 
-def _header(one: Evaluation, where: Mapping[str, Any], begun: datetime) -> dict[str, Any]:
+def _header(one: Evaluation, begun: datetime) -> dict[str, Any]:
     """The log's header: what was evaluated, and accuracy as it stands in our tables."""
     said, created = one.said, begun.isoformat()
     ids = [digest([one.name, one.model, created, kind])[:22] for kind in ("eval", "run", "task")]
@@ -262,10 +262,10 @@ def _header(one: Evaluation, where: Mapping[str, Any], begun: datetime) -> dict[
         "created": created,
         "task": one.task,
         "task_args": {"prompt": one.name},
-        "dataset": {"name": where["manifest"], "samples": count},
+        "dataset": {"name": one.about["manifest"], "samples": count},
         "model": one.model,
         "config": {"epochs": 1},
-        "metadata": {**where, **one.about},
+        "metadata": dict(one.about),
     }
     return {
         "version": 2,
