@@ -46,10 +46,22 @@ def verb(*argv):
     return run_verb(lambda: report.main([str(a) for a in argv]))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the first test leaves the search for the others."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def run(make_manifest, tmp_path, monkeypatch):
+def run(kept, make_manifest, tmp_path, monkeypatch):
     """A finished search with a hostile seed prompt, on clips of three durations."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if any(kept.iterdir()):
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        config = tmp_path / "run" / "config.yaml"
+        made_in = (kept / "made_in").read_text()
+        config.write_text(config.read_text().replace(made_in, str(tmp_path)))
+        return tmp_path / "run"
     answers = (("SPEECH", ("A",)), ("NONSPEECH", ("B",)))
     seeds = tmp_path / "seeds.yaml"
     seeds.write_text(dump_prompts([Prompt(NASTY, answers, "x")]))
@@ -62,6 +74,8 @@ def run(make_manifest, tmp_path, monkeypatch):
     argv = ["--checkpoint", "fake", "--manifest", str(folder), "--runs-dir", str(tmp_path)]
     argv += ["--name", "run", "--iterations", "2", "--candidates", "6", "--seeds", str(seeds)]
     assert optimize.main(argv) == 0
+    (tmp_path / "made_in").write_text(str(tmp_path))
+    shutil.copytree(tmp_path, kept, dirs_exist_ok=True)
     return tmp_path / "run"
 
 
