@@ -33,16 +33,18 @@ from opro.problem import (
     open_seeds,
     problem_of,
 )
+from opro.proposers.factors import levels, surface
 from opro.proposers.open import OwnPlan, ProposerPlan, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
-from opro.results.optuna_study import write_study
-from opro.results.progress import Progress
+from opro.results.optuna_study import LiveStudy
+from opro.results.progress import Displays, Progress
 from opro.results.result import Result
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
 from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
 from opro.results.summary import Evals, LmUsage, Seconds, Summary
+from opro.results.trackers import Reported, open_trackers, tracker_names
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
@@ -109,6 +111,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
+    tracker_names(settings.report_to)
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
@@ -247,51 +250,58 @@ def _search(
     clock, history = Clock(), folder.history
     spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
     problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
-    with Progress(problem, settings) as display:
+    with (
+        Progress(problem, settings) as display,
+        _study_kept(folder) as study,
+        _reported(settings, folder) as reported,
+    ):
         search = Search(
             problem,
             settings,
             plan.resume(folder.proposals),
             history,
-            display,
+            Displays((display, study, reported)),
             clock=clock,
             save=lambda trial, entry: folder.save_scores(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
         )
-        with _study_kept(folder), spending.noted():
+        with spending.noted():
             search.run()
             search.finish_finalists()
             display.stage(settings.iterations + 1, "selection on the holdout")
             before = problem.evaluator.usage.requested
             with clock.stage("scoring"):
                 decision = decide(problem, settings, history, display.advance)
-    # What an interrupted process asked for and this one asked for again is one request.
-    requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
-    requested += problem.evaluator.usage.requested - before
-    costs = _costs(requested, spending.total, plan)
-    summary = Summary.of(settings, problem, history, decision, costs)
-    rows = leaderboard_rows(folder, summary)
-    folder.save_results(decision, summary, leaderboard_csv(rows))
+        # What an interrupted process asked for and this one asked for again is one request.
+        requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
+        requested += problem.evaluator.usage.requested - before
+        costs = _costs(requested, spending.total, plan)
+        summary = Summary.of(settings, problem, history, decision, costs)
+        rows = leaderboard_rows(folder, summary)
+        folder.save_results(decision, summary, leaderboard_csv(rows))
+        reported.finish(summary)
 
 
 @contextlib.contextmanager
-def _study_kept(folder: RunFolder) -> Iterator[None]:
-    """Writes the trials so far as an Optuna study when the block ends, however it ends."""
-
-    def write() -> None:
-        if folder.history.trials:
-            write_study(folder.history, folder.path / STUDY, folder.name)
-
+def _study_kept(folder: RunFolder) -> Iterator[LiveStudy]:
+    """The Optuna study of the run, with all that was told before the block and in it, however it ends."""
+    study = LiveStudy(folder.history, folder.path / STUDY, levels(folder.task.labels), surface)
+    study.catch_up()
     try:
-        yield
-    except BaseException:
-        try:
-            write()
-        except Exception as second:  # the first error is the one to be told
-            log.warning("%s could not be written: %s", STUDY, second)
-        raise
-    write()
+        yield study
+    finally:
+        study.catch_up()
+
+
+@contextlib.contextmanager
+def _reported(settings: OptimizeSettings, folder: RunFolder) -> Iterator[Reported]:
+    """What reports to ``--report-to``; an interrupted search is ended there as interrupted."""
+    reported = open_trackers(tracker_names(settings.report_to), folder)
+    try:
+        yield reported
+    finally:
+        reported.finish(None)
 
 
 def _costs(requested: int, spent: Spent, plan: ProposerPlan | OwnPlan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One self-contained page of a run or a matrix: python -m opro.report runs/NAME
+"""One self-contained page of a run, of several runs, or of a matrix: python -m opro.report runs/NAME
 
 Score history, leaderboard with each prompt's changes to the baseline, accuracy by duration and SNR, psychometric
 curves, reliability before and after calibration, false alarms by category, cost, provenance, and players with
@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import write_text
 from opro.cli import DONE, flag, hand_over, parse, run_verb
+from opro.results.inspect_export import write_logs
 from opro.results.page import page_of
 
 
@@ -21,7 +23,15 @@ from opro.results.page import page_of
 class ReportSettings:
     """The report."""
 
-    out: Path | None = flag(None, "file to write (default: report.html in the folder)")
+    out: Path | None = flag(
+        None,
+        "file to write (default: report.html in the folder; of several runs, beside the first one)",
+    )
+    inspect: Path | None = flag(
+        None,
+        "folder for logs of inspect_ai, too: one a prompt, with each clip's sound, answer and probabilities;"
+        " inspect view --log-dir FOLDER shows them, opro.stats compares them",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,18 +41,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         __doc__ or "",
         lambda p: p.add_argument(
-            "folder", type=Path, metavar="FOLDER", help="folder of a finished run, or of a matrix"
+            "folders",
+            nargs="+",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of a run, finished or not, of several runs, or of a matrix",
         ),
         config=False,
     )
-    out = settings.out or space.folder / "report.html"
+    folders: list[Path] = space.folders
+    several = len(folders) > 1
+    out = settings.out or (folders[0].parent if several else folders[0]) / "report.html"
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; expected a file name")
-    text = page_of(space.folder)
+    if several and settings.inspect is not None:
+        raise UserError(
+            f"--inspect takes the logs of one folder, and {len(folders)} were given; give it once for each"
+        )
+    text = page_of(*folders)
+    logs = None if settings.inspect is None else write_logs(folders[0], settings.inspect)
     write_text(out, text)
     size = len(text.encode())
     print(f"written to {out} ({size / 2**20:.1f} MB)")
-    hand_over({"bytes": size, "paths": {"report": str(out)}})
+    paths: dict[str, Any] = {"report": str(out)}
+    if logs is not None:
+        files, notes = logs
+        paths["logs"] = [str(path) for path in files]
+        print(f"{len(files)} logs in {settings.inspect}; inspect view --log-dir {settings.inspect}")
+        print("".join(f"note: {note}\n" for note in notes), end="")
+    hand_over({"bytes": size, "paths": paths})
     return DONE
 
 

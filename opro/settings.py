@@ -211,6 +211,12 @@ class OptimizeSettings(
         None, "run name (default: made from the settings, so the same command resumes the same run)"
     )
 
+    report_to: str | None = flag(
+        None,
+        "trackers that follow the search: wandb, mlflow, tensorboard, with commas between, or all that are installed;"
+        " mlflow gets the chosen prompt in its registry, too",
+    )
+
     @property
     def checkpoints(self) -> list[str]:
         """The checkpoints that the prompt is to serve."""
@@ -228,7 +234,7 @@ class OptimizeSettings(
         What later versions added is left out where it is not given, so that older runs keep their names and go on.
         """
         raw = dataclasses.asdict(self)
-        elsewhere = ("runs_dir", "ray", "ray_cpus", "threads", "lm_concurrency")
+        elsewhere = ("runs_dir", "ray", "ray_cpus", "threads", "lm_concurrency", "report_to")
         added = {
             f.name for f in dataclasses.fields(self) if f.name in ADDED and raw[f.name] == f.default
         }

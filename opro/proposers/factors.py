@@ -61,6 +61,39 @@ def properties(prompt: Prompt) -> set[str]:
     return found
 
 
+def levels(labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The parts of a prompt by which a study is drawn, and the values each may have: `surface` gives one of them."""
+    return {
+        "question": ("asked", "stated"),
+        "first option": tuple(labels),
+        "answers": ("letters of options", "words"),
+        "layout": ("one line", "several lines"),
+        "explanation": ("in brackets", "none"),
+        "hint": ("beside the question", "none"),
+        "closing": ("asks to answer", "none"),
+    }
+
+
+def surface(prompt: Prompt) -> dict[str, str]:
+    """The values of `levels` that a prompt has."""
+    found, options = properties(prompt), find_options(prompt)
+    head = prompt.text[: options[0].mark] if options else prompt.text
+    chosen = {  # whether it is the first of the two
+        "question": "asks a question" in found,
+        "answers": "its answers are words" not in found,
+        "layout": "has several lines" not in found,
+        "explanation": "explains in brackets" in found,
+        "hint": len(re.findall(r"[.!?](?=\s|$)", head.strip())) > 1,
+        "closing": "ends with a request to answer" in found,
+    }
+    labels = [label for label, _ in prompt.answers]
+    first, _ = min(prompt.answers, key=lambda answer: _place(prompt.text, answer[1]))
+    return {
+        "first option": first,
+        **{name: levels(labels)[name][not is_so] for name, is_so in chosen.items()},
+    }
+
+
 def _place(text: str, words: Sequence[str]) -> int:
     found = [m.start() for w in words if (m := re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text))]
     return min(found, default=len(text))

@@ -92,10 +92,36 @@ def wav(wave: Wave) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def legend(figure: Any) -> None:
+    """What the marks mean, above the axes, so that it covers no point."""
+    names = [text for axis in figure.axes for text in axis.get_legend_handles_labels()[1]]
+    if names:
+        columns = 1 if max(map(len, names)) > 30 else min(4, len(names))
+        figure.legend(loc="outside upper left", ncols=columns, fontsize=7, frameon=False)
+
+
+def limits(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[float, float] | None:
+    """The range in percent that the histories of several runs share, None where nothing was scored."""
+    kept = [r for rows in runs for r in rows if r["score"] is not None]
+    ends = [100 * r[k] for r in kept for k in ("score", "low", "high") if r[k] is not None]
+    if not ends:
+        return None
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
+
+
 def history(
-    rows: Sequence[dict[str, Any]], baseline: float | None, scores: str = "balanced accuracy"
+    rows: Sequence[dict[str, Any]],
+    baseline: float | None,
+    scores: str = "balanced accuracy",
+    shared: tuple[float, float] | None = None,
 ) -> str:
-    """Score of each trial with its interval, the best so far, the baseline. `rows`: number, score, low, high, state."""
+    """Score of each trial with its interval, the best so far, the baseline.
+
+    Args:
+        rows: number, score, low, high, state of each trial.
+        shared: Range of the scores, where several pictures have one.
+    """
     figure, axis = axes(7.0, 3.2)
     best = -np.inf
     steps: list[tuple[int, float]] = []
@@ -125,7 +151,9 @@ def history(
         axis.axhline(100 * baseline, color=INK, lw=0.8, ls="--", label="baseline")
     axis.set_xlabel("trial")
     axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    if shared is not None:
+        axis.set_ylim(*shared)
+    legend(figure)
     return svg(figure)
 
 
@@ -149,7 +177,7 @@ def psychometric(name: str, curves: Sequence[tuple[str, Psychometric]]) -> str:
     axis.set_xlabel(f"{'duration' if unit == 'ms' else 'SNR'}, {unit}")
     axis.set_ylabel("answered speech, %")
     axis.set_ylim(0, 103)
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    legend(figure)
     return svg(figure)
 
 
@@ -166,13 +194,15 @@ def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> str
         )
     axis.set_xlabel("confidence in the answer, %")
     axis.set_ylabel("right, %")
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axis.set_xlim(48, 102)  # the same in all pictures, so that they can be compared
+    axis.set_ylim(-4, 104)
+    legend(figure)
     return svg(figure)
 
 
 def forest(rows: Sequence[tuple[str, float, float, float]], reference: float) -> str:
-    """(name, value, low, high) each on a line; the dashed line is the reference."""
-    figure, axis = axes(7.0, 0.6 + 0.28 * len(rows))
+    """(name, value, low, high), the name above its line, for a phone is narrow; the dashed line is the reference."""
+    figure, axis = axes(5.0, 0.6 + 0.4 * len(rows))
     y = -np.arange(len(rows))
     value, low, high = (100 * np.array([r[k] for r in rows], dtype=np.float64) for k in (1, 2, 3))
     axis.errorbar(
@@ -185,6 +215,9 @@ def forest(rows: Sequence[tuple[str, float, float, float]], reference: float) ->
         elinewidth=1,
     )
     axis.axvline(100 * reference, color=INK, lw=0.8, ls="--")
-    axis.set_yticks(y, [plain(r[0]) for r in rows])
+    axis.set_yticks([])
+    axis.set_ylim(-len(rows) + 0.4, 0.8)
+    for at, row in zip(y, rows, strict=True):
+        axis.text(0.02, at + 0.25, plain(row[0]), transform=axis.get_yaxis_transform(), size=8)
     axis.set_xlabel("balanced accuracy, %")
     return svg(figure)

@@ -1,60 +1,161 @@
-"""The run as an Optuna study, for `optuna-dashboard`. Derived from the history, never read back."""
+"""The run as an Optuna study that grows while it is searched: ``optuna-dashboard runs/NAME/optuna.log``.
+
+Derived from the history and never read back but to see what stands there already.
+"""
 
 import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from opro.search.history import History
+from evaluators.files import cut_torn_line
+from evaluators.prompts import Prompt
+from opro.search.history import History, Trial
+
+log = logging.getLogger(__name__)
+LONGEST = (
+    1_000_000  # characters of a prompt: one range for all runs, so that studies can be compared
+)
+Surface = Callable[[Prompt], Mapping[str, str]]
 
 
-def write_study(history: History, path: Path, name: str) -> None:
-    """Writes the trials so far as an Optuna journal, whole or not at all: `optuna-dashboard <path>` opens it."""
-    import optuna
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import TrialState, create_trial
+class LiveStudy:
+    """Adds each trial to the study as it is told. A `opro.search.loop.Display`.
 
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(temporary))),
-        study_name=name,
-        direction="maximize",
-    )
-    origins = sorted({t.candidate.origin.split(":")[0] for t in history.trials})
-    states = {
-        "complete": TrialState.COMPLETE,
-        "dropped": TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-    }
-    longest = max(len(t.prompt.text) for t in history.trials)
-    trials = []
-    for trial in history.trials:
-        if trial.state == "waiting":
-            continue
-        prompt = trial.prompt
-        trials.append(
-            create_trial(
-                state=states[trial.state],
-                value=trial.reward if trial.state == "complete" else None,
-                params={"origin": trial.candidate.origin.split(":")[0], "length": len(prompt.text)},
-                distributions={
-                    "origin": CategoricalDistribution(origins),
-                    "length": IntDistribution(1, longest),
-                },
-                user_attrs={
-                    "prompt_id": prompt.prompt_id,
-                    "text": prompt.text,
-                    "origin": trial.candidate.origin,
-                    "parents": list(trial.candidate.parents),
-                    "iteration": trial.iteration,
-                    "clips": trial.outcome.n_scored if trial.outcome else 0,
-                },
-                intermediate_values=dict(enumerate(trial.outcome.blocks if trial.outcome else ())),
+    A study that cannot be written costs the picture and never the search: that is said once in the log. Trials that
+    were told while nobody wrote are added when the run goes on, marked with ``times``: they bear the time of adding.
+
+    Args:
+        history: Of the run; its trials are what is written.
+        path: The journal file. Another process may read it at any time.
+        levels: Parameter -> its values, the same in every run of the task.
+        surface: The value of each parameter for a prompt.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        path: Path,
+        levels: Mapping[str, tuple[str, ...]],
+        surface: Surface,
+    ) -> None:
+        self._history, self._path = history, path
+        self._levels, self._surface = levels, surface
+        self._began = datetime.now()
+        self._study: Any = None
+        self._written: set[tuple[int, str]] = set()  # (trial, state)
+        self._failed = False
+
+    def stage(self, iteration: int, name: str) -> None:
+        """See `Display`: trials of a race begin together."""
+        self._began = datetime.now()
+
+    def advance(self, scored: int, skipped: int) -> None:
+        """See `Display`."""
+
+    def told(self, trial: Trial, best: Trial | None) -> None:
+        """See `Display`."""
+        self._guarded(lambda: self._add_missing(trial.number))
+
+    def catch_up(self) -> None:
+        """Adds what was told and does not stand there."""
+        self._guarded(self._add_missing)
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            write()
+        except Exception as error:  # Optuna's, the disk's: whatever it is, the search goes on
+            self._failed = True
+            log.warning("%s could not be written (%s)", self._path.name, error)
+
+    def _add_missing(self, now: int | None = None) -> None:
+        """Adds trials in their order; of one that was dropped and later scored on all clips a second entry.
+
+        Args:
+            now: The trial that was told at this moment; others were told before.
+        """
+        if self._study is None:
+            self._open()
+        done = [t for t in self._history.trials if t.state != "waiting"]
+        known = {number for number, _ in self._written}
+        fresh = [t for t in done if t.number not in known]
+        again = [t for t in done if t.number in known and (t.number, t.state) not in self._written]
+        for trial in (*fresh, *again):
+            self._study.add_trial(self._frozen(trial, trial.number == now))
+            self._written.add((trial.number, trial.state))
+
+    def _open(self) -> None:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        # Whoever holds the run's lock is alone: a lock of the file is one that a killed process left behind.
+        for lock in self._path.parent.glob(f"{self._path.name}.lock*"):
+            lock.unlink(missing_ok=True)
+
+        def opened() -> Any:
+            storage = JournalStorage(JournalFileBackend(str(self._path)))
+            name = self._path.parent.name
+            study = optuna.create_study(
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
+            attrs = [t.user_attrs for t in study.trials]
+            return study, {(a["trial"], a["state"]) for a in attrs}
+
+        try:
+            if self._path.exists():
+                cut_torn_line(self._path)
+            self._study, self._written = opened()
+        except (KeyError, ValueError, AssertionError):  # of an earlier version, or damaged
+            log.warning("%s is written anew: it was no study of this version", self._path.name)
+            self._path.unlink()
+            self._study, self._written = opened()
+
+    def _frozen(self, trial: Trial, is_new: bool) -> Any:
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+        from optuna.trial import FrozenTrial, TrialState
+
+        state = {
+            "complete": TrialState.COMPLETE,
+            "dropped": TrialState.PRUNED,
+            "failed": TrialState.FAIL,
+        }[trial.state]
+        prompt, end = trial.prompt, datetime.now()
+        params: dict[str, Any] = {**self._surface(prompt), "length": max(1, len(prompt.text))}
+        distributions: dict[str, Any] = {
+            n: CategoricalDistribution(v) for n, v in self._levels.items()
+        }
+        return FrozenTrial(
+            number=-1,  # the storage's own
+            trial_id=-1,
+            state=state,
+            value=trial.reward if trial.state == "complete" else None,
+            datetime_start=self._began if is_new else end,
+            datetime_complete=end,
+            params=params,
+            distributions={**distributions, "length": IntDistribution(1, LONGEST)},
+            user_attrs=_about(trial)
+            | ({} if is_new else {"times": "of a later start, not its own"}),
+            system_attrs={},
+            intermediate_values=dict(enumerate(trial.outcome.blocks if trial.outcome else ())),
         )
-    study.add_trials(trials)
-    temporary.replace(path)
-    for lock in path.parent.glob(f"{temporary.name}.*"):
-        lock.unlink(missing_ok=True)
+
+
+def _about(trial: Trial) -> dict[str, Any]:
+    """What the dashboard shows beside a trial's parameters."""
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "prompt_id": trial.prompt.prompt_id,
+        "text": trial.prompt.text,
+        "origin": trial.candidate.origin,
+        "parents": list(trial.candidate.parents),
+        "iteration": trial.iteration,
+        "clips": trial.n_scored,
+        **({"forecast": trial.reward} if trial.state == "dropped" else {}),
+        **({"error": trial.error} if trial.error else {}),
+    }

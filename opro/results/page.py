@@ -1,7 +1,9 @@
 """The report's content: from a run's or a matrix' folder to one HTML page."""
 
+import base64
 import dataclasses
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -11,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from evaluators.audio import load
+from evaluators.classifier import dump_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
@@ -37,12 +41,13 @@ from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
+from opro.results.sheet import percent
 from opro.results.summary import Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.objective import NAMES
 
 WORST = 6  # misses and false alarms with a player, each
-MAX_ROWS = 20  # of a leaderboard
+FIRST_ROWS = 10  # of a leaderboard that stand open; the others unfold
 MAX_CURVES = 5
 ALIKE = 0.5  # of a prompt's characters, from which on its changes are marked
 Bins = list[dict[str, float]]
@@ -57,20 +62,28 @@ class Drawn:
     reliability: tuple[tuple[str, Bins], ...] = ()
 
 
-def page_of(folder: Path) -> str:
-    """The page of a run's or a matrix' folder.
+def page_of(*folders: Path) -> str:
+    """The page of a matrix' folder, of a run's, finished or not, or of those of several runs.
 
     Raises:
-        UserError: It is neither, or the run is not finished.
+        UserError: One is neither, or a matrix stands among several.
     """
-    if (folder / "matrix.json").is_file():
-        page = _matrix_page(folder)
-    elif (folder / JOURNAL).is_file():
-        page = _run_page(RunFolder.read(folder))
+    for folder in folders:
+        is_matrix = (folder / "matrix.json").is_file()
+        if not is_matrix and not (folder / JOURNAL).is_file():
+            raise UserError(
+                f"{str(folder)!r} holds no run and no matrix; expected trials.jsonl or matrix.json in it"
+            )
+        if is_matrix and len(folders) > 1:
+            raise UserError(
+                f"{str(folder)!r} is a matrix, which has a page of its own; expected runs beside each other"
+            )
+    if (folders[0] / "matrix.json").is_file():
+        page = _matrix_page(folders[0])
+    elif len(folders) > 1:
+        page = _runs_page([RunFolder.read(folder) for folder in folders])
     else:
-        raise UserError(
-            f"{str(folder)!r} holds no run and no matrix; expected trials.jsonl or matrix.json in it"
-        )
+        page = _run_page(RunFolder.read(folders[0]))
     env = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -80,11 +93,80 @@ def page_of(folder: Path) -> str:
     )
     env.filters["times"] = times
     env.filters["percent"] = lambda v: "" if v is None else f"{100 * v:.1f}"
-    return env.get_template("report.html").render(page)
+    script = (Path(__file__).parent / "templates" / "copy.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shared = {"script": Markup(script), "digest": digest, "first_rows": FIRST_ROWS}
+    return env.get_template("report.html").render(page | shared)
+
+
+def _runs_page(runs: Sequence[RunFolder]) -> dict[str, Any]:
+    """Runs beside each other: what each decided, their histories on shared axes, their trials."""
+    parts = [_run(run) for run in runs]
+    for part in parts:  # scores of one kind share their range
+        alike = [p["trials"] for p in parts if p["scores"] == part["scores"]]
+        drawn = part["trials"], part["baseline_score"], part["scores"], figures.limits(alike)
+        part["history"] = figures.history(*drawn)
+    replaced = sum(p["kept"] is False for p in parts)
+    return {
+        "title": f"{len(runs)} runs",
+        "runs": parts,
+        "overview": [_overview(run) for run in runs],
+        "overview_lead": f"{replaced} of {len(runs)} runs replaced their baseline. Scores of runs on other clips, or of"
+        " another objective, cannot be compared; pictures of one objective share their axis.",
+        "matrix": None,
+        "where": "",
+        **_by_clip([], {}),
+        "notes": [],
+        "provenance": [],
+    }
+
+
+def _overview(run: RunFolder) -> dict[str, str]:
+    """A row of the table of several runs."""
+    summary = run.summary
+    told = sum(t.state != "waiting" for t in run.history.trials)
+    row = {"run": run.name, "checkpoint": run.checkpoint, "trials": str(told)}
+    clips = f"{run.config['manifest']} [{str((run.history.header or {}).get('data', ''))[:8]}]"
+    row["scores"] = f"{NAMES[_objective(run)]} on {clips}"
+    if summary is None:
+        return row | {"decision": "not finished", "baseline": "", "chosen": "", "gain": ""}
+    gain = {"value": summary.gain.estimate, "low": summary.gain.low, "high": summary.gain.high}
+    return row | {
+        "decision": summary.reason.partition(":")[0],
+        "baseline": f"{100 * summary.baseline.score:.1f}",
+        "chosen": f"{100 * summary.chosen.score:.1f}",
+        "gain": percent(gain, signed=True),
+    }
 
 
 def _run_page(run: RunFolder) -> dict[str, Any]:
-    summary, notes = run.finished(), []
+    part, notes, drawn = _run(run), list[str](), list[Drawn]()
+    part["history"] = figures.history(part["trials"], part["baseline_score"], part["scores"])
+    if run.summary is not None:
+        drawn = _drawn_of_run(run, notes)
+    if unlisted := max((t.outcome.unlisted for t in run.history.trials if t.outcome), default=0.0):
+        notes.append(
+            f"up to {100 * unlisted:.0f} % of a prompt's answers are not among the tokens that the server lists: their"
+            " scores are upper bounds"
+        )
+    provenance = run.path / PROVENANCE
+    clips = clips_of(run.config["manifest"], run.task.labels, notes) if drawn else {}
+    return {
+        "title": f"Run {run.name}",
+        "runs": [part],
+        "overview": [],
+        "overview_lead": "",
+        "matrix": None,
+        "where": "the holdout of dev",
+        **_by_clip(drawn, clips),
+        "notes": [*notes, *(run.summary.warnings if run.summary else ())],
+        "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
+    }
+
+
+def _drawn_of_run(run: RunFolder, notes: list[str]) -> list[Drawn]:
+    """Baseline and chosen prompt on the holdout."""
+    summary = run.finished()
     baseline, chosen = summary.baseline, summary.chosen
     drawn = []
     for name, one in (("baseline", baseline), ("chosen prompt", chosen)):
@@ -94,11 +176,23 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         elif name == "baseline" or one.prompt_id != baseline.prompt_id:
             said = read_predictions(path, run.task.labels[0])
             drawn.append(Drawn(name, said, _calibrated(run, one.prompt_id, said, notes)))
-    if unlisted := max((t.outcome.unlisted for t in run.history.trials if t.outcome), default=0.0):
-        notes.append(
-            f"up to {100 * unlisted:.0f} % of a prompt's answers are not among the tokens that the server lists: their"
-            " scores are upper bounds"
-        )
+    return drawn
+
+
+def _objective(run: RunFolder) -> str:
+    return str(run.config.get("objective", "balanced_accuracy"))
+
+
+def _run(run: RunFolder) -> dict[str, Any]:
+    """A run's part of a page, but for its history's picture: decision, winner, test scores, trials."""
+    summary, scores = run.summary, NAMES[_objective(run)]
+    seeds = [t for t in run.history.complete if t.iteration == 0]
+    baseline = max(seeds, key=lambda t: t.rank, default=None)
+    if summary is not None:
+        number = int((run.history.selection or {})["baseline"])
+        baseline = run.history.trials[number]
+    text = baseline.prompt.text if baseline else ""
+    test = run.path / "test.json"
     trials = [
         {
             "number": t.number,
@@ -110,31 +204,84 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         for t in run.history.trials
         if t.outcome
     ]
-    board = [
-        {**row, "diff": _diff(baseline.text, row["text"])}
-        for row in leaderboard_rows(run, summary)
-        if row["state"] == "complete"
-    ][:MAX_ROWS]
-    test = run.path / "test.json"
-    provenance = run.path / PROVENANCE
-    clips = _clips(run.config["manifest"], run.task.labels, notes)
     return {
-        "title": f"Run {run.name}",
-        "lead": summary.reason,
-        "kept": summary.baseline_kept,
-        "facts": list(_run_facts(summary, len(run.task.labels))),
-        "cells": _cells(summary),
-        "chosen": {**chosen.model_dump(), "diff": _diff(baseline.text, chosen.text)},
-        "baseline": baseline.model_dump(),
-        "test": read_json(test) if test.is_file() else None,
-        "history": figures.history(trials, baseline.search_score, NAMES[summary.objective]),
-        "scores": NAMES[summary.objective],
-        "board": board,
-        "matrix": None,
-        "where": "the holdout of dev",
-        **_by_clip(drawn, clips),
-        "notes": [*notes, *summary.warnings],
-        "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
+        "name": run.name,
+        "lead": summary.reason if summary else _unfinished(run),
+        "kept": summary.baseline_kept if summary else None,
+        "facts": list(_run_facts(summary, len(run.task.labels)) if summary else _facts(run)),
+        "cells": _cells(summary) if summary else None,
+        "winner": _winner(run, text),
+        "baseline": summary.baseline.model_dump() if summary else None,
+        "test": read_json(test) if test.is_file() and summary else None,
+        "trials": trials,
+        "baseline_score": baseline.reward if baseline else None,
+        "scores": scores,
+        "board": [
+            {**row, "diff": _diff(text, row["text"]) if text else [("same", row["text"])]}
+            for row in leaderboard_rows(run, summary)
+        ],
+    }
+
+
+def _unfinished(run: RunFolder) -> str:
+    trials = run.history.trials
+    told = sum(t.state != "waiting" for t in trials)
+    rounds, last = (
+        int(run.config.get("iterations", 0)),
+        max((t.iteration for t in trials), default=0),
+    )
+    return (
+        f"Not finished: {told} of {len(trials)} prompts so far are scored, in round {last} of {rounds}. Nothing is"
+        " decided yet: that is done on the holdout, at the end. The same command goes on from here."
+    )
+
+
+def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """What is known of a run that is not finished."""
+    yield "checkpoint", run.checkpoint
+    yield "scores", NAMES[_objective(run)]
+    states: list[str] = [t.state for t in run.history.trials]
+    told = {
+        "complete": "on all clips",
+        "dropped": "dropped early",
+        "failed": "failed",
+        "waiting": "waiting",
+    }
+    yield "trials", ", ".join(f"{n} {text}" for s, text in told.items() if (n := states.count(s)))
+
+
+def _winner(run: RunFolder, baseline: str) -> dict[str, Any] | None:
+    """What a run hands over, or what leads so far, with its threshold and what is to be copied."""
+    summary, trial = run.summary, run.history.best
+    if summary is not None:
+        trial = run.history.trials[int((run.history.selection or {})["chosen"])]
+    if trial is None or trial.outcome is None:
+        return None
+    one = summary.chosen if summary else trial.outcome
+    kept = summary is not None and summary.baseline_kept
+    where = "on the holdout" if summary else "on the search half, which flatters it"
+    first, *others = run.task.labels
+    bias = trial.classifier.bias
+    threshold = "none: the likeliest answer is taken"
+    if bias:
+        odds = (
+            f"ln P({first}) - ln P({others[0]})"
+            if len(others) == 1
+            else f"of {first}, its log-odds"
+        )
+        threshold = (
+            f"{bias:+.2f} nats on {first}: it is answered where {odds} is above {-bias:+.2f}"
+        )
+    return {
+        "title": "Kept" if kept else "Chosen" if summary else "Leads so far",
+        "where": where,
+        "text": trial.prompt.text,
+        "diff": _diff(baseline, trial.prompt.text) if baseline else [("same", trial.prompt.text)],
+        "score": one.score,
+        "low": one.low,
+        "high": one.high,
+        "threshold": threshold,
+        "yaml": dump_classifiers([trial.classifier]),
     }
 
 
@@ -195,23 +342,18 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
     uses = result["test_openings"]
     sheet = matrix_sheet(result)
     notes: list[str] = []
-    clips = _clips(settings["manifest"], task.labels, notes)
+    clips = clips_of(settings["manifest"], task.labels, notes)
     return {
         "title": f"Matrix on {judged_on(result)}",
-        "lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
+        "runs": [],
+        "overview": [],
+        "overview_lead": f"{len(rows)} configurations on {result['clips']:,} clips of {result['sources']}"
         f" sources; differences are to {result['reference']}.",
-        "kept": None,
-        "facts": [("test split opened", f"{times(uses)} in this project")] if uses else [],
-        "cells": None,
-        "chosen": None,
-        "baseline": None,
-        "test": None,
-        "history": figures.forest(
-            [_forest_row(r) for r in rows], reference["balanced_accuracy"]["value"]
-        ),
-        "scores": "",
-        "board": [],
         "matrix": {
+            "forest": figures.forest(
+                [_forest_row(r) for r in rows], reference["balanced_accuracy"]["value"]
+            ),
+            "opened": f"The test split was opened {times(uses)} in this project." if uses else "",
             "head": [c.name for c in sheet.columns],
             "rows": sheet.rows,
             "prompts": _texts(rows),
@@ -251,12 +393,18 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(name, text) of each prompt, once."""
-    return list({r["prompt"]: (r["prompt"], r["text"]) for r in rows if "text" in r}.values())
+def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(name, text, threshold) of each prompt, once."""
+    return list(
+        {
+            r["prompt"]: (r["prompt"], r["text"], f"{r.get('bias') or 0.0:+.2f} nats")
+            for r in rows
+            if "text" in r
+        }.values()
+    )
 
 
-def _clips(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
+def clips_of(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
     """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
         return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), labels)}
@@ -321,6 +469,7 @@ def _by_clip(drawn: Sequence[Drawn], clips: dict[str, Clip]) -> dict[str, Any]:
     if len(drawn) == 2 and drawn[0].name == "baseline":
         best = drawn[1]
     return {
+        "drawn": bool(drawn),
         "heat": [(d.name, _heat(d.said)) for d in drawn],
         "curves": pictures,
         "thresholds": [

@@ -1,7 +1,8 @@
 """Progress on stderr: a live line in a terminal, one line a trial elsewhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.text import Text
 from opro.problem import Problem
 from opro.search.budget import most_evals, orders, planned_pairs
 from opro.search.history import Trial
+from opro.search.loop import Display
 from opro.settings import OptimizeSettings
 
 
@@ -125,6 +127,28 @@ class Progress:
     def _cached(self) -> str:
         usage = self._evaluator.usage
         return f"{100 * usage.cached / usage.requested:.0f} %" if usage.requested else "-"
+
+
+@dataclass(frozen=True)
+class Displays:
+    """Several displays as one. A `opro.search.loop.Display`."""
+
+    each: Sequence[Display]
+
+    def stage(self, iteration: int, name: str) -> None:
+        """See `Display`."""
+        for one in self.each:
+            one.stage(iteration, name)
+
+    def advance(self, scored: int, skipped: int) -> None:
+        """See `Display`."""
+        for one in self.each:
+            one.advance(scored, skipped)
+
+    def told(self, trial: Trial, best: Trial | None) -> None:
+        """See `Display`."""
+        for one in self.each:
+            one.told(trial, best)
 
 
 @contextmanager

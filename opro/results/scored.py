@@ -366,7 +366,7 @@ def as_predictions(
 
     It is where every sample was run once, its answer and its target are among a few labels with `positive` among them,
     and it is right by these where its score is 1. A multiple-choice log of lm-evaluation-harness, whose choices are the
-    same everywhere, has log-probabilities too.
+    same everywhere, has log-probabilities too, and one whose samples have a field ``p_LABEL`` the probability of it.
     """
     samples = one.log.samples
     labels = sorted({s.target for s in samples})
@@ -385,6 +385,10 @@ def as_predictions(
             table.columns[LOGP + label] = [repr(s.logp[i]) for s in samples]
         del table.columns["predicted"]
     else:
+        if len(labels) == 2 and all(
+            f"p_{positive}" in s.fields for s in samples
+        ):  # as we write them
+            table.columns["score"] = [s.fields[f"p_{positive}"] for s in samples]
         answers = table.columns["predicted"]
         known = predicted_names(answers, {v: v for v in labels}, positive)
         strange = [v for v in answers if v not in known]

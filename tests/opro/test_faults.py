@@ -15,6 +15,7 @@ from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.fakes import FakeEvaluator
 from opro import optimize
 from opro.proposers import openai_model
+from opro.results.optuna_study import LiveStudy
 
 KEY = "sk-marked-secret-key"
 LASTING = {  # fault -> what is done about it
@@ -197,12 +198,12 @@ def test_what_ends_a_search_is_told_though_its_study_cannot_be_written(
     def score(self, prompts, clips):
         raise fault
 
-    def write_study(*_):
+    def opened(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeEvaluator, "score", score)
-        patch.setattr(optimize, "write_study", write_study)
+        patch.setattr(LiveStudy, "_open", opened)
         assert run(tmp_path) == code
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith(sentence) and "Traceback" not in err

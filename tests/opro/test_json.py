@@ -91,7 +91,7 @@ def test_a_run_is_its_summary_and_its_files(made, monkeypatch, capsys):
     assert found["paths"]["best"] == str(made / "r" / BEST)
 
 
-@pytest.mark.parametrize("verb", ["leaderboard", "power", "stats"])
+@pytest.mark.parametrize("verb", ["leaderboard", "stats"])
 def test_it_is_what_format_json_prints(made, monkeypatch, capsys, verb):
     argv = argv_of(verb, made)
     _, one, _ = called([*argv, "--json"], monkeypatch, capsys)

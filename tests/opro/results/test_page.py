@@ -105,8 +105,7 @@ def test_a_folder_of_neither_kind_and_damaged_ones_are_one_sentence(frozen, tmp_
         (frozen / "matrix-test" / "matrix.json").write_text(text)
         with pytest.raises(UserError, match=r"matrix\.json: "):
             page.page_of(frozen / "matrix-test")
-    with pytest.raises(UserError, match="is not finished"):
-        page.page_of(frozen / "interrupted")
+    assert "Not finished: " in page.page_of(frozen / "interrupted")
 
 
 def test_changes_of_a_prompt_are_whole_words():
