@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluators.build import build_evaluator
+from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import resolve, write_text
 from evaluators.manifest import verify
 from evaluators.statistics.compare import compare, estimate
 from evaluators.statistics.resampling import Estimate
+from evaluators.targets import Predictions
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.problem import open_data
 from opro.results.card import (
@@ -32,6 +34,7 @@ from opro.results.looks import count_uses
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import RunFolder, find_runs
 from opro.results.summary import Interval
+from opro.search.history import Trial
 from opro.search.select import DECIDED
 from opro.settings import DataSettings, model_settings
 
@@ -104,20 +107,8 @@ def seal(run: Path, runs_dir: Path) -> Card:
         )
     split = data.split(str(folder.config["split"]))
     labels = folder.task.labels
-    trials = {
-        "chosen": folder.history.trials[int((folder.history.selection or {})["chosen"])],
-        "baseline": folder.history.trials[int((folder.history.selection or {})["baseline"])],
-    }
-    place = {clip.name: i for i, clip in enumerate(split)}
-    said = {
-        who: read_predictions(folder.holdout(t.prompt.prompt_id), labels[0])
-        for who, t in trials.items()
-    }
-    ids = said["chosen"].targets.clip_ids
-    clips = split.take([place[one] for one in ids])
-    verify(clips)
+    trials, clips, said = _said(folder, split)
     metric = summary.objective if summary.objective in DECIDED else "balanced_accuracy"
-    said = {who: dataclasses.replace(one, targets=clips.targets) for who, one in said.items()}
     seed = summary.seed
     scores = {who: estimate(one, metric, seed=seed) for who, one in said.items()}
     gain = compare(said["chosen"], said["baseline"], metric, seed=seed)
@@ -149,6 +140,23 @@ def seal(run: Path, runs_dir: Path) -> Card:
         warnings=summary.warnings,
     )
     return card.model_copy(update={"digest": card.sealed_digest()})
+
+
+def _said(
+    folder: RunFolder, split: ClipSet
+) -> tuple[dict[str, Trial], ClipSet, dict[str, Predictions]]:
+    """(Chosen and baseline, the holdout's clips as they are on disk, what each said of them)."""
+    made = folder.history.selection or {}
+    trials = {who: folder.history.trials[int(made[who])] for who in ("chosen", "baseline")}
+    said = {
+        who: read_predictions(folder.holdout(t.prompt.prompt_id), folder.task.labels[0])
+        for who, t in trials.items()
+    }
+    place = {clip.name: i for i, clip in enumerate(split)}
+    clips = split.take([place[one] for one in said["chosen"].targets.clip_ids])
+    verify(clips)
+    own = {who: dataclasses.replace(one, targets=clips.targets) for who, one in said.items()}
+    return trials, clips, own
 
 
 def _score(

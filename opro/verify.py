@@ -78,6 +78,19 @@ def verify(card: Card, settings: VerifySettings) -> dict[str, Any]:
     tolerance = TOLERANCE["float32"] if exact else ROUNDED
     own = digest == card.model.digest
     same = own and found.same_labels and found.largest <= tolerance and not numbers
+    told = (
+        []
+        if own
+        else [
+            f"another checkpoint: its weights are not those of {card.model.name!r} that were sealed"
+        ]
+    )
+    told += _of_clips(found, len(card.rows), tolerance)
+    told += numbers or [_score(card)]
+    if about.dtype != card.model.dtype:
+        told.append(f"scored in {about.dtype} here, in {card.model.dtype} then")
+    if changed := version_changes(card.model.versions, about.versions):
+        told.append(f"then with {changed}")
     return {
         "same": same,
         "largest": found.largest,
@@ -85,8 +98,7 @@ def verify(card: Card, settings: VerifySettings) -> dict[str, Any]:
         "other_labels": {who: list(ids) for who, ids in found.other_labels.items()},
         "numbers": numbers,
         "same_weights": own,
-        "told": list(_told(card, found, numbers, own, tolerance, about.dtype))
-        + _surroundings(card, about.versions),
+        "told": told,
     }
 
 
@@ -134,12 +146,7 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else f"{100 * value:.2f}"
 
 
-def _told(
-    card: Card, found: Agreement, numbers: Sequence[str], own: bool, tolerance: float, dtype: str
-) -> Iterator[str]:
-    count = len(card.rows)
-    if not own:
-        yield f"another checkpoint: its weights are not those of {card.model.name!r} that were sealed"
+def _of_clips(found: Agreement, count: int, tolerance: float) -> Iterator[str]:
     if found.same_labels:
         yield f"same labels, P within {found.largest:.1e}: {count} clips, both prompts"
     for who, ids in found.other_labels.items():
@@ -147,20 +154,14 @@ def _told(
             yield f"{len(ids)} of {count} clips have another label with the {who} prompt, such as {ids[0]!r}"
     if found.largest > tolerance:
         yield f"a probability differs by {found.largest:.3f}; expected at most {tolerance:g}"
-    yield from numbers
-    if not numbers:
-        score = card.holdout
-        yield (
-            f"same score {_shown(score.chosen.value)} [{_shown(score.chosen.low)}, {_shown(score.chosen.high)}], gain"
-            f" {_shown(score.gain.value)} [{_shown(score.gain.low)}, {_shown(score.gain.high)}]"
-        )
-    if dtype != card.model.dtype:
-        yield f"scored in {dtype} here, in {card.model.dtype} then"
 
 
-def _surroundings(card: Card, here: Any) -> list[str]:
-    changed = version_changes(card.model.versions, here)
-    return [f"then with {changed}"] if changed else []
+def _score(card: Card) -> str:
+    chosen, gain = card.holdout.chosen, card.holdout.gain
+    return (
+        f"same score {_shown(chosen.value)} [{_shown(chosen.low)}, {_shown(chosen.high)}], gain {_shown(gain.value)}"
+        f" [{_shown(gain.low)}, {_shown(gain.high)}]"
+    )
 
 
 if __name__ == "__main__":

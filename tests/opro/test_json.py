@@ -22,6 +22,8 @@ def made(tmp_path_factory):
     )
     patch.setattr("sys.argv", ["opro", "optimize", *words.split()])
     assert command() == DONE
+    patch.setattr("sys.argv", ["opro", "seal", f"{folder}/r"])
+    assert command() == DONE
     best = json.loads((folder / "r" / SUMMARY).read_text())["chosen"]["prompt_id"]
     (folder / "p.csv").write_bytes((folder / "r" / HOLDOUT / f"{best}.csv").read_bytes())
     for label in ("speech", "noise"):
@@ -36,6 +38,10 @@ def argv_of(verb, folder):
     words = {
         "optimize": "--checkpoint fake --runs-dir {0} --name r --iterations 1 --candidates 2 --clips 120",
         "rescore": "{0}/r --runs-dir {0} --top 1",
+        "seal": "{0}/r --out {0}/again.yaml",
+        "verify": "{0}/r/card.yaml",
+        "check": "{0}/r/card.yaml --checkpoint fake --runs-dir {0}",
+        "export": "{0}/r --to {0}/exported",  # whose model has no weights
         "predict": "{0}/r {0}/speech --out {0}/labels",
         "matrix": "--checkpoint fake --runs-dir {0} --out {0}/m",
         "leaderboard": "--runs-dir {0}",
@@ -67,7 +73,7 @@ def called(argv, monkeypatch, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_standard_output_is_one_document(made, monkeypatch, capsys, verb):
     code, found, err = called([*argv_of(verb, made), "--json"], monkeypatch, capsys)
-    if verb == "audit":
+    if verb in ("audit", "export"):
         assert code == WRONG_USE and found == {"error": found["error"], "exit": WRONG_USE}
         assert err == f"error: {found['error']}\n"
         return

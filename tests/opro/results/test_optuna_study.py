@@ -95,7 +95,7 @@ def searched(folder, states, again, deaths):
     return read(folder / "optuna.log")
 
 
-@settings(max_examples=30)  # each writes two studies
+@settings(max_examples=30, deadline=None)  # each writes two studies
 @given(
     st.lists(st.sampled_from(["complete", "dropped", "failed"]), min_size=1, max_size=7),
     st.sets(st.integers(0, 6)),
