@@ -65,8 +65,8 @@ def ours(evaluator, classifier, clips, folder):
 
 @pytest.mark.parametrize(
     ("prompt", "options"),
-    [(LETTERS, {}), (LETTERS, {"swap": True}), (WORDS, {}), (HOSTILE, {})],
-    ids=["letters", "both orders", "several tokens", "hostile"],
+    [(LETTERS, {"swap": True}), (WORDS, {}), (HOSTILE, {})],
+    ids=["both orders", "several tokens", "hostile"],
 )
 def test_plain_transformers_give_the_same_labels_and_probabilities(
     clips, tmp_path, prompt, options, monkeypatch, capsys
@@ -134,7 +134,7 @@ def test_the_chat_template_renders_what_was_scored(clips, tmp_path, prompt):
     assert "Other words?" in rendered and prompt not in rendered
 
 
-@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("swap", [True])
 def test_a_server_that_lists_token_ids_gives_the_same_labels(
     clips, tmp_path, swap, monkeypatch, capsys
 ):
