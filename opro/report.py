@@ -1,9 +1,10 @@
 """One self-contained page of a run, of several runs, or of a matrix: python -m opro.report runs/NAME
 
-Score history, leaderboard with each prompt's changes to the baseline, accuracy by duration and SNR, psychometric
-curves, reliability before and after calibration, false alarms by category, cost, provenance, and players with
-spectrograms for the clips that were decided worst. No network is needed to read it. Of a run, everything but history
-and leaderboard is measured on the holdout of dev, which the search never saw.
+The winner with its threshold, to be copied; score history, all trials with their changes to the baseline, accuracy by
+duration and SNR, psychometric curves, reliability before and after calibration, false alarms by category, cost,
+provenance, and players with spectrograms for the clips that were decided worst. No network is needed to read it. Of a
+run, everything but history and trials is measured on the holdout of dev, which the search never saw. A run that is not
+finished has what there is; several runs stand beside each other, without what is drawn by clip.
 """
 
 import sys

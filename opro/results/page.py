@@ -116,7 +116,7 @@ def _runs_page(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "matrix": None,
         "where": "",
         **_by_clip([], {}),
-        "notes": [],
+        "notes": [f"{run.name}: {text}" for run in runs for text in _warnings(run)],
         "provenance": [],
     }
 
@@ -144,11 +144,6 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     part["history"] = figures.history(part["trials"], part["baseline_score"], part["scores"])
     if run.summary is not None:
         drawn = _drawn_of_run(run, notes)
-    if unlisted := max((t.outcome.unlisted for t in run.history.trials if t.outcome), default=0.0):
-        notes.append(
-            f"up to {100 * unlisted:.0f} % of a prompt's answers are not among the tokens that the server lists: their"
-            " scores are upper bounds"
-        )
     provenance = run.path / PROVENANCE
     clips = clips_of(run.config["manifest"], run.task.labels, notes) if drawn else {}
     return {
@@ -159,9 +154,20 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "matrix": None,
         "where": "the holdout of dev",
         **_by_clip(drawn, clips),
-        "notes": [*notes, *(run.summary.warnings if run.summary else ())],
+        "notes": [*notes, *_warnings(run)],
         "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
     }
+
+
+def _warnings(run: RunFolder) -> Iterator[str]:
+    """What is to be told of a run's numbers."""
+    if unlisted := max((t.outcome.unlisted for t in run.history.trials if t.outcome), default=0.0):
+        yield (
+            f"up to {100 * unlisted:.0f} % of a prompt's answers are not among the tokens that the server lists: their"
+            " scores are upper bounds"
+        )
+    if run.summary is not None:
+        yield from run.summary.warnings
 
 
 def _drawn_of_run(run: RunFolder, notes: list[str]) -> list[Drawn]:

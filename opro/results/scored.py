@@ -16,7 +16,7 @@ from evaluators.statistics.compare import compare_scores, mean_of, resample_scor
 from evaluators.statistics.resampling import MIN_SOURCES, Clusters
 from evaluators.targets import SLICES, Predictions, Scores
 from opro.results.logs.harness_log import MISSED
-from opro.results.logs.sample_log import Sample, SampleLog
+from opro.results.logs.sample_log import Sample, SampleLog, number
 from opro.results.predictions import LOGP, Table, read_rows
 from opro.results.spellings import MOST_LABELS, predicted_names, same_word
 
@@ -385,10 +385,11 @@ def as_predictions(
             table.columns[LOGP + label] = [repr(s.logp[i]) for s in samples]
         del table.columns["predicted"]
     else:
-        if len(labels) == 2 and all(
-            f"p_{positive}" in s.fields for s in samples
-        ):  # as we write them
-            table.columns["score"] = [s.fields[f"p_{positive}"] for s in samples]
+        name = f"p_{positive}"  # as we write them
+        values = [number(s.fields.get(name)) for s in samples]
+        if len(labels) == 2 and all(v is not None and 0 <= v <= 1 for v in values):
+            table.columns["score"] = [s.fields[name] for s in samples]
+            table.guessed.append(f"{name} is the probability of {positive}")
         answers = table.columns["predicted"]
         known = predicted_names(answers, {v: v for v in labels}, positive)
         strange = [v for v in answers if v not in known]

@@ -41,7 +41,9 @@ def described(files, capsys, *more):
 
 def without_names(data):
     if isinstance(data, dict):
-        return {k: without_names(v) for k, v in data.items() if k not in ("file", "a", "b")}
+        return {
+            k: without_names(v) for k, v in data.items() if k not in ("file", "a", "b", "guessed")
+        }
     return [without_names(v) for v in data] if isinstance(data, list) else data
 
 

@@ -337,6 +337,22 @@ def test_answers_that_are_labels_are_predictions(tmp_path):
     assert set(as_predictions(opened(path), "speech", ["answer"])[0].targets.slices) == {"answer"}
 
 
+@pytest.mark.parametrize(
+    ("last", "ranked"), [("0.5", True), ("1.5", False), ("many", False), (None, False)]
+)
+def test_probabilities_among_the_fields_rank_the_samples(tmp_path, last, ranked):
+    shares = [round(0.02 + 0.03 * i, 3) for i in range(29)] + [last]
+    runs = [
+        summary(i, {"match": {"value": "C", "answer": "ab"[i % 2]}}, target="ab"[i % 2], metadata={"p_a": p})
+        for i, p in enumerate(shares)
+    ]  # fmt: skip
+    found, guessed = as_predictions(opened(write_eval(tmp_path / "a.eval", runs)), "a", None)
+    assert (found.probability is not None) == ranked and found.right.all()
+    assert ("p_a is the probability of a" in guessed) == ranked
+    if ranked:
+        np.testing.assert_array_equal(found.probability, [float(p) for p in shares])
+
+
 def test_log_probabilities_of_choices_rank_the_samples(tmp_path):
     logp = [(-0.1 - 0.1 * i, -1.0) if i % 2 else (-2.0, -0.2) for i in range(24)]
     path = write_lines(
