@@ -1446,7 +1446,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "                if before.get(key) != config.get(key):",
         "                if False:",
     ),
-    ("opro/results/run_folder.py", "        lock.acquire(timeout=0)", "        pass"),
+    ("opro/results/run_folder.py", "        lock.acquire(timeout=PEEKED_S)", "        pass"),
     (
         "opro/results/run_folder.py",
         "        if not (self.path / PROVENANCE).exists():",

@@ -1,0 +1,70 @@
+"""The page as a server on this machine: its tabs, the clips that it may play, and who may ask."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which asks at once
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from opro.view import runs
+from opro.view.guard import Guard
+from opro.view.html import STYLE
+from opro.view.reading import names
+
+HOST = "127.0.0.1"
+# Gradio's filters are labelled by their titles alone, which not every screen reader reads out.
+LABELS = """<script>new MutationObserver(() => document.querySelectorAll("input[title]:not([aria-label])")
+.forEach((one) => one.setAttribute("aria-label", one.title))).observe(document, {childList: true, subtree: true})
+</script>"""
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+
+
+def blocks(runs_dir: Path, checkpoint: str | None = None) -> Any:
+    """The page."""
+    with gr.Blocks(title="opro", analytics_enabled=False) as page:
+        gr.HTML("<h1>Runs, prompts and clips of this machine</h1>", elem_classes="opro")
+        found = names(runs_dir)
+        chosen = gr.Dropdown(found, value=found[0] if found else None, label="Run")
+        with gr.Tabs():
+            with gr.Tab("Runs"):
+                runs.page(runs_dir, chosen)
+    return page
+
+
+def application(runs_dir: Path, port: int, checkpoint: str | None = None) -> Any:
+    """The ASGI application: it answers to this machine's own page alone."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(Guard, origins=(f"http://{HOST}:{port}", f"http://localhost:{port}"))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    return gr.mount_gradio_app(
+        app,
+        blocks(runs_dir, checkpoint),
+        "/",
+        server_name=HOST,
+        server_port=port,
+        footer_links=[],
+        show_error=False,  # errors of ours are shown in the page, as text
+        allowed_paths=[],
+        max_file_size="64mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Base(**FONTS),
+        css=STYLE,
+        head=LABELS,
+    )
+
+
+def serve(runs_dir: Path, port: int, checkpoint: str | None) -> None:
+    """Serves the page until it is interrupted."""
+    print(f"http://{HOST}:{port}/ shows {runs_dir}; Ctrl-C ends it", flush=True)
+    uvicorn.run(
+        application(runs_dir, port, checkpoint), host=HOST, port=port, log_level="warning"
+    )
