@@ -11,8 +11,11 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse, Response
 
-from opro.view import runs
+from evaluators.errors import UserError
+from opro.view import compare, proposer, runs
+from opro.view.clips import ROUTE, Clips
 from opro.view.guard import Guard
 from opro.view.html import STYLE
 from opro.view.reading import names
@@ -25,7 +28,7 @@ LABELS = """<script>new MutationObserver(() => document.querySelectorAll("input[
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
-def blocks(runs_dir: Path, checkpoint: str | None = None) -> Any:
+def blocks(runs_dir: Path, clips: Clips, checkpoint: str | None = None) -> Any:
     """The page."""
     with gr.Blocks(title="opro", analytics_enabled=False) as page:
         gr.HTML("<h1>Runs, prompts and clips of this machine</h1>", elem_classes="opro")
@@ -34,6 +37,10 @@ def blocks(runs_dir: Path, checkpoint: str | None = None) -> Any:
         with gr.Tabs():
             with gr.Tab("Runs"):
                 runs.page(runs_dir, chosen)
+            with gr.Tab("Compare"):
+                compare.page(runs_dir, chosen, clips)
+            with gr.Tab("Proposals"):
+                proposer.page(runs_dir, chosen)
     return page
 
 
@@ -42,9 +49,18 @@ def application(runs_dir: Path, port: int, checkpoint: str | None = None) -> Any
     app = FastAPI(openapi_url=None)
     app.add_middleware(Guard, origins=(f"http://{HOST}:{port}", f"http://localhost:{port}"))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    clips = Clips()
+
+    def sound(token: str) -> Response:
+        try:
+            return Response(clips.sound(token), media_type="audio/wav")
+        except UserError as error:
+            return PlainTextResponse(str(error), status_code=404)
+
+    app.add_api_route(ROUTE + "{token}", sound, response_class=Response)
     return gr.mount_gradio_app(
         app,
-        blocks(runs_dir, checkpoint),
+        blocks(runs_dir, clips, checkpoint),
         "/",
         server_name=HOST,
         server_port=port,
