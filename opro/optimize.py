@@ -32,6 +32,7 @@ from opro.search.history import Candidate
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
 from opro.search.select import decide
+from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ def _search(
             save=lambda trial, entry: folder.save_scores(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
+            inbox=lambda: read_requests(folder.steering, folder.task.labels),
         )
         with _study_kept(folder), spending.noted():
             search.run()
@@ -146,6 +148,8 @@ def _search(
     requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
     requested += problem.evaluator.usage.requested - before
     costs = _costs(requested, spending.total, plan)
+    steered = history.steering.told(settings.max_evals)
+    problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
     summary = Summary.of(settings, problem, history, decision, costs)
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))

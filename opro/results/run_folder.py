@@ -41,6 +41,7 @@ USAGE = "usage.jsonl"  # evals and seconds of every process that worked on the r
 SUMMARY = "summary.json"
 BEST = "best.yaml"
 LEADERBOARD = "leaderboard.csv"
+STEERING = "steering.jsonl"  # what people asked of the run while it went on
 PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
@@ -157,6 +158,11 @@ class RunFolder:
     def proposals(self) -> Path:
         """Journal of the calls to a language model."""
         return self.path / PROPOSALS
+
+    @property
+    def steering(self) -> Path:
+        """Inbox of what people ask of the run while it goes on."""
+        return self.path / STEERING
 
     @property
     def usage(self) -> Path:

@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"opro.view needs the package {missing[0]}: pip install 'opro-audio[view]'"
-        )
+        raise UserError(f"opro.view needs the package {missing[0]}: pip install 'opro-audio[view]'")
     from opro.view.app import serve  # Gradio takes seconds to import: --help and errors do not wait
 
     serve(settings.runs_dir, settings.port, settings.checkpoint)

@@ -81,6 +81,4 @@ def application(runs_dir: Path, port: int, checkpoint: str | None = None) -> Any
 def serve(runs_dir: Path, port: int, checkpoint: str | None) -> None:
     """Serves the page until it is interrupted."""
     print(f"http://{HOST}:{port}/ shows {runs_dir}; Ctrl-C ends it", flush=True)
-    uvicorn.run(
-        application(runs_dir, port, checkpoint), host=HOST, port=port, log_level="warning"
-    )
+    uvicorn.run(application(runs_dir, port, checkpoint), host=HOST, port=port, log_level="warning")

@@ -92,7 +92,8 @@ def compared(a: Side, b: Side, half: Half, clips: Clips) -> str:
     left, right = side_by_side(a.trial.prompt.text, b.trial.prompt.text)
     values: dict[str, Any] = {
         "sides": [_side(a, left), _side(b, right)],
-        "half": half,
+        "unmarked": a.trial.prompt.text != b.trial.prompt.text
+        and all(kind == "same" for kind, _ in (*left, *right)),
         "line": "",
         "groups": [],
         "note": "",
@@ -166,19 +167,20 @@ def _surest(one: Predictions, other: Predictions, index: Any) -> Any:
 def _row(one: Predictions, other: Predictions, i: int, clips: Clips, found: Any) -> dict[str, Any]:
     targets = one.targets
     name = targets.clip_ids[i]
-    slices = [v[i] for v in targets.slices.values() if v[i]]
+    units = {"duration_ms": " ms", "snr_db": " dB"}
+    slices = [f"{v[i]}{units.get(k, '')}" for k, v in targets.slices.items() if v[i]]
     return {
         "player": clips.player(found.get(name.rpartition("|")[2]), f"clip {name}"),
         "id": name,
         "truth": targets.labels[targets.truth[i]],
         "first": _verdict(one, i),
         "second": _verdict(other, i),
-        "about": ", ".join([*map(str, slices), str(targets.sources[i])]),
+        "about": ", ".join([*slices, str(targets.sources[i])]),
     }
 
 
 def _verdict(said_: Predictions, i: int) -> str:
-    label = said_.targets.labels[said_.decided[i]]
+    label = str(said_.targets.labels[said_.decided[i]])
     if said_.probability is None:
         return label
     return f"{label}, P({said_.targets.labels[0]}) {100 * said_.probability[i]:.0f} %"
@@ -192,7 +194,9 @@ def choices(runs_dir: Path, name: str | None) -> list[tuple[str, int]]:
         history = see(runs_dir, name).run.history
     except UserError:
         return []
-    scored = [(t, f"{100 * t.reward:.1f}{'*' if t.state == 'dropped' else ''}") for t in history.scored]
+    scored = [
+        (t, f"{100 * t.reward:.1f}{'*' if t.state == 'dropped' else ''}") for t in history.scored
+    ]
     rest = [(t, t.state) for t in history.trials if not t.scored]
     return [
         (f"#{t.number}  {score}  {' '.join(t.prompt.text.split())[:80]}", t.number)
@@ -214,14 +218,22 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
     name = chosen.value
     first, second = pair(runs_dir, name)
     with gr.Row():
-        a = gr.Dropdown(choices(runs_dir, name), value=first, label="First prompt, of the run above")
+        a = gr.Dropdown(
+            choices(runs_dir, name), value=first, label="First prompt, of the run above"
+        )
         with gr.Column():
             other = gr.Dropdown(names(runs_dir), value=name, label="Run of the second prompt")
             b = gr.Dropdown(choices(runs_dir, name), value=second, label="Second prompt")
     half = gr.Radio(list(HALVES), value=HALVES[0], label="Clips")
     html = gr.HTML(elem_classes="opro")
 
-    def show(run: str | None, number: int | None, other_run: str | None, other_number: int | None, on: Half) -> str:  # fmt: skip
+    def show(
+        run: str | None,
+        number: int | None,
+        other_run: str | None,
+        other_number: int | None,
+        on: Half,
+    ) -> str:
         if not run or not other_run or number is None or other_number is None:
             return said("Choose two prompts.")
         try:

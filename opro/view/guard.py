@@ -56,6 +56,10 @@ async def _refuse(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    head = {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]}
+    head = {
+        "type": "http.response.start",
+        "status": 403,
+        "headers": [(b"content-type", b"text/plain")],
+    }
     await send(head)
     await send({"type": "http.response.body", "body": b"this page answers to itself alone"})

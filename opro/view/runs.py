@@ -21,8 +21,8 @@ from opro.view.reading import Seen, names, see
 RUNS = ("run", "state", "round", "prompts", "best, %", "decision", "checkpoint", "evals", "time")
 BOARD = ("score", "95 %", "holdout", "state", "clips", "origin", "prompt id", "prompt")
 ABOUT = (
-    "Scores are on the search half, in %: the best of many is flattered by having been picked, which is why a run decides"
-    " on its holdout. A click on a column's name sorts."
+    "Scores are on the search half, in %: the best of many is flattered by having been picked, which is why a run"
+    " decides on its holdout. A click on a column's name sorts."
 )
 EVERY_S = 2.0  # seconds between two looks at the journals
 
