@@ -5,6 +5,7 @@ the proposer was asked and said, steering of a run, a playground and blind liste
 alone and asks no other one for anything. It needs the extra: pip install 'opro-audio[view]'.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -41,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"opro.view needs the package {missing[0]}: pip install 'opro-audio[view]'")
-    from opro.view.app import serve  # Gradio takes seconds to import: --help and errors do not wait
-
-    serve(settings.runs_dir, settings.port, settings.checkpoint)
+    app = importlib.import_module("opro.view.app")  # Gradio takes seconds: --help does not wait
+    app.serve(settings.runs_dir, settings.port, settings.checkpoint)
     return DONE
 
 

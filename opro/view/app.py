@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from evaluators.errors import UserError
-from opro.view import compare, proposer, runs
+from opro.view import compare, listen, playground, proposer, runs, steer
 from opro.view.clips import ROUTE, Clips
 from opro.view.guard import Guard
 from opro.view.html import STYLE
@@ -41,6 +41,12 @@ def blocks(runs_dir: Path, clips: Clips, checkpoint: str | None = None) -> Any:
                 compare.page(runs_dir, chosen, clips)
             with gr.Tab("Proposals"):
                 proposer.page(runs_dir, chosen)
+            with gr.Tab("Steer"):
+                steer.page(runs_dir, chosen)
+            with gr.Tab("Playground"):
+                playground.page(runs_dir, chosen, checkpoint)
+            with gr.Tab("Listen"):
+                listen.page(runs_dir, chosen, clips)
     return page
 
 

@@ -36,7 +36,11 @@ class Seen:
         """In a word."""
         if self.summary is not None:
             return DONE
-        return RUNNING if self.open else STOPPED
+        if self.open:
+            return RUNNING
+        taken = self.run.history.steering.taken
+        paused = any(number > self.round and one.kind == "pause" for number, one in taken)
+        return PAUSED if paused else STOPPED
 
     @property
     def rounds(self) -> int:

@@ -16,7 +16,7 @@ from opro.results.two_by_two import two_by_two_sheet
 from opro.search.history import Trial
 from opro.search.objective import NAMES
 from opro.view.html import refused, render, table
-from opro.view.reading import Seen, names, see
+from opro.view.reading import PAUSED, RUNNING, STOPPED, Seen, names, see
 
 RUNS = ("run", "state", "round", "prompts", "best, %", "decision", "checkpoint", "evals", "time")
 BOARD = ("score", "95 %", "holdout", "state", "clips", "origin", "prompt id", "prompt")
@@ -61,7 +61,7 @@ def board_frame(seen: Seen | None) -> pd.DataFrame:
     rows = []
     for row in [] if seen is None else leaderboard_rows(seen.run, seen.summary):
         bounds = "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        state = {"dropped": "dropped early, a forecast"}.get(row["state"], row["state"])
+        state = "dropped early, a forecast" if row["state"] == "dropped" else str(row["state"])
         rows.append(
             [
                 _percent(row["score"]),
@@ -109,9 +109,9 @@ def run_html(seen: Seen) -> str:
 
 def _line(seen: Seen) -> str:
     waiting = sum(t.state == "waiting" for t in seen.run.history.trials)
-    if seen.state == "running":
+    if seen.state == RUNNING:
         return f", {waiting} being scored" if waiting else ""
-    if seen.state == "interrupted":
+    if seen.state in (PAUSED, STOPPED):
         return "; its command, given again, goes on from here"
     return ""
 
@@ -131,9 +131,11 @@ def _costs(seen: Seen) -> Iterator[tuple[str, str]]:
         f"{spent.forward:,} evals through the model; {spelled(spent.total)}, of which {spelled(spent.scoring)}"
         f" scoring and {spelled(spent.proposing)} proposing",
     )
-    most = seen.run.config.get("max_evals")
+    given = seen.run.config.get("max_evals")
+    most = seen.run.history.steering.max_evals(given)
     if most is not None:
-        yield "budget", f"--max-evals {most:,}"
+        raised = "" if most == given else f", raised from {given:,} while it went on"
+        yield "budget", f"--max-evals {most:,}{raised}"
     if seen.calls:
         tokens = sum(int(c.get(k) or 0) for c in seen.calls for k in ("tokens_in", "tokens_out"))
         prices = [c["cost"] for c in seen.calls if c.get("cost") is not None]
