@@ -1,5 +1,6 @@
 """Blind listening: clips without label, name or verdict, in an order of one's own; what is heard is recorded."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,19 @@ class Session:
         }
         return digest, [c for c in listed if c.clip_id not in done], len(listed)
 
-    def html(self, autoplay: bool) -> str:
-        """The next clip to be heard."""
+    def html(self, autoplay: bool) -> tuple[str, str]:
+        """The next clip to be heard, and what says that it was shown."""
         _, left, count = self.waiting()
         place = count - len(left) + 1
         player = self.clips.player(left[0], f"clip {place} of {count}") if left else None
-        return render("listen", player=player, place=place, count=count, autoplay=autoplay)
+        html = render("listen", player=player, place=place, count=count, autoplay=autoplay)
+        return html, player["url"] if player else ""
 
-    def judge(self, verdict: str) -> str:
-        """Records what was heard in the clip that is shown, and shows the next one."""
+    def judge(self, verdict: str, shown: str) -> tuple[str, str]:
+        """Records what was heard in the clip that is shown, and shows the next one. Nobody judges one unheard."""
         digest, left, _ = self.waiting()
-        if left and verdict in (*SPEECH_TASK.labels, UNSURE):
+        current = bool(left) and shown == self.clips.url(left[0])
+        if current and verdict in (*SPEECH_TASK.labels, UNSURE):
             path = self.runs_dir / VERDICTS
             record(path, digest, left[0].clip_id, self.heard_by(), verdict)
         return self.html(autoplay=True)
@@ -113,12 +116,16 @@ def _points(one: Estimate) -> str:
 def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
     """The parts of the page."""
 
-    def answered(run: str | None, listener: str, verdict: str | None) -> str:
+    def answered(
+        run: str | None, listener: str, shown: str, verdict: str | None
+    ) -> tuple[str, str]:
         try:
             session = Session(runs_dir, clips, run or "", listener)
-            return session.html(autoplay=False) if verdict is None else session.judge(verdict)
+            if verdict is None:
+                return session.html(autoplay=False)
+            return session.judge(verdict, shown)
         except (UserError, PauseError) as error:
-            return refused(error)
+            return refused(error), ""
 
     def results(run: str | None) -> str:
         try:
@@ -131,19 +138,20 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
     begin = gr.Button("Begin, or go on")
     html = gr.HTML(said("Give your name to begin."), elem_classes="opro", elem_id="listening")
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    shown = gr.Textbox(visible=False)  # the browser's own: a second click judges no other clip
+    given, both = [chosen, name, shown], [html, shown]
     with gr.Row():
         for verdict in (*SPEECH_TASK.labels, UNSURE):
-            button = gr.Button(verdict)
-            button.click(
-                lambda run, listener, verdict=verdict: answered(run, listener, verdict),
-                [chosen, name],
-                html,
+            gr.Button(verdict).click(
+                functools.partial(answered, verdict=verdict),
+                given,
+                both,
                 concurrency_limit=1,
                 concurrency_id="listening",
                 **quiet,
             )
-    begin.click(lambda run, listener: answered(run, listener, None), [chosen, name], html, **quiet)
-    name.submit(lambda run, listener: answered(run, listener, None), [chosen, name], html, **quiet)
+    first = functools.partial(answered, verdict=None)
+    gr.on([begin.click, name.submit], first, given, both, **quiet)
     with gr.Accordion("How far listeners agree, and what that leaves", open=False):
         again = gr.Button("Reckon")
         heard = gr.HTML(elem_classes="opro", elem_id="heard")
