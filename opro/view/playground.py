@@ -164,7 +164,7 @@ def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
-        [sound.change, model.input, words.input, given.input],
+        [sound.change, model.change, words.change, given.change],
         show,
         [sound, model, words, given],
         result,

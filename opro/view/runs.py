@@ -20,9 +20,10 @@ from opro.view.reading import PAUSED, RUNNING, STOPPED, Seen, names, see
 
 RUNS = ("run", "state", "round", "prompts", "best, %", "decision", "checkpoint", "evals", "time")
 BOARD = ("score", "95 %", "holdout", "state", "clips", "origin", "prompt id", "prompt")
+ORDERS = ("score", "holdout", "clips", "origin", "length")
 ABOUT = (
     "Scores are on the search half, in %: the best of many is flattered by having been picked, which is why a run"
-    " decides on its holdout. A click on a column's name sorts."
+    " decides on its holdout. Prompts that were dropped early come last where scores are the order."
 )
 EVERY_S = 2.0  # seconds between two looks at the journals
 
@@ -56,8 +57,8 @@ def _run_row(seen: Seen) -> list[str]:
     ]
 
 
-def board_frame(seen: Seen | None) -> pd.DataFrame:
-    """The leaderboard of a run; of none without rows."""
+def board_frame(seen: Seen | None, order: str = "score") -> pd.DataFrame:
+    """The leaderboard of a run in one of `ORDERS`; of none without rows."""
     rows = []
     for row in [] if seen is None else leaderboard_rows(seen.run, seen.summary):
         bounds = "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
@@ -74,7 +75,14 @@ def board_frame(seen: Seen | None) -> pd.DataFrame:
                 row["text"],
             ]
         )
-    return pd.DataFrame(rows, columns=list(BOARD))
+    frame = pd.DataFrame(rows, columns=list(BOARD))
+    if order == "length":
+        return frame.sort_values("prompt", key=lambda texts: texts.str.len(), kind="stable")
+    if (
+        order in BOARD and order != "score"
+    ):  # by score they come: what was dropped early is a forecast
+        return frame.sort_values(order, ascending=order == "origin", kind="stable")
+    return frame
 
 
 def _percent(value: float | None) -> float | None:
@@ -158,13 +166,13 @@ def slices_sheet(seen: Seen) -> Sheet:
     return Sheet("by slice on the search half, %", columns, rows)
 
 
-def show(runs_dir: Path, name: str | None) -> tuple[str, pd.DataFrame]:
+def show(runs_dir: Path, name: str | None, order: str = "score") -> tuple[str, pd.DataFrame]:
     """(HTML, leaderboard) of the run of that name."""
     if not name:
         return render("said", text="There is no run yet.", fault=False), board_frame(None)
     try:
         seen = see(runs_dir, name)
-        return run_html(seen), board_frame(seen)
+        return run_html(seen), board_frame(seen, order)
     except UserError as error:
         return refused(error), board_frame(None)
 
@@ -184,6 +192,7 @@ def page(runs_dir: Path, chosen: Any) -> None:
     html, board = show(runs_dir, chosen.value)
     about = gr.HTML(html, elem_classes="opro")
     gr.HTML(render("said", text=ABOUT, fault=False), elem_classes="opro")
+    order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order by")
     rows = gr.Dataframe(
         board,
         label="Leaderboard",
@@ -196,8 +205,8 @@ def page(runs_dir: Path, chosen: Any) -> None:
     )
     state = gr.State("")
 
-    def refresh(name: str | None, before: str) -> tuple[Any, ...]:
-        overview, (one, board) = runs_frame(runs_dir), show(runs_dir, name)
+    def refresh(name: str | None, by: str, before: str) -> tuple[Any, ...]:
+        overview, (one, board) = runs_frame(runs_dir), show(runs_dir, name, by)
         now = f"{name}|{overview.to_json()}|{one}|{board.to_json()}"
         if now == before:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -205,5 +214,5 @@ def page(runs_dir: Path, chosen: Any) -> None:
 
     outputs = [frame, about, rows, chosen, state]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.Timer(EVERY_S).tick(refresh, [chosen, state], outputs, **quiet)
-    chosen.change(refresh, [chosen, state], outputs, **quiet)
+    given = [chosen, order, state]
+    gr.on([gr.Timer(EVERY_S).tick, chosen.change, order.change], refresh, given, outputs, **quiet)

@@ -78,6 +78,16 @@ def test_the_leaderboard_is_that_of_opro_leaderboard(runs):
     assert frame["score"].dropna().tolist() == shown
 
 
+def test_the_leaderboard_has_an_order_of_ones_choice(runs):
+    seen = see(runs, "done")
+    for order in listed.ORDERS:
+        frame = listed.board_frame(seen, order)
+        assert len(frame) == len(seen.run.history.trials)
+        if order in ("holdout", "clips"):
+            assert frame[order].dropna().is_monotonic_decreasing
+    assert listed.board_frame(seen, "length")["prompt"].str.len().is_monotonic_increasing
+
+
 @pytest.mark.parametrize("name", ["", "..", "../runs", "/etc", "nothing", "done/scores"])
 def test_a_name_from_a_browser_leads_to_no_other_folder(runs, name):
     with pytest.raises(UserError, match="there is no run"):
