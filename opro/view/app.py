@@ -1,7 +1,9 @@
 """The page as a server on this machine: its tabs, the clips that it may play, and who may ask."""
 
 import os
+import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which asks at once
@@ -84,7 +86,28 @@ def application(runs_dir: Path, port: int, checkpoint: str | None = None) -> Any
     )
 
 
+def bound(port: int) -> socket.socket:
+    """The socket of the page: of this machine alone.
+
+    Raises:
+        UserError: Another process has the port.
+    """
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind((HOST, port))
+    except OSError as error:
+        one.close()
+        raise UserError(
+            f"--port {port} cannot be had ({error.strerror}); give another one, or end what listens there"
+        ) from None
+    return one
+
+
 def serve(runs_dir: Path, port: int, checkpoint: str | None) -> None:
-    """Serves the page until it is interrupted."""
-    print(f"http://{HOST}:{port}/ shows {runs_dir}; Ctrl-C ends it", flush=True)
-    uvicorn.run(application(runs_dir, port, checkpoint), host=HOST, port=port, log_level="warning")
+    """Serves the page until it is interrupted; what was dropped or recorded is then deleted."""
+    with bound(port) as own, TemporaryDirectory(prefix="opro-view-") as scratch:
+        os.environ["GRADIO_TEMP_DIR"] = scratch
+        app = application(runs_dir, port, checkpoint)
+        print(f"http://{HOST}:{port}/ shows {runs_dir}; Ctrl-C ends it", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[own])

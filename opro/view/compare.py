@@ -12,11 +12,13 @@ from evaluators.errors import UserError
 from evaluators.statistics.compare import compare
 from evaluators.targets import Predictions
 from opro.results.predictions import read_predictions
+from opro.results.progress import spelled
+from opro.results.sheet import Column, Sheet
 from opro.results.wording import side_by_side
 from opro.search.history import Trial
 from opro.search.select import points
 from opro.view.clips import Clips
-from opro.view.html import refused, render, said
+from opro.view.html import refused, render, said, table
 from opro.view.reading import Seen, names, see
 
 Half = Literal["search half", "holdout"]
@@ -92,6 +94,7 @@ def compared(a: Side, b: Side, half: Half, clips: Clips) -> str:
     left, right = side_by_side(a.trial.prompt.text, b.trial.prompt.text)
     values: dict[str, Any] = {
         "sides": [_side(a, left), _side(b, right)],
+        "runs": None if a.seen is b.seen else table(two_runs(a.seen, b.seen)),
         "unmarked": a.trial.prompt.text != b.trial.prompt.text
         and all(kind == "same" for kind, _ in (*left, *right)),
         "line": "",
@@ -122,6 +125,36 @@ def compared(a: Side, b: Side, half: Half, clips: Clips) -> str:
             )
     values["line"] = _line(one, other, both["mended"].sum(), both["broken"].sum(), half)
     return render("compare", **{**values, "note": why})
+
+
+def two_runs(a: Seen, b: Seen) -> Sheet:
+    """How two runs differ: what came of them, and the settings that are not alike."""
+
+    def results(seen: Seen) -> dict[str, str]:
+        best, summary = seen.best, seen.summary
+        score = "" if best is None or best.outcome is None else f"{100 * best.outcome.score:.1f}"
+        return {
+            "state": seen.state,
+            "round": f"{seen.round} of {seen.rounds}",
+            "prompts": str(seen.told),
+            "best on the search half": score,
+            "decision": "" if summary is None else summary.reason,
+            "chosen on the holdout": "" if summary is None else f"{100 * summary.chosen.score:.1f}",
+            "evals through the model": f"{seen.spent.forward:,}",
+            "time": spelled(seen.spent.total),
+        }
+
+    first, second = results(a), results(b)
+    rows = [[name, first[name], second[name]] for name in first]
+    mine, theirs = a.run.config, b.run.config
+    keys = [k for k in dict.fromkeys((*mine, *theirs)) if k != "name"]
+    rows += [
+        [f"--{k.replace('_', '-')}", str(mine.get(k)), str(theirs.get(k))]
+        for k in keys
+        if mine.get(k) != theirs.get(k)
+    ]
+    columns = [Column("", text=True), Column(a.run.name, text=True), Column(b.run.name, text=True)]
+    return Sheet("the two runs, and the settings in which they differ", columns, rows)
 
 
 def _side(side: Side, pieces: Any) -> dict[str, Any]:

@@ -3,20 +3,27 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from common import LABELS
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from searches import SEEDS, Made, Searched, view_of
+from searches import GOOD, SEEDS, Made, ScriptedLM, Searched, scored_trial, three_seeds, view_of
 from test_loop import cuts_of, few_resamples
 
 from evaluators.errors import PauseError, UserError
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
+from opro import optimize
+from opro.cli import run_verb
+from opro.proposers.ledger import Ledger, MeteredModel
+from opro.proposers.lm_proposer import LMProposer
 from opro.proposers.rewriter import Rewriter
+from opro.results.run_folder import RunFolder
 from opro.search.history import History
+from opro.search.objective import Objective
 from opro.search.steering import (
     Steering,
     ask,
@@ -165,16 +172,56 @@ def test_a_raised_budget_buys_rounds_that_it_would_not_have_had(tmp_path):
 
 
 def test_the_rewriter_fills_its_round_without_forbidden_words(seeds):
-    from dataclasses import replace
-
-    from searches import scored_trial
-
     view = view_of([scored_trial(i, 0.5 + i / 10, 0, prompt=p) for i, p in enumerate(seeds)])
     free = Rewriter(SPEECH_TASK, 0).propose(view, 8)
     words = "animals"
     assert any(forbidden_in(c.prompt, [words]) for c in free)
     held = Rewriter(SPEECH_TASK, 0).propose(replace(view, forbidden=(words,)), 8)
     assert len(held) == 8 and not any(forbidden_in(c.prompt, [words]) for c in held)
+
+
+def test_a_language_model_is_told_what_is_forbidden_and_refused_it(seeds):
+    entries = []
+    lm = ScriptedLM(
+        json.dumps({"prompts": ["Any animals?\nA) voice\nB) animals", GOOD]}),
+        json.dumps({"prompts": ["Voice?\nA) voice\nB) none"]}),
+    )
+    model = MeteredModel(lm, Ledger(), entries.append, {})
+    view = replace(three_seeds(seeds), forbidden=("Animals",))
+    found = LMProposer(model, SPEECH_TASK, Objective()).propose(view, 2)
+    assert [c.prompt.text for c in found] == [GOOD, "Voice?\nA) voice\nB) none"]
+    assert [r["reason"] for r in entries[0]["refused"]] == ["contains the forbidden 'Animals'"]
+    assert (
+        'No prompt may contain these words, which are refused in any case: "Animals"' in lm.asked[0]
+    )
+    again = ScriptedLM(json.dumps({"prompts": [GOOD]}))
+    LMProposer(MeteredModel(again, Ledger(), entries.append, {}), SPEECH_TASK, Objective()).propose(
+        three_seeds(seeds), 1
+    )
+    assert "No prompt may contain" not in again.asked[0]
+
+
+def test_a_run_is_paused_by_its_inbox_goes_on_and_says_what_was_steered(tmp_path, capsys):
+    """The verb itself: exit code 1 with one sentence, the same command goes on, the summary tells."""
+    flags = ["--checkpoint", "fake", "--iterations", "2", "--clips", "100", "--name", "r"]
+    flags += ["--candidates", "4", "--runs-dir", str(tmp_path)]
+    inbox = tmp_path / "r" / "steering.jsonl"
+    inbox.parent.mkdir()
+    ask(inbox, "prompt", {"text": TEXT}, LABELS)
+    ask(inbox, "forbid", "animals", LABELS)
+    ask(inbox, "pause", None, LABELS)
+    assert run_verb(lambda: optimize.main(flags)) == 1
+    assert "paused before round 1" in capsys.readouterr().err
+    assert run_verb(lambda: optimize.main(flags)) == 0
+    run = RunFolder.read(tmp_path / "r")
+    warnings = run.finished().warnings
+    assert [w.split(": ")[1].split(" ")[0] for w in warnings if "steered by" in w] == [
+        "added",
+        "forbade",
+    ]
+    assert [t.iteration for t in run.history.trials if t.candidate.origin == "hand"] == [1]
+    assert "1 by hand (steering)" in capsys.readouterr().out
+    assert not any(forbidden_in(t.prompt, ["animals"]) for t in run.history.trials if t.iteration)
 
 
 def test_what_is_asked_is_read_back_and_a_torn_line_is_left_for_later(tmp_path):

@@ -148,6 +148,15 @@ def test_a_prompt_is_compared_with_its_threshold(runs):
         assert score == pytest.approx(trial.outcome.score, abs=1e-4)
 
 
+def test_two_runs_are_shown_with_what_came_of_them_and_the_settings_that_differ(runs):
+    sheet = comparing.two_runs(see(runs, "done"), see(runs, "half"))
+    rows = {row[0]: row[1:] for row in sheet.rows}
+    assert rows["state"] == ["finished", "interrupted"]
+    assert rows["--max-evals"] == ["None", "5000"] and "--checkpoint" not in rows
+    html = compared(side(runs, "done", 1), side(runs, "half", 1), "search half", Clips())
+    assert "the settings in which they differ" in html
+
+
 def test_runs_of_other_data_are_not_compared(runs, tmp_path):
     one = read_predictions(next((runs / "done" / "scores").glob("*.csv")), LABELS[0])
     other = dataclasses.replace(

@@ -7,7 +7,8 @@ pytest.importorskip("krippendorff", reason="pip install 'opro-audio[view]'")
 
 from starlette.testclient import TestClient
 
-from opro.view.app import application
+from evaluators.errors import UserError
+from opro.view.app import application, bound
 
 PORT = 7999
 HERE = f"http://127.0.0.1:{PORT}"
@@ -80,3 +81,12 @@ def test_gradio_asks_nobody_for_versions_or_counts():
 
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert gradio.analytics.analytics_enabled() is False
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_the_page_is_this_machines_alone():
+    with bound(0) as own:
+        host, port = own.getsockname()
+        assert host == "127.0.0.1"
+        own.listen()
+        with pytest.raises(UserError, match=f"--port {port} cannot be had"):
+            bound(port)
