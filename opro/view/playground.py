@@ -34,8 +34,13 @@ ABOUT = (
 
 @dataclass
 class Bench:
-    """The model that is loaded, one at a time, and the clip that was scored last."""
+    """The model that is loaded, one at a time.
 
+    Attributes:
+        checkpoints: That may be asked for: a browser names no other.
+    """
+
+    checkpoints: Sequence[str] = SHIPPED
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _name: str = ""
     _model: Evaluator | None = None
@@ -128,12 +133,10 @@ def start(runs_dir: Path, name: str | None) -> tuple[str, str]:
     return best.prompt.text, ", ".join(words[0] for _, words in best.prompt.answers)
 
 
-def played(
-    bench: Bench, listed: Sequence[str], path: str | None, checkpoint: str, text: str, answers: str
-) -> str:
+def played(bench: Bench, path: str | None, checkpoint: str, text: str, answers: str) -> str:
     """The answer of a checkpoint as HTML, or why there is none."""
     try:
-        if checkpoint not in listed:
+        if checkpoint not in bench.checkpoints:
             raise UserError(
                 f"checkpoint {checkpoint!r} is not of the list; start with --checkpoint"
             )
@@ -145,7 +148,7 @@ def played(
 
 def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
     """The parts of the page."""
-    bench, listed = Bench(), checkpoints(runs_dir, more)
+    bench = Bench(checkpoints(runs_dir, more))
     text, answers = start(runs_dir, chosen.value)
     gr.HTML(render("said", text=ABOUT, fault=False), elem_classes="opro")
     with gr.Row():
@@ -153,14 +156,16 @@ def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
             sound = gr.Audio(
                 label="Clip", sources=["upload", "microphone"], type="filepath", buttons=[]
             )
-            model = gr.Dropdown(listed, value=listed[0], label="Checkpoint")
+            model = gr.Dropdown(
+                list(bench.checkpoints), value=bench.checkpoints[0], label="Checkpoint"
+            )
         with gr.Column():
             words = gr.Textbox(text, label="Prompt", lines=8)
             given = gr.Textbox(answers, label="Answer words, in the order of the labels")
             result = gr.HTML(said("Drop a clip, or record one."), elem_classes="opro", elem_id="p")
 
     def show(path: str | None, checkpoint: str, words_: str, answers_: str) -> str:
-        return played(bench, listed, path, checkpoint, words_, answers_)
+        return played(bench, path, checkpoint, words_, answers_)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(

@@ -102,7 +102,7 @@ def test_hostile_words_are_text_wherever_html_is_made(runs):
         proposer.proposer_html(see(runs, NAME)),
         compared(side(runs, NAME, 0), side(runs, "done", 1), "search half", clips),
         steer.steering_html(see(runs, NAME)),
-        playground.played(playground.Bench(), ["fake"], None, HOSTILE, HOSTILE, "A, B"),
+        playground.played(playground.Bench(("fake",)), None, HOSTILE, HOSTILE, "A, B"),
         listen.refused(UserError(HOSTILE)),
     ]
     whole = "".join(html)
@@ -238,7 +238,7 @@ def test_the_playground_gives_what_the_evaluator_gives(runs, dev_clips):
     path = str(dev_clips[0].path)
     wave = playground.recorded(path)
     given = {"text": "Speech? A or B", "answers": dict(zip(LABELS, "AB", strict=True))}
-    found = playground.Bench().score("fake", given, wave)
+    found = playground.Bench(("fake",)).score("fake", given, wave)
     import tempfile
     from pathlib import Path
 
@@ -259,7 +259,7 @@ def test_the_playground_gives_what_the_evaluator_gives(runs, dev_clips):
 )
 def test_the_playground_refuses_in_a_sentence(dev_clips, text, answers, checkpoint, sentence):
     html = playground.played(
-        playground.Bench(), ["fake"], str(dev_clips[0].path), checkpoint, text, answers
+        playground.Bench(("fake",)), str(dev_clips[0].path), checkpoint, text, answers
     )
     assert sentence in html and 'role="alert"' in html
 
