@@ -124,7 +124,8 @@ def _search(
     clock, history = Clock(), folder.history
     spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
     problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
-    with Progress(problem, settings) as display:
+    most = history.steering.max_evals(settings.max_evals)
+    with Progress(problem, dataclasses.replace(settings, max_evals=most)) as display:
         search = Search(
             problem,
             settings,

@@ -1741,7 +1741,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/view/verdicts.py", "if v.verdict in labels:", "if True:"),
     ("opro/view/listen.py", "shown == self.clips.url(left[0])", "True"),
     ("opro/view/guard.py", "origin not in self.origins", "False"),
-    ("opro/view/reading.py", "if name not in names(runs_dir):", "if False:"),
+    ("opro/view/reading.py", " or Path(name).name != name", ""),
     ("opro/view/playground.py", "if checkpoint not in bench.checkpoints:", "if False:"),
     ("opro/view/compare.py", "odds = found.score + trial.classifier.bias", "odds = found.score"),
     ("opro/view/html.py", "autoescape=True", "autoescape=False"),

@@ -151,7 +151,7 @@ class Search:
             )
         if asked := pauses(new):
             raise PauseError(
-                f"paused before round {number}, as {asked.who} asked at {asked.time}; the same command goes on"
+                f"before round {number}, as {asked.who} asked at {asked.time}; the same command goes on"
             )
 
     def _require_a_seed(self) -> None:

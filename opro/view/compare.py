@@ -258,6 +258,7 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
             other = gr.Dropdown(names(runs_dir), value=name, label="Run of the second prompt")
             b = gr.Dropdown(choices(runs_dir, name), value=second, label="Second prompt")
     half = gr.Radio(list(HALVES), value=HALVES[0], label="Clips")
+    again = gr.Button("Read again", size="sm")
     html = gr.HTML(elem_classes="opro")
 
     def show(
@@ -287,16 +288,18 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
             gr.update(choices=listed, value=one),
             gr.update(choices=names(runs_dir), value=run),
             gr.update(choices=listed, value=two),
+            show(run, one, run, two, HALVES[0]),
         )
 
+    def of_other(run: str | None, number: int | None, other_run: str | None) -> tuple[Any, str]:
+        two = pair(runs_dir, other_run)[1]
+        html_ = show(run, number, other_run, two, HALVES[0])
+        return gr.update(choices=choices(runs_dir, other_run), value=two), html_
+
+    # `input` is a person's doing alone: what one list changes in another comes with its own comparison.
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     asked = [chosen, a, other, b, half]
-    gr.on([a.change, b.change, half.change], show, asked, html, **quiet)
-    chosen.change(of_run, chosen, [a, other, b], **quiet)
-    other.input(
-        lambda run: gr.update(choices=choices(runs_dir, run), value=pair(runs_dir, run)[1]),
-        other,
-        b,
-        **quiet,
-    )
+    gr.on([a.input, b.input, half.input], show, asked, html, **quiet)
+    gr.on([chosen.change, again.click], of_run, chosen, [a, other, b, html], **quiet)
+    other.input(of_other, [chosen, a, other], [b, html], **quiet)
     html.value = show(name, first, name, second, HALVES[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
-from opro.results.run_folder import RunFolder, find_runs, is_open
+from opro.results.run_folder import JOURNAL, SUMMARY, RunFolder, find_runs, is_open
 from opro.results.spending import Spent, read_spent
 from opro.results.summary import Summary
 from opro.search.history import Trial
@@ -103,10 +103,12 @@ def see(runs_dir: Path, name: str) -> Seen:
     Raises:
         UserError: There is none of that name, or its files are damaged.
     """
-    if name not in names(runs_dir):  # the name comes from a browser: it must lead nowhere else
-        raise UserError(f"there is no run {name!r} under {str(runs_dir)!r}; choose one of the list")
     folder = runs_dir / name
-    return _read(folder, _stamp(folder), is_open(folder))
+    # The name comes from a browser: it must lead nowhere else.
+    if name in ("", "..") or Path(name).name != name or not (folder / JOURNAL).is_file():
+        raise UserError(f"there is no run {name!r} under {str(runs_dir)!r}; choose one of the list")
+    finished = (folder / SUMMARY).is_file()
+    return _read(folder, _stamp(folder), not finished and is_open(folder))
 
 
 def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
@@ -119,7 +121,7 @@ def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)  # runs, as they last stood
 def _read(folder: Path, stamp: object, is_open: bool) -> Seen:
     run = RunFolder.read(folder)
     spent = read_spent(run.usage, repair=False)

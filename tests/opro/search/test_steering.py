@@ -147,7 +147,7 @@ def test_forbidden_words_keep_candidates_out_of_all_later_rounds(tmp_path):
 def test_a_pause_ends_the_process_before_the_round_once(tmp_path):
     seen = []
     search = steered(tmp_path / "t.jsonl", {2: [request("pause")]}, seen)
-    assert len(seen) == 1 and seen[0].startswith("paused before round 2, as me asked")
+    assert len(seen) == 1 and seen[0].startswith("before round 2, as me asked")
     assert search.history.proposed == {0, 1, 2, 3}
 
 
@@ -211,7 +211,7 @@ def test_a_run_is_paused_by_its_inbox_goes_on_and_says_what_was_steered(tmp_path
     ask(inbox, "forbid", "animals", LABELS)
     ask(inbox, "pause", None, LABELS)
     assert run_verb(lambda: optimize.main(flags)) == 1
-    assert "paused before round 1" in capsys.readouterr().err
+    assert "paused: before round 1" in capsys.readouterr().err
     assert run_verb(lambda: optimize.main(flags)) == 0
     run = RunFolder.read(tmp_path / "r")
     warnings = run.finished().warnings

@@ -98,6 +98,7 @@ def open_page(chromium, address):
 
     yield opened
     for page in pages:
+        faults += page.get_by_test_id("toast-body").all_inner_texts()
         page.close()
     assert faults == []
 
