@@ -88,10 +88,11 @@ def test_the_leaderboard_has_an_order_of_ones_choice(runs):
     assert listed.board_frame(seen, "length")["prompt"].str.len().is_monotonic_increasing
 
 
-@pytest.mark.parametrize("name", ["", "..", "../runs", "/etc", "nothing", "done/scores"])
-def test_a_name_from_a_browser_leads_to_no_other_folder(runs, name):
-    with pytest.raises(UserError, match="there is no run"):
-        see(runs, name)
+def test_a_name_from_a_browser_leads_to_no_other_folder(runs):
+    inside = [f"../{runs.name}/done", "./done", "done/", str(runs / "done")]
+    for name in ["", ".", "..", "../runs", "/etc", "nothing", "done/scores", "done\0", *inside]:
+        with pytest.raises(UserError, match="there is no run"):
+            see(runs, name)
 
 
 def test_hostile_words_are_text_wherever_html_is_made(runs):

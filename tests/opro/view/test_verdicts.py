@@ -84,8 +84,8 @@ def test_ties_and_unsure_clips_are_left_out_and_counted():
 def test_the_last_verdict_on_a_clip_counts_and_other_clip_sets_do_not(tmp_path):
     path = tmp_path / "listening.jsonl"
     record(path, "m", "1", "a", "SPEECH")
-    record(path, "other", "1", "a", "SPEECH")
     last = record(path, "m", "1", "a", "unsure")
+    record(path, "other", "1", "a", "SPEECH")
     with path.open("a") as file:
         file.write('{"torn')
     assert read_verdicts(path, "m") == [last]
