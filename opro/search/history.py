@@ -149,6 +149,7 @@ class History:
         self.best: Trial | None = None  # of all that were scored
         self.selection: dict[str, Any] | None = None
         self.steering = Steering()
+        self.refused: dict[int, list[dict[str, str]]] = {}  # by iteration, as text and reason
         self._labels = labels
         self._both_orders = both_orders
         if path.exists():
@@ -282,6 +283,7 @@ class History:
             self.header = event
         elif kind == "propose":
             self.proposed.add(event["iteration"])
+            self.refused[event["iteration"]] = event.get("refused", [])
             for raw in event["candidates"]:
                 prompt = prompt_from(raw["prompt"], self._labels, str(self.path))
                 if self._both_orders:

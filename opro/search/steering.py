@@ -58,7 +58,7 @@ def ask(path: Path, kind: Kind, value: Any, labels: Sequence[str]) -> Request:
         "kind": kind,
         "value": value,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "who": getpass.getuser(),
+        "who": _login(),
     }
     request = request_from(raw, labels, kind)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
@@ -66,6 +66,13 @@ def ask(path: Path, kind: Kind, value: Any, labels: Sequence[str]) -> Request:
             cut_torn_line(path)  # of a page that was killed as it wrote
         append_line(path, json.dumps(request.to_dict(), ensure_ascii=False) + "\n")
     return request
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in some containers
+        return "somebody"
 
 
 def read_requests(path: Path, labels: Sequence[str]) -> list[Request]:

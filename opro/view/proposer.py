@@ -14,19 +14,21 @@ NEWEST = 40  # calls that are shown
 
 def proposer_html(seen: Seen) -> str:
     """The journal of calls to a language model, newest first, and where each prompt of a round came from."""
+    history = seen.run.history
+    numbers = {t.prompt.prompt_id: f"#{t.number}" for t in history.trials}
     rounds: dict[int, list[dict[str, Any]]] = {}
-    for trial in seen.run.history.trials:
+    for trial in history.trials:
         rounds.setdefault(trial.iteration, []).append(
             {
                 "number": trial.number,
                 "origin": trial.candidate.origin,
-                "parents": ", ".join(trial.candidate.parents),
+                "parents": ", ".join(numbers.get(p, p) for p in trial.candidate.parents),
                 "score": "" if trial.outcome is None else f"{100 * trial.outcome.score:.1f}",
                 "state": trial.state,
                 "text": trial.prompt.text,
             }
         )
-    who = (seen.run.history.header or {}).get("proposer", "")
+    who = (history.header or {}).get("proposer", "")
     return render(
         "proposer",
         name=seen.run.name,
@@ -34,6 +36,7 @@ def proposer_html(seen: Seen) -> str:
         calls=list(reversed(seen.calls))[:NEWEST],
         older=max(0, len(seen.calls) - NEWEST),
         rounds=sorted(rounds.items(), reverse=True),
+        refused=history.refused,
     )
 
 

@@ -195,7 +195,7 @@ def page(runs_dir: Path, chosen: Any) -> None:
     order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order by")
     rows = gr.Dataframe(
         board,
-        label="Leaderboard",
+        label="Prompts",
         datatype=["number", "str", "number", "str", "number", "str", "str", "str"],
         interactive=False,
         show_search="filter",

@@ -120,6 +120,20 @@ def test_calls_of_every_kind_are_shown_and_a_torn_last_one_is_not(runs):
     assert len(see(runs, "done").calls) == 3
 
 
+def test_what_the_loop_refused_is_shown_with_its_round(runs, tmp_path):
+    import shutil
+
+    shutil.copytree(runs / "done", tmp_path / "done")
+    path = tmp_path / "done" / "trials.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    last = [e for e in lines if e["event"] == "propose"][-1]
+    last["refused"] = [{"text": HOSTILE, "reason": "contains the forbidden 'hum'"}]
+    path.write_text("".join(json.dumps(e) + "\n" for e in lines))
+    html = proposer.proposer_html(see(tmp_path, "done"))
+    assert "refused, contains the forbidden &#39;hum&#39;" in html and "<img" not in html
+    assert "from #" in html  # parents go by their numbers
+
+
 @pytest.mark.parametrize("half", comparing.HALVES)
 def test_what_is_compared_is_what_the_files_of_the_run_say(runs, half):
     seen = see(runs, "done")
