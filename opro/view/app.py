@@ -27,7 +27,10 @@ HOST = "127.0.0.1"
 LABELS = """<script>new MutationObserver(() => document.querySelectorAll("input[title]:not([aria-label])")
 .forEach((one) => one.setAttribute("aria-label", one.title))).observe(document, {childList: true, subtree: true})
 </script>"""
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}
 
 
 def blocks(runs_dir: Path, clips: Clips, checkpoint: str | None = None) -> Any:

@@ -18,7 +18,7 @@ from opro.results.wording import side_by_side
 from opro.search.history import Trial
 from opro.search.select import points
 from opro.view.clips import Clips
-from opro.view.html import refused, render, said, table
+from opro.view.html import QUIET, refused, render, said, table
 from opro.view.reading import Seen, names, see
 
 Half = Literal["search half", "holdout"]
@@ -297,9 +297,8 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
         return gr.update(choices=choices(runs_dir, other_run), value=two), html_
 
     # `input` is a person's doing alone: what one list changes in another comes with its own comparison.
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     asked = [chosen, a, other, b, half]
-    gr.on([a.input, b.input, half.input], show, asked, html, **quiet)
-    gr.on([chosen.change, again.click], of_run, chosen, [a, other, b, html], **quiet)
-    other.input(of_other, [chosen, a, other], [b, html], **quiet)
+    gr.on([a.input, b.input, half.input], show, asked, html, **QUIET)
+    gr.on([chosen.change, again.click], of_run, chosen, [a, other, b, html], **QUIET)
+    other.input(of_other, [chosen, a, other], [b, html], **QUIET)
     html.value = show(name, first, name, second, HALVES[0])

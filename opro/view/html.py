@@ -10,6 +10,8 @@ from evaluators.errors import PauseError, UserError
 from opro.results.sheet import Sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Of every event of the page: no spinner over what is read, and no named address for others to call.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 STYLE = (TEMPLATES / "view.css").read_text(encoding="utf-8")
 
 

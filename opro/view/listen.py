@@ -14,7 +14,7 @@ from evaluators.manifest import manifest_digest
 from evaluators.statistics.resampling import Estimate
 from evaluators.tasks import SPEECH_TASK
 from opro.view.clips import Clips
-from opro.view.html import refused, render, said
+from opro.view.html import QUIET, refused, render, said
 from opro.view.reading import see
 from opro.view.verdicts import (
     CLIPS,
@@ -137,7 +137,6 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
     name = gr.Textbox(label="Your name", max_lines=1)
     begin = gr.Button("Begin, or go on")
     html = gr.HTML(said("Give your name to begin."), elem_classes="opro", elem_id="listening")
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     shown = gr.Textbox(visible=False)  # the browser's own: a second click judges no other clip
     given, both = [chosen, name, shown], [html, shown]
     with gr.Row():
@@ -148,11 +147,11 @@ def page(runs_dir: Path, chosen: Any, clips: Clips) -> None:
                 both,
                 concurrency_limit=1,
                 concurrency_id="listening",
-                **quiet,
+                **QUIET,
             )
     first = functools.partial(answered, verdict=None)
-    gr.on([begin.click, name.submit], first, given, both, **quiet)
+    gr.on([begin.click, name.submit], first, given, both, **QUIET)
     with gr.Accordion("How far listeners agree, and what that leaves", open=False):
         again = gr.Button("Reckon")
         heard = gr.HTML(elem_classes="opro", elem_id="heard")
-        again.click(results, chosen, heard, **quiet)
+        again.click(results, chosen, heard, **QUIET)

@@ -20,7 +20,7 @@ from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.prompts import prompt_from
 from evaluators.tasks import SPEECH_TASK
-from opro.view.html import refused, render, said
+from opro.view.html import QUIET, refused, render, said
 from opro.view.reading import names, see
 from opro.view.steer import answers_of
 
@@ -167,7 +167,6 @@ def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
     def show(path: str | None, checkpoint: str, words_: str, answers_: str) -> str:
         return played(bench, path, checkpoint, words_, answers_)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
         [sound.change, model.change, words.change, given.change],
         show,
@@ -175,6 +174,6 @@ def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
         result,
         trigger_mode="always_last",
         concurrency_limit=1,
-        **quiet,
+        **QUIET,
     )
-    chosen.change(lambda name: start(runs_dir, name), chosen, [words, given], **quiet)
+    chosen.change(lambda name: start(runs_dir, name), chosen, [words, given], **QUIET)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from evaluators.errors import UserError
-from opro.view.html import refused, render, said
+from opro.view.html import QUIET, refused, render, said
 from opro.view.reading import Seen, see
 
 NEWEST = 40  # calls that are shown
@@ -53,5 +53,4 @@ def page(runs_dir: Path, chosen: Any) -> None:
 
     again = gr.Button("Read again", size="sm")
     html = gr.HTML(show(chosen.value), elem_classes="opro")
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([chosen.change, again.click], show, chosen, html, **quiet)
+    gr.on([chosen.change, again.click], show, chosen, html, **QUIET)

@@ -15,7 +15,7 @@ from opro.results.shown import decision_lines
 from opro.results.two_by_two import two_by_two_sheet
 from opro.search.history import Trial
 from opro.search.objective import NAMES
-from opro.view.html import refused, render, table
+from opro.view.html import QUIET, refused, render, table
 from opro.view.reading import PAUSED, RUNNING, STOPPED, Seen, names, see
 
 RUNS = ("run", "state", "round", "prompts", "best, %", "decision", "checkpoint", "evals", "time")
@@ -213,6 +213,5 @@ def page(runs_dir: Path, chosen: Any) -> None:
         return overview, one, board, gr.update(choices=names(runs_dir)), now
 
     outputs = [frame, about, rows, chosen, state]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     given = [chosen, order, state]
-    gr.on([gr.Timer(EVERY_S).tick, chosen.change, order.change], refresh, given, outputs, **quiet)
+    gr.on([gr.Timer(EVERY_S).tick, chosen.change, order.change], refresh, given, outputs, **QUIET)

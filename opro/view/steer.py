@@ -9,7 +9,7 @@ import gradio as gr
 from evaluators.errors import PauseError, UserError
 from evaluators.prompts import prompt_from
 from opro.search.steering import Kind, ask, forbidden_in, read_requests
-from opro.view.html import refused, render, said
+from opro.view.html import QUIET, refused, render, said
 from opro.view.reading import RUNNING, Seen, see
 
 EVERY_S = 2.0  # seconds between two looks at what was taken
@@ -145,12 +145,11 @@ def page(runs_dir: Path, chosen: Any) -> None:
     def prompt(seen: Seen, given: str, answers: str) -> dict[str, Any]:
         return {"text": given, "answers": answers_of(answers, seen.run.task.labels)}
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     both = [answer, html]
-    pause.click(asking("pause", nothing), chosen, both, **quiet)
-    resume.click(asking("resume", nothing), chosen, both, **quiet)
-    add.click(asking("prompt", prompt), [chosen, text, words], both, **quiet)
-    forbid.click(asking("forbid", lambda seen, given: given), [chosen, never], both, **quiet)
-    more.click(asking("max_evals", lambda seen, given: given), [chosen, evals], both, **quiet)
-    chosen.change(show, chosen, html, **quiet)
-    gr.Timer(EVERY_S).tick(show, chosen, html, **quiet)
+    pause.click(asking("pause", nothing), chosen, both, **QUIET)
+    resume.click(asking("resume", nothing), chosen, both, **QUIET)
+    add.click(asking("prompt", prompt), [chosen, text, words], both, **QUIET)
+    forbid.click(asking("forbid", lambda seen, given: given), [chosen, never], both, **QUIET)
+    more.click(asking("max_evals", lambda seen, given: given), [chosen, evals], both, **QUIET)
+    chosen.change(show, chosen, html, **QUIET)
+    gr.Timer(EVERY_S).tick(show, chosen, html, **QUIET)
