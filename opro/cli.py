@@ -114,6 +114,7 @@ def _prog() -> str | None:
     path = Path(sys.argv[0]) if sys.argv else Path()
     if path.suffix != ".py":
         return path.name or None
+    path = path.parent if path.stem == "__main__" else path
     return f"python -m {path.parent.name}.{path.stem}"
 
 
@@ -260,6 +261,7 @@ VERBS = {  # of the `opro` command
     "matrix": "prompts x checkpoints x detectors on a split",
     "leaderboard": "rank prompts over runs",
     "report": "one HTML page of a run or a matrix",
+    "view": "one local page over all runs, to look at and to steer",
     "stats": "statistics of predictions made elsewhere",
     "power": "what gains a dev set can show",
     "doctor": "what usually goes wrong, before hours are spent",
@@ -294,7 +296,7 @@ def _command() -> int:
 def _verb(name: str) -> Any:
     """The module of a verb; the builders of clips are `data` in a checkout and `opro.data` where installed."""
     if name not in ("build", "audit"):
-        return importlib.import_module(f"opro.{name}")
+        return importlib.import_module("opro.view.__main__" if name == "view" else f"opro.{name}")
     try:
         return importlib.import_module(f"opro.data.{name}")
     except ModuleNotFoundError:

@@ -51,6 +51,7 @@ from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
 from opro.search.proposer import Proposer
 from opro.search.select import decide
+from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
 
 log = logging.getLogger(__name__)
@@ -250,8 +251,9 @@ def _search(
     clock, history = Clock(), folder.history
     spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
     problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
+    most = history.steering.max_evals(settings.max_evals)
     with (
-        Progress(problem, settings) as display,
+        Progress(problem, dataclasses.replace(settings, max_evals=most)) as display,
         _study_kept(folder) as study,
         _reported(settings, folder) as reported,
     ):
@@ -265,6 +267,7 @@ def _search(
             save=lambda trial, entry: folder.save_scores(
                 trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
             ),
+            inbox=lambda: read_requests(folder.steering, folder.task.labels),
         )
         with spending.noted():
             search.run()
@@ -277,6 +280,8 @@ def _search(
         requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
         requested += problem.evaluator.usage.requested - before
         costs = _costs(requested, spending.total, plan)
+        steered = history.steering.told(settings.max_evals)
+        problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
         summary = Summary.of(settings, problem, history, decision, costs)
         rows = leaderboard_rows(folder, summary)
         folder.save_results(decision, summary, leaderboard_csv(rows))

@@ -207,6 +207,7 @@ class Searched:
         on_save=lambda trial, entry: None,
         decides=True,
         fit=lambda problem, settings: problem,
+        inbox=lambda: (),
         **settings,
     ):
         self.path = path
@@ -229,7 +230,14 @@ class Searched:
             self.saved.append((trial, entry))
 
         one = Search(
-            self.problem, self.settings, self.proposer, self.history, self.display, self.clock, save
+            self.problem,
+            self.settings,
+            self.proposer,
+            self.history,
+            self.display,
+            self.clock,
+            save,
+            inbox=inbox,
         )
         one.run()
         if decides:

@@ -29,6 +29,7 @@ def loaded(code: str) -> set[str]:
         "opro.leaderboard",
         "opro.rescore",
         "opro.stats",
+        "opro.view.__main__",
         "opro.search.loop",
         "opro.proposers.openai_model",
         "evaluators.build",

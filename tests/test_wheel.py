@@ -70,6 +70,8 @@ def test_the_wheel_holds_what_ships_and_no_makers(wheel):
         "opro/data/templates/audit.html",
         "opro/prompts/seeds/baselines.yaml",
         "opro/results/templates/report.html",
+        "opro/view/templates/view.css",
+        "opro/view/templates/run.html",
     ):
         assert name in names
 

@@ -22,6 +22,7 @@ from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
 from opro.search.proposer import SearchView
+from opro.search.steering import forbidden_in
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ class LMProposer:
             if len(good) == wanted:
                 break  # more than were asked for is no mistake
             prompt = check_proposal(raw, self.task, known)
+            if isinstance(prompt, Prompt) and (words := forbidden_in(prompt, view.forbidden)):
+                prompt = f"contains the forbidden {words!r}"
             if isinstance(prompt, Prompt):
                 good.append(self._candidate(view, asked, prompt, raw))
             else:

@@ -121,7 +121,11 @@ class MetaPrompt:
                 "These were refused just now; do not repeat the mistakes:", so_far.refused[-5:]
             ),
         }
-        return Request(self._fill(self._system, static), self._fill(self._text, static | about))
+        text = self._fill(self._text, static | about)
+        if view.forbidden:
+            words = ", ".join(map(json.dumps, view.forbidden))
+            text += f"\n\nNo prompt may contain these words, which are refused in any case: {words}"
+        return Request(self._fill(self._system, static), text)
 
     def _static(self, view: SearchView) -> dict[str, Any]:
         """What seed prompts, clips and task say: the same in every round."""

@@ -22,6 +22,7 @@ from evaluators.tasks import Task
 from opro.proposers import surrogate
 from opro.search.history import Candidate
 from opro.search.proposer import SearchView
+from opro.search.steering import forbidden_in
 
 BANKS = shipped("prompts/rewriter")  # fragments by task
 PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surrogate picks
@@ -136,7 +137,9 @@ class Rewriter:
             if len(out) == size:
                 break
             candidate = self.rewrite(parents, rng, redraw_share)
-            if candidate is not None and candidate.prompt.digest not in known:
+            if candidate is None or forbidden_in(candidate.prompt, view.forbidden):
+                continue
+            if candidate.prompt.digest not in known:
                 known.add(candidate.prompt.digest)
                 out.append(candidate)
         if len(out) <= n:

@@ -41,9 +41,12 @@ USAGE = "usage.jsonl"  # evals and seconds of every process that worked on the r
 SUMMARY = "summary.json"
 BEST = "best.yaml"
 LEADERBOARD = "leaderboard.csv"
+STEERING = "steering.jsonl"  # what people asked of the run while it went on
 PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
+LOCK = ".lock"
+PEEKED_S = 1.0  # seconds that a process waits for the lock: `is_open` may hold it for a moment
 SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
 OLD_DASH = tuple(f"'{first}" for first in FORMULA)
 HOLDOUT = Path(SCORES) / "fresh"  # per-clip predictions of baseline and finalists on the holdout
@@ -58,8 +61,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(timeout=PEEKED_S)
     except filelock.Timeout:
         raise UserError(
             f"run {folder.name!r} is open in another process; wait for it, or give another --name"
@@ -155,6 +158,11 @@ class RunFolder:
     def proposals(self) -> Path:
         """Journal of the calls to a language model."""
         return self.path / PROPOSALS
+
+    @property
+    def steering(self) -> Path:
+        """Inbox of what people ask of the run while it goes on."""
+        return self.path / STEERING
 
     @property
     def usage(self) -> Path:
@@ -340,6 +348,19 @@ class RunFolder:
 
 def _single_order(prompt: Prompt) -> Prompt:
     return replace(prompt, both_orders=False)
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a process works on the run. Holds its lock for a moment to see; writes nothing."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # in a folder that cannot be written nobody works
+        return False
 
 
 def find_runs(runs_dir: Path) -> list[Path]:

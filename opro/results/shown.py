@@ -21,6 +21,7 @@ SHOWN = 10  # prompts of a finished run
 CALL_TOKENS = 4000  # of a call to a language model, at most about
 ORIGINS = {  # of what a trial's origin says, before its colon
     "seed": "hand (seeds)",
+    "hand": "hand (steering)",
     "lm": "the language model",
     "rewriter": "the rewriter",
     "shared": "other runs",

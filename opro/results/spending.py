@@ -32,16 +32,19 @@ class Spent:
         return Spent(*map(operator.sub, astuple(self), astuple(other)))
 
 
-def read_spent(path: Path) -> Spent:
-    """The sum of a journal's lines; nothing for a run of version 0.1, which kept none. Cuts a torn last line.
+def read_spent(path: Path, *, repair: bool = True) -> Spent:
+    """The sum of a journal's lines; nothing for a run of version 0.1, which kept none. A torn last line is left out.
 
+    Args:
+        repair: Remove such a line from the file: only for the process that holds the run's lock.
     Raises:
         UserError: A line is damaged.
     """
     out = Spent()
     if not path.exists():
         return out
-    cut_torn_line(path)
+    if repair:
+        cut_torn_line(path)
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             out += Spent(**json.loads(line))

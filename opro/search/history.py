@@ -13,6 +13,7 @@ from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt, prompt_from
 from opro.search.objective import Profile
+from opro.search.steering import Request, Steering, request_from
 
 SCHEMA = 1
 State = Literal["waiting", "complete", "dropped", "failed"]
@@ -147,6 +148,8 @@ class History:
         self.proposed: set[int] = set()  # iterations whose candidates are journalled
         self.best: Trial | None = None  # of all that were scored
         self.selection: dict[str, Any] | None = None
+        self.steering = Steering()
+        self.refused: dict[int, list[dict[str, str]]] = {}  # by iteration, as text and reason
         self._labels = labels
         self._both_orders = both_orders
         if path.exists():
@@ -178,9 +181,24 @@ class History:
                 " clips, seeds or language model changed); give another --name"
             )
 
-    def add(self, iteration: int, candidates: Sequence[Candidate]) -> list[Trial]:
-        """Journals an iteration's candidates as waiting trials, before any of them is scored."""
+    def steer(self, iteration: int, requests: Sequence[Request]) -> None:
+        """Journals what a person asked for and an iteration takes, before it proposes."""
+        taken = [one.to_dict() for one in requests]
+        self._write({"event": "steer", "iteration": iteration, "requests": taken})
+
+    def add(
+        self,
+        iteration: int,
+        candidates: Sequence[Candidate],
+        refused: Sequence[dict[str, str]] = (),
+    ) -> list[Trial]:
+        """Journals an iteration's candidates as waiting trials, before any of them is scored.
+
+        Args:
+            refused: Candidates that may not be tried, as text and reason.
+        """
         first = len(self.trials)
+        marked = {"refused": list(refused)} if refused else {}
         self._write(
             {
                 "event": "propose",
@@ -194,6 +212,7 @@ class History:
                     }
                     for i, c in enumerate(candidates)
                 ],
+                **marked,
             }
         )
         return self.trials[first:]
@@ -264,12 +283,17 @@ class History:
             self.header = event
         elif kind == "propose":
             self.proposed.add(event["iteration"])
+            self.refused[event["iteration"]] = event.get("refused", [])
             for raw in event["candidates"]:
                 prompt = prompt_from(raw["prompt"], self._labels, str(self.path))
                 if self._both_orders:
                     prompt = replace(prompt, both_orders=True)
                 candidate = Candidate(prompt, raw["origin"], tuple(raw["parents"]))
                 self.trials.append(Trial(raw["number"], event["iteration"], candidate))
+        elif kind == "steer":
+            where, number = str(self.path), int(event["iteration"])
+            new = [(number, request_from(raw, self._labels, where)) for raw in event["requests"]]
+            self.steering = Steering((*self.steering.taken, *new))
         elif kind == "tell":
             before = self.trials[event["number"]]
             told, again = _told(before, event), before.scored

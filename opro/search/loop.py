@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.classifier import decide, sigmoid
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Clusters
@@ -24,6 +24,7 @@ from opro.search.objective import Objective, slice_scores
 from opro.search.proposer import Proposer, SearchView
 from opro.search.race import Entry, Race
 from opro.search.select import pick_finalists
+from opro.search.steering import HAND, Request, forbidden_in, pauses
 from opro.settings import SearchSettings
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Search:
     Attributes:
         save: Called with each scored trial and its entry in the race.
         logp: Of complete trials by number; what an interrupted run has scored is scored again, from the cache.
+        inbox: All that a person has asked for so far, see `opro.search.steering`; looked at between rounds.
     """
 
     problem: Problem
@@ -87,11 +89,13 @@ class Search:
     clock: Clock
     save: Callable[[Trial, Entry], None]
     logp: dict[int, Logp] = field(default_factory=dict)
+    inbox: Callable[[], Sequence[Request]] = lambda: ()
 
     @property
     def budget(self) -> Budget:
-        """What it may ask for."""
-        return Budget.of(self.problem, self.settings)
+        """What it may ask for, with all that was steered so far."""
+        most = self.history.steering.max_evals(self.settings.max_evals)
+        return Budget.of(self.problem, replace(self.settings, max_evals=most))
 
     @property
     def objective(self) -> Objective:
@@ -104,9 +108,14 @@ class Search:
         Iteration 0 scores the seed prompts. Every later one proposes candidates, journals them before they are scored,
         and races them against the best trials so far, or scores them on everything. It ends early when the budget
         leaves nothing for another iteration.
+
+        Raises:
+            PauseError: A person asked for a pause.
         """
         clusters = resample(self.problem.search_clips.targets, seed=self.settings.seed)
         for number in range(self.settings.iterations + 1):
+            if number > 0 and number not in self.history.proposed:
+                self._take(number)
             view = self._view(number)
             left = self.budget.left(view.trials)
             if number not in self.history.proposed:
@@ -121,7 +130,7 @@ class Search:
                 self._propose(view, wanted)
             trials = self.history.of(number)
             if number > 0:
-                self._skip(self.settings.candidates - len(trials))
+                self._skip(max(0, self.settings.candidates - len(trials)))
             self.display.stage(number, "scoring")
             if any(t.state == "waiting" for t in trials):
                 self._score(view, left, clusters)
@@ -129,6 +138,21 @@ class Search:
                 self._skip(len(trials))
             if number == 0:
                 self._require_a_seed()
+
+    def _take(self, number: int) -> None:
+        """Journals what was asked for since the last round: this one and all later ones depend on it."""
+        new = self.inbox()[len(self.history.steering.taken) :]
+        if not new:
+            return
+        self.history.steer(number, new)
+        for one in new:
+            log.info(
+                "round %d takes what %s asked for: %s %r", number, one.who, one.kind, one.value
+            )
+        if asked := pauses(new):
+            raise PauseError(
+                f"before round {number}, as {asked.who} asked at {asked.time}; the same command goes on"
+            )
 
     def _require_a_seed(self) -> None:
         """Raises UserError when no seed prompt could be scored: there is no baseline, and all would fare alike."""
@@ -177,18 +201,49 @@ class Search:
             self.logp.update({t.number: table.logp[i] for i, t in enumerate(missing)})
         logp = {t.number: self.logp[t.number] for t in best}
         rounds = max(number, self.settings.iterations)
-        return SearchView(number, trials, self.problem.search_clips, logp, rounds)
+        forbidden = self.history.steering.forbidden
+        return SearchView(number, trials, self.problem.search_clips, logp, rounds, forbidden)
 
     def _propose(self, view: SearchView, wanted: int) -> None:
         """Journals the iteration's candidates."""
         if view.iteration == 0:
             self.history.add(0, [Candidate(p, "seed") for p in self.problem.seed_prompts])
             return
-        with self.clock.stage("proposing"):
-            candidates = self.proposer.propose(view, wanted)
-        self.history.add(view.iteration, candidates)
+        added = self._by_hand(view)
+        candidates = list(added)
+        if wanted > len(added):
+            with self.clock.stage("proposing"):
+                candidates += self.proposer.propose(view, wanted - len(added))
+        candidates, refused = self._allowed(view, candidates)
+        self.history.add(view.iteration, candidates, refused)
         if not candidates:
             log.warning("iteration %d: no candidate could be made", view.iteration)
+
+    def _by_hand(self, view: SearchView) -> list[Candidate]:
+        """Prompts that a person added to the round: they take places of the proposer's, however many they are."""
+        steering, labels = self.history.steering, self.problem.task.labels
+        prompts = steering.prompts(view.iteration, labels)
+        return [Candidate(replace(p, both_orders=self.settings.swap), HAND) for p in prompts]
+
+    def _allowed(
+        self, view: SearchView, candidates: Sequence[Candidate]
+    ) -> tuple[list[Candidate], list[dict[str, str]]]:
+        """Candidates that may be tried, and those that may not with the reason. Without steering all may."""
+        if not self.history.steering.taken:
+            return list(candidates), []
+        known = {t.prompt.prompt_id for t in view.trials}
+        allowed, refused = list[Candidate](), list[dict[str, str]]()
+        for one in candidates:
+            words = forbidden_in(one.prompt, view.forbidden)
+            why = "already tried or proposed" if one.prompt.prompt_id in known else ""
+            why = why if words is None else f"contains the forbidden {words!r}"
+            known.add(one.prompt.prompt_id)
+            if why:
+                log.info("refused (%s): %r", why, one.prompt.text)
+                refused.append({"text": one.prompt.text, "reason": why})
+            else:
+                allowed.append(one)
+        return allowed, refused
 
     def _skip(self, prompts: int) -> None:
         """So many prompts will not be asked for on any clip."""

@@ -22,6 +22,7 @@ class SearchView:
         clips: The search half.
         logp: ``[clip, label]`` nats by trial number, of the best trials that were scored on every clip, best first.
         rounds: Iterations of proposals that the run has; 0: unknown.
+        forbidden: Words that no candidate may contain; the loop refuses those that do.
     """
 
     iteration: int
@@ -29,6 +30,7 @@ class SearchView:
     clips: ClipSet
     logp: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     rounds: int = 0
+    forbidden: tuple[str, ...] = ()
 
     @cached_property
     def scored(self) -> list[Trial]:

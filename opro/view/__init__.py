@@ -1,0 +1,1 @@
+"""One local page over all runs."""
