@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import filelock
@@ -18,7 +19,15 @@ from opro import leaderboard, matrix, optimize, report, rescore
 from opro.results.leaderboard import leaderboard_rows
 from opro.results.page import page_of
 from opro.results.predictions import read_predictions
-from opro.results.run_folder import CONFIG, JOURNAL, SUMMARY, RunFolder, find_runs, open_run
+from opro.results.run_folder import (
+    CONFIG,
+    JOURNAL,
+    SUMMARY,
+    RunFolder,
+    find_runs,
+    is_open,
+    open_run,
+)
 
 ASSETS = ROOT / "tests" / "assets"
 
@@ -188,6 +197,20 @@ def test_a_folder_is_open_once_and_again_after_the_block(tmp_path):
     assert caught.tb is not None  # whoever keeps the traceback keeps no lock
     with filelock.FileLock(tmp_path / "r" / ".lock", timeout=0):
         pass
+
+
+def test_who_looks_whether_a_run_is_open_stops_no_process_that_begins(tmp_path):
+    """A page holds the lock for a moment to see that it is free."""
+    folder = tmp_path / "r"
+    assert not is_open(folder) and not folder.exists()
+    with open_run(folder, {"a": 1}):
+        assert is_open(folder)
+    assert not is_open(folder)
+    peek = filelock.FileLock(folder / ".lock", thread_local=False)
+    peek.acquire(timeout=0)
+    threading.Timer(0.1, peek.release).start()
+    with open_run(folder, {"a": 1}):
+        assert is_open(folder)
 
 
 def test_other_settings_are_refused_and_named(tmp_path):

@@ -82,6 +82,8 @@ def test_a_torn_line_is_cut_and_a_damaged_one_is_named(tmp_path):
     assert read_spent(path) == Spent() and not path.exists()
     line = json.dumps({"forward": 3, "total": 1.5, "scoring": 1.0, "proposing": 0.25}) + "\n"
     path.write_text(2 * line + line[:20])
+    torn = path.read_text()
+    assert read_spent(path, repair=False) == Spent(6, 3.0, 2.0, 0.5) and path.read_text() == torn
     assert read_spent(path) == Spent(6, 3.0, 2.0, 0.5) and path.read_text() == 2 * line
     for damaged in ("", "{", "[]", "3", '{"forward": "x"}', '{"moon": 1}', "\x00"):
         path.write_text(line + damaged + "\n" + line)
