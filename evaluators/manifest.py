@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_table, table_columns
 from evaluators.names import Finder, looks_key, missing, name_key, spelled, spellings
+from evaluators.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +66,13 @@ def manifest_path(where: Path) -> Path:
 
 
 def read_manifest(
-    where: Path, labels: Sequence[str], split: str | None = None, leaks: bool = False
+    where: Path, task: Task | Sequence[str], split: str | None = None, leaks: bool = False
 ) -> list[Clip]:
     """Clips of a manifest in file order, checked row by row. Source ids that look alike become the first of them.
 
     Args:
         where: CSV file, or a folder that holds ``manifest.csv``.
-        labels: Labels that are allowed.
+        task: What is decided; its clips of no class are left out, and it is said. Or labels that are allowed.
         split: Only this split, or all.
         leaks: Let a source stand in two splits, for an audit that lists them all.
     Raises:
@@ -87,8 +89,18 @@ def read_manifest(
     finder, lines, written = Finder(path.parent), dict[str, str](), list[str]()
     first: dict[str, str] = {}  # spelling of each source
     clips = []
+    kind = task if isinstance(task, Task) else Task("", tuple(task), "")
+    if kind.column not in names:
+        raise UserError(
+            f"{path}:1: task {kind.name!r} reads column {kind.column!r}, which is missing; there are {', '.join(names)}"
+        )
+    others: Counter[str] = Counter()
     for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
-        clip = _clip(row, finder, labels, at)
+        label = _label(row, kind, at)
+        if label is None:
+            others[row[kind.column]] += 1
+            continue
+        clip = _clip(row, finder, label, at)
         if (other := lines.setdefault(clip.clip_id, at)) != at:
             raise UserError(
                 f"{at}: clip_id {clip.clip_id!r} stands in two rows, the other is line"
@@ -101,6 +113,11 @@ def read_manifest(
         _check_splits(path, clips, written)
     for note in _notes(finder, written):
         _warn(f"{path}: {note}")
+    if others:
+        told = ", ".join(f"{value or 'nothing'} ({count})" for value, count in others.items())
+        _warn(
+            f"{path}: {others.total()} clips are of no class of task {kind.name!r} and left out: {told:.300}"
+        )
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:
         raise UserError(
@@ -145,20 +162,29 @@ def _warn(text: str) -> None:
     log.warning("%s", text)
 
 
-def _clip(row: dict[str, str], finder: Finder, labels: Sequence[str], where: str) -> Clip:
+def _label(row: dict[str, str], task: Task, where: str) -> str | None:
+    """The clip's label, None where it is of no class of the task."""
+    value = row[task.column]
+    try:
+        return task.label_of(value)
+    except KeyError:
+        raise UserError(
+            f"{where}: {task.column} {value!r} is not one of {', '.join(task.labels)}"
+        ) from None
+
+
+def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:
     for name in NEEDED:
         if not row[name].isprintable():
             raise UserError(
                 f"{where}: {name} is {row[name]!r}; expected text without control characters"
             )
-    if row["label"] not in labels:
-        raise UserError(f"{where}: label {row['label']!r} is not one of {', '.join(labels)}")
     if row["split"] not in SPLITS:
         raise UserError(f"{where}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
     return Clip(
         clip_id=row["clip_id"],
         path=finder.find(row["path"], f"{where}: path"),
-        label=row["label"],
+        label=label,
         category=row["category"],
         duration_ms=_number(row["duration_ms"], f"{where}: duration_ms"),
         snr_db=_number(row["snr_db"], f"{where}: snr_db") if row["snr_db"] else None,

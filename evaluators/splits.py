@@ -15,6 +15,7 @@ from evaluators.errors import LeakError, UserError
 from evaluators.files import read_json, write_text
 from evaluators.manifest import SPLITS, manifest_path, read_manifest
 from evaluators.names import by_key, first_spellings, name_key, shared_names, spelled
+from evaluators.tasks import Task
 
 
 def _order(text: str) -> str:
@@ -201,7 +202,7 @@ def trained_sources(
     stored: frozenset[str] | None,
     where: Path | None,
     train_manifest: Path | None,
-    labels: Sequence[str],
+    task: Task | Sequence[str],
 ) -> frozenset[str] | None:
     """Source ids that a checkpoint was trained on, or None when nothing tells.
 
@@ -210,14 +211,14 @@ def trained_sources(
         stored: Ids that the checkpoint itself carries.
         where: Manifest whose registry is asked; None: there is none.
         train_manifest: Manifest it was trained on, by flag.
-        labels: Labels of that manifest.
+        task: Of that manifest, or its labels.
     """
     registry = None if where is None else read_registry(where)
     known = [stored] if stored is not None else []
     if registry is not None and checkpoint in registry.trained_on:
         known.append(frozenset(registry.trained_on[checkpoint]))
     if train_manifest is not None:
-        clips = read_manifest(train_manifest, labels, "train")
+        clips = read_manifest(train_manifest, task, "train")
         known.append(frozenset(c.source_id for c in clips))
     return frozenset().union(*known) if known else None
 

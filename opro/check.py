@@ -17,10 +17,10 @@ from evaluators.statistics.compare import compare, estimate
 from evaluators.statistics.resampling import Estimate
 from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
-from opro.problem import open_data, open_model
+from opro.problem import data_of, open_model
 from opro.results.card import Card, clips_of, read_card, sealed_predictions
 from opro.search.select import points
-from opro.settings import DataSettings, MachineSettings, ModelSettings
+from opro.settings import MachineSettings, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check(card: Card, settings: CheckSettings) -> dict[str, Any]:
         UserError: Clips or checkpoint cannot be used, or it was trained on sources of the clips.
     """
     manifest = settings.manifest or Path(card.clips.manifest)
-    data = open_data(DataSettings(card.task, resolve(manifest)))
+    data = data_of(card.decides, resolve(manifest))
     clips = clips_of(card, data.split(card.clips.split))
     verify_files(clips)
     model = open_model(settings, data, [clips], machine=settings)

@@ -28,11 +28,11 @@ from evaluators.clip_checks import look_at_clips
 from evaluators.clips import ClipSet
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import Evaluator, ScoreTable
-from evaluators.files import read_json, resolve, shipped
+from evaluators.files import read_json, shipped
 from evaluators.findings import Finding
 from evaluators.known_broken import check_installed, check_trainer
 from evaluators.manifest import manifest_digest, read_manifest, spelling_notes, verify
-from evaluators.prompts import Prompt, read_prompts
+from evaluators.prompts import Prompt
 from evaluators.splits import (
     balanced_order,
     check_registry,
@@ -45,7 +45,7 @@ from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.tasks import SPEECH_TASK
 from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
-from opro.problem import Data, open_data
+from opro.problem import Data, open_data, seeds_of
 from opro.settings import SEED_PROMPTS, DataSettings, ModelSettings, ThreadSettings
 
 ONE_ANSWER = 0.95  # share of clips with the same answer that no balanced set should give
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def examine(settings: DoctorSettings) -> Iterator[Finding]:
     """All findings in the order of the checks; a check that cannot run is a finding too."""
     data = open_data(settings)
-    prompts = read_prompts(resolve(settings.prompts), data.task.labels)
+    prompts = seeds_of(data.task, settings.prompts)
     yield from _machine(settings)
     clips: Clips | None = None
     try:
@@ -164,7 +164,7 @@ def _machine(settings: DoctorSettings) -> Iterator[Finding]:
 def _manifest(settings: DoctorSettings, data: Data) -> Generator[Finding, None, Clips]:
     """Checks the clips; the generator's value are those that the model is tried on."""
     labels = data.task.labels
-    everything = read_manifest(data.manifest, labels)
+    everything = read_manifest(data.manifest, data.task)
     check_registry(everything, data.registry)
     verify(everything)
     for split in ("train", "dev", "test"):
@@ -207,7 +207,7 @@ def _reference(settings: DoctorSettings, data: Data, clear: ClipSet) -> ClipSet 
         return None
     if data.digest == manifest_digest(shipped(DEMO)):
         return clear
-    clips = read_manifest(shipped(DEMO), data.task.labels, "dev")
+    clips = read_manifest(shipped(DEMO), data.task, "dev")
     return ClipSet(data.task, clearest(clips, data.task.labels, settings.clips))
 
 
@@ -217,7 +217,7 @@ def _trained_on(
     if settings.checkpoint == "fake" or clips is None:
         return
     sources = trained_sources(
-        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task.labels
+        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task
     )
     try:
         unknown = check_trained_on(clips.tried, sources, settings.checkpoint, settings.heard)

@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.files import resolve
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
 from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
-from evaluators.prompts import Prompt, read_prompts
+from evaluators.prompts import Prompt
 from evaluators.splits import check_trained_on, halves, trained_sources
 from evaluators.tasks import Task
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
-from opro.problem import Data, open_data
+from opro.problem import Data, open_data, seeds_of
 from opro.results.run_folder import open_run
 from opro.settings import SEED_PROMPTS, DataSettings, ThreadSettings, clip_count, file_name
 
@@ -215,8 +214,7 @@ def check_quantization(settings: FinetuneSettings) -> None:
 
 def read_wordings(settings: FinetuneSettings, task: Task) -> list[Prompt]:
     """The prompts of --prompts, or the first baseline."""
-    path = settings.prompts or SEED_PROMPTS
-    prompts = read_prompts(resolve(path), task.labels)
+    prompts = seeds_of(task, settings.prompts or SEED_PROMPTS)
     return prompts if settings.prompts is not None else prompts[:1]
 
 

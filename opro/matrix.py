@@ -39,7 +39,7 @@ from evaluators.targets import Predictions
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
-from opro.problem import Data, Model, Problem, open_data, open_model
+from opro.problem import Data, Model, Problem, open_data, open_model, seeds_of
 from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
@@ -264,7 +264,11 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
         if path.is_dir():
             _add_run(found, path)
             continue
-        classifiers = read_classifiers(resolve(path), data.task.labels)
+        classifiers = (
+            [Classifier(p) for p in seeds_of(data.task, path)]
+            if path == SEED_PROMPTS
+            else read_classifiers(resolve(path), data.task.labels)
+        )
         for i, one in enumerate(classifiers):
             name = f"{path.stem} {i + 1}" if len(classifiers) > 1 else path.stem
             both = one.prompt.both_orders or settings.swap

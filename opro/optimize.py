@@ -203,7 +203,10 @@ def _decided(
     settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
 ) -> RunFolder:
     """The run's folder, with its search ended."""
-    with RunFolder.open(settings.folder, settings.config) as folder, _logged(folder.path / LOG):
+    with (
+        RunFolder.open(settings.folder, settings.config, problem.task) as folder,
+        _logged(folder.path / LOG),
+    ):
         identity = dict(problem.identity)
         seeds = identity.pop("seeds")
         identity |= {"proposer": plan.name, "seeds": seeds}

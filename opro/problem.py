@@ -27,8 +27,9 @@ from evaluators.splits import (
     read_registry,
     trained_sources,
 )
-from evaluators.tasks import Task, task_named
+from evaluators.tasks import SPEECH_TASK, Task, task_named
 from opro.settings import (
+    SEED_PROMPTS,
     DataSettings,
     MachineSettings,
     ModelSettings,
@@ -60,7 +61,7 @@ class Data:
         Raises:
             UserError: The manifest cannot be read, or a source has another split in the registry.
         """
-        clips = balanced_order(read_manifest(self.manifest, self.task.labels, name))
+        clips = balanced_order(read_manifest(self.manifest, self.task, name))
         check_registry(clips, self.registry)
         return ClipSet(self.task, tuple(clips), self.manifest)
 
@@ -100,8 +101,16 @@ def open_data(settings: DataSettings) -> Data:
     Raises:
         UserError: The task, the manifest or the registry cannot be used.
     """
-    manifest = resolve(settings.manifest)
-    return Data(task_named(settings.task), manifest, read_registry(manifest))
+    return data_of(task_named(settings.task), resolve(settings.manifest))
+
+
+def data_of(task: Task, manifest: Path) -> Data:
+    """The data of a task and a manifest.
+
+    Raises:
+        UserError: The registry cannot be used.
+    """
+    return Data(task, manifest, read_registry(manifest))
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def open_model(
         ray_cpus=machine.ray_cpus if machine else 1,
     )
     known = trained_sources(
-        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task.labels
+        settings.checkpoint, stored, data.manifest, settings.train_manifest, data.task
     )
     scored = [clip for part in clips for clip in part]
     warnings = check_trained_on(scored, known, settings.checkpoint, settings.heard)
@@ -218,7 +227,7 @@ def open_problem(settings: OptimizeSettings) -> Problem:
     identity: dict[str, str | int] = {
         "fingerprint": evaluator.fingerprint + ("-swap" if settings.swap else ""),
         "data": data.digest,
-        "task": data.task.name,
+        "task": task_id(data.task),
         "seed": settings.seed,
         "seeds": _seeds_digest(seeds),
     }
@@ -261,15 +270,14 @@ def problem_of(
     both = shared_names({c.source_id for c in search}, {c.source_id for c in holdout})
     if both:
         raise LeakError(f"source {both[0]!r} is searched on and held out; give disjoint clip sets")
-    labels = search.task.labels
-    known = trained_sources(name, stored, search.manifest, settings.train_manifest, labels)
+    known = trained_sources(name, stored, search.manifest, settings.train_manifest, search.task)
     clips = [*search, *holdout]
     warnings = check_trained_on(clips, known, name, settings.heard)
     verify(clips)
     identity: dict[str, str | int] = {
         "fingerprint": opened.fingerprint + ("-swap" if settings.swap else ""),
         "data": _digest_of(search, holdout),
-        "task": search.task.name,
+        "task": task_id(search.task),
         "seed": settings.seed,
         "seeds": _seeds_digest(seeds),
     }
@@ -290,9 +298,31 @@ def _seeds_digest(seeds: Sequence[Prompt]) -> str:
     return hashlib.sha256("".join(_plain_digest(p) for p in seeds).encode()).hexdigest()
 
 
+def seeds_of(task: Task, path: Path) -> list[Prompt]:
+    """The prompts of a file; of the default one, which is of the task `speech`, the task's own.
+
+    Raises:
+        UserError: The file is no prompt file, or neither file nor task has any.
+    """
+    if path != SEED_PROMPTS or task == SPEECH_TASK:
+        return read_prompts(resolve(path), task.labels)
+    if not task.prompts:
+        raise UserError(
+            f"task {task.name!r} has no prompts of its own; give some with --seeds FILE, or as prompts in its file"
+        )
+    return list(task.prompts)
+
+
+def task_id(task: Task) -> str:
+    """What a resumed run must find again: the name of a shipped task, a digest of any other one's file."""
+    if task == SPEECH_TASK:
+        return task.name
+    return f"{task.name}-{hashlib.sha256(task.text().encode()).hexdigest()[:12]}"
+
+
 def open_seeds(settings: OptimizeSettings, task: Task) -> tuple[Prompt, ...]:
     """The seed prompts, each once; with ``--swap`` in both orders."""
-    found = read_prompts(resolve(settings.seeds), task.labels)
+    found = seeds_of(task, settings.seeds)
     if settings.prompt_spec is not None:
         found += read_prompts(settings.prompt_spec, task.labels)
     unique = {p.digest: p for p in found}.values()

@@ -172,7 +172,7 @@ def _asked_of_run(settings: RescoreSettings, run: RunFolder) -> Asked:
         run.path / f"{settings.split}.json",
         model_settings(settings, config),
         run.checkpoints if settings.checkpoint is None else [settings.checkpoint],
-        DataSettings(run.task.name, manifest),
+        DataSettings(run.task_flag, manifest),
         str((run.history.header or {}).get("fingerprint")) if whole else "",
         run.scored_with,
         _pair(run, trials) if not settings.swap else None,

@@ -100,7 +100,7 @@ def seal(run: Path, runs_dir: Path) -> Card:
         raise UserError(
             f"run {folder.name!r} serves {len(folder.checkpoints)} checkpoints; a card is of one: search on each"
         )
-    data = open_data(DataSettings(folder.task.name, resolve(Path(folder.config["manifest"]))))
+    data = open_data(DataSettings(folder.task_flag, resolve(Path(folder.config["manifest"]))))
     if data.digest != header["data"]:
         raise UserError(
             f"the manifest {str(data.manifest)!r} has changed since run {folder.name!r}; restore it"
@@ -115,7 +115,7 @@ def seal(run: Path, runs_dir: Path) -> Card:
     card = Card(
         run=folder.name,
         sealed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        task=folder.task.name,
+        task=folder.task.to_dict(),
         labels=labels,
         chosen=trials["chosen"].classifier.to_dict(),
         baseline=trials["baseline"].classifier.to_dict(),

@@ -114,7 +114,9 @@ class MachineSettings(ThreadSettings):
 class DataSettings:
     """The clips."""
 
-    task: str = flag("speech", "what is decided about a clip")
+    task: str = flag(
+        "speech", "what is decided about a clip: speech, animal, esc50, keywords, or a task file"
+    )
     manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
 
 
@@ -286,7 +288,8 @@ def named_by_default(settings: OptimizeSettings) -> bool:
 
 def _begin_of_name(settings: OptimizeSettings) -> str:
     model = file_name(Path(settings.checkpoint).name)
-    return f"{settings.task}-{model}-{settings.strategy}-s{settings.seed}-"
+    task = file_name(Path(settings.task).stem)
+    return f"{task}-{model}-{settings.strategy}-s{settings.seed}-"
 
 
 def checkpoint_names(checkpoint: str, also: str | None) -> list[str]:

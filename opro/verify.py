@@ -18,10 +18,10 @@ from evaluators.orders import BothOrders
 from evaluators.statistics.compare import compare, estimate
 from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
-from opro.problem import open_data
+from opro.problem import data_of
 from opro.results.card import Agreement, Card, agreement, clips_of, read_card
 from opro.results.provenance import version_changes
-from opro.settings import DataSettings, Dtype, ThreadSettings
+from opro.settings import Dtype, ThreadSettings
 
 TOLERANCE = {"float32": 1e-3}  # of a probability, where both machines score in it
 ROUNDED = 0.05  # of one in bfloat16 or float16, or in 4 bits
@@ -64,7 +64,7 @@ def verify(card: Card, settings: VerifySettings) -> dict[str, Any]:
         UserError: Clips or checkpoint are not there.
     """
     manifest = settings.manifest or Path(card.clips.manifest)
-    data = open_data(DataSettings(card.task, resolve(manifest)))
+    data = data_of(card.decides, resolve(manifest))
     clips = clips_of(card, data.split(card.clips.split))
     verify_files(clips)
     evaluator = open_sealed(card, settings)

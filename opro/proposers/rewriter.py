@@ -99,7 +99,8 @@ class Rewriter:
         self.seed = seed
         self.learn = learn
         path = folder / f"{task.name}.yaml"
-        self.bank = read_yaml(path) if path.is_file() else {}
+        own = dict(task.fragments)
+        self.bank = own or (read_yaml(path) if path.is_file() else {})
         if self.bank and set(self.bank) != KEYS:
             raise UserError(
                 f"{path}: keys {sorted(set(self.bank) ^ KEYS)} are unknown or missing; expected"

@@ -18,7 +18,7 @@ from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.files import csv_text, dump_yaml, read_yaml
 from evaluators.targets import Predictions
-from evaluators.tasks import task_named
+from evaluators.tasks import Task, task_from
 from opro.results.summary import Interval
 
 COLUMNS = (
@@ -101,7 +101,7 @@ class Card(Part):
     card: Literal[1] = 1
     run: str
     sealed: str
-    task: str
+    task: dict[str, Any]
     labels: tuple[str, ...]
     chosen: dict[str, Any]
     baseline: dict[str, Any]
@@ -121,6 +121,11 @@ class Card(Part):
         """The file."""
         about = "A sealed card: python -m opro.verify FILE scores it again. A change by hand breaks its digest."
         return f"# {about}\n{dump_yaml(self.model_dump(mode='json'))}"
+
+    @property
+    def decides(self) -> Task:
+        """The task."""
+        return task_from(self.task, Path("the card's task"))
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -153,7 +158,7 @@ def read_card(path: Path) -> Card:
             f"{path}: was changed since it was sealed: its digest is {card.digest[:12]}..., its content has"
             f" {card.sealed_digest()[:12]}...; take the file as it was"
         )
-    card.classifier("chosen"), card.classifier("baseline"), task_named(card.task)
+    card.classifier("chosen"), card.classifier("baseline"), card.decides
     if tuple(card.rows[0] if card.rows else ()) != COLUMNS:
         raise UserError(f"{path}: clips.rows has no columns {', '.join(COLUMNS)}")
     return card

@@ -22,7 +22,7 @@ from evaluators.errors import UserError
 from evaluators.files import json_text, read_json
 from evaluators.statistics import metrics
 from evaluators.targets import Predictions
-from evaluators.tasks import TASKS
+from evaluators.tasks import task_named
 from opro.results import figures
 from opro.results.logs.sample_log import digest
 from opro.results.page import clips_of
@@ -74,13 +74,17 @@ def write_logs(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     if is_matrix:
         result = read_json(folder / MATRIX)
         settings = result["provenance"]["settings"]
-        task, manifest, where = TASKS[settings["task"]], settings["manifest"], result["judged_on"]
+        task, manifest, where = (
+            task_named(settings["task"]),
+            settings["manifest"],
+            result["judged_on"],
+        )
         found = list(_of_matrix(folder, result, task.name, task.labels[0]))
     else:
         run = RunFolder.read(folder)
         task, manifest, where = run.task, run.config["manifest"], "holdout of dev"
         found = list(_of_run(run, notes))
-    clips = clips_of(manifest, task.labels, notes)
+    clips = clips_of(manifest, task, notes)
     out.mkdir(parents=True, exist_ok=True)
     made = (folder / (MATRIX if is_matrix else SUMMARY)).stat().st_mtime
     begun = datetime.fromtimestamp(

@@ -34,7 +34,7 @@ from evaluators.statistics.describe import (
 )
 from evaluators.statistics.metrics import grouped
 from evaluators.targets import Predictions
-from evaluators.tasks import TASKS
+from evaluators.tasks import Task, task_named
 from opro.results import figures
 from opro.results.leaderboard import leaderboard_rows
 from opro.results.looks import times
@@ -145,7 +145,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
     if run.summary is not None:
         drawn = _drawn_of_run(run, notes)
     provenance = run.path / PROVENANCE
-    clips = clips_of(run.config["manifest"], run.task.labels, notes) if drawn else {}
+    clips = clips_of(run.config["manifest"], run.task, notes) if drawn else {}
     return {
         "title": f"Run {run.name}",
         "runs": [part],
@@ -341,14 +341,14 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
     try:
         result = read_json(path)
         rows, settings = result["rows"], result["provenance"]["settings"]
-        task = TASKS[settings["task"]]
+        task = task_named(settings["task"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); make the matrix again") from None
     reference = next(r for r in rows if r["reference"])
     uses = result["test_openings"]
     sheet = matrix_sheet(result)
     notes: list[str] = []
-    clips = clips_of(settings["manifest"], task.labels, notes)
+    clips = clips_of(settings["manifest"], task, notes)
     return {
         "title": f"Matrix on {judged_on(result)}",
         "runs": [],
@@ -410,10 +410,10 @@ def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     )
 
 
-def clips_of(manifest: str, labels: Sequence[str], notes: list[str]) -> dict[str, Clip]:
+def clips_of(manifest: str, task: Task, notes: list[str]) -> dict[str, Clip]:
     """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
-        return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), labels)}
+        return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), task)}
     except UserError as error:
         notes.append(f"no clip can be played: {error}")
         return {}

@@ -25,7 +25,7 @@ from evaluators.files import (
     write_text,
 )
 from evaluators.prompts import Prompt
-from evaluators.tasks import TASKS, Task
+from evaluators.tasks import SPEECH_TASK, Task, read_task, task_named
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance, version_changes
 from opro.results.summary import Summary, read_summary
@@ -36,6 +36,7 @@ from opro.settings import checkpoint_names
 log = logging.getLogger(__name__)
 JOURNAL = "trials.jsonl"
 CONFIG = "config.yaml"
+TASK = "task.yaml"  # what is decided, where that is not `speech`
 PROPOSALS = "proposals.jsonl"
 USAGE = "usage.jsonl"  # evals and seconds of every process that worked on the run
 SUMMARY = "summary.json"
@@ -106,9 +107,16 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, config: Mapping[str, Any]) -> "Iterator[RunFolder]":
-        """The folder of a run that begins, goes on or has ended, alone until the block ends."""
+    def open(
+        cls, path: Path, config: Mapping[str, Any], task: Task = SPEECH_TASK
+    ) -> "Iterator[RunFolder]":
+        """The folder of a run that begins, goes on or has ended, alone until the block ends.
+
+        A task of another file is kept in it, so that every verb knows it.
+        """
         with open_run(path, config):
+            if task != SPEECH_TASK and not (path / TASK).exists():
+                write_text(path / TASK, task.text())
             yield cls._of(path, config, repair=True)
 
     @classmethod
@@ -125,7 +133,7 @@ class RunFolder:
         config = read_yaml(path / CONFIG)
         if (
             not isinstance(config, dict)
-            or config.get("task") not in TASKS
+            or not isinstance(config.get("task"), str)
             or "checkpoint" not in config
         ):
             raise UserError(f"{path / CONFIG}: no settings of a run; restore the file")
@@ -133,7 +141,7 @@ class RunFolder:
 
     @classmethod
     def _of(cls, path: Path, config: Mapping[str, Any], repair: bool = False) -> "RunFolder":
-        task = TASKS[config["task"]]
+        task = read_task(path / TASK) if (path / TASK).is_file() else task_named(config["task"])
         both = bool(config.get("swap"))
         history = History(path / JOURNAL, task.labels, repair=repair, both_orders=both)
         return cls(path, config, task, history)
@@ -142,6 +150,12 @@ class RunFolder:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    @property
+    def task_flag(self) -> str:
+        """What ``--task`` would be given to decide the same."""
+        kept = self.path / TASK
+        return str(kept) if kept.is_file() else self.task.name
 
     @property
     def checkpoints(self) -> list[str]:

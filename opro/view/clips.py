@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import io
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import resolve
 from evaluators.manifest import manifest_path, read_manifest
+from evaluators.tasks import Task
 
 ROUTE = "/clip/"
 
@@ -30,24 +31,26 @@ class Clips:
 
     key: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     _by_token: dict[str, Clip] = field(default_factory=dict)
-    _manifests: dict[tuple[Path, int], tuple[Clip, ...]] = field(default_factory=dict)
+    _manifests: dict[tuple[Path, int, str, tuple[str, ...]], tuple[Clip, ...]] = field(
+        default_factory=dict
+    )
 
-    def of(self, manifest: str, labels: Sequence[str]) -> tuple[Clip, ...]:
+    def of(self, manifest: str, task: Task) -> tuple[Clip, ...]:
         """All clips of a manifest, read again when it changes.
 
         Raises:
             UserError: It cannot be read.
         """
         path = manifest_path(resolve(Path(manifest)))
-        key = path, path.stat().st_mtime_ns if path.is_file() else 0
+        key = path, path.stat().st_mtime_ns if path.is_file() else 0, task.column, task.labels
         if key not in self._manifests:
-            self._manifests[key] = tuple(read_manifest(path, labels))
+            self._manifests[key] = tuple(read_manifest(path, task))
         return self._manifests[key]
 
-    def by_id(self, manifest: str, labels: Sequence[str]) -> tuple[Mapping[str, Clip], str]:
+    def by_id(self, manifest: str, task: Task) -> tuple[Mapping[str, Clip], str]:
         """(clips by id, why there are none)."""
         try:
-            return {clip.clip_id: clip for clip in self.of(manifest, labels)}, ""
+            return {clip.clip_id: clip for clip in self.of(manifest, task)}, ""
         except UserError as error:
             return {}, f"no clip can be played: {error}"
 

@@ -113,7 +113,7 @@ def compared(a: Side, b: Side, half: Half, clips: Clips) -> str:
         "other": differ & ~right_a & ~right_b,
     }
     config = a.seen.run.config
-    found, why = clips.by_id(str(config["manifest"]), a.seen.run.task.labels)
+    found, why = clips.by_id(str(config["manifest"]), a.seen.run.task)
     for kind, about in KINDS:
         index = np.flatnonzero(both[kind])
         rows = [

@@ -60,7 +60,7 @@ class Session:
         """(digest of the manifest, clips of the run's split)."""
         config = see(self.runs_dir, self.run).run.config
         manifest = str(config["manifest"])
-        every = self.clips.of(manifest, SPEECH_TASK.labels)
+        every = self.clips.of(manifest, SPEECH_TASK)
         split = str(config.get("split", "dev"))
         return manifest_digest(resolve(Path(manifest))), tuple(c for c in every if c.split == split)
 
