@@ -174,6 +174,6 @@ def page(runs_dir: Path, chosen: Any, more: str | None) -> None:
         result,
         trigger_mode="always_last",
         concurrency_limit=1,
-        **QUIET,
+        **{**QUIET, "show_progress": "minimal"},  # a model may take a while to load
     )
     chosen.change(lambda name: start(runs_dir, name), chosen, [words, given], **QUIET)

@@ -200,7 +200,7 @@ def page(runs_dir: Path, chosen: Any) -> None:
         interactive=False,
         show_search="filter",
         wrap=True,
-        column_widths=["80px", "130px", "90px", "160px", "80px", "160px", "130px", "480px"],
+        column_widths=["70px", "125px", "85px", "120px", "60px", "140px", "125px", "480px"],
         elem_id="board",
     )
     state = gr.State("")

@@ -1,5 +1,7 @@
 """Who may ask the page's server, and for what."""
 
+import shutil
+
 import pytest
 
 pytest.importorskip("gradio", reason="pip install 'opro-audio[view]'")
@@ -90,3 +92,12 @@ def test_a_port_that_is_taken_is_one_sentence_and_the_page_is_this_machines_alon
         own.listen()
         with pytest.raises(UserError, match=f"--port {port} cannot be had"):
             bound(port)
+
+
+def test_a_folder_without_runs_and_one_with_a_damaged_run_have_a_page(tmp_path, runs):
+    with TestClient(application(tmp_path, PORT), base_url=HERE) as one:
+        assert "There is no run yet." in one.get("/config").text
+    shutil.copytree(runs / "half", tmp_path / "bad")
+    (tmp_path / "bad" / "trials.jsonl").write_text("{\n")
+    with TestClient(application(tmp_path, PORT), base_url=HERE) as one:
+        assert "damaged line" in one.get("/config").text
