@@ -2,10 +2,8 @@
 
 import base64
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +42,12 @@ from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.sheet import percent
 from opro.results.summary import Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
+from opro.results.wording import word_changes
 from opro.search.objective import NAMES
 
 WORST = 6  # misses and false alarms with a player, each
 FIRST_ROWS = 10  # of a leaderboard that stand open; the others unfold
 MAX_CURVES = 5
-ALIKE = 0.5  # of a prompt's characters, from which on its changes are marked
 Bins = list[dict[str, float]]
 
 
@@ -223,7 +221,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "baseline_score": baseline.reward if baseline else None,
         "scores": scores,
         "board": [
-            {**row, "diff": _diff(text, row["text"]) if text else [("same", row["text"])]}
+            {**row, "diff": word_changes(text, row["text"]) if text else [("same", row["text"])]}
             for row in leaderboard_rows(run, summary)
         ],
     }
@@ -282,7 +280,9 @@ def _winner(run: RunFolder, baseline: str) -> dict[str, Any] | None:
         "title": "Kept" if kept else "Chosen" if summary else "Leads so far",
         "where": where,
         "text": trial.prompt.text,
-        "diff": _diff(baseline, trial.prompt.text) if baseline else [("same", trial.prompt.text)],
+        "diff": word_changes(baseline, trial.prompt.text)
+        if baseline
+        else [("same", trial.prompt.text)],
         "score": one.score,
         "low": one.low,
         "high": one.high,
@@ -444,23 +444,6 @@ def _calibrated(
         except UserError as error:
             notes.append(str(error))
     return tuple(out)
-
-
-def _diff(old: str, new: str) -> list[tuple[str, str]]:
-    """(same | gone | new, text) by words: what was changed in a prompt. One that shares little is shown as it is."""
-    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (old, new))
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    if sum(len(t.strip()) for m in matcher.get_matching_blocks() for t in a[m.a : m.a + m.size]) < (
-        ALIKE * len(new)
-    ):
-        return [("same", new)]
-    out: list[tuple[str, str]] = []
-    for op, i, j, k, m in matcher.get_opcodes():
-        if op == "equal":
-            out.append(("same", "".join(a[i:j])))
-        else:
-            out += [("gone", "".join(a[i:j]))] * (i < j) + [("new", "".join(b[k:m]))] * (k < m)
-    return out
 
 
 def _by_clip(drawn: Sequence[Drawn], clips: dict[str, Clip]) -> dict[str, Any]:
