@@ -95,7 +95,7 @@ def searched(folder, states, again, deaths):
     return read(folder / "optuna.log")
 
 
-@settings(max_examples=30)  # each writes two studies
+@settings(max_examples=30, deadline=None)  # each writes two studies
 @given(
     st.lists(st.sampled_from(["complete", "dropped", "failed"]), min_size=1, max_size=7),
     st.sets(st.integers(0, 6)),
@@ -113,6 +113,13 @@ def test_resumed_is_uninterrupted(tmp_path_factory, states, again, deaths):
     assert [t.number for t in whole] == list(range(len(whole)))
     marked = {t.user_attrs["trial"] for t in resumed if "times" in t.user_attrs}
     assert marked <= {abs(n) for n, (when, _) in deaths.items() if when.startswith("before")}
+
+
+def test_a_line_that_a_crash_cut_is_cut_off_and_the_others_keep_their_times(tmp_path):
+    states = ["complete"] * 4
+    searched(tmp_path / "a", states, set(), {1: ("after it was shown", True)})
+    trials = read(tmp_path / "a" / "optuna.log")
+    assert len(trials) == 4 and not any("times" in t.user_attrs for t in trials)
 
 
 def test_a_trial_is_there_as_soon_as_it_is_told(tmp_path):
