@@ -1,6 +1,7 @@
 """Our results as logs of inspect_ai: the package reads them, and so do we, with the same numbers."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -68,6 +69,31 @@ def test_a_matrix_with_a_detector_too(run, common, tmp_path, capsys):
     assert [f["balanced_accuracy"]["value"] for f in found["files"]] == [
         row["balanced_accuracy"]["value"] for row in result["rows"]
     ]
+
+
+def test_a_sample_is_one_finished_run_of_a_clip(run, tmp_path):
+    """What the package asks of a sample, for where it is not installed."""
+    files, _ = written(run, tmp_path / "logs")
+    with zipfile.ZipFile(files[0]) as archive:
+        header = json.loads(archive.read("header.json"))
+        summaries = json.loads(archive.read("summaries.json"))
+        samples = [json.loads(archive.read(f"samples/{s['id']}_epoch_1.json")) for s in summaries]
+    right = [s["scores"]["right"]["value"] == "C" for s in samples]
+    told = header["results"]["scores"][0]["metrics"]["accuracy"]["value"]
+    assert header["status"] == "success" and told == pytest.approx(sum(right) / len(right))
+    for sample, summary in zip(samples, summaries, strict=True):
+        assert sample["epoch"] == summary["epoch"] == 1 and summary["completed"]
+        fields = sample["metadata"]
+        for label in sample["choices"]:
+            assert fields[f"logp_{label}"] == pytest.approx(
+                math.log(fields[f"p_{label}"]), abs=1e-6
+            )
+        asked, answer = sample["messages"][-2:]
+        assert sample["input"] == sample["messages"][:-1] and answer["role"] == "assistant"
+        assert (sample["scores"]["right"]["answer"] == sample["target"]) == (
+            sample["scores"]["right"]["value"] == "C"
+        )
+        assert asked["content"][0]["audio"].removeprefix("attachment://") in sample["attachments"]
 
 
 def test_the_same_command_writes_the_same_files_again(run, tmp_path):

@@ -115,6 +115,13 @@ def test_resumed_is_uninterrupted(tmp_path_factory, states, again, deaths):
     assert marked <= {abs(n) for n, (when, _) in deaths.items() if when.startswith("before")}
 
 
+def test_a_line_that_a_crash_cut_is_cut_off_and_the_others_keep_their_times(tmp_path):
+    states = ["complete"] * 4
+    searched(tmp_path / "a", states, set(), {1: ("after it was shown", True)})
+    trials = read(tmp_path / "a" / "optuna.log")
+    assert len(trials) == 4 and not any("times" in t.user_attrs for t in trials)
+
+
 def test_a_trial_is_there_as_soon_as_it_is_told(tmp_path):
     begin = datetime.now()
     run = Run(tmp_path)

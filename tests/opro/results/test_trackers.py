@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -81,6 +82,10 @@ def test_every_trial_is_told_once_and_the_run_is_not_changed(search, kept, tmp_p
     assert [(n, text) for n, text, _ in one.told] == [
         (t.number, t.prompt.text) for t in run.history.trials
     ]
+    kinds = {"complete": "trial/reward", "dropped": "trial/forecast"}
+    for trial, (_, _, numbers) in zip(run.history.trials, one.told, strict=True):
+        assert round(numbers[kinds[trial.state]], 6) == trial.reward
+        assert numbers["trial/clips"] == trial.n_scored
     best = [numbers["best/reward"] for _, _, numbers in one.told]
     assert best == sorted(best) and round(best[-1], 6) == run.history.best.reward
     assert [s.reason for s in one.ends] == [run.finished().reason]
@@ -135,6 +140,29 @@ def test_a_tracker_that_cannot_begin_is_one_sentence(search, kept, monkeypatch, 
     assert search("--report-to", "wandb") == WRONG_USE
     err = capsys.readouterr().err
     assert "--report-to wandb: it could not begin (ValueError)" in err and SECRET not in err
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_report_is_ended_as_the_search_ended(search, tmp_path, monkeypatch, name):
+    """With the packages' names alone: the real ones are asked below, where they are installed."""
+    assert search() == DONE
+    run = RunFolder.read(tmp_path / "r")
+    package = MagicMock()
+    for module in (name, f"{name}.genai"):
+        monkeypatch.setitem(sys.modules, module, package)
+    package.search_runs.return_value = []
+    whole, cut = trackers.KINDS[name](run), trackers.KINDS[name](run)
+    whole.finish(run.finished())
+    ends = {"mlflow": package.end_run, "wandb": package.init.return_value.finish}[name]
+    assert ends.call_count == 1 and not ends.call_args.args
+    cut.finish(None)
+    said = {"mlflow": (("KILLED",), {}), "wandb": ((), {"exit_code": 1})}[name]
+    assert ends.call_count == 2 and tuple(ends.call_args) == said
+    if name == "mlflow":
+        package.set_tag.assert_called_once_with("opro.decision", run.finished().reason)
+        (registered,) = package.register_prompt.call_args_list
+        assert registered.kwargs["template"] == run.best.prompt.text
+        assert registered.kwargs["tags"]["bias_nats"] == f"{run.best.bias:.6g}"
 
 
 def test_tensorboard_draws_the_search(search, tmp_path):
