@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
@@ -155,7 +157,10 @@ def _said(
     place = {clip.name: i for i, clip in enumerate(split)}
     clips = split.take([place[one] for one in said["chosen"].targets.clip_ids])
     verify(clips)
-    own = {who: dataclasses.replace(one, targets=clips.targets) for who, one in said.items()}
+    own = {}
+    for who, one in said.items():  # a file names labels, in an order of its own
+        decided = np.array([folder.task.labels.index(one.targets.labels[k]) for k in one.decided])
+        own[who] = dataclasses.replace(one, targets=clips.targets, decided=decided)
     return trials, clips, own
 
 
