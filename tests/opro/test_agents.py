@@ -41,7 +41,7 @@ def test_every_verb_and_its_document_is_told_of():
     table = TEXT.partition("## What a document holds")[2]
     told = set(re.findall(r"`(?:data\.)?([a-z]+)`", table))
     assert set(VERBS) <= told
-    assert {c.split()[2].split(".")[1] for c in COMMANDS} == set(VERBS)
+    assert {c.split()[2].split(".")[1] for c in COMMANDS} == set(VERBS) - {"view"}
 
 
 def test_what_it_names_is_there():

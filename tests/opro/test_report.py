@@ -16,6 +16,7 @@ from opro import matrix, optimize, report
 from opro.cli import run_verb
 from opro.results import page
 from opro.results.run_folder import RunFolder
+from opro.results.wording import word_changes
 
 NASTY = 'Is <script>alert(1)</script> & "it" $speech$ {{ 7*7 }}?\nA) </pre><b>yes\nB) _no'
 
@@ -298,6 +299,6 @@ def test_wrong_folders(run, tmp_path, capsys):
     ],
 )
 def test_changes_are_marked_where_much_is_shared(old, new, marked):
-    diff = page._diff(old, new)
+    diff = word_changes(old, new)
     assert "".join(t for op, t in diff if op != "gone") == new
     assert any(op == "new" for op, _ in diff) == marked

@@ -1,0 +1,84 @@
+"""Other tasks than speech, through the verbs: the run knows its task, whatever becomes of the file."""
+
+import json
+
+import pytest
+
+import opro
+from evaluators.files import shipped
+from evaluators.tasks import task_named
+from opro import matrix, rescore, seal, verify
+from opro.cli import run_verb
+from opro.optimize import main as optimize_main
+from opro.results.run_folder import RunFolder
+
+
+def verb(main, *argv):
+    return run_verb(lambda: main([str(a) for a in argv]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A search over four kinds of sound, by a task file that is gone afterwards."""
+    folder = tmp_path_factory.mktemp("tasks")
+    file = folder / "kinds.yaml"
+    file.write_bytes((shipped("prompts/tasks") / "animal.yaml").read_bytes())
+    argv = ["--task", file, "--checkpoint", "fake", "--iterations", 1, "--runs-dir", folder]
+    assert verb(optimize_main, *argv, "--name", "r") == 0
+    file.unlink()
+    return folder / "r"
+
+
+def test_a_run_knows_its_task(run):
+    found = RunFolder.read(run)
+    assert found.task == task_named("animal")
+    assert found.history.header["task"].startswith("animal-")
+    assert {len(t.prompt.answers) for t in found.history.trials} == {4}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["controls"][summary["chosen"]["prompt_id"]]["silence"] == pytest.approx(
+        0.25, abs=0.1
+    )
+
+
+def test_every_verb_decides_as_the_run_did(run, tmp_path, capsys):
+    assert verb(rescore.main, run, "--split", "dev", "--runs-dir", tmp_path) == 0
+    assert verb(seal.main, run, "--out", tmp_path / "card.yaml") == 0
+    assert verb(verify.main, tmp_path / "card.yaml") == 0
+    assert "same labels, P within" in capsys.readouterr().out
+    result = opro.load_run(run)
+    clips = opro.load_clips("data/demo", "dev", task=str(run / "task.yaml"))
+    said = opro.score("fake", result.best, clips, runs_dir=tmp_path).set_index("clip_id")
+    held = result.holdout
+    held = held[held.prompt_id == result.best.prompt_id].set_index("clip_id")
+    assert (said.loc[held.index].predicted == held.predicted).all()
+    labels = opro.predict(run, [c.path for c in clips[:4]], evaluator="fake").windows
+    assert set(labels.label) <= set(clips.task.labels)
+    assert labels[[f"p_{v}" for v in clips.task.labels]].sum(axis=1).round(4).eq(1).all()
+
+
+def test_a_matrix_of_another_task_takes_its_prompts(tmp_path, capsys):
+    argv = ["--task", "animal", "--checkpoint", "fake", "--runs-dir", tmp_path, "--split", "dev"]
+    assert verb(matrix.main, *argv, "--out", tmp_path / "m") == 0
+    rows = json.loads((tmp_path / "m" / "matrix.json").read_text())["rows"]
+    assert len(rows) == len(task_named("animal").prompts)
+
+
+def test_another_task_is_another_run(run, capsys):
+    argv = ["--checkpoint", "fake", "--iterations", 1, "--runs-dir", run.parent, "--name", "r"]
+    assert verb(optimize_main, "--task", "speech", *argv) == 2
+    assert "was started with task" in capsys.readouterr().err
+
+
+def test_a_task_without_prompts_asks_for_some(tmp_path, capsys):
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "name: t\nlabels: [SPEECH, NONSPEECH]\ndescription: speech or not\n", encoding="utf-8"
+    )
+    argv = ["--task", file, "--checkpoint", "fake", "--runs-dir", tmp_path / "runs"]
+    assert verb(optimize_main, *argv) == 2
+    assert (
+        "task 't' has no prompts of its own; give some with --seeds FILE" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+    seeds = "prompts/seeds/baselines.yaml"
+    assert verb(optimize_main, *argv, "--seeds", shipped(seeds), "--iterations", 0) == 0
