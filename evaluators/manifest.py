@@ -90,12 +90,13 @@ def read_manifest(
     first: dict[str, str] = {}  # spelling of each source
     clips = []
     kind = task if isinstance(task, Task) else Task("", tuple(task), "")
-    if kind.column not in names:
+    if kind.column != "label" and kind.column not in names:
         raise UserError(
             f"{path}:1: task {kind.name!r} reads column {kind.column!r}, which is missing; there are {', '.join(names)}"
         )
     others: Counter[str] = Counter()
     for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
+        _check_text(row, at)
         label = _label(row, kind, at)
         if label is None:
             others[row[kind.column]] += 1
@@ -162,6 +163,15 @@ def _warn(text: str) -> None:
     log.warning("%s", text)
 
 
+def _check_text(row: dict[str, str], where: str) -> None:
+    """Raises UserError for a control character."""
+    for name in NEEDED:
+        if not row[name].isprintable():
+            raise UserError(
+                f"{where}: {name} is {row[name]!r}; expected text without control characters"
+            )
+
+
 def _label(row: dict[str, str], task: Task, where: str) -> str | None:
     """The clip's label, None where it is of no class of the task."""
     value = row[task.column]
@@ -174,11 +184,6 @@ def _label(row: dict[str, str], task: Task, where: str) -> str | None:
 
 
 def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:
-    for name in NEEDED:
-        if not row[name].isprintable():
-            raise UserError(
-                f"{where}: {name} is {row[name]!r}; expected text without control characters"
-            )
     if row["split"] not in SPLITS:
         raise UserError(f"{where}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
     return Clip(

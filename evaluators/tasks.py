@@ -111,7 +111,7 @@ class TaskFile(BaseModel):
 
 def shipped_tasks() -> list[str]:
     """Names of the tasks that ship."""
-    return sorted({SPEECH_TASK.name, *(path.stem for path in FOLDER.glob("*.yaml"))})
+    return [SPEECH_TASK.name, *sorted(path.stem for path in FOLDER.glob("*.yaml"))]
 
 
 def task_named(name: str) -> Task:

@@ -25,7 +25,7 @@ from evaluators.files import (
     write_text,
 )
 from evaluators.prompts import Prompt
-from evaluators.tasks import SPEECH_TASK, Task, read_task, task_named
+from evaluators.tasks import SPEECH_TASK, Task, read_task, shipped_tasks, task_named
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance, version_changes
 from opro.results.summary import Summary, read_summary
@@ -133,7 +133,7 @@ class RunFolder:
         config = read_yaml(path / CONFIG)
         if (
             not isinstance(config, dict)
-            or not isinstance(config.get("task"), str)
+            or not (config.get("task") in shipped_tasks() or (path / TASK).is_file())
             or "checkpoint" not in config
         ):
             raise UserError(f"{path / CONFIG}: no settings of a run; restore the file")

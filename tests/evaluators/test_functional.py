@@ -248,7 +248,25 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stack", BROKEN, ids=lambda stack: stack.__name__)
+QUICK = (  # one of each check
+    random_head,
+    deaf_language_model,
+    half_a_tower,
+    other_tower,
+    other_template,
+    other_record,
+    processor_drops_audio,
+    scorer_and_stock_differ,
+)
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        pytest.param(stack, id=stack.__name__, marks=[] if stack in QUICK else pytest.mark.slow)
+        for stack in BROKEN
+    ],
+)
 def test_a_broken_stack_is_named(tmp_path, monkeypatch, seeds, clear, stack):
     level, about, text = BROKEN[stack]
     found = findings(stack(tmp_path / "checkpoint", monkeypatch), seeds[:2], clear)
@@ -261,8 +279,8 @@ def test_a_broken_stack_is_named(tmp_path, monkeypatch, seeds, clear, stack):
     ("name", "dtype"),
     [
         ("pocket-base", "float32"),
-        ("pocket-base", "bfloat16"),
-        ("pocket-base", "float16"),
+        pytest.param("pocket-base", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("pocket-base", "float16", marks=pytest.mark.slow),
         ("pocket-lora", "float32"),
         ("fake", "none"),
     ],

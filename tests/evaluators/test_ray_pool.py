@@ -114,6 +114,7 @@ def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, t
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 3  # every node took part
 
 
+@pytest.mark.slow
 def test_released_workers_are_started_again(cluster, seeds, dev_clips):
     pool = RayPool(FakeEvaluator, workers=1)
     expected = FakeEvaluator().score(seeds, dev_clips[:4]).logp

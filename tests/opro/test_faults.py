@@ -68,6 +68,7 @@ def quick(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
+@pytest.mark.slow
 def test_table_of_faults_of_a_language_model(tmp_path, quick, capsys):
     """Each fault stays until the run has given up or gone on; the run then resumes to its end, the key nowhere."""
     rows = []

@@ -897,6 +897,7 @@ def test_too_few_evals_are_one_sentence_with_the_number_needed(tmp_path, capsys,
         '{"prompts": [{"text": "Listen to this audio clip. Does it contain human speech?"}]}',
     ],
 )  # empty, refusing, huge, other languages, special tokens, HTML and injection, repeating
+@pytest.mark.slow
 def test_a_useless_language_model_changes_nothing_and_the_run_says_so(tmp_path, capsys, text):
     def journal(folder):
         lines = (folder / "trials.jsonl").read_text().splitlines()[1:]

@@ -47,7 +47,12 @@ def adapter(tmp_path_factory):
     return make_adapter(lora(), tmp_path_factory.mktemp("lora") / "a")
 
 
-@pytest.mark.parametrize("title", EXACT)
+QUICK = ("LoRA", "rsLoRA", "DoRA", "lora_bias", "LoRA on head and embeddings")
+
+
+@pytest.mark.parametrize(
+    "title", [t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in EXACT]
+)
 def test_every_kind_in_both_layouts_scores_as_plain_peft(title, tmp_path, seeds, dev_clips):
     """python tests/bench_adapters.py prints the table."""
     kind = EXACT[title]

@@ -41,7 +41,15 @@ def exact_base(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "title", ["LoRA", "DoRA", "lora_bias", "all three, by full name", "LoRA on head and embeddings"]
+    "title",
+    [
+        "DoRA",
+        "all three, by full name",
+        *(
+            pytest.param(title, marks=pytest.mark.slow)
+            for title in ("LoRA", "lora_bias", "LoRA on head and embeddings")
+        ),
+    ],
 )
 def test_a_merged_model_is_plain_and_scores_as_the_adapter_beside_its_base(
     title, exact_base, tmp_path, seeds, dev_clips
@@ -130,6 +138,7 @@ def test_the_lines_on_an_adapters_card_give_our_scores(adapter, seeds, dev_clips
     assert np.abs(np.array(list(said.values())) - ours.logp[0, 0]).max() < 2e-4
 
 
+@pytest.mark.slow
 def test_the_shipped_card_loads_the_base_beside_it_wherever_both_lie(tmp_path, seeds, dev_clips):
     """It once held the path of the machine that trained it."""
     lora = open_checkpoint("pocket-lora")
@@ -140,6 +149,7 @@ def test_the_shipped_card_loads_the_base_beside_it_wherever_both_lie(tmp_path, s
     assert np.abs(np.array(list(said.values())) - ours.logp[0, 0]).max() < 2e-4
 
 
+@pytest.mark.slow
 def test_the_lines_on_a_merged_models_card_give_its_scores(exact_base, tmp_path, dev_clips):
     """Of answers of several tokens they give the first token."""
     prompt = Prompt(

@@ -11,6 +11,7 @@ from evaluators.errors import UserError
 from evaluators.targets import Predictions, Targets
 from opro.results import page
 from opro.results.run_folder import RunFolder
+from opro.results.wording import word_changes
 
 FROZEN = ROOT / "tests" / "assets" / "run-v1"
 
@@ -109,6 +110,6 @@ def test_a_folder_of_neither_kind_and_damaged_ones_are_one_sentence(frozen, tmp_
 
 
 def test_changes_of_a_prompt_are_whole_words():
-    diff = page._diff("Is it speech? Answer A.", "Is it human speech? Answer B.")
+    diff = word_changes("Is it speech? Answer A.", "Is it human speech? Answer B.")
     assert ("new", "human ") in diff or ("new", " human") in diff
     assert ("gone", "A") in diff and ("new", "B") in diff
