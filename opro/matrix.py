@@ -427,7 +427,8 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
     plain = Classifier(classifier.prompt)
     said, dev = table.predict(plain), fitted.predict(plain)
     assert said.score is not None and dev.score is not None
-    bias = calibration.fit_bias(dev.targets.truth, dev.score)
+    own = fitted.logp[fitted.prompts.index(plain.prompt)]
+    bias = calibration.fit_shift(dev.targets.truth, own)
     shifted = table.predict(Classifier(classifier.prompt, bias))
     c = resample(said.targets)
     out: dict[str, Any] = {

@@ -1093,7 +1093,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/matrix.py",
-        "bias = calibration.fit_bias(dev.targets.truth, dev.score)",
+        "bias = calibration.fit_shift(dev.targets.truth, own)",
         "bias = calibration.fit_bias(said.targets.truth, said.score)",
     ),
     (

@@ -5,24 +5,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.classifier import Calibration
+from evaluators.classifier import Calibration, log_odds
 from evaluators.errors import UserError
 from evaluators.statistics.metrics import Bools, Floats, Ints, balanced_weights
 
 TEMPERATURES = (0.02, 50.0)
 
 
-def fit_bias(truth: Ints, margin: Floats) -> float:
+def fit_shift(truth: Ints, logp: Floats) -> float:
+    """The bias of `Classifier.decide` with the best balanced accuracy, from ``[clip, label]`` nats: see `fit_bias`.
+
+    Of more than two labels it moves the first one alone; what the others say of each other stays.
+    """
+    if logp.shape[-1] == 2:
+        return fit_bias(truth, log_odds(logp))
+    others = logp[:, 1:]
+    margin = np.asarray(logp[:, 0], dtype=np.float64) - others.max(axis=-1)
+    return fit_bias(truth, margin, others.argmax(axis=-1) + 1 == truth)
+
+
+def fit_bias(truth: Ints, margin: Floats, others: Bools | None = None) -> float:
     """The shift of the log-odds with the best balanced accuracy; of equal ones the middle of the widest stretch.
 
     For dev clips only: what is fitted on them must be measured on others.
+
+    Args:
+        others: ``[clip]`` whether the label that is decided on where the first one is not is right; None: of two
+            labels it is wherever the first one is not.
     """
+    if others is None:
+        others = truth != 0
     edges = np.unique(margin)
     cuts = np.concatenate([[edges[0] - 1.0], (edges[1:] + edges[:-1]) / 2, [edges[-1] + 1.0]])
     weight = balanced_weights(truth)
     order = np.argsort(margin)
     hits = np.concatenate([[0.0], np.cumsum((weight * (truth == 0))[order])])
-    false = np.concatenate([[0.0], np.cumsum((weight * (truth != 0))[order])])
+    false = np.concatenate([[0.0], np.cumsum((weight * others)[order])])
     below = np.searchsorted(margin[order], cuts)
     score = (hits[-1] - hits[below]) + false[below]
     best = np.flatnonzero(score >= score.max() - 1e-12)

@@ -11,7 +11,7 @@ from evaluators.classifier import decide, log_odds, sigmoid
 from evaluators.clips import Clip, ClipSet
 from evaluators.errors import UserError
 from evaluators.statistics import metrics
-from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.compare import resample
 from evaluators.statistics.resampling import MIN_SOURCES, Clusters, Statistic
 from evaluators.targets import Predictions, Targets
@@ -147,7 +147,7 @@ class Objective:
             bias: Fitted elsewhere; None fits it or takes 0, as `threshold` says.
         """
         truth = clips.targets.truth
-        fitted = fit_bias(truth, log_odds(logp)) if bias is None else bias
+        fitted = fit_shift(truth, logp) if bias is None else bias
         if bias is None:
             bias = fitted if self.fits(clips) else 0.0
         right = decide(logp, bias) == truth

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from evaluators.classifier import Calibration, decide, sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics import calibration, metrics
-from evaluators.statistics.calibration import fit_bias
+from evaluators.statistics.calibration import fit_bias, fit_shift
 from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(3)
@@ -186,3 +186,18 @@ def test_fitted_bias_is_the_middle_of_the_widest_best_stretch(rows):
     distance = [abs(np.mean(r)) for r in equal]
     if len(equal) == 1 or min(distance) < sorted(distance)[1] - 1e-9:
         assert bias == pytest.approx(-(nearest[0] + nearest[-1]) / 2)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 5])
+def test_a_shift_is_the_best_that_decide_can_be_given(labels):
+    rng = np.random.default_rng(labels)
+    for _ in range(20):
+        truth = rng.integers(0, labels, 60)
+        logp = rng.normal(0, 1, (60, labels)) + (np.arange(labels) == truth[:, None])
+        logp[:, 0] += rng.normal(0, 2)
+
+        def score(bias, logp=logp, truth=truth):
+            return metrics.balanced_accuracy(truth, decide(logp, bias) == truth)
+
+        best = max(score(b) for b in np.linspace(-12, 12, 2401))
+        assert score(fit_shift(truth, logp)) >= best - 1e-12
