@@ -112,6 +112,28 @@ def test_verify_tells_what_differs(run, card, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("who", ["chosen", "baseline"])
+def test_a_probability_that_moved_is_told_of_either_prompt(card, tmp_path, capsys, who):
+    found = read_card(card)
+    row = next(r for r in found.rows if float(r[f"p_{who}"]) < 0.5)
+    line = next(x for x in found.clips.rows.splitlines() if x.startswith(f"{row['clip_id']},"))
+    p = row[f"p_{who}"]
+    old, new = f",{row[who]},{p}", f",{row[who]},{float(p) + 0.3:.6f}"
+    moved = (
+        line[::-1].replace(old[::-1], new[::-1], 1)[::-1]
+        if who == "baseline"
+        else line.replace(old, new, 1)
+    )
+    rows = found.clips.rows.replace(line, moved)
+    assert verb(verify, edited(card, tmp_path, clips={"rows": rows})) == 1
+    assert "a probability differs by 0.300" in capsys.readouterr().out
+
+
+def test_other_libraries_are_told(card, tmp_path, capsys):
+    assert verb(verify, edited(card, tmp_path, model={"versions": {"torch": "1.0"}})) == 0
+    assert "then with torch 1.0 (here none)" in capsys.readouterr().out
+
+
 def test_a_gate_lets_through_what_is_shown_to_be_no_worse():
     def verdict(low, high, margin):
         return check.verdict_of(Estimate(0.0, low, high, 100, 50), margin)

@@ -87,6 +87,14 @@ def test_a_container_that_is_none_is_one_sentence(tmp_path):
             list(blocks(tmp_path / "a.m4a"))
 
 
+def test_a_sample_that_is_no_number_is_refused(tmp_path):
+    wave = noise(20000)
+    wave[12345] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match="no numbers"):
+        list(blocks(tmp_path / "a.wav"))
+
+
 def test_a_recording_that_is_cut_short_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.flac", noise(60000), RATE)
     raw = (tmp_path / "a.flac").read_bytes()
