@@ -70,6 +70,10 @@ class Options(TypedDict, total=False):
     swap: bool
     max_evals: int
     seed: int
+    adapter: str | Path
+    quantization: str
+    device: str
+    dtype: str
     lm_model: str
     lm_base_url: str
     max_cost: float
@@ -162,6 +166,8 @@ def _asked(
 ) -> tuple[OptimizeSettings, Sequence[Prompt], tuple[ClipSet, ClipSet]]:
     """(Settings, seed prompts, halves). What was given as an object stands in the settings as `OWN`."""
     options["runs_dir"] = Path(options.get("runs_dir", "runs"))
+    if options.get("adapter") is not None:
+        options["adapter"] = Path(options["adapter"])
     path = prompt_path(seeds)
     settings = OptimizeSettings(
         checkpoint=open_evaluator(evaluator, options["runs_dir"])[0],

@@ -235,18 +235,34 @@ def open_problem(settings: OptimizeSettings) -> Problem:
 
 
 def open_evaluator(
-    given: Evaluator | str | Path, runs_dir: Path = Path("runs")
+    given: Evaluator | str | Path,
+    runs_dir: Path = Path("runs"),
+    model: ModelSettings | None = None,
 ) -> tuple[str, Evaluator, frozenset[str] | None]:
     """(Name, evaluator, source ids it was trained on) of a checkpoint, with its cache, or of an evaluator as it is.
 
     An evaluator of one's own goes by ``python:`` and the name of its class; what it was trained on is unknown.
 
+    Args:
+        model: Adapter, precision and device of a checkpoint; None: as they are by default.
     Raises:
         UserError: There is no such checkpoint.
     """
     if isinstance(given, str | Path):
-        evaluator, stored = build_evaluator(str(given), cache=runs_dir / CACHE)
+        how = model or ModelSettings()
+        evaluator, stored = build_evaluator(
+            str(given),
+            adapter=how.adapter,
+            quantization=how.quantization,
+            device=how.device,
+            dtype=how.dtype,
+            cache=runs_dir / CACHE,
+        )
         return str(given), evaluator, stored
+    if model is not None and (model.adapter or model.quantization != "none"):
+        raise UserError(
+            "adapter and quantization go with the name of a checkpoint; an evaluator given as an object has its own"
+        )
     checkpoint = given.about().checkpoint
     both = given if isinstance(given, BothOrders) else BothOrders(given)
     if checkpoint is None:
@@ -266,7 +282,7 @@ def problem_of(
     Raises:
         UserError: As `open_problem`, or a source is in both clip sets.
     """
-    name, opened, stored = open_evaluator(evaluator, settings.runs_dir)
+    name, opened, stored = open_evaluator(evaluator, settings.runs_dir, settings)
     both = shared_names({c.source_id for c in search}, {c.source_id for c in holdout})
     if both:
         raise LeakError(f"source {both[0]!r} is searched on and held out; give disjoint clip sets")

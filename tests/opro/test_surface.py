@@ -167,6 +167,20 @@ def test_a_proposer_is_held_to_the_contract(tmp_path, capsys):
     assert "3 of 4 candidates of careless are left out" in capsys.readouterr().err
 
 
+def test_a_checkpoint_takes_its_flags(tmp_path):
+    small = opro.load_clips("data/demo", "dev")[:80]
+    options = {"iterations": 0, "runs_dir": tmp_path, "device": "cpu", "dtype": "bfloat16"}
+    run = opro.optimize("pocket-base", TEXTS[:1], small, **options)
+    config = run.folder.config
+    assert (config["device"], config["dtype"], config["checkpoint"]) == (
+        "cpu",
+        "bfloat16",
+        "pocket-base",
+    )
+    with pytest.raises(opro.UserError, match="go with the name of a checkpoint"):
+        opro.optimize(Keywords(), [SEED], small, quantization="nf4", runs_dir=tmp_path)
+
+
 def test_given_halves_may_not_share_a_source(tmp_path):
     dev = opro.load_clips("data/demo", "dev")
     with pytest.raises(opro.UserError, match="searched on and held out"):
