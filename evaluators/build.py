@@ -47,8 +47,8 @@ def build_evaluator(
         make, trained_on = FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("python:"):
         raise UserError(
-            f"checkpoint {checkpoint!r} is an evaluator that was given from Python; score with it there: opro.score,"
-            " opro.predict"
+            f"checkpoint {checkpoint!r} is an evaluator that was given from Python; there opro.predict(...,"
+            " evaluator=...) and opro.score take it"
         )
     elif checkpoint.startswith("endpoint:"):
         from evaluators.endpoint import Endpoint

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,7 @@ class About:
     seconds_per_eval: float | None = None
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Scores prompts on clips."""
 

@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -185,6 +185,16 @@ def _converter(name: str, field: Any) -> Callable[[str], Any]:
         return value
 
     return convert
+
+
+def check_names(given: Mapping[str, object], options: type) -> None:
+    """Raises UserError for an option that a function does not take, with the nearest one that it does."""
+    known = list(inspect.get_annotations(options))
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UserError(f"option {name!r} is unknown; {hint}")
 
 
 def check_values(settings: object) -> None:

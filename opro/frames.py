@@ -1,5 +1,6 @@
 """Scores, predictions and their comparison as pandas frames, for notebooks and scripts."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Asked = str | Prompt | Classifier
 RESAMPLES = 10_000  # as opro.stats
+UNANSWERED = 0.5  # probability outside all answers, from which on it is said
 
 
 def load_clips(manifest: str | Path, split: str = "dev", *, task: str = "speech") -> ClipSet:
@@ -75,12 +77,20 @@ def classifiers_of(
     if path is not None:
         return read_classifiers(resolve(path), labels)
     assert not isinstance(given, Path)
-    items = [given] if isinstance(given, str | Prompt | Classifier) else list(given)
+    items = [given] if isinstance(given, str | Prompt | Classifier) else given
+    if not isinstance(items, Sequence):
+        raise UserError(
+            f"prompts are a {type(given).__name__}; expected texts, prompts, classifiers, or a prompt file"
+        )
     out = []
     for number, one in enumerate(items, 1):
         if isinstance(one, str):
             one = prompt_from({"text": one}, labels, f"prompt {number}")
         found = Classifier(one) if isinstance(one, Prompt) else one
+        if not isinstance(found, Classifier):
+            raise UserError(
+                f"prompt {number} is a {type(one).__name__}; expected a text, a prompt or a classifier"
+            )
         if [label for label, _ in found.prompt.answers] != list(labels):
             raise UserError(
                 f"prompt {number} answers {', '.join(label for label, _ in found.prompt.answers)}; expected the"
@@ -114,6 +124,10 @@ def score(
     Raises:
         UserError: A prompt cannot be scored, or a clip cannot be read.
     """
+    if not isinstance(clips, ClipSet):
+        raise UserError(
+            f"clips is a {type(clips).__name__}; expected a ClipSet, as opro.load_clips gives it"
+        )
     classifiers = classifiers_of(prompts, clips.task.labels)
     _, opened, _ = open_evaluator(evaluator, Path(runs_dir))
     verify(clips)
@@ -122,6 +136,15 @@ def score(
         about = f"from Python, {len(classifiers)} prompts"
         record_use(Path(runs_dir), manifest_digest(clips.manifest), "score", about, shows)
     table = opened.score([c.prompt for c in classifiers], clips)
+    for classifier in classifiers:
+        outside = float(table.outside[table.prompts.index(classifier.prompt)].mean())
+        if outside > UNANSWERED:
+            words = ", ".join(f"{label} = {own[0]}" for label, own in classifier.prompt.answers)
+            warnings.warn(
+                f"prompt {classifier.prompt_id}: {100 * outside:.0f} % of the probability goes to no answer; it is read"
+                f" by {words}, which the text should offer",
+                stacklevel=2,
+            )
     return frame_of(table, classifiers)
 
 
@@ -172,6 +195,11 @@ def compare(
     Raises:
         UserError: They do not hold the same clips, or a column is missing; names it.
     """
+    if not isinstance(said, Mapping):
+        raise UserError(
+            f"compare was given a {type(said).__name__}; expected name -> data frame or file, as"
+            " dict(list(found.groupby('prompt_id')))"
+        )
     if len(said) < 2:
         raise UserError(f"compare was given {len(said)} predictions; expected at least two")
     read: list[Predictions] = [read_frame(name, one, positive) for name, one in said.items()]

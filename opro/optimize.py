@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from evaluators.clips import ClipSet
+from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, hand_over, parse, run_verb
+from opro.cli import DONE, check_names, hand_over, parse, run_verb
 from opro.frames import Asked, classifiers_of, prompt_path
 from opro.problem import (
     OWN,
@@ -151,6 +152,12 @@ def optimize(
         UserError: Something cannot be used; nothing is written then.
         PauseError: Something outside failed; the same call goes on.
     """
+    check_names(options, Options)
+    if proposer is not None and not isinstance(proposer, Proposer):
+        raise UserError(
+            f"proposer is a {type(proposer).__name__}; expected an object with `name` and `propose`, see"
+            " opro/examples/proposer.py"
+        )
     settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
     plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
@@ -165,6 +172,13 @@ def _asked(
     options: dict[str, Any],
 ) -> tuple[OptimizeSettings, Sequence[Prompt], tuple[ClipSet, ClipSet]]:
     """(Settings, seed prompts, halves). What was given as an object stands in the settings as `OWN`."""
+    if not isinstance(clips, str | Path | ClipSet) and not (
+        isinstance(clips, tuple) and len(clips) == 2 and all(isinstance(c, ClipSet) for c in clips)
+    ):
+        raise UserError(
+            f"clips is a {type(clips).__name__}; expected a manifest, a ClipSet as opro.load_clips gives it, or a pair"
+            " of them: search half and holdout"
+        )
     options["runs_dir"] = Path(options.get("runs_dir", "runs"))
     if options.get("adapter") is not None:
         options["adapter"] = Path(options["adapter"])

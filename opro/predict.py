@@ -34,9 +34,9 @@ from evaluators.prompts import Prompt
 from evaluators.tasks import task_named
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, FAULT, check_values, flag, hand_over, parse, run_verb
+from opro.cli import DONE, FAULT, check_names, check_values, flag, hand_over, parse, run_verb
 from opro.recordings.answers import Answers, answers_of_run
-from opro.recordings.blocks import INSTALL, blocks, seconds_of
+from opro.recordings.blocks import blocks, seconds_of
 from opro.recordings.inputs import find_recordings
 from opro.recordings.journal import Journal
 from opro.recordings.reference import judge
@@ -104,7 +104,6 @@ class Job:
     Attributes:
         recordings: In the order in which they were named.
         seconds: By recording, as the headers claim.
-        skipped: Files that are not read, by ending.
     """
 
     settings: PredictSettings
@@ -113,7 +112,6 @@ class Job:
     cut: Cut
     recordings: Sequence[Path]
     seconds: Mapping[str, float]
-    skipped: Mapping[str, int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,6 +199,13 @@ def predict(
     asked = [str(audio)] if isinstance(audio, str | Path) else [str(one) for one in audio]
     checkpoint = str(evaluator) if isinstance(evaluator, str | Path) else None
     given = None if isinstance(evaluator, str | Path) else evaluator
+    check_names(options, Options)
+    if options.get("gate") and out is None:
+        raise UserError("gate=True writes files: give out=FOLDER for them")
+    if not isinstance(classifier, Result | Classifier | Prompt | str | Path):
+        raise UserError(
+            f"predict was given {type(classifier).__name__}; expected a run, a classifier, a prompt, or a path"
+        )
     with tempfile.TemporaryDirectory(prefix="opro-predict-") as scratch:
         folder = Path(scratch) / "out" if out is None else Path(out)
         settings = PredictSettings(out=folder, checkpoint=checkpoint, **options)
@@ -253,7 +258,7 @@ def _open(
 ) -> Job:
     """What is to be labelled, by what; raises UserError for whatever would fail later."""
     cut = Cut.of_ms(settings.window_ms, settings.hop_ms)
-    recordings, skipped = find_recordings(audio)
+    recordings = find_recordings(audio)
     if settings.gate and (answers.conformal is None or not answers.conformal.promised[0]):
         raise UserError(
             f"--gate cannot promise an error rate of {settings.error_rate:g}:"
@@ -262,7 +267,7 @@ def _open(
     evaluator = _evaluator(settings, config) if given is None else given
     if evals_per_clip(answers.classifier.prompt) > 1:
         evaluator = BothOrders(evaluator)
-    return Job(settings, answers, evaluator, cut, recordings, _lengths(recordings), skipped)
+    return Job(settings, answers, evaluator, cut, recordings, _lengths(recordings))
 
 
 def _evaluator(settings: PredictSettings, config: Mapping[str, Any]) -> Evaluator:
@@ -309,6 +314,8 @@ def _answers(settings: PredictSettings, path: Path) -> tuple[Answers, Mapping[st
         run = RunFolder.read(path)
         return answers_of_run(run, run.best, settings.error_rate), run.config
     labels = task_named(settings.task).labels
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{str(path)!r} is no run folder, and no prompt file such as best.yaml")
     found = read_classifiers(resolve(path), labels)
     if len(found) > 1:
         raise UserError(
@@ -343,10 +350,7 @@ def _plan(job: Job) -> Iterator[str]:
             f"unsure      answers are given for {100 * (answers.sure_share or 0):.0f} % of the holdout's clips; of new"
             f" sources like its own at most {100 * settings.error_rate:g} % of a class are answered wrongly"
         )
-    for text in (
-        *answers.notes,
-        *(f"{n} .{ending} files are not read: {INSTALL}" for ending, n in job.skipped.items()),
-    ):
+    for text in answers.notes:
         yield f"warning     {text}"
 
 
@@ -480,7 +484,7 @@ def _write(
     """Writes the files that people open. Returns what came out, in lines and as plain data for ``--json``."""
     labels, journal = labelling.answers.labels, labelling.journal
     names = _names(recordings)
-    _write_labels(labelling, out)
+    _write_labels(labelling, out, names)
     segments: list[tuple[str, Segment]] = []
     rejected: list[dict[str, str]] = []
     shown: list[str] = []
@@ -536,13 +540,14 @@ def _write(
     }
 
 
-def _write_labels(labelling: Labelling, out: Path) -> None:
-    """labels.csv from the journal, row by row."""
+def _write_labels(labelling: Labelling, out: Path, names: Mapping[str, str]) -> None:
+    """labels.csv from the journal, row by row, of the recordings that were named in this call."""
     labels = labelling.answers.labels
     columns = ["file", "start_s", "end_s", "label"]
     columns += ["answer"] if labelling.answers.conformal is not None else []
     columns += ["log_odds", *(f"p_{v}" for v in labels)]
-    _csv(out / "labels.csv", columns, labelling.journal.windows())
+    rows = (row for row in labelling.journal.windows() if row["file"] in names)
+    _csv(out / "labels.csv", columns, rows)
 
 
 def _csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

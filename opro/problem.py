@@ -259,6 +259,12 @@ def open_evaluator(
             cache=runs_dir / CACHE,
         )
         return str(given), evaluator, stored
+    if isinstance(given, type) or not isinstance(given, Evaluator):
+        what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise UserError(
+            f"evaluator is {what}; expected the name of a checkpoint, or an object with all that Evaluator has, as a"
+            " subclass of opro.Uncached: see opro/examples/evaluator.py"
+        )
     if model is not None and (model.adapter or model.quantization != "none"):
         raise UserError(
             "adapter and quantization go with the name of a checkpoint; an evaluator given as an object has its own"

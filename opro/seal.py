@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda p: p.add_argument("run", type=Path, metavar="RUN", help="finished run"),
         config=False,
     )
+    RunFolder.read(space.run)  # first of all, whether it is a run
     out = settings.out or space.run / "card.yaml"
     if not out.resolve().parent.is_dir() or out.is_dir():
         raise UserError(

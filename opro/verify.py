@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=False,
     )
     use_threads(settings.threads)
-    card = read_card(space.card)
+    card = read_card(space.card / "card.yaml" if space.card.is_dir() else space.card)
     result = verify(card, settings)
     print("\n".join(result["told"]))
     hand_over(result)

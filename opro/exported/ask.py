@@ -3,6 +3,8 @@
 import base64, json, math, os, sys, urllib.request
 from pathlib import Path
 
+if not sys.argv[1:] or "OPENAI_BASE_URL" not in os.environ:
+    sys.exit(__doc__)
 about = json.loads((Path(__file__).resolve().parent / "request.json").read_text(encoding="utf-8"))
 url = os.environ["OPENAI_BASE_URL"].rstrip("/") + "/chat/completions"
 headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
@@ -11,8 +13,11 @@ for name in sys.argv[1:]:
     share = dict.fromkeys(about["labels"], 0.0)
     for asked in about["requests"]:  # one for each order of the options
         body = json.dumps(asked["body"]).replace(about["audio"], clip)
-        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=120) as reply:
-            listed = json.load(reply)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=120) as reply:
+                listed = json.load(reply)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        except (OSError, KeyError, TypeError, IndexError) as error:
+            sys.exit(f"{url}: no log-probabilities came back ({type(error).__name__}: {error})")
         for label, words in asked["answers"].items():
             said = [math.exp(one["logprob"]) for one in listed if one["token"].strip() in words]
             if not said:

@@ -3,6 +3,9 @@
 import json, math, sys
 from pathlib import Path
 
+if not sys.argv[1:]:
+    sys.exit(__doc__)
+
 import soundfile, soxr, torch, transformers
 
 here = Path(__file__).resolve().parent
@@ -25,7 +28,12 @@ def log_probability(inputs, answer):  # of an answer's token ids, in nats over t
     return logp[range(len(answer)), answer].sum()
 
 for name in sys.argv[1:]:
-    wave, rate = soundfile.read(name, dtype="float32", always_2d=True)
+    try:
+        wave, rate = soundfile.read(name, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        sys.exit(f"{name}: {error}")
+    if len(wave) > 30 * rate:
+        print(f"{name}: longer than the model's 30 s; only these are heard", file=sys.stderr)
     wave = soxr.resample(wave.mean(axis=1), rate, 16_000) if rate != 16_000 else wave.mean(axis=1)
     rows = []  # one for each order of the options
     for asked in about["asked"]:

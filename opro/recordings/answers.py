@@ -93,7 +93,10 @@ def answers_of_run(run: RunFolder, classifier: Classifier, error_rate: float) ->
         except UserError as error:
             notes.append(f"probabilities are as the model gives them: {error}")
     held = run.holdout(classifier.prompt_id)
-    if len(labels) != 2 or not held.is_file():
+    if len(labels) != 2:
+        notes.append("what is sure is told of two labels alone, and the task has more")
+        return Answers(labels, classifier, notes=tuple(notes))
+    if not held.is_file():
         notes.append(
             f"what is sure is not known: {str(held)!r} is not there, the predictions on clips that chose nothing"
         )

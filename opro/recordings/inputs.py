@@ -9,20 +9,19 @@ from typing import TextIO
 import soundfile
 
 from evaluators.errors import UserError
-from opro.recordings.blocks import CONTAINERS, has_av
+from opro.recordings.blocks import CONTAINERS
 
 
 def endings() -> frozenset[str]:
-    """Endings of the files that are read here."""
+    """Endings of sound; containers are read by PyAV, and rejected one by one where it is not installed."""
     names = {str(name).lower() for name in soundfile.available_formats()} - {"raw"}
-    more = CONTAINERS if has_av() else frozenset[str]()
-    return frozenset(names | more | {"aif", "aiff", "aifc", "oga", "mp2", "mp3", "opus", "wave"})
+    return frozenset(
+        names | CONTAINERS | {"aif", "aiff", "aifc", "oga", "mp2", "mp3", "opus", "wave"}
+    )
 
 
-def find_recordings(
-    asked: Sequence[str], stdin: TextIO = sys.stdin
-) -> tuple[list[Path], dict[str, int]]:
-    """The recordings in the order in which they were named, each once, and how many files of which ending were not.
+def find_recordings(asked: Sequence[str], stdin: TextIO = sys.stdin) -> list[Path]:
+    """The recordings in the order in which they were named, each once.
 
     A folder stands for the sound files in it and below, in the order of their names; ``-`` for the names on standard
     input, one a line.
@@ -31,28 +30,20 @@ def find_recordings(
         UserError: Nothing has the name, or nothing is there to hear.
     """
     found: dict[Path, None] = {}
-    skipped: dict[str, int] = {}
     known = endings()
     for path in _named(asked, stdin):
         if not path.is_dir():
             found[path] = None
             continue
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            ending = file.suffix[1:].lower()
-            if ending in known:
+            if file.suffix[1:].lower() in known:
                 found[file] = None
-            elif ending in CONTAINERS:
-                skipped[ending] = skipped.get(ending, 0) + 1
     if not found:
         raise UserError(
             f"no recording in {', '.join(map(repr, asked)) or 'what was given'}; expected files such as .wav, .flac,"
-            f" .ogg or .mp3{_of_skipped(skipped)}"
+            " .ogg, .mp3 or .m4a"
         )
-    return list(found), skipped
-
-
-def _of_skipped(skipped: dict[str, int]) -> str:
-    return "".join(f"; {count} .{ending} files are not read" for ending, count in skipped.items())
+    return list(found)
 
 
 def _named(asked: Iterable[str], stdin: TextIO) -> Iterator[Path]:

@@ -60,6 +60,10 @@ def add_metric(name: str, metric: Metric, about: str) -> None:
     Raises:
         UserError: There is a metric of this name.
     """
+    if not name.isidentifier() or not callable(metric):
+        raise UserError(
+            f"metric {name!r} is no name, or no function was given; expected letters, digits and _, and a function"
+        )
     if name in metrics.METRICS:
         raise UserError(f"metric {name!r} is there already; give another name")
     metrics.METRICS[name] = metric

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class SearchView:
         return best_first(t for t in self.trials if t.scored)
 
 
+@runtime_checkable
 class Proposer(Protocol):
     """Makes candidates from what is known of a search."""
 

@@ -56,20 +56,19 @@ def recordings(tmp_path):
     return folder
 
 
-def test_answers_go_to_files_that_other_tools_open(run, recordings, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(inputs, "has_av", lambda: False)
+def test_answers_go_to_files_that_other_tools_open(run, recordings, tmp_path, capsys):
     out = tmp_path / "out"
     code = verb(run, recordings, "--out", out, "--window-ms", 1000, "--hop-ms", 500)
     said = capsys.readouterr()
-    assert (
-        code == 1 and "1 could not be read" in said.err and "1 .m4a files are not read" in said.err
-    )
+    assert code == 1 and "2 could not be read" in said.err
     rows = rows_of(out / "labels.csv")
     assert len(rows) == 14 + 5 + 3 and all(r["answer"] in (r["label"], "unsure") for r in rows)
     for row in rows:
         assert float(row["p_SPEECH"]) + float(row["p_NONSPEECH"]) == pytest.approx(1, abs=2e-6)
         assert (row["label"] == "SPEECH") == (float(row["log_odds"]) > 0)
-    assert [r["file"] for r in rows_of(out / "rejected.csv")] == [str(recordings / "bad.wav")]
+    rejected = {r["file"]: r["reason"] for r in rows_of(out / "rejected.csv")}
+    assert set(rejected) == {str(recordings / "bad.wav"), str(recordings / "d.m4a")}
+    assert all(rejected.values())
     segments = rows_of(out / "segments.csv")
     tracks = sorted(p.name for p in (out / "rttm").iterdir())
     assert len(tracks) == 2 and len({t[:5] for t in tracks}) == 1  # two files of one name
@@ -178,12 +177,11 @@ def test_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, asked, words):
 
 
 def test_names_from_standard_input_folders_and_patterns(recordings, monkeypatch):
-    monkeypatch.setattr(inputs, "has_av", lambda: False)
     monkeypatch.chdir(recordings)
-    found, skipped = find_recordings(["-", "*.wav", "."], io.StringIO("c.wav\n\nbelow\n"))
+    found = find_recordings(["-", "*.wav", "."], io.StringIO("c.wav\n\nbelow\n"))
     names = [p.as_posix() for p in found]
-    assert names[:2] == ["c.wav", "below/long.wav"] and len(names) == len(set(names)) == 6
-    assert skipped == {"m4a": 1}
+    assert names[:2] == ["c.wav", "below/long.wav"] and len(names) == len(set(names)) == 7
+    assert "d.m4a" in names
 
 
 def test_segments_are_judged_against_true_ones(run, recordings, tmp_path, capsys):
@@ -209,3 +207,10 @@ def test_a_run_that_is_not_finished_is_refused(run, recordings, tmp_path, capsys
     assert verb(run, recordings, "--out", tmp_path / "o") == 2
     assert "is not finished" in capsys.readouterr().err
     assert RunFolder.read(run).name == "r"
+
+
+def test_the_files_are_of_the_recordings_that_were_named(run, recordings, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert verb(run, recordings / "a.wav", recordings / "b.wav", "--out", out) == 0
+    assert verb(run, recordings / "c.wav", "--out", out) == 0
+    assert {r["file"] for r in rows_of(out / "labels.csv")} == {str(recordings / "c.wav")}

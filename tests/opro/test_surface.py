@@ -188,6 +188,47 @@ def test_given_halves_may_not_share_a_source(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_wrong_objects_are_one_sentence(run, tmp_path):
+    clips = opro.load_clips("data/demo", "dev")
+    paths, quiet = [c.path for c in clips], {"runs_dir": tmp_path / "x"}
+    nameless = type("Nameless", (), {"propose": lambda self, view, n: []})()
+    for call, said in (
+        (lambda: opro.optimize("fake", TEXTS, paths, **quiet), "clips is a list; expected"),
+        (lambda: opro.optimize("fake", TEXTS, None, **quiet), "clips is a NoneType"),
+        (lambda: opro.optimize(None, TEXTS, clips, **quiet), "evaluator is NoneType; expected"),
+        (
+            lambda: opro.optimize(Keywords, [SEED], clips, **quiet),
+            "evaluator is the class Keywords",
+        ),
+        (lambda: opro.optimize("fake", None, clips, **quiet), "prompts are a NoneType"),
+        (lambda: opro.optimize("fake", [run], clips, **quiet), "prompt 1 is a Result"),
+        (lambda: opro.optimize("fake", TEXTS, clips, iteration=1), "did you mean iterations"),
+        (lambda: opro.optimize("fake", TEXTS, clips, proposer="rewriter"), "proposer is a str"),
+        (lambda: opro.optimize("fake", TEXTS, clips, proposer=nameless), "proposer is a Nameless"),
+        (
+            lambda: opro.score("fake", TEXTS, "data/demo", **quiet),
+            "clips is a str; expected a ClipSet",
+        ),
+        (lambda: opro.score("fake", run, clips, **quiet), "prompts are a Result"),
+        (lambda: opro.compare(run.holdout), "compare was given a DataFrame"),
+        (lambda: opro.predict(None, paths[:1]), "predict was given NoneType"),
+        (lambda: opro.predict(run, paths[:1], hop=3), "did you mean hop_ms"),
+        (lambda: opro.predict(run, paths[:1], gate=True), "give out=FOLDER"),
+        (lambda: opro.predict(tmp_path / "none", paths[:1]), "is no run folder"),
+        (lambda: opro.add_metric("a b", f1, ""), "'a b' is no name"),
+    ):
+        with pytest.raises(opro.UserError, match=said):
+            call()
+    assert not (tmp_path / "x" / "trials.jsonl").exists()
+
+
+@pytest.mark.tiny
+def test_a_text_that_offers_no_answers_is_told(tmp_path):
+    clips = opro.load_clips("data/demo", "dev")[:8]
+    with pytest.warns(UserWarning, match="goes to no answer; it is read by SPEECH = A"):
+        opro.score("pocket-base", "Is there speech", clips, runs_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
