@@ -110,7 +110,9 @@ def _of_run(run: RunFolder, notes: list[str]) -> Iterator[Evaluation]:
         is_chosen = prompt.prompt_id == summary.chosen.prompt_id
         is_baseline = prompt.prompt_id == summary.baseline.prompt_id
         is_finalist = prompt.prompt_id in {one.prompt_id for one in summary.finalists}
-        others = "finalist" if is_finalist else "first-seed"  # which chosen and baseline are told against
+        others = (
+            "finalist" if is_finalist else "first-seed"
+        )  # which chosen and baseline are told against
         kind = "chosen" if is_chosen else "baseline" if is_baseline else others
         yield Evaluation(
             run.task.name,
