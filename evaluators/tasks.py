@@ -23,7 +23,7 @@ FRAGMENTS = (
     "letters",
 )
 PER_LABEL = ("options", "explanations", "letters")  # fragments with an entry for each label
-FORMATS = ("{0}) {1}", "({0}) {1}", "{0}. {1}", "{0}: {1}")
+FORMATS = ("{0}) {1}", "({0}) {1}")  # of options, where a task has none of its own
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from opro.frames import Asked, classifiers_of, prompt_path
 from opro.problem import (
     OWN,
     Problem,
+    data_of,
     halve,
     open_data,
     open_evaluator,
@@ -183,8 +184,9 @@ def _asked(
     if options.get("adapter") is not None:
         options["adapter"] = Path(options["adapter"])
     path = prompt_path(seeds)
+    named = isinstance(evaluator, str | Path)
     settings = OptimizeSettings(
-        checkpoint=open_evaluator(evaluator, options["runs_dir"])[0],
+        checkpoint=str(evaluator) if named else open_evaluator(evaluator)[0],
         seeds=path or Path(f"{OWN}{_digest(seeds)}"),
         manifest=Path(clips) if isinstance(clips, str | Path) else _manifest(clips),
         **options,
@@ -202,9 +204,10 @@ def _asked(
 
 
 def _manifest(clips: ClipSet | tuple[ClipSet, ClipSet]) -> Path:
-    """How a run's settings name clips: by their manifest where the halves are its own, else by a digest."""
+    """How a run's settings name clips: by their manifest where they are its whole dev split, else by a digest."""
     if isinstance(clips, ClipSet) and clips.manifest is not None:
-        return clips.manifest
+        if data_of(clips.task, clips.manifest).split("dev").clips == clips.clips:
+            return clips.manifest
     return Path(f"{OWN}{_digest(clips)}")
 
 

@@ -298,7 +298,7 @@ def problem_of(
     verify(clips)
     identity: dict[str, str | int] = {
         "fingerprint": opened.fingerprint + ("-swap" if settings.swap else ""),
-        "data": _digest_of(search, holdout),
+        "data": _digest_of(search, holdout, settings.manifest),
         "task": task_id(search.task),
         "seed": settings.seed,
         "seeds": _seeds_digest(seeds),
@@ -306,10 +306,10 @@ def problem_of(
     return Problem(search.task, tuple(seeds), search, holdout, opened, identity, tuple(warnings))
 
 
-def _digest_of(search: ClipSet, holdout: ClipSet) -> str:
-    """Of their manifest, so that a run goes on from Python or the command line; without one of their clips."""
-    if search.manifest is not None and search.manifest == holdout.manifest:
-        return manifest_digest(search.manifest)
+def _digest_of(search: ClipSet, holdout: ClipSet, manifest: Path) -> str:
+    """Of the manifest where the run's settings name one, as on the command line; else of the clips themselves."""
+    if not str(manifest).startswith(OWN):
+        return manifest_digest(resolve(manifest))
     parts = [
         [(c.clip_id, c.label, c.source_id, c.sha256) for c in half] for half in (search, holdout)
     ]

@@ -18,7 +18,7 @@ from evaluators.errors import UserError
 from evaluators.files import read_yaml, shipped
 from evaluators.orders import find_options
 from evaluators.prompts import Prompt
-from evaluators.tasks import Task
+from evaluators.tasks import FORMATS, FRAGMENTS, Task
 from opro.proposers import surrogate
 from opro.search.history import Candidate
 from opro.search.proposer import SearchView
@@ -29,13 +29,12 @@ PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surro
 MAX_PAST = 400  # prompts that the surrogate learns from, more or less
 PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
-FORMATS = ["{0}) {1}", "({0}) {1}"]  # of a task without fragments
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
 DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
 Fragments = Mapping[
     str, Sequence[Any]
 ]  # by kind, as in a fragments file; "answers" are pairs of answer words
-KEYS = {"questions", "things", "options", "explanations", "hints", "closings", "formats", "letters"}
+KEYS = set(FRAGMENTS)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Rewriter:
         bank = {kind: _alike(self.bank.get(kind, ()), more.get(kind, ())) for kind in KEYS}
         bank["letters"] = _alike(bank["letters"], more.get("answers", ()))
         bank["letters"] = bank["letters"] or ["ABCDEFGH"[: len(self.task.labels)]]
-        bank["formats"] = bank["formats"] or FORMATS
+        bank["formats"] = bank["formats"] or list(FORMATS)
         bank["closings"] = bank["closings"] or [""]
         if not all(bank.values()):
             return self

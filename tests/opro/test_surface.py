@@ -181,6 +181,17 @@ def test_a_checkpoint_takes_its_flags(tmp_path):
         opro.optimize(Keywords(), [SEED], small, quantization="nf4", runs_dir=tmp_path)
 
 
+def test_a_part_of_a_clip_set_is_another_run(tmp_path):
+    dev, more = opro.load_clips("data/demo", "dev"), {"iterations": 0, "runs_dir": tmp_path}
+    whole = opro.optimize("fake", TEXTS, dev, **more)
+    part = opro.optimize("fake", TEXTS, dev[:100], **more)
+    assert part.path != whole.path
+    ids = {c.clip_id for c in dev[:100]}
+    assert set(part.holdout.clip_id) < ids and not set(whole.holdout.clip_id) <= ids
+    assert opro.optimize("fake", TEXTS, "data/demo", **more).path == whole.path
+    assert part.folder.history.header["data"] != whole.folder.history.header["data"]
+
+
 def test_given_halves_may_not_share_a_source(tmp_path):
     dev = opro.load_clips("data/demo", "dev")
     with pytest.raises(opro.UserError, match="searched on and held out"):
