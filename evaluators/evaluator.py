@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evaluators.audio_lm.checkpoint import Checkpoint
 
 Array = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,22 @@ class ScoreTable:
             logp = self.logp[self.prompts.index(classifier.prompt)]
         except ValueError:
             raise KeyError(f"prompt {classifier.prompt_id} was not scored") from None
-        return Predictions(
-            name or classifier.prompt_id,
-            self.targets,
-            classifier.decide(logp),
-            classifier.probability(logp),
-            log_odds(logp),
-        )
+        return predictions(name or classifier.prompt_id, self.targets, classifier, logp)
+
+
+def predictions(name: str, targets: Targets, classifier: Classifier, logp: Floats) -> Predictions:
+    """What a classifier says of clips, from ``[clip, label]`` nats; its prompt is not looked at."""
+    shares = classifier.distribution(logp)
+    more = logp.shape[-1] > 2
+    return Predictions(
+        name,
+        targets,
+        classifier.decide(logp),
+        shares[..., 0],
+        log_odds(logp),
+        logp if more else None,
+        shares if more else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Predictions:
         decided: ``[clip]`` index of the label decided on.
         probability: ``[clip]`` of the first label, NaN-free; None where only decisions are known.
         score: ``[clip]`` ranks the first label, in any unit; None where it is the probability, or unknown.
+        logp: ``[clip, label]`` nats of each label as the model gives them, where there are more than two; else None.
+        distribution: ``[clip, label]`` probabilities that sum to one, as decided by; likewise.
     Raises:
         ValueError: A number is missing, NaN, or no probability; names the clip.
     """
@@ -89,6 +91,8 @@ class Predictions:
     decided: Ints
     probability: Floats | None = None
     score: Floats | None = None
+    logp: Floats | None = None
+    distribution: Floats | None = None
 
     def __post_init__(self) -> None:
         for name in ("decided", "probability", "score"):
@@ -120,6 +124,15 @@ class Predictions:
         """``[clip]`` what ranks the first label: `score`, else `probability`, else None."""
         return self.probability if self.score is None else self.score
 
+    @property
+    def sure(self) -> Floats | None:
+        """``[clip]`` probability of the label decided on; None where no probability is known."""
+        if self.distribution is not None:
+            return np.asarray(self.distribution[np.arange(len(self.targets)), self.decided])
+        if self.probability is None:
+            return None
+        return np.where(self.decided == 0, self.probability, 1 - self.probability)
+
     def take(self, index: Ints | NDArray[np.bool_]) -> "Predictions":
         """The predictions of some clips, in the order of `index`."""
         return replace(
@@ -128,6 +141,8 @@ class Predictions:
             decided=self.decided[index],
             probability=None if self.probability is None else self.probability[index],
             score=None if self.score is None else self.score[index],
+            logp=None if self.logp is None else self.logp[index],
+            distribution=None if self.distribution is None else self.distribution[index],
         )
 
 

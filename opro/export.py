@@ -152,7 +152,7 @@ def _write_model(
     write_text(fresh / "chat_template.jinja", facts.chat_template)
     about = {
         "labels": labels,
-        "bias": best.bias,
+        "bias": best.bias_of_each,
         "base": facts.base,
         "class": facts.model_class,
         "dtype": facts.dtype,
@@ -192,7 +192,7 @@ def _write_request(
     about = {
         "audio": AUDIO,
         "labels": list(labels),
-        "bias": best.bias,
+        "bias": best.bias_of_each,
         "requests": [one(prompt) for prompt in orders_of(best.prompt)],
     }
     write_text(fresh / "request.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")

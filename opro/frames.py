@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluators.classifier import Classifier, log_odds, read_classifiers
+from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator, ScoreTable
@@ -164,7 +164,7 @@ def frame_of(table: ScoreTable, classifiers: Sequence[Classifier]) -> "pd.DataFr
             "label": names[targets.truth],
             "predicted": names[said.decided],
             "score": said.probability,
-            "log_odds": log_odds(logp) + classifier.bias,
+            "log_odds": classifier.log_odds(logp),
             **{f"logp_{label}": logp[:, k] for k, label in enumerate(targets.labels)},
             "outside": np.clip(table.outside[row], 0.0, 1.0),
         }

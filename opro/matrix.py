@@ -24,7 +24,7 @@ from evaluators.audio_lm.checkpoint import OMNI, Checkpoint
 from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.detectors.detectors import open_detector
-from evaluators.detectors.tuned import tune_detector
+from evaluators.detectors.tuned import check_detects, tune_detector
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.files import csv_text, json_text, read_json, resolve, write_json, write_text
@@ -40,6 +40,7 @@ from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
 from opro.problem import Data, Model, Problem, open_data, open_model, seeds_of
+from opro.results.confusion import by_label, confusion_sheet
 from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
@@ -179,6 +180,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         for name in space.checkpoint
     ]
     for name in space.baselines:
+        check_detects(name, data.task.labels)
         open_detector(name)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; expected a folder")
@@ -387,6 +389,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 "fingerprint": model.evaluator.fingerprint,
                 "dev_score": dev[i],
                 **_tuned(table, fitted, one),
+                **({"labels": labels} if (labels := by_label(said)) else {}),
                 "controls": {
                     audio: _balanced(control.predict(one)) for audio, control in controls.items()
                 },
@@ -426,7 +429,6 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
     """What threshold and calibration fitted on dev change on the split."""
     plain = Classifier(classifier.prompt)
     said, dev = table.predict(plain), fitted.predict(plain)
-    assert said.score is not None and dev.score is not None
     own = fitted.logp[fitted.prompts.index(plain.prompt)]
     bias = calibration.fit_shift(dev.targets.truth, own)
     shifted = table.predict(Classifier(classifier.prompt, bias))
@@ -436,12 +438,15 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
     }
     as_it_is = {"reliability": _reliability(table.predict(classifier))}
     try:
-        fit = calibration.fit_calibration(dev.targets.truth, dev.score)
+        fit = calibration.fit_distribution(dev.targets.truth, own)
     except UserError as error:
         return out | {"calibrated": None, "calibration_failed": str(error)} | as_it_is
-    probability = fit.probability(said.score)
+    shares = fit.distribution(table.logp[table.prompts.index(plain.prompt)])
     calibrated = dataclasses.replace(
-        said, decided=np.where(probability > 0.5, 0, 1), probability=probability
+        said,
+        decided=shares.argmax(axis=-1),
+        probability=shares[:, 0],
+        distribution=None if said.distribution is None else shares,
     )
     found = metrics.statistics_of(c, calibrated)
     return out | {
@@ -457,9 +462,8 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
 
 def _reliability(said: Predictions) -> list[dict[str, float]]:
     """Bins of a reliability diagram of what was decided."""
-    assert said.probability is not None
-    sure = np.where(said.decided == 0, said.probability, 1 - said.probability)
-    return [dataclasses.asdict(r) for r in calibration.reliability(sure, said.right)]
+    assert said.sure is not None
+    return [dataclasses.asdict(r) for r in calibration.reliability(said.sure, said.right)]
 
 
 def _detector_row(name: str, clips: Clips, data: Data) -> Row:
@@ -576,6 +580,16 @@ def _show(result: dict[str, Any], settings: MatrixSettings, out: Path) -> None:
         print(_text(result, settings.format), end="")
         return
     print(render(matrix_sheet(result)))
+    several = [r for r in result["rows"] if "labels" in r]
+    if several:
+        best = max(several, key=lambda r: r["balanced_accuracy"]["value"])
+        print(
+            render(
+                confusion_sheet(
+                    best["labels"], f"best row here ({best['model']}, {best['prompt']})"
+                )
+            )
+        )
     for text in dict.fromkeys(w for r in result["rows"] for w in r["warnings"]):
         print(f"warning: {text}")
     if result["test_openings"] is not None:

@@ -23,13 +23,16 @@ from evaluators.evaluator import ScoreTable
 from evaluators.files import write_json
 from evaluators.manifest import verify
 from evaluators.statistics.compare import compare_many, estimate, resample
-from evaluators.statistics.metrics import auroc, rates
+from evaluators.statistics.metrics import auroc, auroc_of, rates
 from evaluators.statistics.resampling import Estimate
+from evaluators.targets import Predictions
 from evaluators.tasks import task_named
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.problem import Data, Model, open_data, open_joint_model
+from opro.results.confusion import by_label, confusion_sheet
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
+from opro.results.matrix_rows import rates_cells
 from opro.results.provenance import version_changes
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
@@ -290,7 +293,8 @@ def _rows(
             "sources": score.sources,
             "hit_rate": float(rate["hit_rate"].value),
             "false_alarm_rate": float(rate["false_alarm_rate"].value),
-            "auroc": auroc(one.targets.truth, np.asarray(one.ranking)),
+            "auroc": _auroc(one),
+            **({"labels": labels} if (labels := by_label(one)) else {}),
             "outside": float(np.clip(table.outside[i], 0, 1).mean()),
             **({"unlisted": unlisted} if (unlisted := float(table.unlisted[i].mean())) else {}),
             "slices": {
@@ -309,6 +313,12 @@ def _rows(
         }
 
 
+def _auroc(said: Predictions) -> float:
+    if said.logp is not None:
+        return auroc_of(said.targets.truth, said.logp)
+    return auroc(said.targets.truth, np.asarray(said.ranking))
+
+
 COLUMNS = (
     Column("balanced accuracy"),
     Column("95 %", 8),
@@ -324,6 +334,7 @@ COLUMNS = (
 def result_sheet(result: dict[str, Any]) -> Sheet:
     """The rows of test.json as people read them."""
     first, body = result["prompts"][0], []
+    several = "labels" in first
     marked = any(row.get("unlisted") for row in result["prompts"])
     for row in result["prompts"]:
         gain = row["difference"]
@@ -337,8 +348,7 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
             [
                 f"{100 * row['score']:.1f}",
                 bounds,
-                f"{100 * row['hit_rate']:.0f}",
-                f"{100 * row['false_alarm_rate']:.0f}",
+                *rates_cells(row),
                 f"{row['auroc']:.3f}",
                 *([f"{100 * row.get('unlisted', 0.0):.0f} %"] if marked else []),
                 *against,
@@ -350,7 +360,8 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
         f" {first['sources']} sources"
     )
     mark = [Column("unlisted", 8)] if marked else []  # answers that a server did not list
-    return Sheet(title, [*COLUMNS[:5], *mark, *COLUMNS[5:]], body)
+    rates = [Column("lowest recall", 7)] if several else COLUMNS[2:4]
+    return Sheet(title, [*COLUMNS[:2], *rates, COLUMNS[4], *mark, *COLUMNS[5:]], body)
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
@@ -358,6 +369,9 @@ def _show(result: dict[str, Any], out: Path) -> None:
     if "two_by_two" in result:
         cells = FourCells.model_validate(result["two_by_two"])
         print(f"\n{render(two_by_two_sheet(cells, result['split']))}\n{share_line(cells)}\n")
+    best = max(result["prompts"], key=lambda row: row["score"])
+    if "labels" in best:
+        print(render(confusion_sheet(best["labels"], f"best prompt here ({best['prompt_id']})")))
     for name, rows in result.get("each", {}).items():
         print(render(result_sheet(result | {"checkpoint": name, "prompts": rows})))
     if result["split"] == "test":

@@ -55,6 +55,14 @@ class TunedDetector(Uncached):
         return ScoreTable(tuple(prompts), tuple(clips), table, table)
 
 
+def check_detects(name: str, labels: Sequence[str]) -> None:
+    """Raises UserError for a task that a detector cannot be a baseline of."""
+    if len(labels) != 2:
+        raise UserError(
+            f"baseline {name!r} tells two labels apart, the task has {len(labels)}; leave it out"
+        )
+
+
 def tune_detector(
     name: str, clips: ClipSet, tick: Callable[[], None] = lambda: None
 ) -> TunedDetector:
@@ -65,8 +73,7 @@ def tune_detector(
         tick: Called after every clip.
     """
     labels, truth = clips.task.labels, clips.targets.truth
-    if len(labels) != 2:
-        raise UserError(f"baseline {name!r} tells two labels apart, the task has {len(labels)}")
+    check_detects(name, labels)
     kind, detector = open_detector(name)
     rows = []
     for clip in clips:

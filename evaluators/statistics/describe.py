@@ -79,8 +79,11 @@ DEFINITIONS = {  # of the two kinds of thresholds, as tables and pages say them
 
 
 def _levels(said: Predictions) -> Iterator[tuple[str, NDArray[np.floating]]]:
-    """(property, ``[clip]`` level or NaN) of the properties of `AXES` that are numbers."""
-    for name in AXES:
+    """(property, ``[clip]`` level or NaN) of the properties of `AXES` that are numbers; none of more than two labels.
+
+    A threshold is of something that is detected.
+    """
+    for name in AXES if len(said.targets.labels) == 2 else ():
         if name in said.targets.slices:
             try:
                 yield name, np.array([float(v or math.nan) for v in said.targets.slices[name]])

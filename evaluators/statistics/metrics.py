@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import sigmoid
+from evaluators.classifier import among_labels, log_odds, odds_of_each, sigmoid
 from evaluators.statistics.resampling import (
     ALIKE,
     Clusters,
@@ -48,6 +48,24 @@ def auroc(truth: Ints, score: Floats) -> float:
     return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
+def auroc_of(truth: Ints, logp: Floats) -> float:
+    """The same from ``[clip, label]`` nats; of more than two labels the mean over each against the rest."""
+    if logp.shape[-1] == 2:
+        return auroc(truth, log_odds(logp))
+    return float(np.mean(list(aurocs(truth, logp).values())))
+
+
+def aurocs(truth: Ints, logp: Floats) -> dict[int, float]:
+    """Label -> area under the ROC curve of it against the rest, of the labels that occur."""
+    odds = odds_of_each(logp)
+    return {int(k): auroc((truth != k).astype(int), odds[:, k]) for k in np.unique(truth)}
+
+
+def confusion(truth: Ints, decided: Ints, labels: int) -> Ints:
+    """``[right label, label decided on]`` clips."""
+    return np.bincount(truth * labels + decided, minlength=labels**2).reshape(labels, labels)
+
+
 def nll(truth: Ints, logp: Floats) -> float:
     """Balanced mean of the negative log-probability of the right label, in nats, among the labels."""
     own = logp - np.logaddexp.reduce(logp, axis=-1, keepdims=True)
@@ -68,13 +86,13 @@ def rates(c: Clusters, decided: Ints) -> dict[str, Statistic]:
     }
 
 
-def auroc_statistic(c: Clusters, score: Floats) -> Statistic:
-    """Area under the ROC curve of one ``[clip]`` score of the first label.
+def auroc_statistic(c: Clusters, score: Floats, label: int = 0) -> Statistic:
+    """Area under the ROC curve of one ``[clip]`` score of a label.
 
     How the clips of two sources compare is counted once; a resample is then a quadratic form in its weights. Where no
     resample moves it, as where all pairs are in order, it is a share of as many pairs as have no source in common.
     """
-    positive = c.truth == 0
+    positive = c.truth == label
     wins = _wins(score[positive], c.index[positive], score[~positive], c.index[~positive])
     up, down = np.unique(c.index[positive]), np.unique(c.index[~positive])
     n1 = np.bincount(c.index[positive], minlength=c.sources)
@@ -133,19 +151,17 @@ def statistics_of(c: Clusters, said: Predictions) -> dict[str, Statistic]:
     """
     out = rates(c, said.decided)
     if said.ranking is not None:
-        out["auroc"] = auroc_statistic(c, said.ranking)
-    if said.probability is not None:
-        out |= _of_probability(c, said.decided, said.probability)
+        out["auroc"] = _ranking(c, said)
+    if said.sure is not None:
+        out |= _of_probability(c, said, said.sure)
     return out
 
 
-def _of_probability(c: Clusters, decided: Ints, probability: Floats) -> dict[str, Statistic]:
-    right = decided == c.truth
-    sure = np.where(decided == 0, probability, 1 - probability)
-    own = np.where(c.truth == 0, probability, 1 - probability)
+def _of_probability(c: Clusters, said: Predictions, sure: Floats) -> dict[str, Statistic]:
+    right, own = said.decided == c.truth, _own(said)
     out = {
         "ece": calibration_error(c, sure, right),
-        "brier": c.share((probability - (c.truth == 0)) ** 2, np.ones(len(right))),
+        "brier": c.share(_squares(said), np.ones(len(right))),
         "nll": c.mean(-np.log(np.maximum(own, np.finfo(np.float64).tiny))),
         "confidence": c.share(sure, np.ones(len(right))),
         "confidence_right": c.ratio(sure * right, right),
@@ -155,10 +171,35 @@ def _of_probability(c: Clusters, decided: Ints, probability: Floats) -> dict[str
     return out
 
 
+def _own(said: Predictions) -> Floats:
+    """``[clip]`` probability of the right label."""
+    truth = said.targets.truth
+    if said.distribution is not None:
+        return np.asarray(said.distribution[np.arange(len(truth)), truth])
+    assert said.probability is not None
+    return np.where(truth == 0, said.probability, 1 - said.probability)
+
+
+def _squares(said: Predictions) -> Floats:
+    """``[clip]`` squared error of the probability (Brier 1950), halved: of two labels that of the first one."""
+    if said.distribution is not None:
+        right = np.eye(len(said.targets.labels))[said.targets.truth]
+        return np.asarray(((said.distribution - right) ** 2).sum(axis=-1) / 2)
+    assert said.probability is not None
+    return np.asarray((said.probability - (said.targets.truth == 0)) ** 2)
+
+
 def _ranking(c: Clusters, said: Predictions) -> Statistic:
     if said.ranking is None:
         raise ValueError(f"{said.name}: nothing ranks its clips, so it has no AUROC")
-    return auroc_statistic(c, said.ranking)
+    if said.logp is None:
+        return auroc_statistic(c, said.ranking)
+    odds = odds_of_each(said.logp)
+    parts = [auroc_statistic(c, odds[:, k], int(k)) for k in np.unique(c.truth)]
+    return Statistic(
+        np.asarray(np.mean([p.value for p in parts], axis=0)),
+        np.asarray(np.mean([p.draws for p in parts], axis=0)),
+    )
 
 
 def grouped(values: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -203,7 +244,10 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     """Balanced accuracy where it is worst, in each resample; without levels that of all clips."""
     right = said.right.astype(np.float64)
     found = [
-        [c.share(right * (mask & (c.truth == k)), mask & (c.truth == k)) for k in (0, 1)]
+        [
+            c.share(right * (mask & (c.truth == k)), mask & (c.truth == k))
+            for k in np.unique(c.truth[mask])
+        ]
         for mask in levels(said.targets).values()
     ]
     if not found:
@@ -211,7 +255,8 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     values = np.stack([np.mean([one.value for one in pair], axis=0) for pair in found])
     draws = np.stack([np.mean([one.draws for one in pair], axis=0) for pair in found])
     lowest = np.where(np.isnan(draws).all(0), math.nan, np.nanmin(np.nan_to_num(draws, nan=2.0), 0))
-    one, other = (part.unmoved for part in found[int(values.argmin())])
+    one, *others = (part.unmoved for part in found[int(values.argmin())])
+    other = others[0] if len(others) == 1 else None  # of more labels a bound is not known
     unmoved = one.and_of(other).times(0.5) if one and other else None
     return Statistic(np.asarray(values.min(0)), lowest, unmoved)
 
@@ -224,11 +269,12 @@ def _likelihood(c: Clusters, said: Predictions) -> Statistic:
     if said.probability is None:
         raise ValueError(f"{said.name}: it gives no probability, so it has no likelihood")
     odds = said.score
-    if odds is not None and np.allclose(sigmoid(odds), said.probability, atol=1e-9):
+    if said.logp is not None:
+        loss = -among_labels(said.logp)[np.arange(len(c.truth)), c.truth]
+    elif odds is not None and np.allclose(sigmoid(odds), said.probability, atol=1e-9):
         loss = np.logaddexp(0, np.where(c.truth == 0, -odds, odds))
     else:
-        own = np.where(c.truth == 0, said.probability, 1 - said.probability)
-        loss = -np.log(np.maximum(own, np.finfo(np.float64).tiny))
+        loss = -np.log(np.maximum(_own(said), np.finfo(np.float64).tiny))
     parts = [c.ratio(loss * (c.truth == k), c.truth == k) for k in np.unique(c.truth)]
     return Statistic(
         np.asarray(1 - np.mean([p.value for p in parts], axis=0)),

@@ -23,5 +23,5 @@ for name in sys.argv[1:]:
             if not said:
                 sys.exit(f"{name}: the server lists no answer of {label}; it needs logprob_token_ids, or more top_logprobs")
             share[label] += sum(said) / len(about["requests"])
-    share[about["labels"][0]] *= math.exp(about["bias"])  # the decision threshold
+    share = {v: p * math.exp(b) for (v, p), b in zip(share.items(), about["bias"])}  # the decision threshold
     print(name, max(share, key=share.get), f"{share[about['labels'][0]] / sum(share.values()):.8f}", sep="\t")

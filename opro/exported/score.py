@@ -41,5 +41,5 @@ for name in sys.argv[1:]:
         answers = [asked["answers"][label] for label in about["labels"]]
         rows.append([torch.stack([log_probability(inputs, one) for one in own]).logsumexp(0) for own in answers])
     logp = torch.tensor(rows).logsumexp(0) - math.log(len(rows))
-    logp[0] += about["bias"]  # the decision threshold
+    logp += torch.tensor(about["bias"])  # the decision threshold
     print(name, about["labels"][int(logp.argmax())], f"{float(logp.softmax(0)[0]):.8f}", sep="\t")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import log_odds
+from evaluators.classifier import shifted
 from opro.search.history import Trial
 from opro.search.proposer import SearchView
 
@@ -85,8 +85,8 @@ def about_parent(view: SearchView, parent: Trial) -> str:
         )
     labels, truth = view.clips.task.labels, view.clips.targets.truth
     said = decided(view, parent)
-    odds = log_odds(view.logp[parent.number]) + parent.classifier.bias
-    sure = np.abs(odds) > SURE
+    ranked = np.sort(shifted(view.logp[parent.number], parent.classifier.bias), axis=-1)
+    sure = ranked[:, -1] - ranked[:, -2] > SURE
     for k, label in enumerate(labels):
         own = truth == k
         right = said == k
@@ -142,10 +142,11 @@ def _spans(
 def _by_kind(
     view: SearchView, said: NDArray[np.integer], truth: NDArray[np.integer], labels: Sequence[str]
 ) -> list[str]:
-    """What the clips of each other label were taken for, by kind."""
+    """What the clips of each other label, of more than two of each, were taken for, by kind."""
     lines = []
     kinds = np.array([c.category for c in view.clips])
-    for k, label in enumerate(labels[1:], 1):
+    first = len(labels) == 2  # of two, what the first one is missed at stands above
+    for k, label in enumerate(labels[first:], first):
         for wrong in range(len(labels)):
             found = []
             for kind in sorted(set(kinds[truth == k])):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import Classifier, log_odds
+from evaluators.classifier import Calibration, Classifier
 from evaluators.errors import UserError
-from evaluators.statistics.calibration import fit_calibration
 from evaluators.statistics.conformal import Conformal, fit_conformal
+from opro.results.calibrated import calibration_of, decided_by
 from opro.results.predictions import read_predictions
 from opro.results.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ class Answers:
     def rows(self, logp: Floats) -> list[dict[str, Any]]:
         """What is said of each clip, from ``[clip, label]`` nats."""
         decided = self.classifier.decide(logp)
-        odds = log_odds(logp) + self.classifier.bias
+        odds = self.classifier.log_odds(logp)
         shares = self.shares(logp)
         possible = None if self.conformal is None else self.conformal.possible(shares)
         out = []
@@ -59,10 +59,11 @@ class Answers:
 
     def shares(self, logp: Floats) -> Floats:
         """``[clip, label]`` probabilities that sum to one, calibrated where that could be fitted."""
-        odds = np.clip(log_odds(logp) + self.classifier.bias, -LARGEST, LARGEST)
+        if len(self.labels) > 2:
+            return self.classifier.distribution(logp)
+        odds = np.clip(self.classifier.log_odds(logp), -LARGEST, LARGEST)
         first = _probability(self.classifier, odds)
-        rest = logp[..., 1:] - np.logaddexp.reduce(logp[..., 1:], axis=-1, keepdims=True)
-        return np.concatenate([first[..., None], (1 - first)[..., None] * np.exp(rest)], axis=-1)
+        return np.stack([first, 1 - first], axis=-1)
 
 
 def _only(possible: NDArray[np.bool_], label: int) -> bool:
@@ -83,29 +84,20 @@ def answers_of_run(run: RunFolder, classifier: Classifier, error_rate: float) ->
         UserError: The files of the run are damaged, or the rate is none.
     """
     labels, notes = run.task.labels, []
-    searched = run.scores(classifier.prompt)
-    if classifier.calibration is None and searched.is_file():
-        said = read_predictions(searched, labels[0])
-        assert said.score is not None, "scores hold log-probabilities"
+    if classifier.calibration is None:
         try:
-            fitted = fit_calibration(said.targets.truth, said.score + classifier.bias)
-            classifier = replace(classifier, calibration=fitted)
+            classifier = replace(classifier, calibration=calibration_of(run, classifier))
         except UserError as error:
             notes.append(f"probabilities are as the model gives them: {error}")
     held = run.holdout(classifier.prompt_id)
-    if len(labels) != 2:
-        notes.append("what is sure is told of two labels alone, and the task has more")
-        return Answers(labels, classifier, notes=tuple(notes))
     if not held.is_file():
         notes.append(
             f"what is sure is not known: {str(held)!r} is not there, the predictions on clips that chose nothing"
         )
         return Answers(labels, classifier, notes=tuple(notes))
     said = read_predictions(held, labels[0])
-    assert said.probability is not None, "a run's predictions hold it"
-    own = np.clip(said.probability, 1e-6, 1 - 1e-6)
-    first = _probability(classifier, np.log(own / (1 - own)))
-    shares = np.stack([first, 1 - first], axis=-1)
+    nats = decided_by(said, classifier.bias)
+    shares = (classifier.calibration or Calibration()).distribution(nats)
     conformal = fit_conformal(said.targets.truth, said.targets.sources, shares, error_rate)
     for label, promised, sources in zip(labels, conformal.promised, conformal.sources, strict=True):
         if not promised:

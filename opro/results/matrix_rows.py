@@ -68,8 +68,7 @@ def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
                 "reference" if gain is None else percent(gain, signed=True),
                 "" if gain is None else f"{gain['p_holm']:.4f}",
                 percent(r.get("threshold_on_dev")),
-                f"{100 * r['hit_rate']['value']:.0f}",
-                f"{100 * r['false_alarm_rate']['value']:.0f}",
+                *rates_cells(r),
                 f"{r['auroc']['value']:.3f}",
                 ece,
                 *(f"{100 * r['controls'][k]:.0f}" for k in ("silence", "shuffled")),
@@ -81,4 +80,18 @@ def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
         f"{judged_on(result)}: {result['clips']} clips of {result['sources']} sources, 95 % intervals"
         " over sources"
     )
-    return Sheet(title, COLUMNS, body)
+    columns = list(COLUMNS)
+    if any("labels" in r for r in result["rows"]):
+        hits = next(i for i, c in enumerate(COLUMNS) if c.name == "hits")
+        columns[hits : hits + 2] = [Column("lowest recall", 7)]
+    return Sheet(title, columns, body)
+
+
+def rates_cells(row: Mapping[str, Any]) -> list[str]:
+    """Hits and false alarms in percent, or of more than two labels the lowest recall."""
+    if "labels" not in row:
+        rates = (row["hit_rate"], row["false_alarm_rate"])
+        return [f"{100 * (r if isinstance(r, float) else r['value']):.0f}" for r in rates]
+    heard = {k: v["recall"] for k, v in row["labels"].items() if v["clips"]}
+    least = min(heard, key=lambda label: heard[label])
+    return [f"{100 * heard[least]:.0f} ({least})"]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from evaluators.audio import load
-from evaluators.classifier import dump_classifiers
+from evaluators.classifier import among_labels, bias_from, dump_classifiers, spell_bias
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
@@ -34,6 +34,8 @@ from evaluators.statistics.metrics import grouped
 from evaluators.targets import Predictions
 from evaluators.tasks import Task, task_named
 from opro.results import figures
+from opro.results.calibrated import calibration_of, decided_by
+from opro.results.confusion import by_label, confusion_sheet
 from opro.results.leaderboard import leaderboard_rows
 from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
@@ -48,6 +50,7 @@ from opro.search.objective import NAMES
 WORST = 6  # misses and false alarms with a player, each
 FIRST_ROWS = 10  # of a leaderboard that stand open; the others unfold
 MAX_CURVES = 5
+MOST_LABELS = 12  # whose table of mistakes is shown whole
 Bins = list[dict[str, float]]
 
 
@@ -267,7 +270,9 @@ def _winner(run: RunFolder, baseline: str) -> dict[str, Any] | None:
     first, *others = run.task.labels
     bias = trial.classifier.bias
     threshold = "none: the likeliest answer is taken"
-    if bias:
+    if isinstance(bias, tuple):
+        threshold = f"{spell_bias(bias, run.task.labels)}, added before the likeliest is taken"
+    elif bias:
         odds = (
             f"ln P({first}) - ln P({others[0]})"
             if len(others) == 1
@@ -362,7 +367,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
             "opened": f"The test split was opened {times(uses)} in this project." if uses else "",
             "head": [c.name for c in sheet.columns],
             "rows": sheet.rows,
-            "prompts": _texts(rows),
+            "prompts": _texts(rows, task.labels),
         },
         "where": f"the {judged_on(result)}" + (" split" if judged_on(result) in SPLITS else ""),
         **_by_clip(_drawn_of_matrix(folder, rows, task.labels[0]), clips),
@@ -399,11 +404,17 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _spelled(bias: Any, labels: Sequence[str]) -> str:
+    """A threshold of a matrix as people read it."""
+    given = bias_from(bias or 0.0)
+    return spell_bias(given, labels) if isinstance(given, tuple) else f"{given:+.2f} nats"
+
+
+def _texts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, text, threshold) of each prompt, once."""
     return list(
         {
-            r["prompt"]: (r["prompt"], r["text"], f"{r.get('bias') or 0.0:+.2f} nats")
+            r["prompt"]: (r["prompt"], r["text"], _spelled(r.get("bias"), labels))
             for r in rows
             if "text" in r
         }.values()
@@ -424,25 +435,21 @@ def _calibrated(
 ) -> tuple[tuple[str, Bins], ...]:
     """Reliability on the holdout before and after a calibration on the search half, both with the trial's bias."""
 
-    def bins(probability: NDArray[np.floating]) -> Bins:
-        right = np.where(probability > 0.5, 0, 1) == holdout.targets.truth
-        sure = np.maximum(probability, 1 - probability)
-        return [dataclasses.asdict(r) for r in calibration.reliability(sure, right)]
+    def bins(shares: NDArray[np.floating]) -> Bins:
+        """Of ``[clip, label]`` probabilities."""
+        right = shares.argmax(axis=-1) == holdout.targets.truth
+        return [dataclasses.asdict(r) for r in calibration.reliability(shares.max(-1), right)]
 
-    assert holdout.probability is not None
-    out = [("as it is", bins(holdout.probability))]
     trial = next(t for t in run.history.trials if t.prompt.prompt_id == prompt_id)
-    path = run.scores(trial.prompt)
-    if path.is_file():
-        searched = read_predictions(path, run.task.labels[0])
-        assert searched.score is not None
-        try:
-            odds = searched.score + trial.classifier.bias
-            fitted = calibration.fit_calibration(searched.targets.truth, odds)
-            own = np.clip(holdout.probability, 1e-6, 1 - 1e-6)
-            out.append(("calibrated on dev", bins(fitted.probability(np.log(own / (1 - own))))))
-        except UserError as error:
-            notes.append(str(error))
+    nats = decided_by(holdout, trial.classifier.bias)
+    out = [("as it is", bins(np.exp(among_labels(nats))))]
+    try:
+        fitted = calibration_of(run, trial.classifier)
+    except UserError as error:
+        notes.append(str(error))
+    else:
+        if fitted is not None:
+            out.append(("calibrated on dev", bins(fitted.distribution(nats))))
     return tuple(out)
 
 
@@ -470,6 +477,9 @@ def _by_clip(drawn: Sequence[Drawn], clips: dict[str, Clip]) -> dict[str, Any]:
             (d.name, figures.reliability(d.reliability)) for d in drawn if d.reliability
         ],
         "alarms": _alarms(drawn),
+        "confusions": [
+            (d.name, _confusion(d.said)) for d in drawn if len(d.said.targets.labels) > 2
+        ],
         "players_of": best.name if best else "",
         "players": _players(best.said, clips) if best else [],
     }
@@ -494,6 +504,21 @@ def _heat(said: Predictions) -> dict[str, Any] | None:
     return {"snrs": ordered(snrs), "rows": body} if body and body[0][1] else None
 
 
+def _confusion(said: Predictions) -> dict[str, Any]:
+    """Who was taken for whom: the whole table of a few labels, else the labels of the lowest recall."""
+    found = by_label(said)
+    whole = len(found) <= MOST_LABELS
+    return {
+        "labels": list(found) if whole else [],
+        "rows": [
+            (label, one["clips"], one["recall"], list(one["taken_for"].values()))
+            for label, one in found.items()
+            if whole and one["clips"]
+        ],
+        "sheet": None if whole else confusion_sheet(found, "chosen"),
+    }
+
+
 def _alarms(drawn: Sequence[Drawn]) -> dict[str, Any] | None:
     """False alarms by category of the clips that hold no speech."""
     names: dict[str, dict[str, Any]] = {}
@@ -506,10 +531,19 @@ def _alarms(drawn: Sequence[Drawn]) -> dict[str, Any] | None:
 
 
 def _players(said: Predictions, clips: dict[str, Clip]) -> list[dict[str, Any]]:
-    """The surest mistakes: misses and false alarms by how far off the probability was."""
-    targets, probability = said.targets, said.probability
-    assert probability is not None
+    """The surest mistakes: misses and false alarms by how far off the probability was; of more labels all alike."""
+    targets, probability, sure = said.targets, said.probability, said.sure
+    assert probability is not None and sure is not None
     out = []
+    if len(targets.labels) > 2:
+        wrong = np.flatnonzero(~said.right)
+        for i in wrong[np.argsort(-sure[wrong], kind="stable")][: 2 * WORST]:
+            clip = clips.get(targets.clip_ids[i].rpartition("|")[2])
+            taken = targets.labels[said.decided[i]]
+            if clip is not None:
+                kind = f"{targets.labels[targets.truth[i]]} taken for {taken}"
+                out.append(_player(kind, clip, float(sure[i]), taken))
+        return out
     for kind, index in (("missed", 0), ("false alarm", 1)):
         wrong = np.flatnonzero(~said.right & ((targets.truth == 0) == (index == 0)))
         worst = wrong[

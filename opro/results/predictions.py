@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluators.classifier import decide, log_odds, sigmoid
+from evaluators.classifier import among_labels, decide, log_odds, sigmoid
 from evaluators.errors import UserError
 from evaluators.files import csv_text, write_text
 from evaluators.names import first_spellings, looks_key, name_key, spellings
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("clip_id", "source_id", "label", "predicted", "score")
 LOGP = "logp_"
+LEAST = 1e4  # nats below zero that a file holds at most
 
 
 @dataclass(eq=False)
@@ -194,8 +195,9 @@ def read_rows(
 ) -> tuple[Predictions, tuple[str, ...]]:
     """The predictions in the rows of a table; see `read_foreign`."""
     targets, spelled = _targets(table, positive, slices)
-    decided, probability, score = _said(table, targets.labels, spelled)
-    said = Predictions(str(table.path), targets, decided, probability, score)
+    decided, probability, score, logp = _said(table, targets.labels, spelled)
+    shares = None if logp is None else np.exp(among_labels(logp))
+    said = Predictions(str(table.path), targets, decided, probability, score, logp, shares)
     return said, tuple(table.guessed)
 
 
@@ -238,16 +240,19 @@ def _renamed(column: str, names: dict[str, str]) -> list[str]:
     return [f"{column} {a!r} is {b}" for a, b in sorted(names.items()) if a != b]
 
 
-def _said(table: Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tuple[Any, Any, Any]:
-    """(decided, probability, score) as far as the file tells them."""
+def _said(
+    table: Table, labels: tuple[str, ...], spelled: dict[str, str]
+) -> tuple[Any, Any, Any, Any]:
+    """(decided, probability, score, nats of more than two labels) as far as the file tells them."""
     path, positive = table.path, labels[0]
     logp = {v: table.column(LOGP + v) for v in labels}
     score_text, predicted = table.column("score"), table.column("predicted")
-    probability = score = decided = None
+    probability = score = decided = each = None
     if any(v is not None for v in logp.values()):
         both = _log_probabilities(table, labels, logp)
         score, decided = log_odds(both), decide(both)
         probability = sigmoid(score)
+        each = both if len(labels) > 2 else None
     elif score_text is not None:
         score = _numbers(table, "score", score_text)
         if ((score >= 0) & (score <= 1)).all():
@@ -269,7 +274,7 @@ def _said(table: Table, labels: tuple[str, ...], spelled: dict[str, str]) -> tup
             f"{path}: no column says what was decided: give predicted, {LOGP}LABEL for each label, or"
             f" score as the probability of {positive} (0 to 1)"
         )
-    return decided, probability, score
+    return decided, probability, score, each
 
 
 def _log_probabilities(
@@ -459,6 +464,11 @@ def write_predictions(path: Path, said: Predictions) -> None:
         row["predicted"] = targets.labels[said.decided[i]]
         if said.probability is not None:
             row["score"] = round(float(said.probability[i]), 6)
+        if said.logp is not None:
+            row |= {
+                f"{LOGP}{label}": round(float(np.clip(p, -LEAST, 0.0)), 6)
+                for label, p in zip(targets.labels, said.logp[i], strict=True)
+            }
         rows.append(row | {name: number_or_text(v[i]) for name, v in targets.slices.items()})
     write_text(path, csv_text(rows, tuple(rows[0])))
 

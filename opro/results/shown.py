@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from evaluators.classifier import spell_bias
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
@@ -122,7 +123,12 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
     if chosen.bias:
-        yield "threshold", f"{chosen.bias:+.2f} nats on the first label, in best.yaml"
+        told = (
+            spell_bias(chosen.bias, folder.task.labels)
+            if isinstance(chosen.bias, tuple)
+            else f"{chosen.bias:+.2f} nats on the first label"
+        )
+        yield "threshold", f"{told}, in best.yaml"
     yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task.labels)
     yield "cost", _cost(summary)
     made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evaluators.classifier import Bias
 from evaluators.errors import UserError
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
@@ -23,7 +24,7 @@ class Part(BaseModel):
 
 
 class Scored(Part):
-    """A classifier with its score on the holdout and on the search half; `bias` as in best.yaml."""
+    """A classifier with its score on the holdout and on the search half; `bias` in the order of the task's labels."""
 
     prompt_id: str
     text: str
@@ -31,7 +32,7 @@ class Scored(Part):
     low: float | None
     high: float | None
     search_score: float | None = None
-    bias: float = 0.0
+    bias: Bias = 0.0
 
     @classmethod
     def of(cls, trial: Trial, score: Estimate, **more: Any) -> Self:

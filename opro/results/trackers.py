@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from evaluators.classifier import Bias
 from evaluators.errors import UserError
 from opro.results.run_folder import BEST, RunFolder
 from opro.results.summary import Summary
@@ -55,7 +56,9 @@ class Reported:
         numbers = {"trial/iteration": float(trial.iteration), "trial/clips": float(trial.n_scored)}
         if trial.outcome is not None:
             kind = "reward" if trial.state == "complete" else "forecast"
-            numbers |= {f"trial/{kind}": trial.reward, "trial/bias": trial.outcome.bias}
+            numbers[f"trial/{kind}"] = trial.reward
+            if not isinstance(trial.outcome.bias, tuple):  # one a label is in the journal
+                numbers["trial/bias"] = trial.outcome.bias
         if best is not None:
             numbers["best/reward"] = best.reward
         self._each(lambda one: one.log(numbers, trial.prompt.text, trial.number))
@@ -130,6 +133,11 @@ def _identity(run: RunFolder) -> str:
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     return {k: v for k, v in run.config.items() if k not in UNTOLD}
+
+
+def _nats(bias: Bias) -> str:
+    """Digits of a bias, one a label where it has several."""
+    return ", ".join(f"{b:.6g}" for b in (bias if isinstance(bias, tuple) else (bias,)))
 
 
 def _numbers(summary: Summary) -> dict[str, float]:
@@ -222,7 +230,7 @@ class Mlflow:
                 tags={
                     "run": self._run.name,
                     "prompt_id": summary.chosen.prompt_id,
-                    "bias_nats": f"{summary.chosen.bias:.6g}",
+                    "bias_nats": _nats(summary.chosen.bias),
                     "replaced_baseline": str(not summary.baseline_kept).lower(),
                 },
             )

@@ -59,7 +59,7 @@ class Budget:
     def of(cls, problem: Problem, settings: SearchSettings) -> "Budget":
         """The budget of a search."""
         selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
-        races = STRATEGIES[settings.strategy].races and len(problem.task.labels) == 2
+        races = STRATEGIES[settings.strategy].races
         return cls(
             max_pairs(problem, settings),
             selected * len(problem.holdout_clips) + races * len(problem.search_clips),

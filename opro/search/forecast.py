@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import log_odds
+from evaluators.classifier import among_labels, log_odds, odds_of_each
 
 COMPONENTS = 3  # beyond the mean of the references
 DRAWS = 64
@@ -27,23 +27,31 @@ class Basis:
     ridge: Floats
 
 
-def basis(logp: Floats, truth: NDArray[np.integer]) -> Basis:
-    """The basis from reference prompts.
+def bases(logp: Floats, truth: NDArray[np.integer]) -> tuple[Basis, ...]:
+    """The basis from reference prompts: of two labels one, of more one for each label against the rest.
 
     Args:
         logp: ``[reference, clip, label]`` of prompts scored on every clip; there may be none.
         truth: Index of each clip's label.
     """
-    columns = [np.ones(len(truth)), np.where(truth == 0, 1.0, -1.0)]
+    nats = logp.astype(np.float64)
+    if logp.shape[-1] == 2:
+        return (_basis(log_odds(nats), truth == 0),)
+    odds = odds_of_each(nats)
+    return tuple(_basis(odds[..., k], truth == k) for k in range(logp.shape[-1]))
+
+
+def _basis(known: Floats, own: NDArray[np.bool_]) -> Basis:
+    """From ``[reference, clip]`` log-odds of a label, and which clips are its own."""
+    columns = [np.ones(len(own)), np.where(own, 1.0, -1.0)]
     ridge = [0.01, 0.3]
-    if len(logp):
-        known = log_odds(logp.astype(np.float64))
+    if len(known):
         mean = known.mean(axis=0)
         columns.append(_scaled(mean))
         ridge.append(0.01)
-        if len(logp) > 1:
+        if len(known) > 1:
             _, _, directions = np.linalg.svd(known - mean, full_matrices=False)
-            kept = directions[: min(COMPONENTS, len(logp) - 1)]
+            kept = directions[: min(COMPONENTS, len(known) - 1)]
             columns += [_scaled(d) for d in kept]
             ridge += [0.7] * len(kept)
     return Basis(np.stack(columns, axis=1), np.array(ridge))
@@ -53,14 +61,30 @@ def _scaled(column: Floats) -> Floats:
     return np.asarray((column - column.mean()) / (column.std() + 1e-9))
 
 
-def draw_log_odds(known: Basis, seen: NDArray[np.int64], margin: Floats) -> Floats:
+def draw_logp(known: tuple[Basis, ...], seen: NDArray[np.int64], logp: Floats) -> Floats:
+    """``[draw, clip, label]`` nats on all clips: as scored on the `seen`, drawn from the posterior on the others.
+
+    Args:
+        seen: Indices of the clips scored.
+        logp: ``[scored, label]`` their nats, in the same order.
+    """
+    nats = logp.astype(np.float64)
+    if len(known) == 1:
+        drawn = draw_log_odds(known[0], seen, log_odds(nats))
+        return np.stack([-np.logaddexp(0, -drawn), -np.logaddexp(0, drawn)], axis=-1)
+    odds = odds_of_each(nats)
+    each = [draw_log_odds(one, seen, odds[:, k], k) for k, one in enumerate(known)]
+    return among_labels(-np.logaddexp(0, -np.stack(each, axis=-1)))
+
+
+def draw_log_odds(known: Basis, seen: NDArray[np.int64], margin: Floats, seed: int = 0) -> Floats:
     """``[draw, clip]`` log-odds on all clips: as scored on the `seen`, drawn from the posterior on the others.
 
     Args:
         seen: Indices of the clips scored.
         margin: Their log-odds, in the same order.
     """
-    rng = np.random.default_rng(0)  # the same draws for every prompt
+    rng = np.random.default_rng(seed)  # the same draws for every prompt
     count, width = known.features.shape
     x = known.features[seen]
     precision = x.T @ x + np.diag(known.ridge)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.classifier import Classifier
+from evaluators.classifier import Bias, Classifier, bias_from
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt, prompt_from
@@ -38,7 +38,7 @@ class Outcome:
         score, low, high: `reward` with its 95 % interval over sources. Of a dropped trial a forecast; its interval is
             wider by the forecast's. Version 0.1 showed balanced accuracy here, whatever the objective.
         loss: Balanced mean negative log-probability of the right label in nats: breaks ties. None where forecast.
-        bias: Of the classifier: nats added to the first label's log-odds (``--threshold dev``), else 0.
+        bias: Of the classifier (``--threshold dev``), else 0; see `evaluators.classifier.Classifier`.
         fitted: The bias that is best on the search half, used or not; None where forecast, and in older journals.
         n_scored: Search clips scored.
         blocks: Reward or forecast after each block of clips.
@@ -54,8 +54,8 @@ class Outcome:
     low: float | None = None
     high: float | None = None
     loss: float | None = None
-    bias: float = 0.0
-    fitted: float | None = None
+    bias: Bias = 0.0
+    fitted: Bias | None = None
     n_scored: int = 0
     blocks: tuple[float, ...] = ()
     slices: Mapping[str, tuple[float, int]] = field(default_factory=dict)
@@ -327,8 +327,8 @@ def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
         low=event["low"],
         high=event["high"],
         loss=event["nll"],
-        bias=event["bias"],
-        fitted=event.get("fitted"),
+        bias=bias_from(event["bias"]),
+        fitted=bias_from(event.get("fitted")),
         n_scored=event["clips"],
         blocks=tuple(event["blocks"]),
         slices={name: (value[0], value[1]) for name, value in event["slices"].items()},

@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import decide, sigmoid
+from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
+from evaluators.evaluator import predictions
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Clusters
-from evaluators.targets import Predictions
 from opro.problem import Problem
 from opro.search.budget import Budget
 from opro.search.history import Candidate, History, Outcome, Trial, best_first
@@ -311,7 +311,7 @@ class Search:
         if error:
             return replace(trial, state="failed", error=error, failed_after=len(entry.scored))
         clips, exact = self.problem.search_clips, entry.measured
-        low, high = self._interval(entry, clusters)
+        low, high = self._interval(trial, entry, clusters)
         outcome = Outcome(
             reward=entry.reward,
             sd=entry.sd,
@@ -330,14 +330,13 @@ class Search:
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
 
-    def _interval(self, entry: Entry, clusters: Clusters) -> tuple[float | None, float | None]:
+    def _interval(
+        self, trial: Trial, entry: Entry, clusters: Clusters
+    ) -> tuple[float | None, float | None]:
         """Bounds of a reward, 95 %, over sources; those of a forecast are wider by its own error."""
         targets = self.problem.search_clips.targets
-        if entry.measured:
-            decided = decide(entry.logp, entry.bias)
-        else:  # forecasts are of two labels
-            decided = np.where(entry.odds + entry.bias > 0, 0, 1)
-        said = Predictions("", targets, decided, sigmoid(entry.odds), entry.odds)
+        said = predictions("", targets, Classifier(trial.prompt, entry.bias), entry.expected)
+        said = replace(said, score=np.asarray(said.score, dtype=np.float64))
         own = clusters.estimate(METRICS[self.settings.objective](clusters, said))
         if own.low is None or own.high is None:
             return None, None

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import decide, log_odds, sigmoid
+from evaluators.classifier import Bias, Classifier, decide
 from evaluators.clips import Clip, ClipSet
 from evaluators.errors import UserError
+from evaluators.evaluator import predictions
+from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.compare import resample
@@ -92,8 +94,8 @@ class Measured:
 
     reward: float
     right: NDArray[np.bool_]
-    bias: float
-    fitted: float
+    bias: Bias
+    fitted: Bias
     loss: float
     profile: "Profile"
 
@@ -104,7 +106,8 @@ class Profile:
 
     Attributes:
         recalls: Share decided right of each label's clips, in the task's order; 0 where a label has none.
-        auroc: Area under the ROC curve of the first label; NaN where a class is missing.
+        auroc: Area under the ROC curve of the first label, of more than two labels the mean over each against the rest;
+            NaN where a class is missing.
         tuned: Balanced accuracy with the threshold that is best on these clips.
     """
 
@@ -143,15 +146,21 @@ class Objective:
         return np.asarray(metrics.balanced_weights(truth), dtype=np.float64)
 
     def measure(
-        self, logp: NDArray[np.floating], clips: ClipSet, bias: float | None = None
+        self,
+        logp: NDArray[np.floating],
+        clips: ClipSet,
+        bias: Bias | None = None,
+        fitted: Bias | None = None,
     ) -> Measured:
         """Reward of ``[clip, label]`` log-probabilities in nats.
 
         Args:
-            bias: Fitted elsewhere; None fits it or takes 0, as `threshold` says.
+            bias: Fitted elsewhere; None takes `fitted` or 0, as `threshold` says.
+            fitted: The best bias, where it is known; None fits it.
         """
         truth = clips.targets.truth
-        fitted = fit_shift(truth, logp) if bias is None else bias
+        if fitted is None:
+            fitted = fit_shift(truth, logp) if bias is None else bias
         if bias is None:
             bias = fitted if self.fits(clips) else 0.0
         right = decide(logp, bias) == truth
@@ -165,11 +174,7 @@ class Objective:
             masks = metrics.levels(clips.targets).values() or [np.ones(len(truth), dtype=bool)]
             value = min(metrics.balanced_accuracy(truth[m], right[m]) for m in masks)
         elif self.name in ADDED:
-            odds = log_odds(logp)
-            shifted = odds + bias
-            said = Predictions(
-                "", clips.targets, decide(logp, bias), sigmoid(shifted), np.asarray(odds)
-            )
+            said = predictions("", clips.targets, Classifier(Prompt(""), bias), logp)
             value = float(metrics.METRICS[self.name](one_resample(clips.targets), said).value)
         else:
             value = float((self.weights(truth) * right).sum())
@@ -187,13 +192,13 @@ class Objective:
 
 
 def _profile(
-    logp: NDArray[np.floating], truth: NDArray[np.integer], right: NDArray[np.bool_], fitted: float
+    logp: NDArray[np.floating], truth: NDArray[np.integer], right: NDArray[np.bool_], fitted: Bias
 ) -> Profile:
     recalls = tuple(
         float(right[truth == k].mean()) if (truth == k).any() else 0.0 for k in range(logp.shape[1])
     )
     tuned = metrics.balanced_accuracy(truth, decide(logp, fitted) == truth)
-    return Profile(recalls, metrics.auroc(truth, log_odds(logp)), tuned)
+    return Profile(recalls, metrics.auroc_of(truth, logp), tuned)
 
 
 def slice_scores(

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.classifier import log_odds
+from evaluators.classifier import Bias
 from evaluators.clips import ClipSet
 from evaluators.errors import PromptError
 from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
-from opro.search.forecast import Basis, basis, draw_log_odds
+from evaluators.statistics.calibration import fit_shift
+from opro.search.forecast import Basis, bases, draw_logp
 from opro.search.objective import Measured, Objective, Profile
 
 FIRST_BLOCK = 32  # clips of the first block
@@ -37,7 +38,7 @@ class Entry:
         logp: ``[scored, label]`` in nats.
         reward, sd: Its reward on all clips: exact and 0, or a forecast and its standard deviation.
         p_correct: ``[clip]`` whether it is right: 0 or 1 where scored, a chance elsewhere.
-        odds: ``[clip]`` log-odds of the first label: as scored, or the mean of the forecast's draws.
+        expected: ``[clip, label]`` nats: as scored, or the mean of the forecast's draws.
         blocks: `reward` after each block.
         measured: Its exact measures, once it is scored on all clips.
         bias: Of the classifier; of a forecast the mean over its draws.
@@ -51,10 +52,10 @@ class Entry:
     reward: float = math.nan
     sd: float = 0.0
     p_correct: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    odds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    expected: NDArray[np.floating] = field(default_factory=lambda: np.zeros((0, 0)))
     blocks: tuple[float, ...] = ()
     measured: Measured | None = None
-    bias: float = 0.0
+    bias: Bias = 0.0
     profile: Profile | None = None
     error: str = ""
     unlisted: float = 0.0
@@ -101,7 +102,7 @@ class Race:
         racing, best, known = list(range(len(prompts))), None, None
         if self.references is not None:
             best = self.objective.measure(self.references[0], self.clips)
-            known = basis(self.references, self.clips.targets.truth)
+            known = bases(self.references, self.clips.targets.truth)
         waiting = np.arange(count)
         block = count if known is None else min(self.first_block, count)
         while racing and block:
@@ -150,7 +151,7 @@ class Race:
             )
         return list(found)
 
-    def _measure(self, entry: Entry, known: Basis | None) -> Entry:
+    def _measure(self, entry: Entry, known: tuple[Basis, ...] | None) -> Entry:
         """With its reward on all clips: exact when it is scored on all, else a forecast."""
         if len(entry.scored) == len(self.clips):
             logp = np.empty_like(entry.logp)
@@ -166,25 +167,23 @@ class Race:
                 reward=exact.reward,
                 sd=0.0,
                 p_correct=exact.right.astype(float),
-                odds=np.asarray(log_odds(logp), dtype=np.float64),
+                expected=logp,
                 blocks=(*entry.blocks, exact.reward),
             )
         assert known is not None
-        drawn = draw_log_odds(known, entry.scored, log_odds(entry.logp.astype(np.float64)))
-        outcomes = [
-            self.objective.measure(
-                np.stack([-np.logaddexp(0, -m), -np.logaddexp(0, m)], axis=-1), self.clips
-            )
-            for m in drawn
-        ]
+        drawn = draw_logp(known, entry.scored, entry.logp)
+        expected, fitted = drawn.mean(axis=0), None
+        if drawn.shape[-1] > 2:  # a fit to every draw would take seconds
+            fitted = fit_shift(self.clips.targets.truth, expected)
+        outcomes = [self.objective.measure(one, self.clips, fitted=fitted) for one in drawn]
         rewards = np.array([o.reward for o in outcomes])
         return replace(
             entry,
             reward=float(rewards.mean()),
             sd=float(rewards.std()),
             p_correct=np.mean([o.right for o in outcomes], axis=0),
-            odds=drawn.mean(0),
-            bias=float(np.mean([o.bias for o in outcomes])),
+            expected=expected,
+            bias=_mean_bias([o.bias for o in outcomes]),
             profile=Profile(
                 tuple(np.mean([o.profile.recalls for o in outcomes], axis=0).tolist()),
                 float(np.mean([o.profile.auroc for o in outcomes])),
@@ -222,6 +221,11 @@ class Race:
             own = waiting[truth[waiting] == k]
             place[own[np.argsort(-doubt[own], kind="stable")]] = np.arange(len(own))
         return waiting[np.argsort(place[waiting], kind="stable")]
+
+
+def _mean_bias(biases: Sequence[Bias]) -> Bias:
+    mean = np.mean(np.array(biases), axis=0)
+    return float(mean) if mean.ndim == 0 else tuple(mean.tolist())
 
 
 def _sort_value(entry: Entry) -> float:

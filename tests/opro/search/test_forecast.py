@@ -5,12 +5,20 @@ import pytest
 from known_truth import KnownTruth
 from searches import clip_set, logp_of
 
-from evaluators.classifier import log_odds
+from evaluators.classifier import among_labels, log_odds
 from evaluators.prompts import Prompt
 from evaluators.splits import halves
 from opro.search import forecast
-from opro.search.forecast import basis, draw_log_odds
+from opro.search.forecast import bases, draw_log_odds, draw_logp
 from opro.search.objective import Objective
+
+
+
+def basis(logp, truth):
+    """That of two labels."""
+    (found,) = bases(logp, truth)
+    return found
+
 
 PROMPTS = [Prompt(f"Prompt {i}: A) speech B) not") for i in range(30)]
 
@@ -114,3 +122,41 @@ def test_a_basis_has_a_mean_and_at_most_three_directions(half, references, colum
         assert np.corrcoef(found.features[:, 2], mean)[0, 1] == pytest.approx(1)
         assert found.features[:, 2:].mean(axis=0) == pytest.approx(0, abs=1e-6)
         assert found.features[:, 2:].std(axis=0) == pytest.approx(1, abs=1e-6)
+
+
+def four_way(seed, clips=200, prompts=12):
+    """(``[prompt, clip, label]`` nats of prompts that mostly agree about clips, truth)."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 4, clips)
+    common = rng.normal(0, 1.2, (clips, 4)) + 1.8 * np.eye(4)[truth]
+    each = rng.uniform(0.5, 1.5, (prompts, 1, 1)) * common + rng.normal(0, 0.7, (prompts, 1, 4))
+    return among_labels(each + rng.normal(0, 0.6, each.shape)), truth
+
+
+def test_forecasts_of_four_labels_hold_what_they_say_and_sum_to_one():
+    inside, error, plain = [], [], []
+    for seed in range(6):
+        logp, truth = four_way(seed)
+        weights, seen = Objective().weights(truth), np.arange(24)
+        known = bases(logp[:3].astype(np.float32), truth)
+        for one in logp[3:]:
+            drawn = draw_logp(known, seen, one[seen])
+            assert drawn.shape == (forecast.DRAWS, len(truth), 4)
+            assert np.allclose(drawn[:, seen], one[seen], atol=1e-9)
+            assert np.allclose(np.exp(drawn).sum(-1), 1)
+            rewards = (weights * (drawn.argmax(-1) == truth)).sum(axis=1)
+            exact = float((weights * (one.argmax(-1) == truth)).sum())
+            low, high = np.quantile(rewards, [0.05, 0.95])
+            inside.append(low - 0.005 <= exact <= high + 0.005)
+            error.append(rewards.mean() - exact)
+            plain.append((one[seen].argmax(-1) == truth[seen]).mean() - exact)
+    assert np.mean(inside) > 0.8
+    assert np.std(error) < 0.7 * np.std(plain)
+
+
+def test_two_labels_are_forecast_as_their_log_odds_are(half):
+    truth, seen = half.targets.truth, np.arange(32)
+    logp = KnownTruth().score(PROMPTS[:5], half).logp
+    drawn = draw_logp(bases(logp[:4], truth), seen, logp[4][seen])
+    odds = draw_log_odds(basis(logp[:4], truth), seen, log_odds(logp[4][seen].astype(float)))
+    assert np.allclose(log_odds(drawn), odds)

@@ -18,7 +18,7 @@ from evaluators.classifier import log_odds
 from evaluators.fakes import FakeEvaluator
 from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order, halves
-from opro.search.forecast import basis, draw_log_odds
+from opro.search.forecast import bases, draw_log_odds
 from opro.search.objective import Measured, Objective
 from opro.search.race import FIRST_BLOCK, Entry, Race
 
@@ -262,7 +262,7 @@ def test_who_is_dropped_keeps_a_forecast_of_its_reward_with_its_spread(half, ref
     assert len(dropped) >= 2
     for p, result in dropped:
         drawn = draw_log_odds(
-            basis(known, truth), result.scored, log_odds(result.logp.astype(float))
+            bases(known, truth)[0], result.scored, log_odds(result.logp.astype(float))
         )
         outcomes = [objective.measure(logp_of(m).astype(float), part) for m in drawn]
         rewards = [o.reward for o in outcomes]
