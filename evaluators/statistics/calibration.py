@@ -45,7 +45,7 @@ def fit_shift(truth: Ints, logp: Floats) -> Bias:
                 bias, right, moved = there, now, True
         if not moved:
             break
-    return tuple((bias - bias.mean()).tolist())
+    return tuple((bias - bias.mean()).tolist()) if bias.any() else 0.0
 
 
 def _best_alone(truth: Ints, shifted: Floats, own: Floats, k: int, weight: Floats) -> float:
@@ -155,10 +155,12 @@ def fit_distribution(truth: Ints, logp: Floats) -> Calibration:
     from scipy import optimize  # 0.4 s, which --help need not wait for
 
     start = np.zeros(labels + 1)
+    start[0] = min(max(math.log(max(float(nats.std()), 1e-9)), bounds[0]), bounds[1])
     limits = [bounds, *[(-LEAST, LEAST)] * labels]
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=limits)
     log_temperature, bias = float(found.x[0]), found.x[1:]
-    if min(log_temperature - bounds[0], bounds[1] - log_temperature) < 1e-3:
+    parted = ((nats * math.exp(-log_temperature) + bias).argmax(axis=-1) == truth).all()
+    if parted or min(log_temperature - bounds[0], bounds[1] - log_temperature) < 1e-3:
         raise UserError(
             f"calibration: the best temperature lies beyond {math.exp(log_temperature):.3g}, so none fits: the scores"
             " part the dev clips without a mistake, or tell nothing of them"

@@ -80,11 +80,9 @@ def matrix_sheet(result: Mapping[str, Any]) -> Sheet:
         f"{judged_on(result)}: {result['clips']} clips of {result['sources']} sources, 95 % intervals"
         " over sources"
     )
-    columns = list(COLUMNS)
-    if any("labels" in r for r in result["rows"]):
-        hits = next(i for i, c in enumerate(COLUMNS) if c.name == "hits")
-        columns[hits : hits + 2] = [Column("lowest recall", 7)]
-    return Sheet(title, columns, body)
+    hits = next(i for i, c in enumerate(COLUMNS) if c.name == "hits")
+    several = (*COLUMNS[:hits], Column("lowest recall", 7), *COLUMNS[hits + 2 :])
+    return Sheet(title, several if any("labels" in r for r in result["rows"]) else COLUMNS, body)
 
 
 def rates_cells(row: Mapping[str, Any]) -> list[str]:

@@ -167,7 +167,10 @@ def test_probabilities_are_those_of_the_shifted_log_odds(logp, bias):
     plain = Classifier(SEED, bias).probability(logp)
     assert plain == pytest.approx(special.expit(odds), abs=1e-5)
     warm = Classifier(SEED, bias, Calibration(4.0, -0.5)).probability(logp)
-    assert warm == pytest.approx(special.expit(odds / 4 - 0.5), abs=1e-5)
+    nats = exact / 4 + np.eye(logp.shape[-1])[0] * (bias / 4 - 0.5)
+    assert warm == pytest.approx(special.softmax(nats, axis=-1)[..., 0], abs=1e-5)
+    if logp.shape[-1] == 2:
+        assert warm == pytest.approx(special.expit(odds / 4 - 0.5), abs=1e-5)
     neutral = Classifier(SEED, bias, Calibration()).probability(logp)
     assert neutral == pytest.approx(plain)
 

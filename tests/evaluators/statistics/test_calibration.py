@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from evaluators.classifier import Calibration, decide, sigmoid
+from evaluators.classifier import Calibration, among_labels, decide, sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics import calibration, metrics
-from evaluators.statistics.calibration import fit_bias, fit_shift
+from evaluators.statistics.calibration import fit_bias, fit_distribution, fit_shift
 from evaluators.statistics.resampling import clusters
 
 RNG = np.random.default_rng(3)
@@ -188,16 +188,68 @@ def test_fitted_bias_is_the_middle_of_the_widest_best_stretch(rows):
         assert bias == pytest.approx(-(nearest[0] + nearest[-1]) / 2)
 
 
-@pytest.mark.parametrize("labels", [2, 3, 5])
-def test_a_shift_is_the_best_that_decide_can_be_given(labels):
-    rng = np.random.default_rng(labels)
+def balanced(truth, logp, bias):
+    return metrics.balanced_accuracy(truth, decide(logp, bias) == truth)
+
+
+def test_a_shift_of_two_labels_is_the_best_that_decide_can_be_given():
+    rng = np.random.default_rng(2)
     for _ in range(20):
-        truth = rng.integers(0, labels, 60)
-        logp = rng.normal(0, 1, (60, labels)) + (np.arange(labels) == truth[:, None])
+        truth = rng.integers(0, 2, 60)
+        logp = rng.normal(0, 1, (60, 2)) + (np.arange(2) == truth[:, None])
         logp[:, 0] += rng.normal(0, 2)
+        best = max(balanced(truth, logp, b) for b in np.linspace(-12, 12, 2401))
+        assert balanced(truth, logp, fit_shift(truth, logp)) >= best - 1e-12
 
-        def score(bias, logp=logp, truth=truth):
-            return metrics.balanced_accuracy(truth, decide(logp, bias) == truth)
 
-        best = max(score(b) for b in np.linspace(-12, 12, 2401))
-        assert score(fit_shift(truth, logp)) >= best - 1e-12
+def leaning(labels, clips, seed):
+    """(truth, nats) of clips, with a lean towards some labels that a bias takes off again."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.arange(clips) % labels)
+    nats = 2 * rng.normal(size=(clips, labels)) + 4 * np.eye(labels)[truth]
+    lean = 1.5 * np.random.default_rng(seed // 2).normal(size=labels)
+    return truth, among_labels(nats + lean)
+
+
+@pytest.mark.parametrize(("labels", "clips"), [(4, 200), (10, 200), (50, 400)])
+def test_a_bias_per_label_gains_on_other_clips_what_it_gains_on_its_own(labels, clips):
+    gains = []
+    for seed in range(0, 12, 2):
+        truth, logp = leaning(labels, clips, seed)
+        bias = fit_shift(truth, logp)
+        assert isinstance(bias, tuple) and len(bias) == labels
+        assert np.mean(bias) == pytest.approx(0, abs=1e-9)
+        on_own = balanced(truth, logp, bias) - balanced(truth, logp, 0.0)
+        fresh, other = leaning(labels, clips, seed + 1)
+        gains.append((on_own, balanced(fresh, other, bias) - balanced(fresh, other, 0.0)))
+    on_own, on_fresh = np.mean(gains, axis=0)
+    assert on_own > 0.04 and on_fresh > 0.04
+    assert on_own - on_fresh < 0.04
+
+
+def test_a_bias_per_label_never_makes_its_own_clips_worse():
+    rng = np.random.default_rng(0)
+    for labels in (3, 5):
+        truth = rng.integers(0, labels, 60)
+        logp = among_labels(rng.normal(0, 1, (60, labels)) + np.eye(labels)[truth])
+        assert balanced(truth, logp, fit_shift(truth, logp)) >= balanced(truth, logp, 0.0)
+
+
+def test_a_distribution_of_three_labels_is_found_again_after_it_was_distorted():
+    """Labels drawn from softmax(x); x stretched and shifted is mapped back."""
+    rng = np.random.default_rng(5)
+    x = among_labels(rng.normal(0, 1.5, (6000, 3)))
+    truth = (rng.uniform(size=(6000, 1)) > np.exp(x).cumsum(-1)).sum(-1)
+    shift = np.array([0.7, -0.2, -0.5])
+    found = fit_distribution(truth, 3 * x + shift)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert np.abs(found.distribution(3 * x + shift) - np.exp(x)).max() < 0.06
+    assert np.allclose(found.distribution(3 * x + shift).sum(-1), 1)
+
+
+def test_a_distribution_that_cannot_be_fitted_says_why():
+    truth = np.array([0, 1, 2] * 10)
+    with pytest.raises(UserError, match="none fits"):
+        fit_distribution(truth, 50 * np.eye(3)[truth])
+    with pytest.raises(UserError, match="all classes"):
+        fit_distribution(np.zeros(9, int), np.zeros((9, 3)))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from evaluators.classifier import decide
+from evaluators.classifier import Classifier, decide
+from evaluators.evaluator import predictions
+from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
 from evaluators.statistics.metrics import auroc_statistic
 from evaluators.statistics.resampling import clusters
@@ -126,3 +128,53 @@ def test_each_metric_by_name_is_its_statistic():
         found = metrics.METRICS[name](c, one)
         assert found.value == pytest.approx(float(every[name].value)), name
         assert found.draws == pytest.approx(every[name].draws), name
+
+
+FOUR = RNG.integers(0, 4, 400)
+NATS = RNG.normal(0, 1.5, (400, 4)) + 1.5 * np.eye(4)[FOUR]
+NATS -= np.logaddexp.reduce(NATS, axis=-1, keepdims=True)
+NATS -= 0.3  # the labels need not sum to one
+OWN_SOURCES = [f"{FOUR[i]}-{i % 20}" for i in range(400)]
+
+
+def said_of_four(bias=(0.3, -0.3, 0.2, -0.2)):
+    ids = tuple(map(str, range(400)))
+    targets = Targets(("a", "b", "c", "d"), ids, FOUR, np.array(OWN_SOURCES))
+    prompt = Prompt("?", tuple((v, (v,)) for v in targets.labels))
+    return predictions("m", targets, Classifier(prompt, bias), NATS)
+
+
+def test_metrics_of_four_labels_equal_scikit_learn():
+    plain, biased = said_of_four(0.0), said_of_four()
+    c = clusters(FOUR, OWN_SOURCES, resamples=20)
+    found, shifted = metrics.statistics_of(c, plain), metrics.statistics_of(c, biased)
+    shares = np.exp(NATS + 0.3)
+    assert np.allclose(plain.distribution, shares)
+    macro = reference.roc_auc_score(
+        np.eye(4)[FOUR], NATS - np.log1p(-shares), average="macro", multi_class="ovr"
+    )
+    assert found["auroc"].value == pytest.approx(macro)
+    assert shifted["auroc"].value == pytest.approx(macro)  # of what the model gives
+    assert metrics.auroc_of(FOUR, NATS) == pytest.approx(macro)
+    assert found["nll"].value == pytest.approx(reference.log_loss(FOUR, shares))
+    assert found["brier"].value == pytest.approx(
+        ((shares - np.eye(4)[FOUR]) ** 2).sum(-1).mean() / 2
+    )
+    assert found["balanced_accuracy"].value == pytest.approx(
+        reference.balanced_accuracy_score(FOUR, shares.argmax(-1))
+    )
+    assert shifted["confidence"].value == pytest.approx(biased.distribution.max(-1).mean())
+    assert np.array_equal(
+        metrics.confusion(FOUR, biased.decided, 4),
+        reference.confusion_matrix(FOUR, biased.decided),
+    )
+
+
+def test_auroc_of_four_labels_is_resampled_as_a_plain_loop_does():
+    said, names = said_of_four(), np.array(OWN_SOURCES)
+    c = clusters(FOUR, OWN_SOURCES, resamples=30)
+    draws = metrics.METRICS["auroc"](c, said).draws
+    for weights, drawn in zip(c.weights, draws, strict=True):
+        rows = np.repeat(np.arange(400), weights[c.index].astype(int))
+        assert drawn == pytest.approx(metrics.auroc_of(FOUR[rows], NATS[rows]))
+    assert len(np.unique(names)) == c.sources

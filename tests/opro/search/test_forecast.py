@@ -13,7 +13,6 @@ from opro.search.forecast import bases, draw_log_odds, draw_logp
 from opro.search.objective import Objective
 
 
-
 def basis(logp, truth):
     """That of two labels."""
     (found,) = bases(logp, truth)

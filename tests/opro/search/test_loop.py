@@ -372,8 +372,9 @@ def test_a_dropped_trial_tells_a_forecast_whose_interval_counts_its_own_error(tm
         hits = [entry.p_correct[truth == k].mean() for k in (0, 1)]
         assert one.score == pytest.approx(np.mean(hits), abs=1e-6)
         known = log_odds(entry.logp.astype(np.float64))
-        assert entry.odds[entry.scored] == pytest.approx(known, abs=1e-6)
-        e = c.estimate(c.balanced(np.where(entry.odds > 0, 0, 1) == truth))
+        odds = log_odds(entry.expected)
+        assert odds[entry.scored] == pytest.approx(known, abs=1e-6)
+        e = c.estimate(c.balanced(np.where(odds > 0, 0, 1) == truth))
         low = max(0.0, one.score - math.sqrt((e.value - e.low) ** 2 + (1.96 * entry.sd) ** 2))
         high = min(1.0, one.score + math.sqrt((e.high - e.value) ** 2 + (1.96 * entry.sd) ** 2))
         assert (one.low, one.high) == pytest.approx((low, high), abs=2e-6)
