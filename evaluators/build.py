@@ -7,9 +7,9 @@ from pathlib import Path
 
 from evaluators.audio_lm.checkpoint import Checkpoint, Quantization, open_checkpoint
 from evaluators.cache import CachedEvaluator
+from evaluators.choices import in_orders
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
-from evaluators.orders import BothOrders
 from evaluators.threads import wait_asleep
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
@@ -69,7 +69,7 @@ def build_evaluator(
     if cache is None:
         return inner, trained_on
     cached = CachedEvaluator(inner, cache, mirrors=checkpoint != "fake")
-    return BothOrders(cached), trained_on
+    return in_orders(cached), trained_on
 
 
 def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:

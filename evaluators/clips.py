@@ -22,7 +22,8 @@ class Clip:
     `duration_ms` and `snr_db` are measured; `snr_db` is None for clips without a foreground event (noise, silence).
     `source_id` is the cluster for every statistic. `audio` says what is played, for control conditions:
     digital silence, or the clip's own samples in random order (same level, no content). `checkpoint` says whose clip it
-    is, where several checkpoints are searched at once.
+    is, where several checkpoints are searched at once. `question` and `options` are the clip's own, where the task has
+    none for all clips.
     """
 
     clip_id: str
@@ -38,6 +39,8 @@ class Clip:
     sha256: str
     audio: Audio = "recorded"
     checkpoint: str = ""
+    question: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

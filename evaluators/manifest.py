@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import logging
 import math
 from collections import Counter
@@ -49,6 +50,8 @@ COLUMNS = {
     "t60_target_s": "reverberation time asked for; empty for a dry clip",
     "filter": "band: bandpass, lowpass or highpass; empty for none",
     "rms": "root mean square of the clip as written, 1 is full scale",
+    "question": "what is asked of this clip, where each clip has its own options",
+    "options": "its options, as a JSON list; the label is the right one, or its letter",
     "category_policy": "which categories of its collection were left out, by name",
 }
 NEEDED = tuple(COLUMNS)[:11]
@@ -90,6 +93,10 @@ def read_manifest(
     first: dict[str, str] = {}  # spelling of each source
     clips = []
     kind = task if isinstance(task, Task) else Task("", tuple(task), "")
+    if kind.choices and "options" not in names:
+        raise UserError(
+            f"{path}:1: task {kind.name!r} asks each clip's own question; column 'options' is missing, a JSON list each"
+        )
     if kind.column != "label" and kind.column not in names:
         raise UserError(
             f"{path}:1: task {kind.name!r} reads column {kind.column!r}, which is missing; there are {', '.join(names)}"
@@ -97,11 +104,14 @@ def read_manifest(
     others: Counter[str] = Counter()
     for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
         _check_text(row, at)
-        label = _label(row, kind, at)
+        options = _options(row, at) if kind.choices else ()
+        label = _place(row, kind, options, at) if kind.choices else _label(row, kind, at)
         if label is None:
             others[row[kind.column]] += 1
             continue
         clip = _clip(row, finder, label, at)
+        if kind.choices:
+            clip = replace(clip, question=row.get("question", ""), options=options)
         if (other := lines.setdefault(clip.clip_id, at)) != at:
             raise UserError(
                 f"{at}: clip_id {clip.clip_id!r} stands in two rows, the other is line"
@@ -181,6 +191,37 @@ def _label(row: dict[str, str], task: Task, where: str) -> str | None:
         raise UserError(
             f"{where}: {task.column} {value!r} is not one of {', '.join(task.labels)}"
         ) from None
+
+
+def _options(row: dict[str, str], where: str) -> tuple[str, ...]:
+    """A clip's own options."""
+    try:
+        found = json.loads(row["options"])
+    except ValueError:
+        found = None
+    texts = found if isinstance(found, list) else []
+    clean = [t.strip() for t in texts if isinstance(t, str) and t.strip().isprintable()]
+    if len(clean) < 2 or len(clean) < len(texts) or len(set(clean)) < len(clean) or "" in clean:
+        raise UserError(
+            f"{where}: options is {row['options']!r:.80}; expected a JSON list of two or more different texts"
+        )
+    return tuple(clean)
+
+
+def _place(row: dict[str, str], task: Task, options: Sequence[str], where: str) -> str:
+    """The label of the right option: the one whose text stands in the column, else the letter that does."""
+    value, labels = row[task.column].strip(), task.labels[: len(options)]
+    if len(options) > len(task.labels):
+        raise UserError(
+            f"{where}: there are {len(options)} options; task {task.name!r} has {len(task.labels)} labels for them"
+        )
+    if value in options:
+        return labels[options.index(value)]
+    if value not in labels:
+        raise UserError(
+            f"{where}: {task.column} {value!r:.80} is none of the options, and none of {', '.join(labels)}"
+        )
+    return value
 
 
 def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:

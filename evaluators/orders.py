@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluators.clips import Clip
 from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
-from evaluators.prompts import Prompt
+from evaluators.prompts import Prompt, is_frame
 
 _MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
 
@@ -137,7 +137,9 @@ class BothOrders:
 
 
 def evals_per_clip(prompt: Prompt) -> int:
-    """Evals that `BothOrders` takes for a prompt and a clip: one for each order of its options."""
+    """Evals that a prompt takes on a clip at most: one for each order of its options, or rotation of the clip's."""
+    if is_frame(prompt):
+        return len(prompt.answers) if prompt.both_orders else 1
     return len(orders_of(prompt))
 
 

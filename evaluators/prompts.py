@@ -56,6 +56,17 @@ class Prompt:
         return out | {"both_orders": True} if self.both_orders else out
 
 
+QUESTION, OPTIONS = (
+    "{question}",
+    "{options}",
+)  # where a clip's own are put, see `evaluators.choices`
+
+
+def is_frame(prompt: Prompt) -> bool:
+    """Whether the text has a place for options that each clip brings."""
+    return OPTIONS in prompt.text
+
+
 def exchanged(prompt: Prompt) -> Prompt | None:
     """The prompt with the answers of its two labels exchanged; None where it has more."""
     if len(prompt.answers) != 2:

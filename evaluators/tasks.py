@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluators.errors import UserError
 from evaluators.files import dump_yaml, read_yaml, shipped
-from evaluators.prompts import Prompt, prompt_from
+from evaluators.prompts import OPTIONS, Prompt, is_frame, prompt_from
 
 FOLDER = shipped("prompts/tasks")
 FRAGMENTS = (
@@ -37,6 +37,7 @@ class Task:
         values: What stands there -> label; empty: the labels themselves. Clips of other values are left out.
         prompts: Seed prompts; empty: those of a file that is given.
         fragments: For the rewriter, by kind; empty: those that ship under the task's name, else layout alone changes.
+        choices: Each clip brings its own question and options, and a label is an option's place among them.
     """
 
     name: str
@@ -46,6 +47,14 @@ class Task:
     values: Mapping[str, str] = field(default_factory=dict, hash=False)
     prompts: tuple[Prompt, ...] = ()
     fragments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    choices: bool = False
+
+    @property
+    def chance(self) -> str:
+        """Balanced accuracy of a guess in percent, in words."""
+        if self.choices:
+            return "100 over the number of options"
+        return f"{100 / len(self.labels):.0f}"
 
     def label_of(self, value: str) -> str | None:
         """The label of what stands in `column`; None where the clip is of no class of the task.
@@ -73,6 +82,8 @@ class Task:
                 label: [v for v, own in self.values.items() if own == label]
                 for label in self.labels
             }
+        if self.choices:
+            out["choices"] = True
         if self.prompts:
             out["prompts"] = [p.to_dict() for p in self.prompts]
         if self.fragments:
@@ -105,6 +116,7 @@ class TaskFile(BaseModel):
     positive: str | None = None
     column: str = "label"
     values: dict[str, list[str]] = {}
+    choices: bool = False
     prompts: list[dict[str, Any]] = []
     fragments: dict[str, list[Any]] = {}
 
@@ -167,8 +179,26 @@ def task_from(raw: Any, path: Path) -> Task:
         prompt_from(one, labels, f"{path}: prompt {number}")
         for number, one in enumerate(found.prompts, 1)
     )
-    fragments = _fragments(found, labels, path)
-    return Task(found.name, labels, found.description, found.column, values, prompts, fragments)
+    if found.choices and (values or found.positive):
+        raise UserError(
+            f"{path}: choices is true, so labels are the places of each clip's options; leave out values and positive"
+        )
+    for number, prompt in enumerate(prompts, 1):
+        if found.choices and not is_frame(prompt):
+            raise UserError(
+                f"{path}: prompt {number} has no {OPTIONS}, where each clip's own options are put"
+            )
+    fragments = found.fragments if found.choices else _fragments(found, labels, path)
+    return Task(
+        found.name,
+        labels,
+        found.description,
+        found.column,
+        values,
+        prompts,
+        fragments,
+        found.choices,
+    )
 
 
 def _labels(found: TaskFile, path: Path) -> tuple[str, ...]:

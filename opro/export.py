@@ -90,6 +90,11 @@ def _write(
     model: ModelSettings,
 ) -> Iterator[str]:
     labels = folder.task.labels
+    if folder.task.choices:
+        raise UserError(
+            f"run {folder.name!r} asks each clip its own question, which an export has no room for; opro.rescore scores"
+            " a manifest with its prompt"
+        )
     write_text(fresh / "classifier.yaml", dump_classifiers([best]))
     told = []
     if len(folder.checkpoints) > 1:

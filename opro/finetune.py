@@ -160,6 +160,10 @@ def prepare(settings: FinetuneSettings) -> "Training":
     )
     check_trained_on(validation, known, settings.checkpoint)
     check_quantization(settings)
+    if data.task.choices:
+        raise UserError(
+            f"task {data.task.name!r} asks each clip its own question; fine-tuning asks all clips alike, and cannot yet"
+        )
     prompts = read_wordings(settings, data.task)
     recipe = make_recipe(settings, checkpoint)
     if len(clips) * recipe.epochs < recipe.batch:

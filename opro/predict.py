@@ -30,7 +30,7 @@ from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import resolve, write_text
 from evaluators.orders import BothOrders, evals_per_clip
-from evaluators.prompts import Prompt
+from evaluators.prompts import OPTIONS, Prompt, is_frame
 from evaluators.tasks import task_named
 from evaluators.threads import use_threads
 from opro.callable import make_callable
@@ -263,6 +263,11 @@ def _open(
         raise UserError(
             f"--gate cannot promise an error rate of {settings.error_rate:g}:"
             f" {'; '.join(answers.notes) or 'no holdout tells what is missed'}"
+        )
+    if is_frame(answers.classifier.prompt):
+        raise UserError(
+            f"prompt {answers.classifier.prompt_id} has {OPTIONS}, where each clip's own options are put; recordings"
+            " bring none: opro.rescore scores a manifest with it"
         )
     evaluator = _evaluator(settings, config) if given is None else given
     if evals_per_clip(answers.classifier.prompt) > 1:

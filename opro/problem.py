@@ -9,13 +9,13 @@ from pathlib import Path
 
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
+from evaluators.choices import in_orders
 from evaluators.clips import ClipSet
 from evaluators.errors import LeakError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.names import shared_names
-from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.several import PerCheckpoint
 from evaluators.splits import (
@@ -86,7 +86,8 @@ def halve(clips: ClipSet, count: int | None = None) -> tuple[ClipSet, ClipSet]:
     taken = {c.clip_id for c in clips[:count]}
     both = [tuple(c for c in half if c.clip_id in taken) for half in halves(clips.clips)]
     for half, kind in zip(both, ("search", "holdout"), strict=True):
-        if len({c.label for c in half}) < len(clips.task.labels):
+        least = 1 if clips.task.choices else len(clips.task.labels)
+        if len({c.label for c in half}) < least:
             raise UserError(
                 f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at"
                 " least two sources a class"
@@ -220,6 +221,11 @@ def open_problem(settings: OptimizeSettings) -> Problem:
     warnings = list(model.warnings)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
+    if data.task.choices and settings.objective == "balanced_accuracy":
+        warnings.append(
+            "balanced accuracy is here the mean over the places of the right option; --objective accuracy is what"
+            " papers tell"
+        )
     verify([*search, *holdout])
     evaluator = model.evaluator
     if len(names) > 1:
@@ -270,7 +276,7 @@ def open_evaluator(
             "adapter and quantization go with the name of a checkpoint; an evaluator given as an object has its own"
         )
     checkpoint = given.about().checkpoint
-    both = given if isinstance(given, BothOrders) else BothOrders(given)
+    both = in_orders(given)
     if checkpoint is None:
         return f"{OWN}{type(given.innermost).__name__}", both, None
     return checkpoint.name, both, checkpoint.trained_on

@@ -34,6 +34,7 @@ from opro.results.confusion import by_label, confusion_sheet
 from opro.results.looks import count_uses, look_id, record_use, said_of_uses
 from opro.results.matrix_rows import rates_cells
 from opro.results.provenance import version_changes
+from opro.results.question_kinds import by_kind, kinds_sheet, orders_line, over_orders
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet, percent, render
 from opro.results.summary import FourCells
@@ -239,6 +240,10 @@ def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
         else count_uses(settings.runs_dir, digest)
     )
     table = job.model.evaluator.score([c.prompt for c in asked.classifiers], job.clips)
+    rows = list(_rows(asked.classifiers, table, job.clips))
+    if job.clips.task.choices:
+        for row, classifier in zip(rows, asked.classifiers, strict=True):
+            row["orders"] = over_orders(job.model.evaluator, classifier.prompt, job.clips)
     result = {
         "split": settings.split,
         "checkpoint": job.model.name,
@@ -246,7 +251,7 @@ def _rescore(job: Job, settings: RescoreSettings) -> dict[str, Any]:
         "manifest": digest,
         "test_openings": uses,
         "warnings": list(job.warnings),
-        "prompts": list(_rows(asked.classifiers, table, job.clips)),
+        "prompts": rows,
     }
     if asked.pair and (cells := two_by_two(table, *asked.pair, asked.objective)):
         result["two_by_two"] = FourCells.of(cells).model_dump()
@@ -271,12 +276,16 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a classifier: its score, and its gain over the first one."""
     said = [table.predict(c) for c in classifiers]
+    choices = clips.task.choices
+    metric = (
+        "accuracy" if choices else "balanced_accuracy"
+    )  # places of the right option are no classes
     # Bounds are of one comparison each; p is told as it is and corrected.
-    singles = [compare_many([one], said[0])[0] for one in said[1:]]
-    corrected = compare_many(said[1:], said[0])
+    singles = [compare_many([one], said[0], metric)[0] for one in said[1:]]
+    corrected = compare_many(said[1:], said[0], metric)
     none = Estimate(0.0, 0.0, 0.0, len(clips), 0, 1.0)
     for i, (classifier, one) in enumerate(zip(classifiers, said, strict=True)):
-        score = estimate(one)
+        score = estimate(one, metric)
         single, holm = (singles[i - 1], corrected[i - 1].p) if i else (none, 1.0)
         rate = rates(resample(one.targets, resamples=1), one.decided)
         yield {
@@ -294,7 +303,8 @@ def _rows(
             "hit_rate": float(rate["hit_rate"].value),
             "false_alarm_rate": float(rate["false_alarm_rate"].value),
             "auroc": _auroc(one),
-            **({"labels": labels} if (labels := by_label(one)) else {}),
+            **({"kinds": by_kind(one, clips)} if choices else {}),
+            **({"labels": labels} if (labels := by_label(one)) and not choices else {}),
             "outside": float(np.clip(table.outside[i], 0, 1).mean()),
             **({"unlisted": unlisted} if (unlisted := float(table.unlisted[i].mean())) else {}),
             "slices": {
@@ -334,7 +344,7 @@ COLUMNS = (
 def result_sheet(result: dict[str, Any]) -> Sheet:
     """The rows of test.json as people read them."""
     first, body = result["prompts"][0], []
-    several = "labels" in first
+    several, choices = "labels" in first, "kinds" in first
     marked = any(row.get("unlisted") for row in result["prompts"])
     for row in result["prompts"]:
         gain = row["difference"]
@@ -348,8 +358,7 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
             [
                 f"{100 * row['score']:.1f}",
                 bounds,
-                *rates_cells(row),
-                f"{row['auroc']:.3f}",
+                *([] if choices else [*rates_cells(row), f"{row['auroc']:.3f}"]),
                 *([f"{100 * row.get('unlisted', 0.0):.0f} %"] if marked else []),
                 *against,
                 row["text"],
@@ -361,7 +370,10 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
     )
     mark = [Column("unlisted", 8)] if marked else []  # answers that a server did not list
     rates = [Column("lowest recall", 7)] if several else COLUMNS[2:4]
-    return Sheet(title, [*COLUMNS[:2], *rates, COLUMNS[4], *mark, *COLUMNS[5:]], body)
+    columns = [*COLUMNS[:2], *rates, COLUMNS[4], *mark, *COLUMNS[5:]]
+    if choices:  # a place is no class: no hits, no AUROC
+        columns = [Column("accuracy"), COLUMNS[1], *mark, *COLUMNS[5:]]
+    return Sheet(title, columns, body)
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
@@ -372,6 +384,10 @@ def _show(result: dict[str, Any], out: Path) -> None:
     best = max(result["prompts"], key=lambda row: row["score"])
     if "labels" in best:
         print(render(confusion_sheet(best["labels"], f"best prompt here ({best['prompt_id']})")))
+    if "kinds" in best:
+        who = f"best prompt here ({best['prompt_id']})"
+        print(f"\n{render(kinds_sheet(best['kinds'], who))}")
+        print(f"{who}, {orders_line(best['orders'], list(best['answers']))}")
     for name, rows in result.get("each", {}).items():
         print(render(result_sheet(result | {"checkpoint": name, "prompts": rows})))
     if result["split"] == "test":

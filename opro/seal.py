@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
@@ -33,7 +31,7 @@ from opro.results.card import (
     rows_text,
 )
 from opro.results.looks import count_uses
-from opro.results.predictions import read_predictions
+from opro.results.predictions import read_own
 from opro.results.run_folder import RunFolder, find_runs
 from opro.results.summary import Interval
 from opro.search.history import Trial
@@ -152,16 +150,15 @@ def _said(
     made = folder.history.selection or {}
     trials = {who: folder.history.trials[int(made[who])] for who in ("chosen", "baseline")}
     said = {
-        who: read_predictions(folder.holdout(t.prompt.prompt_id), folder.task.labels[0])
+        who: read_own(folder.holdout(t.prompt.prompt_id), folder.task.labels)
         for who, t in trials.items()
     }
     place = {clip.name: i for i, clip in enumerate(split)}
     clips = split.take([place[one] for one in said["chosen"].targets.clip_ids])
     verify(clips)
     own = {}
-    for who, one in said.items():  # a file names labels, in an order of its own
-        decided = np.array([folder.task.labels.index(one.targets.labels[k]) for k in one.decided])
-        own[who] = dataclasses.replace(one, targets=clips.targets, decided=decided)
+    for who, one in said.items():
+        own[who] = dataclasses.replace(one, targets=clips.targets)
     return trials, clips, own
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.build import build_evaluator
+from evaluators.choices import in_orders
 from evaluators.evaluator import Evaluator, ScoreTable
 from evaluators.files import resolve
 from evaluators.manifest import verify as verify_files
-from evaluators.orders import BothOrders
 from evaluators.statistics.compare import compare, estimate
 from evaluators.threads import use_threads
 from opro.cli import DONE, FAULT, flag, hand_over, parse, run_verb
@@ -116,7 +116,7 @@ def open_sealed(card: Card, settings: VerifySettings) -> Evaluator:
         device=settings.device,
         dtype="auto" if dtype == "none" else dtype,
     )
-    return BothOrders(evaluator)
+    return in_orders(evaluator)
 
 
 def _numbers(card: Card, table: ScoreTable) -> Iterator[str]:

@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from opro.proposers.frame_rewriter import FrameRewriter
 from opro.proposers.replies import dedup_key
 from opro.proposers.rewriter import Fragments, Rewriter
 from opro.search.history import Candidate, Trial
 from opro.search.proposer import Proposer, SearchView
+
+
+def nothing(view: SearchView) -> Fragments:
+    """No fragments."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,8 @@ class Mixed:
     """
 
     lm: Proposer
-    rewriter: Rewriter
-    fragments: Callable[[SearchView], Fragments] = lambda view: {}
+    rewriter: Rewriter | FrameRewriter
+    fragments: Callable[[SearchView], Fragments] = nothing
 
     @property
     def name(self) -> str:

@@ -15,12 +15,13 @@ from evaluators.files import append_line, cut_torn_line
 from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
 from opro.proposers.fallback import OrNothing
+from opro.proposers.frame_rewriter import FrameRewriter
 from opro.proposers.heeding import Heeding
 from opro.proposers.language_model import LanguageModel, Reply
 from opro.proposers.ledger import Call, Ledger, MeteredModel
 from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
-from opro.proposers.mixed import Mixed
+from opro.proposers.mixed import Mixed, nothing
 from opro.proposers.openai_model import OpenAIModel, Thinking
 from opro.proposers.rewriter import Rewriter
 from opro.proposers.shared import Shared
@@ -63,7 +64,9 @@ class ProposerPlan:
         """The proposer, with what an interrupted run has paid for: its cost counts, and its replies are used."""
         settings, task = self.settings, self.problem.task
         paid = _restore(journal, self.ledger)
-        rewriter = Rewriter(task, settings.seed, learn=settings.strategy != "random")
+        learn = settings.strategy != "random"
+        made = FrameRewriter if task.choices else Rewriter
+        rewriter = made(task, settings.seed, learn)
         proposer: Proposer = rewriter
         if self.lm is not None:
 
@@ -84,7 +87,7 @@ class ProposerPlan:
             proposer = asking
             if not self._alone:
                 beside = OrNothing(asking, record)
-                proposer = Mixed(beside, rewriter, beside.fragments)
+                proposer = Mixed(beside, rewriter, nothing if task.choices else beside.fragments)
         elif settings.strategy != "random" and settings.proposer == "auto":
             print(
                 "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"

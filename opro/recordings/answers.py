@@ -11,7 +11,7 @@ from evaluators.classifier import Calibration, Classifier
 from evaluators.errors import UserError
 from evaluators.statistics.conformal import Conformal, fit_conformal
 from opro.results.calibrated import calibration_of, decided_by
-from opro.results.predictions import read_predictions
+from opro.results.predictions import read_own
 from opro.results.run_folder import RunFolder
 
 Floats = NDArray[np.floating]
@@ -84,6 +84,11 @@ def answers_of_run(run: RunFolder, classifier: Classifier, error_rate: float) ->
         UserError: The files of the run are damaged, or the rate is none.
     """
     labels, notes = run.task.labels, []
+    if run.task.choices:
+        raise UserError(
+            f"run {run.name!r} asks each clip its own question; recordings bring none: opro.rescore scores a manifest"
+            " with its prompt"
+        )
     if classifier.calibration is None:
         try:
             classifier = replace(classifier, calibration=calibration_of(run, classifier))
@@ -95,7 +100,7 @@ def answers_of_run(run: RunFolder, classifier: Classifier, error_rate: float) ->
             f"what is sure is not known: {str(held)!r} is not there, the predictions on clips that chose nothing"
         )
         return Answers(labels, classifier, notes=tuple(notes))
-    said = read_predictions(held, labels[0])
+    said = read_own(held, labels)
     nats = decided_by(said, classifier.bias)
     shares = (classifier.calibration or Calibration()).distribution(nats)
     conformal = fit_conformal(said.targets.truth, said.targets.sources, shares, error_rate)

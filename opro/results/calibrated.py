@@ -7,7 +7,7 @@ from evaluators.classifier import Bias, Calibration, Classifier, shifted
 from evaluators.errors import UserError
 from evaluators.statistics.calibration import fit_distribution
 from evaluators.targets import Predictions
-from opro.results.predictions import read_predictions
+from opro.results.predictions import read_own
 from opro.results.run_folder import RunFolder
 
 Floats = NDArray[np.floating]
@@ -23,7 +23,7 @@ def calibration_of(run: RunFolder, classifier: Classifier) -> Calibration | None
     path = run.scores(classifier.prompt)
     if not path.is_file():
         return None
-    said = read_predictions(path, run.task.labels[0])
+    said = read_own(path, run.task.labels)
     assert said.score is not None, "scores hold log-probabilities"
     nats = _nats(said.score, said.logp, classifier.bias)
     return fit_distribution(said.targets.truth, nats)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from evaluators.tasks import task_named
 from opro.results import figures
 from opro.results.logs.sample_log import digest
 from opro.results.page import clips_of
-from opro.results.predictions import number_or_text, read_predictions
+from opro.results.predictions import number_or_text, read_own
 from opro.results.run_folder import SUMMARY, RunFolder
 from opro.settings import file_name
 
@@ -79,7 +79,7 @@ def write_logs(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
             settings["manifest"],
             result["judged_on"],
         )
-        found = list(_of_matrix(folder, result, task.name, task.labels[0]))
+        found = list(_of_matrix(folder, result, task.name, task.labels))
     else:
         run = RunFolder.read(folder)
         task, manifest, where = run.task, run.config["manifest"], "holdout of dev"
@@ -119,7 +119,7 @@ def _of_run(run: RunFolder, notes: list[str]) -> Iterator[Evaluation]:
             run.checkpoint,
             f"{kind}-{prompt.prompt_id}",
             prompt.text,
-            read_predictions(path, run.task.labels[0]),
+            read_own(path, run.task.labels),
             {label: words[0] for label, words in prompt.answers},
             {
                 "run": run.name,
@@ -135,7 +135,7 @@ def _of_run(run: RunFolder, notes: list[str]) -> Iterator[Evaluation]:
 
 
 def _of_matrix(
-    folder: Path, result: Mapping[str, Any], task: str, positive: str
+    folder: Path, result: Mapping[str, Any], task: str, labels: Sequence[str]
 ) -> Iterator[Evaluation]:
     for number, row in enumerate(result["rows"], 1):
         yield Evaluation(
@@ -143,7 +143,7 @@ def _of_matrix(
             row["model"],
             f"{number:02d}-{row['model']}-{row['prompt']}",
             row.get("text", row["prompt"]),
-            read_predictions(folder / row["predictions"], positive),
+            read_own(folder / row["predictions"], labels),
             {label: words[0] for label, words in row.get("answers", {}).items()},
             {k: row.get(k) for k in ("row", "prompt", "prompt_id", "bias", "searched_on")},
         )

@@ -39,7 +39,7 @@ from opro.results.confusion import by_label, confusion_sheet
 from opro.results.leaderboard import leaderboard_rows
 from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
-from opro.results.predictions import read_predictions
+from opro.results.predictions import read_own
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.sheet import percent
 from opro.results.summary import Summary
@@ -181,7 +181,7 @@ def _drawn_of_run(run: RunFolder, notes: list[str]) -> list[Drawn]:
         if not path.is_file():
             notes.append(f"{path.name} is missing: what is drawn by clip is left out")
         elif name == "baseline" or one.prompt_id != baseline.prompt_id:
-            said = read_predictions(path, run.task.labels[0])
+            said = read_own(path, run.task.labels)
             drawn.append(Drawn(name, said, _calibrated(run, one.prompt_id, said, notes)))
     return drawn
 
@@ -215,7 +215,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "name": run.name,
         "lead": summary.reason if summary else _unfinished(run),
         "kept": summary.baseline_kept if summary else None,
-        "facts": list(_run_facts(summary, len(run.task.labels)) if summary else _facts(run)),
+        "facts": list(_run_facts(summary, run.task) if summary else _facts(run)),
         "cells": _cells(summary) if summary else None,
         "winner": _winner(run, text),
         "baseline": summary.baseline.model_dump() if summary else None,
@@ -309,7 +309,7 @@ def _cells(summary: Summary) -> dict[str, Any] | None:
     }
 
 
-def _run_facts(summary: Summary, labels: int) -> Iterator[tuple[str, str]]:
+def _run_facts(summary: Summary, task: Task) -> Iterator[tuple[str, str]]:
     gain, evals, lm = summary.gain, summary.evals, summary.lm
     yield "checkpoint", summary.checkpoint
     yield "scores", NAMES[summary.objective]
@@ -337,7 +337,7 @@ def _run_facts(summary: Summary, labels: int) -> Iterator[tuple[str, str]]:
         yield (
             "without the sound",
             f"balanced accuracy {100 * control['silence']:.1f} % with silence, {100 * control['shuffled']:.1f} %"
-            f" with shuffled samples; chance is {100 / labels:.0f}",
+            f" with shuffled samples; chance is {task.chance}",
         )
 
 
@@ -370,7 +370,7 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
             "prompts": _texts(rows, task.labels),
         },
         "where": f"the {judged_on(result)}" + (" split" if judged_on(result) in SPLITS else ""),
-        **_by_clip(_drawn_of_matrix(folder, rows, task.labels[0]), clips),
+        **_by_clip(_drawn_of_matrix(folder, rows, task.labels), clips),
         "notes": [*notes, *dict.fromkeys(w for r in rows for w in r["warnings"])],
         "provenance": _flat(result["provenance"]),
     }
@@ -382,7 +382,9 @@ def _forest_row(row: dict[str, Any]) -> tuple[str, float, float, float]:
     return name, e["value"], _or(e["low"], e["value"]), _or(e["high"], e["value"])
 
 
-def _drawn_of_matrix(folder: Path, rows: Sequence[dict[str, Any]], positive: str) -> list[Drawn]:
+def _drawn_of_matrix(
+    folder: Path, rows: Sequence[dict[str, Any]], labels: Sequence[str]
+) -> list[Drawn]:
     """The best row, those of the published matrix, then the others, as far as a picture holds them."""
     coded = [r for r in rows if r["row"]] or rows
     best = max(rows, key=lambda r: r["balanced_accuracy"]["value"])
@@ -395,7 +397,7 @@ def _drawn_of_matrix(folder: Path, rows: Sequence[dict[str, Any]], positive: str
         if r.get("calibrated"):
             bins.append(("calibrated on dev", r["calibrated"]["reliability"]))
         name = f"{r['row'] + ': ' if r['row'] else ''}{r['model']}, {r['prompt']}"
-        said = read_predictions(folder / r["predictions"], positive)
+        said = read_own(folder / r["predictions"], labels)
         out.append(Drawn(name, said, tuple(bins)))
     return sorted(out, key=lambda d: not d.name.endswith(f"{best['model']}, {best['prompt']}"))
 

@@ -152,6 +152,15 @@ def read_predictions(
     return read_foreign(path, positive, names, slices)[0]
 
 
+def read_own(path: Path, labels: Sequence[str]) -> Predictions:
+    """The predictions in a file of ours, by the labels of its task in their order, whether or not each occurs.
+
+    Raises:
+        UserError: The file is damaged, or of another task.
+    """
+    return read_rows(_open_csv(path, {}), labels[0], None, labels)[0]
+
+
 def read_foreign(
     path: Path,
     positive: str,
@@ -191,10 +200,17 @@ def read_frame(name: str, given: "pd.DataFrame | str | Path", positive: str) -> 
 
 
 def read_rows(
-    table: Table, positive: str, slices: Sequence[str] | None = None
+    table: Table,
+    positive: str,
+    slices: Sequence[str] | None = None,
+    known: Sequence[str] = (),
 ) -> tuple[Predictions, tuple[str, ...]]:
-    """The predictions in the rows of a table; see `read_foreign`."""
-    targets, spelled = _targets(table, positive, slices)
+    """The predictions in the rows of a table; see `read_foreign`.
+
+    Args:
+        known: All labels in their order, where the table's own are not looked for.
+    """
+    targets, spelled = _targets(table, positive, slices, known)
     decided, probability, score, logp = _said(table, targets.labels, spelled)
     shares = None if logp is None else np.exp(among_labels(logp))
     said = Predictions(str(table.path), targets, decided, probability, score, logp, shares)
@@ -202,14 +218,22 @@ def read_rows(
 
 
 def _targets(
-    table: Table, positive: str, slices: Sequence[str] | None
+    table: Table, positive: str, slices: Sequence[str] | None, known: Sequence[str]
 ) -> tuple[Targets, dict[str, str]]:
     truth = table.needed("label", "the right label")
     if "" in truth:
         raise UserError(f"{table.at(truth.index(''))}: label is empty")
-    spelled = label_names(truth, positive)
-    table.guessed += _renamed("label", spelled)
-    labels = _labels(table, [spelled[v] for v in truth], positive)
+    if known:
+        spelled, labels = {v: v for v in known}, tuple(known)
+        other = next((i for i, v in enumerate(truth) if v not in spelled), None)
+        if other is not None:
+            raise UserError(
+                f"{table.at(other)}: label is {truth[other]!r}; expected one of {', '.join(known)}"
+            )
+    else:
+        spelled = label_names(truth, positive)
+        table.guessed += _renamed("label", spelled)
+        labels = _labels(table, [spelled[v] for v in truth], positive)
     ids = table.column("clip_id")
     sources = table.sources(ids)
     if ids is None:

@@ -1,11 +1,12 @@
 """What `opro.optimize` prints: the plan of a dry run, and a finished run with its decision."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from evaluators.classifier import spell_bias
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
+from evaluators.tasks import Task
 from opro.problem import Problem
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
@@ -129,7 +130,7 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
             else f"{chosen.bias:+.2f} nats on the first label"
         )
         yield "threshold", f"{told}, in best.yaml"
-    yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task.labels)
+    yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task)
     yield "cost", _cost(summary)
     made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())
     if summary.refused:
@@ -149,11 +150,12 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     yield "next", f"python -m opro.rescore {folder.path} --split test"
 
 
-def _controls(control: Mapping[str, float], labels: Sequence[str]) -> str:
+def _controls(control: Mapping[str, float], task: Task) -> str:
+    labels = task.labels
     share = 100 * control["silence_first_label"]
     return (
         f"balanced accuracy with silence {100 * control['silence']:.1f}, with shuffled audio"
-        f" {100 * control['shuffled']:.1f}; chance is {100 / len(labels):.0f}; on silence it answers"
+        f" {100 * control['shuffled']:.1f}; chance is {task.chance}; on silence it answers"
         f" {labels[0]} for {share:.0f} % of the clips"
     )
 

@@ -87,7 +87,9 @@ class Budget:
 
 def orders(problem: Problem, settings: SearchSettings) -> int:
     """Orders of its options that a prompt is scored in at most."""
-    return 2 if settings.swap or any(p.both_orders for p in problem.seed_prompts) else 1
+    if not (settings.swap or any(p.both_orders for p in problem.seed_prompts)):
+        return 1
+    return max((len(c.options) for c in problem.search_clips), default=0) or 2
 
 
 def max_pairs(problem: Problem, settings: SearchSettings) -> float:

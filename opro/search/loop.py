@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import predictions
+from evaluators.prompts import OPTIONS, is_frame
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Clusters
@@ -228,8 +229,9 @@ class Search:
     def _allowed(
         self, view: SearchView, candidates: Sequence[Candidate]
     ) -> tuple[list[Candidate], list[dict[str, str]]]:
-        """Candidates that may be tried, and those that may not with the reason. Without steering all may."""
-        if not self.history.steering.taken:
+        """Candidates that may be tried, and those that may not with the reason. Without steering all frames may."""
+        choices = self.problem.task.choices
+        if not self.history.steering.taken and not choices:
             return list(candidates), []
         known = {t.prompt.prompt_id for t in view.trials}
         allowed, refused = list[Candidate](), list[dict[str, str]]()
@@ -237,6 +239,8 @@ class Search:
             words = forbidden_in(one.prompt, view.forbidden)
             why = "already tried or proposed" if one.prompt.prompt_id in known else ""
             why = why if words is None else f"contains the forbidden {words!r}"
+            if choices and not is_frame(one.prompt):
+                why = f"has no {OPTIONS}, where each clip's own options are put"
             known.add(one.prompt.prompt_id)
             if why:
                 log.info("refused (%s): %r", why, one.prompt.text)

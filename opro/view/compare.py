@@ -11,7 +11,7 @@ from evaluators.classifier import sigmoid
 from evaluators.errors import UserError
 from evaluators.statistics.compare import compare
 from evaluators.targets import Predictions
-from opro.results.predictions import read_predictions
+from opro.results.predictions import read_own
 from opro.results.progress import spelled
 from opro.results.sheet import Column, Sheet
 from opro.results.wording import side_by_side
@@ -61,7 +61,7 @@ def said_of(side: Side, half: Half) -> Predictions:
             else "only the baseline and the finalists of a finished run were; choose the search half"
         )
         raise UserError(f"{side.name} has no scores on the {half}: {why}")
-    found = read_predictions(path, run.task.labels[0])
+    found = read_own(path, run.task.labels)
     if half == "holdout" or found.score is None or len(run.task.labels) != 2:
         return replace(found, name=side.name)
     odds = found.score + trial.classifier.bias

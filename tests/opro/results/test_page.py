@@ -77,7 +77,7 @@ def test_calibration_is_fitted_and_shown_with_the_trials_threshold(frozen):
     """Both curves are of probabilities that carry the bias: of the same decisions."""
     run = RunFolder.read(frozen / "finished")
     summary, notes = run.finished(), []
-    said = page.read_predictions(run.holdout(summary.chosen.prompt_id), "SPEECH")
+    said = page.read_own(run.holdout(summary.chosen.prompt_id), run.task.labels)
     curves = dict(page._calibrated(run, summary.chosen.prompt_id, said, notes))
     assert set(curves) == {"as it is", "calibrated on dev"} and notes == []
     for bins in curves.values():
