@@ -93,25 +93,16 @@ def read_manifest(
     first: dict[str, str] = {}  # spelling of each source
     clips = []
     kind = task if isinstance(task, Task) else Task("", tuple(task), "")
-    if kind.choices and "options" not in names:
-        raise UserError(
-            f"{path}:1: task {kind.name!r} asks each clip's own question; column 'options' is missing, a JSON list each"
-        )
-    if kind.column != "label" and kind.column not in names:
-        raise UserError(
-            f"{path}:1: task {kind.name!r} reads column {kind.column!r}, which is missing; there are {', '.join(names)}"
-        )
+    _check_columns(path, kind, names)
     others: Counter[str] = Counter()
     for at, row in read_table(path, NEEDED, tuple(COLUMNS)):
         _check_text(row, at)
-        options = _options(row, at) if kind.choices else ()
-        label = _place(row, kind, options, at) if kind.choices else _label(row, kind, at)
+        label, question, options = _asked(row, kind, at)
         if label is None:
             others[row[kind.column]] += 1
             continue
         clip = _clip(row, finder, label, at)
-        if kind.choices:
-            clip = replace(clip, question=row.get("question", ""), options=options)
+        clip = replace(clip, question=question, options=options)
         if (other := lines.setdefault(clip.clip_id, at)) != at:
             raise UserError(
                 f"{at}: clip_id {clip.clip_id!r} stands in two rows, the other is line"
@@ -191,6 +182,31 @@ def _label(row: dict[str, str], task: Task, where: str) -> str | None:
         raise UserError(
             f"{where}: {task.column} {value!r} is not one of {', '.join(task.labels)}"
         ) from None
+
+
+def _check_columns(path: Path, task: Task, names: Sequence[str]) -> None:
+    """Raises UserError where a column is missing that the task reads."""
+    if task.choices and "options" not in names:
+        raise UserError(
+            f"{path}:1: task {task.name!r} asks each clip's own question; column 'options' is missing, a JSON list each"
+        )
+    if task.column != "label" and task.column not in names:
+        raise UserError(
+            f"{path}:1: task {task.name!r} reads column {task.column!r}, which is missing; there are {', '.join(names)}"
+        )
+
+
+def _asked(row: dict[str, str], task: Task, where: str) -> tuple[str | None, str, tuple[str, ...]]:
+    """(label, question, options) of a row; the label is None where the clip is of no class of the task."""
+    if not task.choices:
+        return _label(row, task, where), "", ()
+    options = _options(row, where)
+    question = row.get("question", "").strip()
+    if not question.replace("\n", "").replace("\t", "").isprintable():
+        raise UserError(
+            f"{where}: question is {question!r:.80}; expected text without control characters"
+        )
+    return _place(row, task, options, where), question, options
 
 
 def _options(row: dict[str, str], where: str) -> tuple[str, ...]:

@@ -153,6 +153,10 @@ def prepare(settings: FinetuneSettings) -> "Training":
     from evaluators.finetuning.train import Origin, Training
 
     data = open_data(settings)
+    if data.task.choices:
+        raise UserError(
+            f"task {data.task.name!r} asks each clip its own question; fine-tuning asks all clips alike, and cannot yet"
+        )
     clips, validation = read_clips(settings, data)
     checkpoint = open_checkpoint(settings.checkpoint, settings.adapter, settings.quantization)
     known = trained_sources(
@@ -160,10 +164,6 @@ def prepare(settings: FinetuneSettings) -> "Training":
     )
     check_trained_on(validation, known, settings.checkpoint)
     check_quantization(settings)
-    if data.task.choices:
-        raise UserError(
-            f"task {data.task.name!r} asks each clip its own question; fine-tuning asks all clips alike, and cannot yet"
-        )
     prompts = read_wordings(settings, data.task)
     recipe = make_recipe(settings, checkpoint)
     if len(clips) * recipe.epochs < recipe.batch:

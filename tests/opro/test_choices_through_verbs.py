@@ -112,7 +112,7 @@ def test_a_matrix_takes_frames_and_what_cannot_ask_says_so(run, asked, tmp_path,
     clip = next((asked / "clips").iterdir())
     assert verb(predict.main, run, clip, "--out", tmp_path / "p") == 2
     assert "recordings bring none" in capsys.readouterr().err
-    assert verb(export.main, run, "--out", tmp_path / "e") == 2
+    assert verb(export.main, run, "--to", tmp_path / "e") == 2
     assert "asks each clip its own question" in capsys.readouterr().err
     assert verb(finetune.main, *argv, "--checkpoint", "pocket-base", "--out", tmp_path / "f") == 2
     assert "asks each clip its own question" in capsys.readouterr().err
