@@ -187,19 +187,31 @@ def ends(processes):
     return [(p.returncode, *texts) for p, texts in zip(processes, out, strict=True)]
 
 
+ONE_AFTER_ANOTHER = """
+import json, sys
+from opro.cli import run_verb
+from opro.finetune import main
+
+for arguments in json.loads(sys.argv[1]):
+    code = run_verb(lambda: main(arguments))
+    print("exit code", code, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def test_of_several_processes_all_end_after_a_training_over_a_finished_one_and_on_wrong_use(
     small, tmp_path
 ):
-    out = tmp_path / "out"
-    same = [*flags(small, out)[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
-    for said in ("step 1/1", ""):  # trained, then shown
-        first, second = ends(start_processes("-m", "opro.finetune", *same))
-        assert first[0] == second[0] == 0, first[2] + second[2]
-        assert "step 1 kept" in first[1] and not second[1] and said in first[2]
-    for more, message in ((["--seed", "5"], "started with seed"),):
-        both = ends(start_processes("-m", "opro.finetune", *same, *more))
-        assert [code for code, *_ in both] == [2, 2]
-        assert all("error: " in err and message in err for *_, err in both)
+    same = [*flags(small, tmp_path / "out")[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
+    calls = json.dumps([same, same, [*same, "--seed", "5"]])  # one start of Python for all three
+    first, second = ends(start_processes("-c", ONE_AFTER_ANOTHER, calls))
+    assert first[0] == second[0] == 2, first[2] + second[2]
+    assert first[1].count("step 1 kept") == 2 and not second[1]
+    for _, _, err in (first, second):
+        trained, shown, wrong, rest = re.split(r"^exit code \d\n", err, flags=re.MULTILINE)
+        assert re.findall(r"^exit code (\d)", err, re.MULTILINE) == ["0", "0", "2"]
+        assert not shown and re.match("error: .*started with seed", wrong) and not rest
+        assert err is second[2] or "step 1/1" in trained
 
 
 def test_a_study_is_opened_again(small, tmp_path, capsys):
