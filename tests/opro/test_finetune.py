@@ -126,7 +126,7 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
 
 def test_a_frozen_tower_and_a_plain_loss(small, tmp_path):
     out = tmp_path / "out"
-    more = ["--targets", "llm-only", "--loss", "full", "--swap", "--prompts",
+    more = ["--clips", "16", "--targets", "llm-only", "--loss", "full", "--swap", "--prompts",
             str(ROOT / "prompts/seeds/baselines.yaml")]  # fmt: skip
     assert finetune(flags(small, out, *more)) == 0
     assert not [k for k in load_file(out / "adapter_model.safetensors") if "audio_tower" in k]
@@ -227,7 +227,7 @@ def test_a_study_is_opened_again(small, tmp_path, capsys):
 
 def test_a_study_searches_nothing_that_a_flag_has_set(small, tmp_path):
     out = tmp_path / "study"
-    more = ["--study", "2", "--epochs", "1", "--rank", "5"]
+    more = ["--clips", "16", "--study", "2", "--epochs", "1", "--rank", "5"]
     assert finetune([*flags(small, out)[:-2], *more]) == 0
     recipes = [
         json.loads(p.read_text())["recipe"] for p in (out / "trials").glob("*/training.json")
