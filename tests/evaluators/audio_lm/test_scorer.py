@@ -452,6 +452,12 @@ def test_stored_features_of_other_libraries_are_not_taken(evaluator, clips, tmp_
     assert store().decode(clips[0]).mel is None
 
 
+@pytest.mark.parametrize(
+    "evaluator",
+    [pytest.param("pocket-base", marks=pytest.mark.slow), "pocket-lora"],  # has the base's weights
+    indirect=True,
+    scope="module",
+)
 def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
     evaluator, seeds, heldout, clips
 ):
