@@ -104,6 +104,7 @@ class Finder:
         self.root = root.resolve()
         self.others: list[tuple[str, str]] = []
         self._entries: dict[Path, dict[str, list[str]]] = {}
+        self._folders: dict[str, Path] = {}  # by the path that a name gives: links resolved
 
     def find(self, name: str, where: str) -> Path:
         """The file, links resolved; one that is not there, or a link to nothing, as it is named.
@@ -116,7 +117,7 @@ class Finder:
         """
         try:
             path = self.root / name
-            found = path.resolve()
+            found = self._resolved(path)
             if found.is_relative_to(self.root):
                 if path.exists():
                     return found
@@ -133,6 +134,15 @@ class Finder:
             f"{where} {name!r} is a link to {str(found)!r}, outside the folder {str(self.root)!r}:"
             f" {LINK_CURE}"
         )
+
+    def _resolved(self, path: Path) -> Path:
+        """The path, links resolved; the links of a folder once, for most files share one."""
+        if path.name == ".." or path.is_symlink():
+            return path.resolve()
+        folder = str(path.parent)
+        if folder not in self._folders:
+            self._folders[folder] = path.parent.resolve()
+        return self._folders[folder] / path.name
 
     def _other_spelling(self, name: str) -> str | None:
         """The one path below the folder that differs from `name` in spelling alone."""

@@ -97,7 +97,9 @@ def test_the_leaderboard_reads_all_of_them(runs, capsys):
     ]
 
 
-@pytest.mark.parametrize("name", ["finished", "replaced", "matrix-test"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("finished", marks=pytest.mark.slow), "replaced", "matrix-test"]
+)
 def test_reports_are_made_of_them(runs, name):
     assert report.main([str(runs / name)]) == 0
     page = (runs / name / "report.html").read_text()

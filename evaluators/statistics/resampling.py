@@ -26,6 +26,7 @@ Numbers = NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]
 
 RESAMPLES = 4000
 ALIKE = 1e-12  # numbers that differ by less are equal but for rounding
+KEPT_WEIGHTS = 2**21  # 16 MiB: draws of more sources are made anew each time rather than kept
 MIN_SOURCES = (
     10  # per label; with fewer no claim is made (percentile intervals cover .88 at 7 clusters)
 )
@@ -242,14 +243,24 @@ def clusters(
     ids, index = np.unique(np.asarray(sources), return_inverse=True)
     held = np.stack([np.bincount(index, truth == k, len(ids)) > 0 for k in np.unique(truth)])
     strata = np.unique(held, axis=1, return_inverse=True)[1].ravel()
+    draw = _drawn if strata.size * resamples <= KEPT_WEIGHTS else _drawn.__wrapped__
+    weights = draw(strata.tobytes(), resamples, seed)
+    return Clusters(np.asarray(truth), index, weights, fewest_sources(truth, sources))
+
+
+@functools.lru_cache(8)  # slices, metrics and prompts ask for the same draws again
+def _drawn(strata: bytes, resamples: int, seed: int) -> Floats:
+    """How often each source stands in each resample ``[resample, source]``; sources change places in their stratum."""
+    of = np.frombuffer(strata, dtype=np.intp)
     rng = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(ids)))
-    for stratum in np.unique(strata):
-        member = np.flatnonzero(strata == stratum)
+    weights = np.zeros((resamples, len(of)))
+    for stratum in np.unique(of):
+        member = np.flatnonzero(of == stratum)
         weights[:, member] = rng.multinomial(
             len(member), np.full(len(member), 1 / len(member)), resamples
         )
-    return Clusters(np.asarray(truth), index, weights, fewest_sources(truth, sources))
+    weights.flags.writeable = False
+    return weights
 
 
 def _exactly(gain: Floats) -> Floats:

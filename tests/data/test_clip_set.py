@@ -5,13 +5,11 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
-from common import LABELS, ROOT
+from common import LABELS
 from small_recordings import (
     RECIPE,
     digests,
@@ -64,10 +62,7 @@ def test_noise_and_clip_share_the_split(built):
 
 
 def test_the_number_of_processes_changes_no_byte(built, recordings, recipe, tmp_path):
-    command = [sys.executable, "-m", "data.build", str(recipe), "--recordings", str(recordings)]
-    subprocess.run(
-        [*command, "--out", str(tmp_path / "two"), "--processes", "2"], cwd=ROOT, check=True
-    )
+    assert make(recipe, recordings, tmp_path / "two", "--processes", "2") == 0
     assert digests(tmp_path / "two") == digests(built)
 
 

@@ -40,8 +40,8 @@ PARTS = dataclasses.astuple(QWEN2_AUDIO)
 
 @pytest.fixture(scope="module")
 def clear():
-    """40 clear clips of the shipped set."""
-    return ClipSet(SPEECH_TASK, clearest(read_manifest(DEMO, LABELS, "dev"), LABELS, 40))
+    """Clear clips of the shipped set, little more than the least that the checks take."""
+    return ClipSet(SPEECH_TASK, clearest(read_manifest(DEMO, LABELS, "dev"), LABELS, 24))
 
 
 def findings(evaluator, prompts, clips, reference=None):
@@ -235,7 +235,7 @@ BROKEN = {
     random_tower: ("broken", "weights", "of the audio tower look as they are drawn at random before training"),
     half_a_tower: ("broken", "weights", "12 of 20 weight matrices of the audio tower look as they are drawn"),
     other_tower: ("broken", "hearing", "taken for SPEECH: labels are told apart by accident, as where audio tower"),
-    shuffled_is_the_same: ("broken", "hearing", "hears whether there is sound, but not what it is, as where feature"),
+    shuffled_is_the_same: ("broken", "hearing", "it hears sound but not what it is, as where audio tower"),
     next_to_nothing: ("broken", "audio", "audio tower and projector make the same embeddings"),
     other_template: ("broken", "template", "only without a system message: trainer and scorer have different"),
     other_record: ("broken", "self-test", "those of the training, .*peft 0.1 then and .* now; no known template"),
@@ -248,12 +248,10 @@ BROKEN = {
 }  # fmt: skip
 
 
-QUICK = (  # one of each check
-    random_head,
+QUICK = (  # one of each check; what the doctor's own tests below break is a slow case here
     deaf_language_model,
     half_a_tower,
     other_tower,
-    other_template,
     other_record,
     processor_drops_audio,
     scorer_and_stock_differ,
@@ -278,7 +276,7 @@ def test_a_broken_stack_is_named(tmp_path, monkeypatch, seeds, clear, stack):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("pocket-base", "float32"),
+        pytest.param("pocket-base", "float32", marks=pytest.mark.slow),
         pytest.param("pocket-base", "bfloat16", marks=pytest.mark.slow),
         pytest.param("pocket-base", "float16", marks=pytest.mark.slow),
         ("pocket-lora", "float32"),

@@ -126,3 +126,21 @@ def test_links_are_told_from_names(tmp_path):
     assert (
         missing(root) == "is a folder; expected a file" and missing(root / "no") == "does not exist"
     )
+
+
+PARTS = st.sampled_from(["a", "b.wav", "c", "to-a", "to-b.wav", "out", ".", "..", "none", ""])
+
+
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=6))
+def test_a_folder_resolved_once_is_the_folder_resolved_each_time(tmp_path_factory, names):
+    root = tmp_path_factory.getbasetemp() / "resolved once"
+    if not root.exists():
+        (root / "a" / "c").mkdir(parents=True)
+        for folder in (root, root / "a", root / "a" / "c"):
+            (folder / "b.wav").write_text("x")
+            (folder / "to-b.wav").symlink_to("b.wav")
+            (folder / "to-a").symlink_to(root / "a")
+            (folder / "out").symlink_to(root.parent)
+    finder = Finder(root)
+    for name in names:
+        assert finder._resolved(finder.root / name) == (finder.root / name).resolve()

@@ -91,7 +91,7 @@ sys.exit(run_verb(main))
 @pytest.mark.parametrize(
     ("flags", "more", "expected"),
     [
-        (["--threads", "1"], {}, "1 PASSIVE"),
+        pytest.param(["--threads", "1"], {}, "1 PASSIVE", marks=pytest.mark.slow),
         (["--threads", "2"], {"OMP_NUM_THREADS": "1"}, "2 PASSIVE"),
         ([], {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE"),
     ],
@@ -128,7 +128,7 @@ def test_every_verb_that_runs_a_model_takes_the_flag(monkeypatch, verb, more):
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_score_does_not_depend_on_the_number_of_threads(seeds, dev_clips, dtype):
     clips, tables = balanced_order(dev_clips)[:24], []
     for count in (1, 2, 3):

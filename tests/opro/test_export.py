@@ -65,7 +65,11 @@ def ours(evaluator, classifier, clips, folder):
 
 @pytest.mark.parametrize(
     ("prompt", "options"),
-    [(LETTERS, {"swap": True}), (WORDS, {}), (HOSTILE, {})],
+    [
+        pytest.param(LETTERS, {"swap": True}, marks=pytest.mark.slow),  # by every server below
+        (WORDS, {}),
+        (HOSTILE, {"swap": True}),
+    ],
     ids=["both orders", "several tokens", "hostile"],
 )
 def test_plain_transformers_give_the_same_labels_and_probabilities(
@@ -83,7 +87,10 @@ def test_plain_transformers_give_the_same_labels_and_probabilities(
     assert all("/runs" not in p.read_text() for p in folder.glob("*.json"))
 
 
-@pytest.mark.parametrize("where", ["language model", "everywhere", "kept by --merge"])
+@pytest.mark.parametrize(
+    "where",
+    ["language model", pytest.param("everywhere", marks=pytest.mark.slow), "kept by --merge"],
+)
 def test_an_adapter_is_kept_or_merged_as_servers_need_it(
     clips, tmp_path, where, monkeypatch, capsys
 ):

@@ -260,13 +260,13 @@ def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, de
 @pytest.mark.parametrize("room", [2_000, 20_000, 120_000])
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, room):
     """No file may grow beyond `room` bytes: journal, cache and scores meet the limit in turn."""
-    command = [
-        sys.executable, "-m", "opro.optimize", "--checkpoint", "fake", "--iterations", "2", "--candidates", "4",
-        "--clips", "80", "--name", "run", "--runs-dir",
+    flags = [
+        "--checkpoint", "fake", "--iterations", "2", "--candidates", "4", "--clips", "80", "--name", "run",
+        "--runs-dir",
     ]  # fmt: skip
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    assert optimize.main([*flags, str(tmp_path / "whole")]) == 0
     full = subprocess.run(
-        [*command, tmp_path / "full"],
+        [sys.executable, "-m", "opro.optimize", *flags, tmp_path / "full"],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, room):
     assert full.returncode in (1, 2), full.stderr
     assert "Traceback" not in full.stderr
     assert len([x for x in full.stderr.splitlines() if x.startswith(("paused:", "error:"))]) == 1
-    subprocess.run([*command, tmp_path / "full"], check=True, capture_output=True)
+    assert optimize.main([*flags, str(tmp_path / "full")]) == 0
     for name in ("trials.jsonl", "leaderboard.csv", "best.yaml"):
         whole = (tmp_path / "whole" / "run" / name).read_bytes()
         assert (tmp_path / "full" / "run" / name).read_bytes() == whole

@@ -126,7 +126,7 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
 
 def test_a_frozen_tower_and_a_plain_loss(small, tmp_path):
     out = tmp_path / "out"
-    more = ["--targets", "llm-only", "--loss", "full", "--swap", "--prompts",
+    more = ["--clips", "16", "--targets", "llm-only", "--loss", "full", "--swap", "--prompts",
             str(ROOT / "prompts/seeds/baselines.yaml")]  # fmt: skip
     assert finetune(flags(small, out, *more)) == 0
     assert not [k for k in load_file(out / "adapter_model.safetensors") if "audio_tower" in k]
@@ -187,19 +187,31 @@ def ends(processes):
     return [(p.returncode, *texts) for p, texts in zip(processes, out, strict=True)]
 
 
+ONE_AFTER_ANOTHER = """
+import json, sys
+from opro.cli import run_verb
+from opro.finetune import main
+
+for arguments in json.loads(sys.argv[1]):
+    code = run_verb(lambda: main(arguments))
+    print("exit code", code, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def test_of_several_processes_all_end_after_a_training_over_a_finished_one_and_on_wrong_use(
     small, tmp_path
 ):
-    out = tmp_path / "out"
-    same = [*flags(small, out)[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
-    for said in ("step 1/1", ""):  # trained, then shown
-        first, second = ends(start_processes("-m", "opro.finetune", *same))
-        assert first[0] == second[0] == 0, first[2] + second[2]
-        assert "step 1 kept" in first[1] and not second[1] and said in first[2]
-    for more, message in ((["--seed", "5"], "started with seed"),):
-        both = ends(start_processes("-m", "opro.finetune", *same, *more))
-        assert [code for code, *_ in both] == [2, 2]
-        assert all("error: " in err and message in err for *_, err in both)
+    same = [*flags(small, tmp_path / "out")[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
+    calls = json.dumps([same, same, [*same, "--seed", "5"]])  # one start of Python for all three
+    first, second = ends(start_processes("-c", ONE_AFTER_ANOTHER, calls))
+    assert first[0] == second[0] == 2, first[2] + second[2]
+    assert first[1].count("step 1 kept") == 2 and not second[1]
+    for _, _, err in (first, second):
+        trained, shown, wrong, rest = re.split(r"^exit code \d\n", err, flags=re.MULTILINE)
+        assert re.findall(r"^exit code (\d)", err, re.MULTILINE) == ["0", "0", "2"]
+        assert not shown and re.match("error: .*started with seed", wrong) and not rest
+        assert err is second[2] or "step 1/1" in trained
 
 
 def test_a_study_is_opened_again(small, tmp_path, capsys):
@@ -215,7 +227,7 @@ def test_a_study_is_opened_again(small, tmp_path, capsys):
 
 def test_a_study_searches_nothing_that_a_flag_has_set(small, tmp_path):
     out = tmp_path / "study"
-    more = ["--study", "2", "--epochs", "1", "--rank", "5"]
+    more = ["--clips", "16", "--study", "2", "--epochs", "1", "--rank", "5"]
     assert finetune([*flags(small, out)[:-2], *more]) == 0
     recipes = [
         json.loads(p.read_text())["recipe"] for p in (out / "trials").glob("*/training.json")

@@ -230,12 +230,15 @@ def test_a_config_fed_back_with_a_change_makes_a_run_of_its_own(tmp_path, capsys
 
 
 def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
-    """Killed at its first line, on the way and near the end: no journalled line is lost, and the end is the same."""
+    """Killed at its first line, on the way and near the end: no journalled line is lost, and the end is the same.
+
+    tests/bench_kills.py kills at many more moments.
+    """
     whole = run(tmp_path / "whole")
     lines = (whole / "trials.jsonl").read_bytes().splitlines(keepends=True)
     rng = random.Random(0)
     killed = 0
-    for at in (1, *rng.sample(range(2, len(lines) - 1), 3), len(lines) - 1):
+    for at in (1, rng.randrange(2, len(lines) - 1), len(lines) - 1):
         folder = tmp_path / f"killed{at}" / "run"
         journal = folder / "trials.jsonl"
         folder.parent.mkdir()
@@ -253,7 +256,7 @@ def test_killed_runs_resume_to_the_end_of_an_uninterrupted_one(tmp_path):
         assert after.startswith(before) and after == b"".join(lines)
         ends = [(f / "leaderboard.csv").read_bytes() for f in (folder, whole)]
         assert ends[0] == ends[1]
-    assert killed >= 3  # a slow reader may miss the last lines
+    assert killed >= 2  # a slow reader may miss the last lines
 
 
 def stopped_at(patch, number, how):
@@ -275,7 +278,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("more", "each"), [([], 3), (["--swap"], 5)], ids=["plain", "swap"])
+@pytest.mark.parametrize(("more", "each"), [([], 5), (["--swap"], 8)], ids=["plain", "swap"])
 def test_a_resumed_run_has_spent_what_an_uninterrupted_one_has(tmp_path, monkeypatch, more, each):
     """Interrupted in calls of the model all over: evals are equal, seconds add up."""
     more = [*more, "--clips", "all"]  # races of several blocks
@@ -757,7 +760,7 @@ def test_clips_that_the_checkpoint_heard_are_refused_unless_allowed_and_then_it_
 
 
 def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
-    flags = ["--clips", "60", "--iterations", "1", "--candidates", "2"]
+    flags = ["--clips", "24", "--iterations", "1", "--candidates", "2"]
     flags += ["--checkpoint", "pocket-base", "--also", "pocket-lora, fake", "--threshold", "argmax"]
     folder = run(tmp_path, *flags, name="joint")
     summary = json.loads((folder / "summary.json").read_text())
@@ -771,14 +774,14 @@ def test_one_prompt_for_several_checkpoints_is_scored_on_each_of_them(tmp_path):
     assert of_each[0] and of_each[0] == of_each[1] == of_each[2]
     scores = []
     for name in ("pocket-base", "pocket-lora", "fake"):
-        alone = ["--clips", "60", "--iterations", "0", "--checkpoint", name]
+        alone = ["--clips", "24", "--iterations", "0", "--checkpoint", name]
         alone += ["--threshold", "argmax"]
         one = run(tmp_path, *alone, "--seeds", folder / "best.yaml", name=name)
         scores += [r["score"] for r in leaderboard_rows_of(one)]
     joint = next(r for r in leaderboard_rows_of(folder) if r["prompt_id"] == chosen)
     assert joint["score"] == pytest.approx(np.mean(scores), abs=1e-6)
     # One source is one cluster, on however many checkpoints it was heard.
-    assert summary["gain"]["sources"] <= 60 < summary["gain"]["clips"]
+    assert summary["gain"]["sources"] <= 24 < summary["gain"]["clips"]
     assert report.main([str(folder), "--out", str(tmp_path / "page.html")]) == 0
 
 

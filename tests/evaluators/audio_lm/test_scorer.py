@@ -43,6 +43,15 @@ def evaluator_of(checkpoint):
     return AudioScorer(checkpoint, "cpu", "float32")
 
 
+# What happens beside the language model is the same with an adapter: its quicker case is the base.
+MOSTLY_BASE = pytest.mark.parametrize(
+    "evaluator",
+    ["pocket-base", pytest.param("pocket-lora", marks=pytest.mark.slow)],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(scope="module")
 def clips(dev_clips):
     return balanced_order(dev_clips)[:20]
@@ -443,6 +452,12 @@ def test_stored_features_of_other_libraries_are_not_taken(evaluator, clips, tmp_
     assert store().decode(clips[0]).mel is None
 
 
+@pytest.mark.parametrize(
+    "evaluator",
+    [pytest.param("pocket-base", marks=pytest.mark.slow), "pocket-lora"],  # has the base's weights
+    indirect=True,
+    scope="module",
+)
 def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
     evaluator, seeds, heldout, clips
 ):
@@ -476,6 +491,7 @@ def test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation(
     assert agree == 200 - near_ties
 
 
+@MOSTLY_BASE
 def test_one_by_one_equals_all_at_once(evaluator, seeds, heldout, clips):
     prompts = [*seeds, *heldout[:3]]
     whole = evaluator.score(prompts, clips).logp
@@ -485,6 +501,7 @@ def test_one_by_one_equals_all_at_once(evaluator, seeds, heldout, clips):
             assert np.array_equal(evaluator.score([prompts[p]], [clips[c]]).logp[0, 0], whole[p, c])
 
 
+@MOSTLY_BASE
 def test_permuted_clips_and_prompts_give_permuted_scores(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
     order = np.random.default_rng(0).permutation(len(clips))
@@ -565,12 +582,14 @@ def test_lora_added_to_the_weights_is_the_same_model(clips, seeds, heldout):
     assert added.mean() < 1.5 * beside.mean() + 1e-4
 
 
+@MOSTLY_BASE
 def test_answers_and_the_rest_of_the_vocabulary_sum_to_one(evaluator, seeds, clips):
     table = evaluator.score(seeds, clips)
     assert (table.outside >= -1e-5).all() and (table.outside <= 1).all()
     assert np.allclose(np.exp(table.logp).sum(-1) + table.outside, 1, atol=1e-6)
 
 
+@MOSTLY_BASE
 def test_audio_reaches_the_model(evaluator, seeds, clips):
     played = evaluator.score(seeds[:1], clips).logp
     for control in ("silence", "shuffled"):
@@ -592,6 +611,7 @@ def test_features_are_those_of_the_processor_to_the_bit(evaluator, clips):
         assert np.array_equal(mel, whole[:, : mel.shape[1]])
 
 
+@MOSTLY_BASE
 def test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew(
     evaluator, seeds, clips, tmp_path
 ):
@@ -672,6 +692,7 @@ def test_letters_are_read_with_and_without_a_space(pocket, seeds):
     assert all(len(s) == 1 for s in one)
 
 
+@MOSTLY_BASE
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
     small = AudioScorer(
@@ -693,6 +714,7 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, s
     assert small.shape.tokens == 192 and {768, 384, 192} <= set(calls)
 
 
+@MOSTLY_BASE
 def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator, seeds, clips):
     whole = evaluator.score(seeds, clips).logp
     small = AudioScorer(
@@ -708,6 +730,7 @@ def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator,
     assert 0 < small.prefixes.bytes <= 80 * small.decoder.bytes_per_place
 
 
+@MOSTLY_BASE
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.02), ("float16", 0.002)])
 def test_half_precision_runs_in_fixed_shapes_and_its_noise_is_small(
     evaluator, seeds, clips, dtype, most

@@ -513,8 +513,16 @@ def test_pairs_scored_and_skipped_add_up_to_what_was_planned(tmp_path, strategy,
     assert found.display.scored + found.display.skipped == (3 + 2 * 5) * 96
 
 
-@pytest.mark.parametrize("max_evals", [None, 700, 1500])
-@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("swap", "max_evals"),
+    [
+        (False, None),
+        (True, 700),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((True, None), (False, 700))),
+        (False, 1500),
+        pytest.param(True, 1500, marks=pytest.mark.slow),
+    ],
+)
 def test_the_live_line_ends_at_its_total_resumed_or_not(tmp_path, max_evals, swap):
     most = max_evals and max_evals * (1 + swap)
     options = {"max_evals": most, "swap": swap, "iterations": 3, "candidates": 4, "search": 80}
@@ -636,14 +644,14 @@ def cuts_of(raw, within=1):
 @pytest.mark.parametrize(
     "more",
     [
-        {},
         {"max_evals": 480},
-        {"max_evals": 600},
-        {"max_evals": 750},
         {"max_evals": 1500, "swap": True},
         {"threshold": "dev", "max_evals": 900},
-        {"bad": True},
         {"bad": True, "max_evals": 600},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ({}, {"max_evals": 600}, {"max_evals": 750}, {"bad": True})
+        ),
     ],
     ids=str,
 )
