@@ -117,7 +117,7 @@ def test_a_matrix_takes_frames_and_what_cannot_ask_says_so(run, asked, tmp_path,
     assert verb(finetune.main, *argv, "--checkpoint", "pocket-base", "--out", tmp_path / "f") == 2
     assert "asks each clip its own question" in capsys.readouterr().err
     plain = tmp_path / "plain.yaml"
-    plain.write_text("prompts:\n- {text: "A or B?"}\n")
+    plain.write_text('prompts:\n- {text: "A or B?"}\n')
     assert verb(optimize_main, *argv[:4], "--checkpoint", "fake", "--seeds", plain, "--name", "x",
                 "--runs-dir", tmp_path) == 2  # fmt: skip
     assert "{options}" in capsys.readouterr().err
