@@ -112,7 +112,7 @@ class Decoder:
         """
         x = batch.tokens if batch.tokens.dim() == 2 else self._lm.embed_tokens(batch.tokens)
         cos, sin = (
-            part[0].contiguous() for part in self._lm.rotary_emb(x[None], batch.positions[None])
+            part[0].contiguous() for part in self._lm.rotary_emb(x[None], self._rows(batch))
         )
         widths = [self.heads.query_width, self.heads.key_width, self.heads.key_width]
         rows, last = batch.rows, len(self.layers) - 1
@@ -153,6 +153,14 @@ class Decoder:
         half = self.heads.dim // 2
         turned = torch.cat([-part[..., half:], part[..., :half]], -1)
         part.copy_(part * cos[:, None] + turned * sin[:, None])
+
+    def _rows(self, batch: PackedBatch) -> Tensor:
+        """Positions as the rotary embedding takes them: ``[1, token]``, or the same for time, height and width.
+
+        Without pictures the three are equal (`get_rope_index` of Qwen2.5-Omni; a test holds it).
+        """
+        rows = batch.positions[None]
+        return rows.expand(3, 1, -1) if hasattr(self._lm.rotary_emb, "mrope_section") else rows
 
     def _attend(
         self, q: Tensor, new: KeysValues, cached: KeysValues, rows: PackedRows, padded: Any

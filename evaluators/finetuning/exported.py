@@ -20,7 +20,6 @@ from evaluators.finetuning.plain_code import public_name
 from evaluators.orders import orders_of
 from evaluators.prompts import Prompt
 
-PLACEHOLDER = "<|AUDIO|>"  # as in `template_text`: the processor puts as many tokens as a clip has
 LANGUAGE_MODEL = {"language_model", "lm_head"}  # what servers apply adapters to
 
 
@@ -74,7 +73,7 @@ def chat_template(template: Template, prompt: Prompt) -> str:
 
     Rendered for ``[{"role": "user", "content": [{"type": "audio"}]}]`` it is `template_text`.
     """
-    audio = f"{template.user}{template.audio_start}{PLACEHOLDER}{template.audio_end}{template.gap}"
+    audio = f"{template.user}{template.audio_start}{template.audio}{template.audio_end}{template.gap}"
     system, text, audio = (_quoted(one) for one in (prompt.system, prompt.text, audio))
     return (
         "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\\n' + "
