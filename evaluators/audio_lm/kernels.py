@@ -66,7 +66,7 @@ def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> Tensor:
 @triton.jit
 def _rotate(qkv, cos, sin, stride, HEADS: tl.constexpr, HALF: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    heads = tl.arange(0, HEADS)[:, None]
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     columns = tl.arange(0, HALF)[None]
     at = qkv + token * stride + heads * (2 * HALF) + columns
     low, high = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
@@ -90,9 +90,8 @@ def _rotate(qkv, cos, sin, stride, HEADS: tl.constexpr, HALF: tl.constexpr):
 def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> None:
     """Rotary positions on the first `heads` heads of ``[token, channel]``, in place."""
     step = 1 << ((heads & -heads).bit_length() - 1)  # largest power of two that divides the heads
-    for first in range(0, heads, step):
-        part = qkv[:, first * head_dim :]
-        _rotate[(qkv.shape[0],)](part, cos, sin, qkv.stride(0), HEADS=step, HALF=head_dim // 2)
+    grid = (qkv.shape[0], heads // step)
+    _rotate[grid](qkv, cos, sin, qkv.stride(0), HEADS=step, HALF=head_dim // 2)
 
 
 @triton.jit
