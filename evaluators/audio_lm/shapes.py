@@ -78,9 +78,14 @@ SHAPES = {
 }
 
 
-def tiny(shape: ModelShape) -> ModelShape:
-    """A shape of the same kind that a CPU runs at once: grouped queries, heads whose size is given, two layers."""
-    text = {
+def tiny(shape: ModelShape, seconds: int = 30) -> ModelShape:
+    """A shape of the same kind that a CPU runs at once: grouped queries, heads of a size of their own, few layers.
+
+    Args:
+        shape: Whose family it is.
+        seconds: Of the audio tower's window.
+    """
+    text: dict[str, Any] = dict(shape.text) | {
         "vocab_size": 2048,
         "hidden_size": 48,
         "intermediate_size": 96,
@@ -88,19 +93,17 @@ def tiny(shape: ModelShape) -> ModelShape:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    if shape.config_class == "Qwen2_5OmniThinkerConfig":
-        text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]}}
-        audio = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
-        audio |= {"output_dim": 48}
+    audio: dict[str, Any] = {"num_mel_bins": 80, "max_source_positions": 50 * seconds}
+    if shape.family is families.QWEN2_5_OMNI:
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]}
+        text |= {"rope_parameters": rope}
+        audio |= {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2}
+        audio |= {"encoder_ffn_dim": 64, "output_dim": 48}
     else:
         text |= {"head_dim": 16} if shape.family is families.VOXTRAL else {}
-        audio = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        audio |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         audio |= {"intermediate_size": 128}
-    return replace(
-        shape,
-        audio={**audio, "num_mel_bins": 80},
-        text={**shape.text, **text},
-    )
+    return replace(shape, audio=audio, text=text, seconds=seconds)
 
 
 def random_model(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
