@@ -218,7 +218,11 @@ def _download(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=DOUBLES))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=DOUBLES
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         reason = "; ".join(line.partition(". ")[0] for line in said[:2])  # "401 ...", and why

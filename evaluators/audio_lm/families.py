@@ -263,7 +263,9 @@ VOXTRAL = Family(
     embed=embed_voxtral,
     encode=_encode_voxtral,
     processor=_voxtral_processor,
-    windows=Windows(80),  # 40 minutes: what the card of Voxtral-Mini-3B-2507 says that it understands
+    windows=Windows(
+        80
+    ),  # 40 minutes: what the card of Voxtral-Mini-3B-2507 says that it understands
     note="Voxtral's own tokenizer refuses a system message beside audio: a prompt's stands in [SYSTEM_PROMPT] before"
     " it, as in later tokenizers of Mistral; an empty one is left out",
 )

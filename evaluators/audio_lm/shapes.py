@@ -1,6 +1,6 @@
 """Models of published shapes with random weights, for timing, which does not depend on the numbers; and tiny ones.
 
-What a shape does not give is transformers' default, which is the published one. The encoder of pictures of Qwen2.5-Omni,
+What a shape does not give is transformers' default, which is the published one. Qwen2.5-Omni's encoder of pictures,
 which no score runs, is made small.
 """
 
@@ -70,7 +70,9 @@ _OMNI = ModelShape(
 )
 SHAPES = {
     "qwen2.5-omni-7b": _OMNI,
-    "qwen2.5-omni-3b": replace(_OMNI, audio={"output_dim": 2048}, text={**_OMNI.text, **OMNI_TEXT_3B}),
+    "qwen2.5-omni-3b": replace(
+        _OMNI, audio={"output_dim": 2048}, text={**_OMNI.text, **OMNI_TEXT_3B}
+    ),
     "audio-flamingo-3": ModelShape(
         families.AUDIO_FLAMINGO_3, "AudioFlamingo3Config", {}, FLAMINGO_TEXT, {}
     ),

@@ -1,8 +1,10 @@
-"""Qwen2.5-Omni's thinker, Audio Flamingo 3 and Voxtral behind the same evaluator: tiny models against the stock forward."""
+"""Qwen2.5-Omni's thinker, Audio Flamingo 3 and Voxtral behind the same evaluator: tiny models against the stock one."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import jinja2
 import numpy as np
 import peft
 import pytest
@@ -14,6 +16,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import MODEL_TYPES, open_checkpoint
 from evaluators.audio_lm.families import FAMILIES
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.memory import plan_memory
 from evaluators.audio_lm.packed_tower import LogMel, filled
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.shapes import SHAPES, random_model, tiny
@@ -21,6 +24,7 @@ from evaluators.audio_lm.stock import FamilyStock, stock_features, template_text
 from evaluators.audio_lm.templates import VOXTRAL, InstructWithoutSystem, encode, other_templates
 from evaluators.clips import clip_wave
 from evaluators.errors import UserError
+from evaluators.finetuning.exported import chat_template
 from evaluators.finetuning.model import adapted_model
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, tokenize_prompts
@@ -31,6 +35,16 @@ pytestmark = pytest.mark.tiny
 CPU = torch.device("cpu")
 LABELS = ["SPEECH", "NONSPEECH"]
 NAMES = ("qwen2.5-omni-7b", "audio-flamingo-3", "voxtral-mini-3b")
+# (language model, audio tower) in adapters of transformers 4, and of whole Omni models
+QWEN2_AUDIOS = (("language_model.model", "audio_tower"),)
+OLD_NAMES = {
+    "Qwen2_5OmniThinkerForConditionalGeneration": (
+        ("model", "audio_tower"),
+        ("thinker.model", "thinker.audio_tower"),
+    ),
+    "AudioFlamingo3ForConditionalGeneration": QWEN2_AUDIOS,
+    "VoxtralForConditionalGeneration": QWEN2_AUDIOS,
+}
 SECONDS = {"qwen2.5-omni-7b": 32, "audio-flamingo-3": 2, "voxtral-mini-3b": 2}  # of a window
 LETTERS = Prompt("Does this clip contain human speech? A) yes B) no")
 WORDS = Prompt(
@@ -183,8 +197,28 @@ def test_an_adapter_scores_as_plain_peft_does(loaded, folder, stock, clips, tmp_
     assert isinstance(adapted.peft, peft.PeftModel)
     theirs = FamilyStock(plain, stock.processor, CPU, stock.family)
     assert apart(scorer, theirs, [LETTERS], clips[3:7]) < 1e-4
+    whole = scorer.score([LETTERS], clips[3:7]).logp
+    for number, (head, tail) in enumerate(OLD_NAMES[stock.family.model_class]):
+        old = renamed(tmp_path, tmp_path.parent / f"{tmp_path.name}-{number}", head, tail)
+        again = AudioScorer(open_checkpoint(str(folder), old), "cpu", "float32")
+        assert np.abs(again.score([LETTERS], clips[3:7]).logp - whole).max() < 1e-6
     moved = scorer.score([LETTERS], clips[3:7]).logp - base.score([LETTERS], clips[3:7]).logp
     assert np.abs(moved).min() > 1e-3
+
+
+def renamed(source, folder, lm, tower):
+    """A copy of an adapter whose tensors have the names of another layout."""
+    shutil.copytree(source, folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    inside = {
+        "base_model.model.model.language_model": lm,
+        "base_model.model.model.audio_tower": tower,
+    }
+    for new, old in inside.items():
+        tensors = {key.replace(new, f"base_model.model.{old}"): t for key, t in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
 
 
 def test_a_step_of_training_lowers_the_loss(folder, stock, clips):
@@ -226,6 +260,24 @@ def test_prompts_bring_no_control_token_along(scorer):
         special = tokenizer.convert_tokens_to_ids(token)
         assert ids.count(special) == plain.count(special)
         assert token in tokenizer.decode(ids)
+
+
+def test_the_exported_chat_template_gives_the_text_that_is_scored(scorer):
+    jinja, messages = jinja2.Environment(), [{"role": "user", "content": [{"type": "audio"}]}]
+    for prompt in (LETTERS, WORDS, UNTOLD):
+        source = jinja.from_string(chat_template(scorer.family.template, prompt))
+        said = source.render(messages=messages, add_generation_prompt=True)
+        assert said == template_text(prompt, scorer.family.template)
+
+
+def test_fewer_clips_of_voxtral_are_kept(scorer):
+    """A clip of 500 ms takes a whole window there."""
+    config = scorer.config
+    many = 25 if scorer.family.template is VOXTRAL else 12
+    assert scorer.family.tokens(config, 50) == many
+    kept = plan_memory(config, "none", 8).clips
+    place = 2 * config.text_config.num_hidden_layers * scorer.decoder.heads.key_width * 2
+    assert kept == pytest.approx(15 / 16 * 0.3 * 8 * 2**30 / place / many, rel=1e-3)
 
 
 def test_ids_of_audio_flamingo_3_are_those_of_its_processor(clips):
@@ -300,4 +352,6 @@ def test_voxtral_says_where_the_system_message_stands():
     assert type(others["without a system message"]) is InstructWithoutSystem
     assert len({other.before("be brief") for other in others.values()}) == len(others) == 2
     scorer = evaluator_with(*random_family("voxtral-mini-3b", 2))
-    assert sum("refuses a system message beside audio" in line for line in scorer.about().memory) == 1
+    assert (
+        sum("refuses a system message beside audio" in line for line in scorer.about().memory) == 1
+    )
