@@ -16,6 +16,9 @@ from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
 from evaluators.audio_lm.device import has_kernels
 from evaluators.audio_lm.packing import PackedBatch, PackedRows
 
+LONG = ("voxtral",)  # each clip of which is hundreds of tokens
+LONG_BLOCK = 64  # keys that attention takes at once there
+
 
 class FusedLinear:
     """One or several linear layers of the same input as one product, their weights side by side.
@@ -88,7 +91,8 @@ class Decoder:
         config = model.config.text_config
         heads = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.heads = Heads(heads, config.num_key_value_heads, dim)
+        block = LONG_BLOCK if model.config.model_type in LONG else Heads.block
+        self.heads = Heads(heads, config.num_key_value_heads, dim, block)
         self.device, self.dtype = self._lm.embed_tokens.weight.device, self._lm.norm.weight.dtype
         self.layers = [DecoderLayer(layer) for layer in self._lm.layers]
         self.kernels = load_kernels(self.device)

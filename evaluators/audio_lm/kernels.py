@@ -13,7 +13,7 @@ from evaluators.audio_lm.attention import Heads, KeysValues
 from evaluators.audio_lm.packing import PackedRows
 
 VERSION = f"triton {triton.__version__}"
-BLOCK_N, WARPS, STAGES = 32, 4, 2  # of the attention kernel, as timed on an H100
+WARPS, STAGES = 4, 2  # of the attention kernel, as timed on an H100 with blocks of 32 keys
 
 
 @triton.jit
@@ -222,6 +222,6 @@ def attend(
         q.stride(0), new.keys.stride(0), new.values.stride(0), heads.dim**-0.5,
         HEADS=heads.queries, GROUP=heads.queries // heads.keys, DIM=heads.dim,
         BRANCHES=rows.has_branches, CAUSAL=causal,
-        BLOCK_M=block_m, BLOCK_N=BLOCK_N, num_warps=WARPS, num_stages=STAGES,
+        BLOCK_M=block_m, BLOCK_N=heads.block, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.attention import Heads, RowAttention
-from evaluators.audio_lm.decoder import load_kernels
+from evaluators.audio_lm.decoder import LONG_BLOCK, load_kernels
 from evaluators.audio_lm.packing import Ints, to_device
 
 OMNI_CHUNKS = 32  # chunks of a clip that go through the convolutions at once: always so many
@@ -262,11 +262,17 @@ def _omni_rows(config: Any, tokens: Ints) -> Ints:
 def _run_layers(tower: Any, x: Tensor, rows: Ints) -> Tensor:
     """The tower's layers over a line ``[position, channel]`` of rows of these lengths."""
     attention = tower.layers[0].self_attn
-    heads = Heads(attention.num_heads, attention.num_heads, attention.head_dim)
+    count = attention.num_heads
+    heads = Heads(count, count, attention.head_dim, _block(tower))
     attend = RowAttention(rows, len(x), heads, x.device, load_kernels(x.device))
     for layer in tower.layers:
         x = tower_layer(layer, x, attend)
     return x
+
+
+def _block(tower: Any) -> int:
+    """Keys that a GPU takes at once: more of a tower that hears whole windows, however short the clip."""
+    return LONG_BLOCK if tower.config.model_type == "voxtral_encoder" else Heads.block
 
 
 def tower_layer(

@@ -64,7 +64,7 @@ for rows, queries in ((all_rows, q), (kept_rows, q[kept])):
     assert torch.allclose(ours, theirs, atol=2e-5), float((ours - theirs).abs().max())
 
 # Of a tower: rows of 1, 30, 7, 70 tokens in a line of 128, whose tokens see all of their row.
-lengths, whole = np.array([1, 30, 7, 70]), Heads(4, 4, 64)
+lengths, whole = np.array([1, 30, 7, 70]), Heads(4, 4, 64, block=64)
 parts = torch.randn(3, 128, whole.query_width, device=device)
 ours = RowAttention(lengths, 128, whole, parts.device, kernels)(*parts)
 theirs = RowAttention(lengths, 128, whole, parts.device, None)(*parts)
