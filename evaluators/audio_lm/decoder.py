@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
 from evaluators.audio_lm.device import has_kernels
 from evaluators.audio_lm.packing import PackedBatch, PackedRows
+from evaluators.errors import UserError
 
 LONG = ("voxtral",)  # each clip of which is hundreds of tokens
 LONG_BLOCK = 64  # keys that attention takes at once there
@@ -89,6 +90,7 @@ class Decoder:
         self.model = model
         self._lm = model.model.language_model
         config = model.config.text_config
+        _refuse_other_kinds(config)
         heads = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         block = LONG_BLOCK if model.config.model_type in LONG else Heads.block
@@ -206,6 +208,23 @@ class Decoder:
             return self.kernels.gate_up(both)
         gate, up = both.chunk(2, -1)
         return F.silu(gate) * up
+
+
+def _refuse_other_kinds(config: Any) -> None:
+    """Raises UserError for a language model that is of the kind by its modules, but computes something else."""
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    layers = getattr(config, "layer_types", None) or ()
+    for name, value, known in (
+        ("hidden_act", config.hidden_act, config.hidden_act == "silu"),
+        # Their angles depend on the longest text of a batch.
+        ("rope_type", rope, rope not in ("dynamic", "longrope")),
+        ("layer_types", "sliding_attention", "sliding_attention" not in layers),
+    ):
+        if not known:
+            raise UserError(
+                f"the language model has {name} {value!r}, which is not known to be scored exactly; give a"
+                " checkpoint of the released model, without it"
+            )
 
 
 def load_kernels(device: torch.device) -> Any:

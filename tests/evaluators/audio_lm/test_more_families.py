@@ -178,6 +178,46 @@ def test_training_hears_what_scoring_hears(loaded, scorer, clips):
         assert torch.allclose(both[0], ours, atol=2e-5), decoded.frames
 
 
+def voxtral_with(**text):
+    """Voxtral with another language model."""
+    shape = tiny(SHAPES["voxtral-mini-3b"], 2)
+    return random_model(replace(shape, text={**shape.text, **text}), CPU, torch.float32)
+
+
+def test_the_decoder_takes_what_the_configuration_says(clips):
+    """Llama 3's scaling of angles, biases, heads of any size, one head of keys, another epsilon."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    loaded = voxtral_with(
+        rope_parameters=rope, attention_bias=True, mlp_bias=True, head_dim=24,
+        num_key_value_heads=1, rms_norm_eps=1e-2,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    for name, weight in loaded[0].named_parameters():
+        weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    scorer = evaluator_with(*loaded)
+    stock = FamilyStock(*loaded, CPU, scorer.family)
+    assert apart(scorer, stock, [LETTERS, WORDS], clips[3:6]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_act", "gelu"), ("rope_type", "dynamic"), ("layer_types", "sliding_attention")],
+)
+def test_a_decoder_that_computes_something_else_is_refused(name, value, clips):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    shape = tiny(SHAPES["audio-flamingo-3"], 2)
+    odd = {
+        "hidden_act": {"hidden_act": "gelu"},
+        "rope_type": {"rope_parameters": rope},
+        "layer_types": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    }[name]
+    loaded = random_model(replace(shape, text={**shape.text, **odd}), CPU, torch.float32)
+    with pytest.raises(UserError) as caught:
+        evaluator_with(*loaded).score([LETTERS], clips[3:4])
+    assert str(caught.value).startswith(f"the language model has {name} {value!r}, which is not")
+
+
 def test_a_folder_is_scored_by_name(scorer, folder, clips):
     found = AudioScorer(open_checkpoint(str(folder)), "cpu", "float32")
     expected = scorer.score([LETTERS, WORDS], clips[:6]).logp
