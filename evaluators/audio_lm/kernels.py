@@ -142,20 +142,21 @@ def _attend(
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BRANCHES: tl.constexpr,
     CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
+    row, kv_head = tl.program_id(0), tl.program_id(1)
     first_q, last_q = tl.load(q_start + row), tl.load(q_start + row + 1)
     first_k, last_k = tl.load(k_start + row), tl.load(k_start + row + 1)
     count_q, count_k = last_q - first_q, last_k - first_k
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if tl.program_id(2) * BLOCK_M < count_q:
+    if tl.program_id(2) * BLOCK_M < count_q * GROUP:
         columns = tl.arange(0, DIM)
-        kv_head = head // GROUP
-        at = (first_q + m).to(tl.int64)
-        valid = m < count_q
+        # The heads that share keys lie in one block: each block of keys is read once for all of them.
+        token, head = m // GROUP, kv_head * GROUP + m % GROUP
+        at = (first_q + token).to(tl.int64)
+        valid = token < count_q
         query = tl.load(
-            q + at[:, None] * q_stride + head * DIM + columns[None], valid[:, None], other=0.0
+            q + (at * q_stride + head * DIM)[:, None] + columns[None], valid[:, None], other=0.0
         )
-        index = count_k - count_q + m  # place of the query among the row's keys
+        index = count_k - count_q + token  # place of the query among the row's keys
         own = tl.load(branch + first_k + index, valid, other=0)
         acc = tl.zeros((BLOCK_M, DIM), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
@@ -187,7 +188,7 @@ def _attend(
                 scale, columns, BLOCK_N,
             )  # fmt: skip
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        place = out + at[:, None] * (HEADS * DIM) + head * DIM + columns[None]
+        place = out + (at * (HEADS * DIM) + head * DIM)[:, None] + columns[None]
         tl.store(place, acc.to(out.dtype.element_ty), valid[:, None])
 
 
@@ -214,13 +215,14 @@ def attend(
     """
     out = torch.zeros(q.shape[0], heads.query_width, dtype=q.dtype, device=q.device)
     block_m = 16 if rows.few_queries else 64
-    grid = (len(rows.begin), heads.queries, triton.cdiv(rows.longest_query, block_m))
+    group = heads.queries // heads.keys
+    grid = (len(rows.begin), heads.keys, triton.cdiv(rows.longest_query * group, block_m))
     _attend[grid](
         q, new.keys, new.values, cached.keys, cached.values, out,
         rows.query_start, rows.start, rows.branch, rows.begin, rows.length,
         rows.system.begin, rows.system.length,
         q.stride(0), new.keys.stride(0), new.values.stride(0), heads.dim**-0.5,
-        HEADS=heads.queries, GROUP=heads.queries // heads.keys, DIM=heads.dim,
+        HEADS=heads.queries, GROUP=group, DIM=heads.dim,
         BRANCHES=rows.has_branches, CAUSAL=causal,
         BLOCK_M=block_m, BLOCK_N=heads.block, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 torch.manual_seed(0)
 device = sys.argv[1]
-heads, tokens = Heads(queries=4, keys=2, dim=64), 48
+heads, tokens = Heads(int(sys.argv[2]), int(sys.argv[3]), dim=64), 48
 
 def put(*values): return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -74,12 +74,16 @@ print("equal")
 """
 
 
-def test_kernels_equal_torch():
+@pytest.mark.parametrize(("queries", "keys"), [(4, 2), (7, 1), (3, 3)])
+def test_kernels_equal_torch(queries, keys):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     if device == "cpu":
         env["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, device], env=env, capture_output=True, text=True
+        [sys.executable, "-c", CHECK, device, str(queries), str(keys)],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.strip() == "equal", done.stderr
