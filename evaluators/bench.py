@@ -6,6 +6,8 @@
     python -m evaluators.bench --shape 7b --scaling   also: cost as clips go to 3,000 and prompts to 50
     python -m evaluators.bench --shape 7b --start-up  also: from 17 GB of weights on disk to the first scores
     python -m evaluators.bench --shape 7b --meta      parameter counts only, in seconds, without weights
+    python -m evaluators.bench --shape voxtral-mini-3b         another family's exact shape, likewise on one GPU
+    python -m evaluators.bench --shape voxtral-mini-3b --tiny  the same command with a small model, on a CPU
 
 Work: 200 dev clips of 200, 300, 500 and 1000 ms, 10 prompts of 46 suffix tokens.
 Floor: the language model's matrix products for the suffix tokens at the rate of a large product on the same device,
@@ -30,10 +32,12 @@ import torch
 
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.audio_lm.device import pick_device, pick_dtype
-from evaluators.audio_lm.memory import Shape
+from evaluators.audio_lm.families import family_of
+from evaluators.audio_lm.memory import Shape, weight_counts
 from evaluators.audio_lm.scorer import AudioScorer
-from evaluators.audio_lm.stock import StockModel, config_7b, random_7b, to_nf4
-from evaluators.audio_lm.templates import QWEN2_AUDIO, encode
+from evaluators.audio_lm.shapes import SHAPES, random_model, tiny
+from evaluators.audio_lm.stock import FamilyStock, StockModel, config_7b, random_7b, to_nf4
+from evaluators.audio_lm.templates import QWEN2_AUDIO, Template, encode
 from evaluators.clips import Clip
 from evaluators.evaluator import ScoreTable
 from evaluators.files import shipped
@@ -64,15 +68,17 @@ def count_parameters() -> tuple[int, int]:
         return total, sum(p.numel() for p in peft.parameters() if p.requires_grad)
 
 
-def prompts_of_length(tokenizer: Any, count: int, tokens: int) -> list[Prompt]:
+def prompts_of_length(
+    tokenizer: Any, count: int, tokens: int, template: Template = QWEN2_AUDIO
+) -> list[Prompt]:
     """Different prompts whose suffix has exactly `tokens` tokens."""
     out = []
     for i in range(count):
         text = f"Choose one ({i}):\nA) speech B) noise\n"
-        while len(encode(tokenizer, QWEN2_AUDIO.after(text))) < tokens:
+        while len(encode(tokenizer, template.after(text))) < tokens:
             text += " a"
         out.append(Prompt(text))
-    assert all(len(encode(tokenizer, QWEN2_AUDIO.after(p.text))) == tokens for p in out)
+    assert all(len(encode(tokenizer, template.after(p.text))) == tokens for p in out)
     return out
 
 
@@ -115,12 +121,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.0) 
 
 def suffix_flop(config: Any) -> float:
     """Operations of the language model's matrix products for one suffix."""
-    c = config.text_config
-    head = c.hidden_size // c.num_attention_heads
-    attention = 2 * c.hidden_size**2 + 2 * c.hidden_size * head * c.num_key_value_heads
-    return float(
-        2 * c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size) * SUFFIX
-    )
+    return float(2 * weight_counts(config)[1] * SUFFIX)
 
 
 def multiply_adds(work: Callable[[], Any]) -> float:
@@ -338,7 +339,8 @@ def scaling(bench: Bench, evaluator: AudioScorer) -> None:
         (100, 10), (200, 10), (400, 10), (1000, 10), (3000, 10), (400, 1), (400, 5), (400, 50)
     ):  # fmt: skip
         tokenizer = bench.stock.processor.tokenizer
-        ps, cs = prompts_of_length(tokenizer, prompts, SUFFIX), many_clips(clips)
+        ps = prompts_of_length(tokenizer, prompts, SUFFIX, evaluator.family.template)
+        cs = many_clips(clips)
         evaluator.forget()
         seconds = timed(bench.device, functools.partial(evaluator.score, ps, cs))
         each = seconds / (len(cs) * len(ps))
@@ -384,10 +386,16 @@ def open_bench(args: argparse.Namespace) -> Bench:
     if args.shape == "7b":
         loaded = random_7b(device)
         checkpoint = replace(checkpoint, name="7b shape, random weights")
+    elif args.shape in SHAPES:
+        shape = tiny(SHAPES[args.shape]) if args.tiny else SHAPES[args.shape]
+        loaded = random_model(shape, device, dtype)
+        size = "tiny" if args.tiny else "exact"
+        checkpoint = replace(checkpoint, name=f"{args.shape}, {size} shape, random weights")
     else:
         plain = AudioScorer(checkpoint, args.device)
         loaded = plain.decoder.model, plain.processor
-    prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX)
+    family = family_of(loaded[0].config)
+    prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX, family.template)
     rate = matrix_rate(device, dtype)
     lasting = matrix_rate(device, dtype, 2.0) if device.type == "cuda" else rate
     flop = suffix_flop(loaded[0].config)
@@ -402,7 +410,10 @@ def open_bench(args: argparse.Namespace) -> Bench:
         f"matrix product {rate / 1e12:.1f} TFLOP/s over 20 products, {lasting / 1e12:.1f} over 2 s;"
         f" floors {1e3 * floor.moment:.3f} and {1e3 * floor.lasting:.3f} ms an eval\n"
     )
-    return Bench(checkpoint, StockModel(*loaded, device), prompts, clips, floor)
+    stock = StockModel(*loaded, device)
+    if args.shape in SHAPES:
+        stock = FamilyStock(*loaded, device, family)
+    return Bench(checkpoint, stock, prompts, clips, floor)
 
 
 def free(device: torch.device) -> None:
@@ -442,7 +453,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--shape", choices=["pocket", "7b"], default="pocket")
+    add("--shape", choices=["pocket", "7b", *SHAPES], default="pocket")
+    add("--tiny", action="store_true", help="a small model of the shape's family, for a CPU")
     pocket = "what --shape pocket times (default: %(default)s)"
     add("--checkpoint", default="pocket-base", help=pocket)
     add("--device", default="auto")
@@ -453,6 +465,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--clips", type=int, default=200)
     add("--prompts", type=int, default=10)
     args = parser.parse_args(argv)
+    if args.tiny and args.shape not in SHAPES:
+        parser.error(f"--tiny is given with --shape {args.shape}; give one of {', '.join(SHAPES)}")
+    if args.start_up and args.shape in SHAPES:
+        parser.error(f"--start-up is given with --shape {args.shape}; give 7b")
     if args.meta:
         total, trainable = count_parameters()
         print(f"{total:,} parameters, {trainable:,} trainable with LoRA rank 16 on q, k, v, o")

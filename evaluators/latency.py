@@ -47,11 +47,10 @@ def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Late
         single = _median(lambda wave: model.detector(wave), waves)
         return Latency(decode, 0.0, single, single, len(clips))
     if model.about().checkpoint is not None:
-        from evaluators.audio_lm.features import FeatureStore
         from evaluators.audio_lm.scorer import AudioScorer
 
         assert isinstance(model, AudioScorer), "About.checkpoint"
-        store = FeatureStore(None, model.processor.feature_extractor, model.family.whole_window)
+        store = model.family.feature_store(None, model.processor.feature_extractor)
         features = _median(lambda wave: store.log_mel([wave]), waves)
         forget = model.forget
 

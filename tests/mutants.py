@@ -82,6 +82,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/audio_lm/packed_tower.py": (
         "tests/evaluators/audio_lm/test_tower.py",
         "tests/evaluators/audio_lm/test_omni.py",
+        "tests/evaluators/audio_lm/test_more_families.py",
         "tests/evaluators/audio_lm/test_scorer.py::test_odd_lengths_equal_the_stock_forward",
     ),
     "evaluators/audio_lm/prefixes.py": (
@@ -456,8 +457,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/families.py", "q * (q.shape[2] // heads) ** -0.5", "q"),
     (
         "evaluators/audio_lm/families.py",
-        "tower.embed_positions.weight[:valid]",
-        "tower.embed_positions.weight[1 : valid + 1]",
+        "position_table(tower)[:valid]",
+        "position_table(tower)[1 : valid + 1]",
     ),
     ("evaluators/audio_lm/families.py", "mel[:, :, : 2 * valid + 2]", "mel[:, :, : 2 * valid]"),
     ("evaluators/audio_lm/packing.py", "np.maximum.at(top", "np.logaddexp.at(top"),
@@ -480,6 +481,13 @@ DIRECTED: list[tuple[str, str, str]] = [
         "length",
     ),
     ("evaluators/audio_lm/packed_tower.py", "divmod(count, most)", "(0, count)"),
+    (
+        "evaluators/audio_lm/packed_tower.py",
+        "positions[(np.cumsum(valid) - 1)[odd], 2] = 0",
+        "pass",
+    ),
+    ("evaluators/audio_lm/packed_tower.py", 'mode="edge"', 'mode="constant"'),
+    ("evaluators/audio_lm/packed_tower.py", "last = max(0, clip.frames - 1) // width", "last = 0"),
     ("evaluators/audio_lm/attention.py", "attn_mask=group.mask", "attn_mask=None"),
     ("evaluators/audio_lm/prefixes.py", "new[: len(old)] = old", "pass"),
     (

@@ -19,12 +19,18 @@ from safetensors.torch import load_file
 from evaluators.audio_lm.adapter_kinds import WEIGHTS
 from evaluators.errors import UserError
 
-# (transformers 4, transformers 5): where the parts of Qwen2-Audio lie below ``base_model.model.``
+# (transformers 4, transformers 5): where the parts of Qwen2-Audio, Voxtral and Audio Flamingo 3 lie below
+# ``base_model.model.``; and those of the thinker of Qwen's Omni models, by itself or in the whole model.
 LAYOUTS = (
     ("language_model.lm_head", "lm_head"),
     ("language_model.model", "model.language_model"),
     ("audio_tower", "model.audio_tower"),
     ("multi_modal_projector", "model.multi_modal_projector"),
+    ("model.layers", "model.language_model.layers"),
+    ("model.embed_tokens", "model.language_model.embed_tokens"),
+    ("thinker.lm_head", "lm_head"),
+    ("thinker.model", "model.language_model"),
+    ("thinker.audio_tower", "model.audio_tower"),
 )
 PREFIX = "base_model.model."
 

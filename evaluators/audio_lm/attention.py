@@ -21,6 +21,7 @@ class Heads:
     queries: int
     keys: int
     dim: int  # channels of a head
+    block: int = 32  # keys that a GPU takes at once: by the kind of model alone, since scores may depend on it
 
     @property
     def query_width(self) -> int:

@@ -28,8 +28,17 @@ PATTERNS = [
     "*.txt",
     "*.model",
 ]  # what of a model on the hub is downloaded
+DOUBLES = ["consolidated*"]  # Mistral's own form of the same weights
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
-MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what can be scored
+# `model_type` in config.json of what the packed step scores; `families` has a family for each.
+MODEL_TYPES = (
+    "qwen2_audio",
+    *OMNI,
+    "qwen2_5_omni",
+    "qwen2_5_omni_thinker",
+    "audioflamingo3",
+    "voxtral",
+)
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,11 @@ def _download(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=DOUBLES
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         reason = "; ".join(line.partition(". ")[0] for line in said[:2])  # "401 ...", and why

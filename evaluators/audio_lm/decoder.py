@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
 from evaluators.audio_lm.device import has_kernels
 from evaluators.audio_lm.packing import PackedBatch, PackedRows
+from evaluators.errors import UserError
+
+LONG = ("voxtral",)  # each clip of which is hundreds of tokens
+LONG_BLOCK = 64  # keys that attention takes at once there
 
 
 class FusedLinear:
@@ -86,9 +90,11 @@ class Decoder:
         self.model = model
         self._lm = model.model.language_model
         config = model.config.text_config
+        _refuse_other_kinds(config)
         heads = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.heads = Heads(heads, config.num_key_value_heads, dim)
+        block = LONG_BLOCK if model.config.model_type in LONG else Heads.block
+        self.heads = Heads(heads, config.num_key_value_heads, dim, block)
         self.device, self.dtype = self._lm.embed_tokens.weight.device, self._lm.norm.weight.dtype
         self.layers = [DecoderLayer(layer) for layer in self._lm.layers]
         self.kernels = load_kernels(self.device)
@@ -112,7 +118,7 @@ class Decoder:
         """
         x = batch.tokens if batch.tokens.dim() == 2 else self._lm.embed_tokens(batch.tokens)
         cos, sin = (
-            part[0].contiguous() for part in self._lm.rotary_emb(x[None], batch.positions[None])
+            part[0].contiguous() for part in self._lm.rotary_emb(x[None], self._rows(batch))
         )
         widths = [self.heads.query_width, self.heads.key_width, self.heads.key_width]
         rows, last = batch.rows, len(self.layers) - 1
@@ -154,6 +160,14 @@ class Decoder:
         turned = torch.cat([-part[..., half:], part[..., :half]], -1)
         part.copy_(part * cos[:, None] + turned * sin[:, None])
 
+    def _rows(self, batch: PackedBatch) -> Tensor:
+        """Positions as the rotary embedding takes them: ``[1, token]``, or the same for time, height and width.
+
+        Without pictures the three are equal (`get_rope_index` of Qwen2.5-Omni; a test holds it).
+        """
+        rows = batch.positions[None]
+        return rows.expand(3, 1, -1) if hasattr(self._lm.rotary_emb, "mrope_section") else rows
+
     def _attend(
         self, q: Tensor, new: KeysValues, cached: KeysValues, rows: PackedRows, padded: Any
     ) -> Tensor:
@@ -194,6 +208,23 @@ class Decoder:
             return self.kernels.gate_up(both)
         gate, up = both.chunk(2, -1)
         return F.silu(gate) * up
+
+
+def _refuse_other_kinds(config: Any) -> None:
+    """Raises UserError for a language model that is of the kind by its modules, but computes something else."""
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    layers = getattr(config, "layer_types", None) or ()
+    for name, value, known in (
+        ("hidden_act", config.hidden_act, config.hidden_act == "silu"),
+        # Their angles depend on the longest text of a batch.
+        ("rope_type", rope, rope not in ("dynamic", "longrope")),
+        ("layer_types", "sliding_attention", "sliding_attention" not in layers),
+    ):
+        if not known:
+            raise UserError(
+                f"the language model has {name} {value!r}, which is not known to be scored exactly; give a"
+                " checkpoint of the released model, without it"
+            )
 
 
 def load_kernels(device: torch.device) -> Any:

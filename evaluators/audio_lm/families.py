@@ -1,6 +1,7 @@
 """What differs between families of audio language models: chat template, front end, audio tower, classes.
 
-Everything else is shared: the packed step runs any decoder of Qwen's kind, dense or with experts.
+Everything else is shared: the packed step runs any decoder of Qwen's or Llama's kind, dense or with experts. How a
+family is added stands in evaluators/README.md.
 """
 
 import functools
@@ -17,14 +18,22 @@ from torch.utils.checkpoint import checkpoint
 
 from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
+from evaluators.audio_lm.features import ONE_WINDOW, FeatureStore, Windows
 from evaluators.audio_lm.model_folder import read_processor
 from evaluators.audio_lm.packed_tower import (
     LogMel,
+    embed_qwen2_5_omni,
     embed_qwen2_audio,
     embed_qwen3_omni,
+    embed_voxtral,
     omni_tokens,
+    position_table,
     qwen2_audio_positions,
     tower_layer,
+    voxtral_group,
+    voxtral_positions,
+    whisper_positions,
+    window_frames,
 )
 from evaluators.audio_lm.templates import Template
 from evaluators.errors import UserError
@@ -46,6 +55,8 @@ class Family:
         encode: (model, mel ``[clip, bin, frame]``, frames) -> ``[clip, token, channel]``, for clips of one length:
             for training, since it can be differentiated and captured in a graph.
         processor: Folder -> something with `tokenizer` and `feature_extractor`.
+        windows: What becomes of clips that are longer than the window.
+        note: What a person must know of its scores, in one sentence; "": nothing.
     """
 
     model_class: str
@@ -57,6 +68,12 @@ class Family:
     embed: Callable[[Any, Sequence[LogMel], int], list[Tensor]]
     encode: Callable[[Any, Tensor, int], Tensor]
     processor: Callable[[Path], Any]
+    windows: Windows = ONE_WINDOW
+    note: str = ""
+
+    def feature_store(self, folder: Path | None, extractor: Any) -> FeatureStore:
+        """Features of clips as the family takes them; kept in the folder, if one is given."""
+        return FeatureStore(folder, extractor, self.whole_window, self.windows)
 
 
 def _auto_processor(folder: Path) -> Any:
@@ -67,21 +84,36 @@ def _auto_processor(folder: Path) -> Any:
     )
 
 
-def _tokenizer_and_extractor(folder: Path) -> Any:
-    """Both without Qwen3-Omni's own processor, which needs the libraries for images and videos too."""
+def _tokenizer_and_extractor(template: Template, folder: Path) -> Any:
+    """Both without the family's own processor, which may need the libraries for images and videos too."""
     from transformers import AutoFeatureExtractor, AutoTokenizer
 
+    return _both(template, folder, AutoTokenizer, AutoFeatureExtractor)
+
+
+def _voxtral_processor(folder: Path) -> Any:
+    """Both without mistral-common: transformers reads tekken.json itself, to the same tokens.
+
+    Its own classes would take mistral-common's tokenizer where that is installed, which cannot encode text that spells
+    a control token as text.
+    """
+    from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
+
+    return _both(templates.VOXTRAL, folder, PreTrainedTokenizerFast, WhisperFeatureExtractor)
+
+
+def _both(template: Template, folder: Path, tokenizer: Any, extractor: Any) -> Any:
     both = SimpleNamespace(
-        tokenizer=read_processor(folder, AutoTokenizer.from_pretrained),
-        feature_extractor=read_processor(folder, AutoFeatureExtractor.from_pretrained),
+        tokenizer=read_processor(folder, tokenizer.from_pretrained),
+        feature_extractor=read_processor(folder, extractor.from_pretrained),
     )
-    return _check_tokens(both, templates.QWEN3_OMNI, folder)
+    return _check_tokens(both, template, folder)
 
 
 def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
     """The processor. Raises UserError where its tokenizer lacks a control token of the template."""
     known = processor.tokenizer.get_vocab()
-    for text, control in (*template.before(""), *template.after("")):
+    for text, control in (*template.before("told"), (template.audio, True), *template.after("")):
         if control and text not in known:
             raise UserError(
                 f"the tokenizer in {str(folder)!r} does not know {text}, which the chat template"
@@ -106,16 +138,50 @@ def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
     never attend to it.
 
     Args:
-        model: A Qwen2AudioForConditionalGeneration.
+        model: A Qwen2AudioForConditionalGeneration, or an AudioFlamingo3ForConditionalGeneration.
         mel: ``[clip, mel bin, frame]``, at least ``2 * v + 2`` frames or the model's whole window.
         frames: Valid 10 ms frames; ``v = (frames - 1) // 2 + 1`` of them remain after the convolutions,
             ``v // 2`` tokens after pooling.
     """
     tower = model.model.audio_tower
+    x = _pairs(_encode_parts(tower, mel, frames, window_frames(model.config)))
+    return model.model.multi_modal_projector(tower.layer_norm(x))
+
+
+def _encode_qwen2_5_omni(model: Any, mel: Tensor, frames: int) -> Tensor:
+    """The same of Qwen2.5-Omni; its convolutions see zeros past a chunk's end."""
+    tower = model.model.audio_tower
+    x = _pairs(_encode_parts(tower, mel[:, :, :frames], frames, 2 * tower.config.n_window))
+    return tower.proj(tower.ln_post(x))
+
+
+def _encode_voxtral(model: Any, mel: Tensor, frames: int) -> Tensor:
+    """The same of Voxtral, which hears the silence to the end of the last window."""
+    tower, width = model.model.audio_tower, window_frames(model.config)
+    windows = -(-frames // width)
+    mel = F.pad(mel, (0, windows * width - mel.shape[2]), mode="replicate")
+    x = tower.layer_norm(_encode_parts(tower, mel, windows * width, width))
+    group = voxtral_group(model.config)
+    return model.model.multi_modal_projector(x.unflatten(1, (-1, group)).flatten(2))
+
+
+def _encode_parts(tower: Any, mel: Tensor, frames: int, width: int) -> Tensor:
+    """``[clip, position, channel]`` after the layers, of clips in parts of `width` frames, each heard alone."""
+    last = (frames - 1) // width * width
+    x = _encode_part(tower, mel[:, :, last:], frames - last)
+    if not last:
+        return x
+    whole = mel[:, :, :last].unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)
+    before = _encode_part(tower, whole, width).unflatten(0, (len(mel), -1)).flatten(1, 2)
+    return torch.cat([before, x], 1)
+
+
+def _encode_part(tower: Any, mel: Tensor, frames: int) -> Tensor:
+    """``[part, position, channel]`` after the layers of a tower of Whisper's kind."""
     valid = (frames - 1) // 2 + 1
     x = mel[:, :, : 2 * valid + 2].to(tower.conv1.weight.dtype)
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
-    x = x + tower.embed_positions.weight[:valid]
+    x = (x + position_table(tower)[:valid]).to(x.dtype)
     again = torch.is_grad_enabled() and getattr(tower, "gradient_checkpointing", False)
     attend = functools.partial(_attend_all, tower.layers[0].self_attn.num_heads)
     for layer in tower.layers:
@@ -125,9 +191,13 @@ def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
             if again
             else run(layer, x, attend)
         )
-    tokens = valid // 2  # none of a clip of 20 ms
-    x = tower.layer_norm(x[:, : 2 * tokens].unflatten(1, (tokens, 2)).mean(2))
-    return model.model.multi_modal_projector(x)
+    return x
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Means of each two positions; none of a clip of 20 ms."""
+    tokens = x.shape[1] // 2
+    return x[:, : 2 * tokens].unflatten(1, (tokens, 2)).mean(2)
 
 
 def _attend_all(heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -157,13 +227,61 @@ QWEN3_OMNI = Family(
     positions_per_token=1,
     embed=embed_qwen3_omni,
     encode=_omni_encode,
-    processor=_tokenizer_and_extractor,
+    processor=functools.partial(_tokenizer_and_extractor, templates.QWEN3_OMNI),
 )
+# A chunk of 2 s has an even number of positions, so that the tokens of a clip are those of Qwen2-Audio.
+QWEN2_5_OMNI = Family(
+    model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+    template=templates.QWEN2_5_OMNI,
+    whole_window=True,
+    tokens=lambda config, frames: qwen2_audio_positions(frames) // 2,
+    positions=lambda config, frames: qwen2_audio_positions(frames),
+    positions_per_token=2,
+    embed=embed_qwen2_5_omni,
+    encode=_encode_qwen2_5_omni,
+    processor=functools.partial(_tokenizer_and_extractor, templates.QWEN2_5_OMNI),
+)
+AUDIO_FLAMINGO_3 = Family(
+    model_class="AudioFlamingo3ForConditionalGeneration",
+    template=templates.AUDIO_FLAMINGO_3,
+    whole_window=True,
+    tokens=lambda config, frames: whisper_positions(config, frames) // 2,
+    positions=whisper_positions,
+    positions_per_token=2,
+    embed=embed_qwen2_audio,
+    encode=encode_qwen2_audio,
+    processor=functools.partial(_tokenizer_and_extractor, templates.AUDIO_FLAMINGO_3),
+    windows=Windows(20, apart=True),  # max_audio_len of AudioFlamingo3Processor: 600 s
+)
+VOXTRAL = Family(
+    model_class="VoxtralForConditionalGeneration",
+    template=templates.VOXTRAL,
+    whole_window=True,
+    tokens=lambda config, frames: voxtral_positions(config, frames) // voxtral_group(config),
+    positions=voxtral_positions,
+    positions_per_token=4,
+    embed=embed_voxtral,
+    encode=_encode_voxtral,
+    processor=_voxtral_processor,
+    windows=Windows(
+        80
+    ),  # 40 minutes: what the card of Voxtral-Mini-3B-2507 says that it understands
+    note="Voxtral's own tokenizer refuses a system message beside audio: a prompt's stands in [SYSTEM_PROMPT] before"
+    " it, as in later tokenizers of Mistral; an empty one is left out",
+)
+FAMILIES = {  # by `model_type`; those of `checkpoint.MODEL_TYPES`
+    "qwen2_audio": QWEN2_AUDIO,
+    **dict.fromkeys(OMNI, QWEN3_OMNI),
+    "qwen2_5_omni": QWEN2_5_OMNI,
+    "qwen2_5_omni_thinker": QWEN2_5_OMNI,
+    "audioflamingo3": AUDIO_FLAMINGO_3,
+    "voxtral": VOXTRAL,
+}
 
 
 def family_of(config: Any) -> Family:
     """The family of a configuration; `open_checkpoint` refuses what has none."""
-    return QWEN3_OMNI if config.model_type in OMNI else QWEN2_AUDIO
+    return FAMILIES[config.model_type]
 
 
 def audio_config(folder: Any) -> Any:

@@ -26,6 +26,22 @@ PAST = 8  # frames after the clip that its features hold: the tower reads two, a
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What becomes of clips that are longer than the window of a feature extractor.
+
+    Attributes:
+        most: Windows that a clip may take; longer ones are refused.
+        apart: Features of each window are made alone, else of the whole clip at once.
+    """
+
+    most: int = 1
+    apart: bool = False
+
+
+ONE_WINDOW = Windows()
+
+
+@dataclass(frozen=True)
 class DecodedClip:
     """A clip's stored features ``[mel bin, frame]``, or its wave where none are stored."""
 
@@ -47,15 +63,25 @@ class FeatureStore:
         folder: Where they are stored; None: nowhere.
         extractor: A WhisperFeatureExtractor.
         whole_window: Whether the model's processor pads every clip to the extractor's whole window, or not at all.
+        windows: What becomes of longer clips, where it pads.
     """
 
-    def __init__(self, folder: Path | None, extractor: Any, whole_window: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        extractor: Any,
+        whole_window: bool = True,
+        windows: Windows = ONE_WINDOW,
+    ) -> None:
         self.folder = folder
         self.extractor = extractor
         self.whole_window = whole_window
+        self.windows = windows
         about = extractor.to_dict() | {"front_end": FRONT_END, **front_end_versions()}
         if not whole_window:
             about["padding"] = "none"
+        if windows != ONE_WINDOW:
+            about["windows"] = "apart" if windows.apart else "together"
         self._about = json.dumps(about, sort_keys=True, default=str)
         filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
         self._filters = filters.T.contiguous()
@@ -87,10 +113,11 @@ class FeatureStore:
                     f" {1e3 * shortest / RATE:.2f} ms at least; leave it out, or cut it longer"
                 )
             return DecodedClip(key, len(wave) // hop, None, wave)
-        if len(wave) > self.extractor.n_samples:
+        longest = self.windows.most * self.extractor.n_samples
+        if len(wave) > longest:
             raise UserError(
                 f"clip {clip.clip_id!r} lasts {len(wave) / RATE:.2f} s, the model hears "
-                f"{self.extractor.n_samples / RATE:.0f} s; cut it first"
+                f"{longest / RATE:.0f} s; cut it first"
             )
         return DecodedClip(key, -(-len(wave) // hop), None, wave)
 
@@ -126,7 +153,25 @@ class FeatureStore:
                 p["input_features"][0][:, : len(w) // hop]
                 for p, w in zip(parts, waves, strict=True)
             ]
-        window = self.extractor.n_samples // hop
+        samples = self.extractor.n_samples
+        if all(len(wave) <= samples for wave in waves):
+            return self._log_mel(waves)
+        return [self._log_mel_of_windows(wave) for wave in waves]
+
+    def _log_mel_of_windows(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same of a clip that may be longer than the window."""
+        samples = self.extractor.n_samples
+        if not self.windows.apart:
+            return self._log_mel([wave], -(-len(wave) // samples))[0]
+        parts = [wave[i : i + samples] for i in range(0, len(wave), samples)]
+        return np.concatenate(self._log_mel(parts), axis=1)
+
+    def _log_mel(
+        self, waves: Sequence[NDArray[np.float32]], windows: int = 1
+    ) -> list[NDArray[np.float32]]:
+        """The same of waves that fit into so many windows."""
+        hop = self.extractor.hop_length
+        window = windows * self.extractor.n_samples // hop
         frames = [min(window, -(-len(wave) // hop) + PAST) for wave in waves]
         padded = np.zeros((len(waves), max(frames) * hop), dtype=np.float32)
         for row, wave in zip(padded, waves, strict=True):

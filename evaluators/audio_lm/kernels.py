@@ -13,7 +13,7 @@ from evaluators.audio_lm.attention import Heads, KeysValues
 from evaluators.audio_lm.packing import PackedRows
 
 VERSION = f"triton {triton.__version__}"
-BLOCK_N, WARPS, STAGES = 32, 4, 2  # of the attention kernel, as timed on an H100
+WARPS, STAGES = 4, 2  # of the attention kernel, as timed on an H100 with blocks of 32 keys
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> Tensor:
 @triton.jit
 def _rotate(qkv, cos, sin, stride, HEADS: tl.constexpr, HALF: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    heads = tl.arange(0, HEADS)[:, None]
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     columns = tl.arange(0, HALF)[None]
     at = qkv + token * stride + heads * (2 * HALF) + columns
     low, high = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
@@ -90,9 +90,8 @@ def _rotate(qkv, cos, sin, stride, HEADS: tl.constexpr, HALF: tl.constexpr):
 def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> None:
     """Rotary positions on the first `heads` heads of ``[token, channel]``, in place."""
     step = 1 << ((heads & -heads).bit_length() - 1)  # largest power of two that divides the heads
-    for first in range(0, heads, step):
-        part = qkv[:, first * head_dim :]
-        _rotate[(qkv.shape[0],)](part, cos, sin, qkv.stride(0), HEADS=step, HALF=head_dim // 2)
+    grid = (qkv.shape[0], heads // step)
+    _rotate[grid](qkv, cos, sin, qkv.stride(0), HEADS=step, HALF=head_dim // 2)
 
 
 @triton.jit
@@ -143,20 +142,21 @@ def _attend(
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BRANCHES: tl.constexpr,
     CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
+    row, kv_head = tl.program_id(0), tl.program_id(1)
     first_q, last_q = tl.load(q_start + row), tl.load(q_start + row + 1)
     first_k, last_k = tl.load(k_start + row), tl.load(k_start + row + 1)
     count_q, count_k = last_q - first_q, last_k - first_k
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if tl.program_id(2) * BLOCK_M < count_q:
+    if tl.program_id(2) * BLOCK_M < count_q * GROUP:
         columns = tl.arange(0, DIM)
-        kv_head = head // GROUP
-        at = (first_q + m).to(tl.int64)
-        valid = m < count_q
+        # The heads that share keys lie in one block: each block of keys is read once for all of them.
+        token, head = m // GROUP, kv_head * GROUP + m % GROUP
+        at = (first_q + token).to(tl.int64)
+        valid = token < count_q
         query = tl.load(
-            q + at[:, None] * q_stride + head * DIM + columns[None], valid[:, None], other=0.0
+            q + (at * q_stride + head * DIM)[:, None] + columns[None], valid[:, None], other=0.0
         )
-        index = count_k - count_q + m  # place of the query among the row's keys
+        index = count_k - count_q + token  # place of the query among the row's keys
         own = tl.load(branch + first_k + index, valid, other=0)
         acc = tl.zeros((BLOCK_M, DIM), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
@@ -188,7 +188,7 @@ def _attend(
                 scale, columns, BLOCK_N,
             )  # fmt: skip
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        place = out + at[:, None] * (HEADS * DIM) + head * DIM + columns[None]
+        place = out + (at * (HEADS * DIM) + head * DIM)[:, None] + columns[None]
         tl.store(place, acc.to(out.dtype.element_ty), valid[:, None])
 
 
@@ -215,14 +215,15 @@ def attend(
     """
     out = torch.zeros(q.shape[0], heads.query_width, dtype=q.dtype, device=q.device)
     block_m = 16 if rows.few_queries else 64
-    grid = (len(rows.begin), heads.queries, triton.cdiv(rows.longest_query, block_m))
+    group = heads.queries // heads.keys
+    grid = (len(rows.begin), heads.keys, triton.cdiv(rows.longest_query * group, block_m))
     _attend[grid](
         q, new.keys, new.values, cached.keys, cached.values, out,
         rows.query_start, rows.start, rows.branch, rows.begin, rows.length,
         rows.system.begin, rows.system.length,
         q.stride(0), new.keys.stride(0), new.values.stride(0), heads.dim**-0.5,
-        HEADS=heads.queries, GROUP=heads.queries // heads.keys, DIM=heads.dim,
+        HEADS=heads.queries, GROUP=group, DIM=heads.dim,
         BRANCHES=rows.has_branches, CAUSAL=causal,
-        BLOCK_M=block_m, BLOCK_N=BLOCK_N, num_warps=WARPS, num_stages=STAGES,
+        BLOCK_M=block_m, BLOCK_N=heads.block, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out

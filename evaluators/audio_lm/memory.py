@@ -81,6 +81,16 @@ def _kv_width(text: Any) -> int:
     return int(text.num_key_value_heads * head)
 
 
+def _clip_tokens(config: Any) -> int:
+    """Audio tokens of a clip of 500 ms: 12 of Qwen2-Audio, 375 of Voxtral, which hears whole windows."""
+    from evaluators.audio_lm.families import (
+        FAMILIES,
+    )  # here: it needs the decoder, which needs this
+
+    family = FAMILIES.get(config.model_type)
+    return 12 if family is None else family.tokens(config, 50)
+
+
 def cache_bytes(total: float, free: float) -> float:
     """Bytes that embeddings, keys and values may take on a card."""
     return min(0.3 * total, 0.5 * max(free, 0.0))
@@ -146,7 +156,7 @@ def plan_memory(config: Any, quantization: str, gib: float) -> MemoryPlan:
         weights / 2**30,
         batch / 2**30,
         cache / 2**30,
-        max(0, int((1 - EMBEDDINGS_SHARE) * cache / place / 12)),
+        max(0, int((1 - EMBEDDINGS_SHARE) * cache / place / _clip_tokens(config))),
         shape,
         share * 100e12 / (2 * met * SUFFIX_TOKENS),
     )

@@ -29,6 +29,7 @@ TOKENIZERS = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
     ("tokenizer.model",),
+    ("tekken.json",),
 )  # any of them is enough
 READ = (
     ".json",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.attention import Heads, RowAttention
-from evaluators.audio_lm.decoder import load_kernels
+from evaluators.audio_lm.decoder import LONG_BLOCK, load_kernels
 from evaluators.audio_lm.packing import Ints, to_device
 
 OMNI_CHUNKS = 32  # chunks of a clip that go through the convolutions at once: always so many
@@ -32,6 +32,18 @@ def qwen2_audio_positions(frames: int) -> int:
     return (frames - 1) // 2 + 1
 
 
+def whisper_positions(config: Any, frames: int) -> int:
+    """Positions of a clip of any number of windows."""
+    width = window_frames(config)
+    return frames // width * (width // 2) + qwen2_audio_positions(frames % width)
+
+
+def voxtral_positions(config: Any, frames: int) -> int:
+    """Positions of all windows that a clip begins: the padding of the last one is heard, too."""
+    width = window_frames(config)
+    return -(-frames // width) * width // 2
+
+
 def omni_tokens(config: Any, frames: int) -> int:
     """Audio tokens: three convolutions of stride 2 over windows of ``2 * n_window`` frames, each window alone."""
     window = 2 * config.audio_config.n_window
@@ -45,6 +57,27 @@ def _eighth(frames: int) -> int:
     return frames
 
 
+def window_frames(config: Any) -> int:
+    """10 ms frames of an audio tower's window: its first convolution keeps their number, its second halves it."""
+    return 2 * int(config.audio_config.max_source_positions)
+
+
+def cut(clip: LogMel, width: int) -> list[LogMel]:
+    """A clip's features in parts of `width` frames; the last may have fewer, and has what comes after the clip."""
+    last = max(0, clip.frames - 1) // width
+    whole = [LogMel(clip.values[:, i * width : (i + 1) * width], width) for i in range(last)]
+    return [*whole, LogMel(clip.values[:, last * width :], clip.frames - last * width)]
+
+
+def filled(clip: LogMel, width: int) -> NDArray[np.float32]:
+    """``[bin, frame]``: a clip's features up to the end of its last window of `width` frames.
+
+    Past the frames that its features hold nothing is heard, so that all of them are like the last one.
+    """
+    missing = -(-clip.frames // width) * width - clip.values.shape[1]
+    return np.pad(clip.values, ((0, 0), (0, max(0, missing))), mode="edge")
+
+
 def embed_qwen2_audio(model: Any, clips: Sequence[LogMel], size: int) -> list[Tensor]:
     """Audio embeddings ``[token, channel]`` of each clip, exact.
 
@@ -52,29 +85,108 @@ def embed_qwen2_audio(model: Any, clips: Sequence[LogMel], size: int) -> list[Te
     never attend to it. The convolutions are products of the frames that each of their outputs sees, so that those at a
     clip's ends see what they see there in the stock model, and not the next clip in the line.
 
+    Audio Flamingo 3 has the same tower; of longer clips it hears one window after another, each alone.
+
     Args:
-        model: A Qwen2AudioForConditionalGeneration.
+        model: A Qwen2AudioForConditionalGeneration, or an AudioFlamingo3ForConditionalGeneration.
         clips: Features, with two frames or more after the clip's own, or as many as the window has.
         size: Positions of the line, an even number; enough for the clips.
     """
     tower = model.model.audio_tower
+    parts = [cut(clip, window_frames(model.config)) for clip in clips]
+    x = _whisper_layers(tower, [part for own in parts for part in own], size)
+    x, tokens = _pooled(x, parts)
+    return _split(model.model.multi_modal_projector(tower.layer_norm(x)), tokens)
+
+
+def embed_qwen2_5_omni(model: Any, clips: Sequence[LogMel], size: int) -> list[Tensor]:
+    """Audio embeddings ``[token, channel]`` of each clip, exact.
+
+    The stock tower cuts a clip into chunks of 2 s, each with positions from 0 on, that attend to themselves alone;
+    what its convolutions see past a chunk's end is zero.
+
+    Args:
+        model: A Qwen2_5OmniThinkerForConditionalGeneration.
+        clips: Their features.
+        size: Positions of the line, an even number; enough for the clips.
+    """
+    tower = model.model.audio_tower
+    parts = [cut(clip, 2 * tower.config.n_window) for clip in clips]
+    x = _whisper_layers(tower, [part for own in parts for part in own], size, alone=True)
+    x, tokens = _pooled(x, parts)
+    return _split(tower.proj(tower.ln_post(x)), tokens)
+
+
+def embed_voxtral(model: Any, clips: Sequence[LogMel], size: int) -> list[Tensor]:
+    """Audio embeddings ``[token, channel]`` of each clip, exact.
+
+    The stock tower hears whole windows of 30 s, with all of the silence after the clip: nothing is masked, so nothing
+    can be left out. It costs the same for each clip, once.
+
+    Args:
+        model: A VoxtralForConditionalGeneration.
+        clips: Features, with a frame or more after the clip's own in which nothing is heard, or to its window's end.
+        size: Positions of the line; enough for the clips.
+    """
+    tower, width = model.model.audio_tower, window_frames(model.config)
+    whole = [filled(clip, width) for clip in clips]
+    parts = [part for mel in whole for part in cut(LogMel(mel, mel.shape[1]), width)]
+    x = tower.layer_norm(_whisper_layers(tower, parts, size))
+    group = voxtral_group(model.config)
+    x = x[: size // group * group].reshape(-1, group * x.shape[1])
+    tokens = np.array([mel.shape[1] // (2 * group) for mel in whole])
+    return _split(model.model.multi_modal_projector(x), tokens)
+
+
+def voxtral_group(config: Any) -> int:
+    """Positions of the tower that become one token, side by side."""
+    return int(config.audio_config.intermediate_size // config.audio_config.hidden_size)
+
+
+def _whisper_layers(
+    tower: Any, parts: Sequence[LogMel], size: int, *, alone: bool = False
+) -> Tensor:
+    """``[position, channel]`` after the layers of a tower of Whisper's kind, of parts one after another in a line.
+
+    Args:
+        tower: The tower.
+        parts: Features that attend to themselves alone, each with positions from 0 on.
+        size: Positions of the line.
+        alone: The convolutions see zeros past a part's end, else what its features hold there.
+    """
     device, dtype = tower.conv1.weight.device, tower.conv1.weight.dtype
-    valid = np.array([qwen2_audio_positions(clip.frames) for clip in clips])
-    frames, begin = _frames_in_a_line([clip.values for clip in clips], 2 * valid + 1)
+    valid = np.array([qwen2_audio_positions(part.frames) for part in parts])
+    values = [part.values[:, : part.frames] if alone else part.values for part in parts]
+    frames, begin = _frames_in_a_line(values, 2 * valid + 1)
     # The window of a position is it and its neighbours; before the first one lies a row of zeros.
     outputs = _windows(begin, 1, 2 * valid, 2 * size)
     x = to_device(frames, device).to(dtype)[to_device(outputs, device)]
     x = F.pad(F.gelu(_convolve(tower.conv1, x)), (0, 0, 1, 0))
     positions = _windows(1 + _starts(2 * valid), 2, valid, size)
+    if alone:  # of an odd number of frames the last position sees one that is not there
+        odd = np.array([part.frames % 2 == 1 for part in parts])
+        positions[(np.cumsum(valid) - 1)[odd], 2] = 0
     x = F.gelu(_convolve(tower.conv2, x[to_device(positions, device)]))
-    x = x + tower.embed_positions.weight[to_device(_padded(_within(valid), size), device)]
-    x = _run_layers(tower, x, valid)
+    table = position_table(tower)[to_device(_padded(_within(valid), size), device)]
+    return _run_layers(tower, (x + table).to(x.dtype), valid)
+
+
+def position_table(tower: Any) -> Tensor:
+    """``[position, channel]``: what a tower of Whisper's kind adds to each position."""
+    if hasattr(tower, "embed_positions"):
+        weight: Tensor = tower.embed_positions.weight
+        return weight
+    return tower.positional_embedding.positional_embedding.to(tower.conv1.weight.dtype)
+
+
+def _pooled(x: Tensor, parts: Sequence[Sequence[LogMel]]) -> tuple[Tensor, Ints]:
+    """Means of each two positions of a clip, ``[position / 2, channel]``; and the clips' numbers of them."""
+    valid = np.array([sum(qwen2_audio_positions(p.frames) for p in own) for own in parts])
     tokens = valid // 2
     first = np.repeat(_starts(valid), tokens) + 2 * _within(tokens)
-    index = to_device(_padded(first, size // 2), device)
+    index = to_device(_padded(first, len(x) // 2), x.device)
     # Halves first, the same bits: in float16 the sum may leave the range.
-    x = tower.layer_norm(x[index] / 2 + x[index + 1] / 2)
-    return _split(model.model.multi_modal_projector(x), tokens)
+    return x[index] / 2 + x[index + 1] / 2, tokens
 
 
 def embed_qwen3_omni(model: Any, clips: Sequence[LogMel], size: int) -> list[Tensor]:
@@ -150,11 +262,17 @@ def _omni_rows(config: Any, tokens: Ints) -> Ints:
 def _run_layers(tower: Any, x: Tensor, rows: Ints) -> Tensor:
     """The tower's layers over a line ``[position, channel]`` of rows of these lengths."""
     attention = tower.layers[0].self_attn
-    heads = Heads(attention.num_heads, attention.num_heads, attention.head_dim)
+    count = attention.num_heads
+    heads = Heads(count, count, attention.head_dim, _block(tower))
     attend = RowAttention(rows, len(x), heads, x.device, load_kernels(x.device))
     for layer in tower.layers:
         x = tower_layer(layer, x, attend)
     return x
+
+
+def _block(tower: Any) -> int:
+    """Keys that a GPU takes at once: more of a tower that hears whole windows, however short the clip."""
+    return LONG_BLOCK if tower.config.model_type == "voxtral_encoder" else Heads.block
 
 
 def tower_layer(

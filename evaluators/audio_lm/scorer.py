@@ -223,9 +223,7 @@ class AudioScorer(Uncached):
     @functools.cached_property
     def feature_store(self) -> FeatureStore:
         """Features of clips, as this checkpoint takes them; reads no weights."""
-        return FeatureStore(
-            self._features, self.processor.feature_extractor, self.family.whole_window
-        )
+        return self.family.feature_store(self._features, self.processor.feature_extractor)
 
     @property
     def decoder(self) -> Decoder:
@@ -257,6 +255,7 @@ class AudioScorer(Uncached):
             self.config, self.checkpoint.quantization, card_gib(self.device), self.shape
         )
         lines += limits(self.device, self.dtype)
+        lines += [self.family.note] if self.family.note else []
         return About(
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),

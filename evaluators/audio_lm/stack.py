@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import SelfTest
-from evaluators.audio_lm.families import QWEN2_AUDIO
+from evaluators.audio_lm.families import QWEN2_AUDIO, family_of
 from evaluators.audio_lm.model_folder import tensor_types
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH, Tolerance
@@ -64,7 +64,8 @@ def same_model(scorer: AudioScorer, template: Template | None = None) -> AudioSc
 
 def with_other_templates(scorer: AudioScorer) -> Iterator[tuple[str, AudioScorer]]:
     """(In words, the model) under the templates that trainers use beside the one that scores use."""
-    for name, template in other_templates(scorer.family.template).items():
+    usual = family_of(scorer.config).template
+    for name, template in other_templates(scorer.family.template, usual).items():
         yield name, same_model(scorer, template)
 
 

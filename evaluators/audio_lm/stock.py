@@ -9,7 +9,8 @@ from torch import Tensor
 
 from evaluators.audio import RATE
 from evaluators.audio_lm.checkpoint import POCKET
-from evaluators.audio_lm.templates import QWEN2_AUDIO, Template
+from evaluators.audio_lm.families import AUDIO_FLAMINGO_3, VOXTRAL, Family
+from evaluators.audio_lm.templates import QWEN2_AUDIO, Template, encode
 from evaluators.clips import Clip, clip_wave
 from evaluators.prompts import Prompt
 
@@ -73,9 +74,68 @@ class StockModel:
         }
 
 
+@dataclass(frozen=True)
+class FamilyStock(StockModel):
+    """A model of any family whose processor pads to whole windows, given what that processor would make.
+
+    Token ids are those of the family's template; features are the extractor's own. The model itself raises where its
+    audio embeddings are not as many as the audio tokens.
+    """
+
+    family: Family
+
+    def inputs(self, prompt: Prompt, clip: Clip) -> dict[str, Tensor]:
+        """See `StockModel.inputs`."""
+        return self.batch(prompt, [clip])
+
+    def batch(self, prompt: Prompt, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """See `StockModel.batch`."""
+        tokenizer, template = self.processor.tokenizer, self.family.template
+        before = encode(tokenizer, template.before(prompt.system))
+        audio = encode(tokenizer, [(template.audio, True)])
+        after = encode(tokenizer, template.after(prompt.text))
+        waves = [clip_wave(clip) for clip in clips]
+        hop = self.processor.feature_extractor.hop_length
+        counts = [self.family.tokens(self.model.config, -(-len(wave) // hop)) for wave in waves]
+        rows = [torch.tensor([*before, *audio * count, *after]) for count in counts]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+        given = [torch.ones_like(row) for row in rows]
+        mask = torch.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_side="left")
+        features = stock_features(self.family, self.processor.feature_extractor, waves)
+        dtype = self.model.model.audio_tower.conv1.weight.dtype
+        out = {"input_ids": ids, "attention_mask": mask, **features}
+        return {
+            k: (v.to(dtype) if v.is_floating_point() else v).to(self.device) for k, v in out.items()
+        }
+
+
+def stock_features(family: Family, extractor: Any, waves: Sequence[Any]) -> dict[str, Tensor]:
+    """Features as the processor of the family in transformers takes them from its extractor."""
+    given = {"sampling_rate": RATE, "return_tensors": "pt", "return_attention_mask": True}
+    if family is VOXTRAL:  # VoxtralProcessor: padded to a multiple of the window, all of it heard
+        given |= {"padding": True, "truncation": False, "pad_to_multiple_of": extractor.n_samples}
+        made = [extractor(wave, **given)["input_features"][0] for wave in waves]
+        width = extractor.nb_max_frames
+        parts = [mel.reshape(len(mel), -1, width).transpose(0, 1) for mel in made]
+        return {"input_features": torch.cat(parts)}
+    if family is AUDIO_FLAMINGO_3:  # AudioFlamingo3Processor: each window by itself
+        size = extractor.n_samples
+        chunks = [wave[i : i + size] for wave in waves for i in range(0, len(wave), size)]
+        made = extractor(chunks, **given)
+        return {
+            "input_features": made["input_features"],
+            "input_features_mask": made["attention_mask"],
+        }
+    made = extractor(list(waves), padding="max_length", **given)  # Qwen2_5OmniProcessor
+    return {
+        "input_features": made["input_features"],
+        "feature_attention_mask": made["attention_mask"],
+    }
+
+
 def template_text(prompt: Prompt, template: Template = QWEN2_AUDIO) -> str:
     """A prompt as the processor is given it, with one token that stands for the audio."""
-    pieces = (*template.before(prompt.system), ("<|AUDIO|>", True), *template.after(prompt.text))
+    pieces = (*template.before(prompt.system), (template.audio, True), *template.after(prompt.text))
     return "".join(piece for piece, _ in pieces)
 
 

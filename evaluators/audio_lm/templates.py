@@ -15,19 +15,21 @@ class Template:
 
     Attributes:
         user: The user's message up to the audio.
-        audio_start: Control token before the audio tokens.
-        audio_end: Control token after them.
+        audio_start: Control token before the audio tokens; "": none.
+        audio_end: Control token after them; "": none.
         gap: What stands between the audio and the prompt.
+        audio: Control token that stands for the audio in a text, and for each audio token in the stock model's input.
     """
 
     user: str
     audio_start: str
     audio_end: str
     gap: str
+    audio: str = "<|AUDIO|>"
 
     def before(self, system: str) -> tuple[Piece, ...]:
         """Everything that stands before the audio tokens."""
-        return (
+        return _without_empty(
             ("<|im_start|>", True),
             (f"system\n{system}", False),
             ("<|im_end|>", True),
@@ -39,7 +41,7 @@ class Template:
 
     def after(self, text: str) -> tuple[Piece, ...]:
         """Everything from the end of the audio to the place where the answer starts."""
-        return (
+        return _without_empty(
             (self.audio_end, True),
             (f"{self.gap}{text}", False),
             ("<|im_end|>", True),
@@ -47,6 +49,10 @@ class Template:
             ("<|im_start|>", True),
             ("assistant\n", False),
         )
+
+
+def _without_empty(*pieces: Piece) -> tuple[Piece, ...]:
+    return tuple(piece for piece in pieces if piece[0])
 
 
 @dataclass(frozen=True)
@@ -73,21 +79,59 @@ class WithoutRoles(Template):
 
     def before(self, system: str) -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return ((self.audio_start, True),)
+        return _without_empty((self.audio_start, True))
 
     def after(self, text: str) -> tuple[Piece, ...]:
         """See `Template.after`."""
-        return ((self.audio_end, True), (text, False))
+        return _without_empty((self.audio_end, True), (text, False))
+
+
+@dataclass(frozen=True)
+class Instruct(Template):
+    """Mistral's template: of tokenizers of version 7, with the system message that version 13 allows beside audio."""
+
+    def before(self, system: str) -> tuple[Piece, ...]:
+        """See `Template.before`."""
+        told = (("[SYSTEM_PROMPT]", True), (system, False), ("[/SYSTEM_PROMPT]", True))
+        inside: tuple[Piece, ...] = (("[INST]", True), (self.user, False), (self.audio_start, True))
+        return _without_empty(("<s>", True), *(told if system else ()), *inside)
+
+    def after(self, text: str) -> tuple[Piece, ...]:
+        """See `Template.after`."""
+        return _without_empty(
+            (self.audio_end, True), (f"{self.gap}{text}", False), ("[/INST]", True)
+        )
+
+
+@dataclass(frozen=True)
+class InstructWithoutSystem(Instruct):
+    """The template without a system message: the only one that Voxtral's own tokenizer writes beside audio."""
+
+    def before(self, system: str) -> tuple[Piece, ...]:
+        """See `Template.before`."""
+        return super().before("")
 
 
 QWEN2_AUDIO = Template("Audio 1: ", "<|audio_bos|>", "<|audio_eos|>", "\n")
-QWEN3_OMNI = Template("", "<|audio_start|>", "<|audio_end|>", "")
+QWEN3_OMNI = Template("", "<|audio_start|>", "<|audio_end|>", "", "<|audio_pad|>")
+# chat_template.json of Qwen/Qwen2.5-Omni-7B, without add_audio_id, which is off there.
+QWEN2_5_OMNI = Template("", "<|audio_bos|>", "<|audio_eos|>", "")
+# The processor's chat template in transformers' own conversion script of nvidia/audio-flamingo-3: the audio first.
+AUDIO_FLAMINGO_3 = Template("", "", "", "", "<sound>")
+# mistral-common's encode_chat_completion with a tokenizer of version 7, which Voxtral-Mini-3B-2507 comes with.
+VOXTRAL = Instruct("", "[BEGIN_AUDIO]", "", "", "[AUDIO]")
 
 
-def other_templates(template: Template) -> dict[str, Template]:
-    """Templates that trainers use beside one, by how they differ from the usual one in words."""
-    usual = {one.audio_start: one for one in (QWEN2_AUDIO, QWEN3_OMNI)}[template.audio_start]
-    parts = usual.user, usual.audio_start, usual.audio_end, usual.gap
+def other_templates(template: Template, usual: Template) -> dict[str, Template]:
+    """Templates that trainers use beside one, by how they differ from the family's usual one in words."""
+    parts = usual.user, usual.audio_start, usual.audio_end, usual.gap, usual.audio
+    if isinstance(usual, Instruct):
+        instruct = {
+            "with the usual chat template": usual,
+            "without a system message": InstructWithoutSystem(*parts),
+            "without any roles round audio and question": WithoutRoles(*parts),
+        }
+        return {name: other for name, other in instruct.items() if other != template}
     others = {
         "with the usual chat template": usual,
         "without a system message": WithoutSystem(*parts),

@@ -13,14 +13,13 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
 from evaluators.audio_lm.stock import template_text
-from evaluators.audio_lm.templates import Template
+from evaluators.audio_lm.templates import Instruct, Template
 from evaluators.finetuning.adapter_folder import copy_adapter
 from evaluators.finetuning.merged_folder import stored_dtype, write_merged
 from evaluators.finetuning.plain_code import public_name
 from evaluators.orders import orders_of
 from evaluators.prompts import Prompt
 
-PLACEHOLDER = "<|AUDIO|>"  # as in `template_text`: the processor puts as many tokens as a clip has
 LANGUAGE_MODEL = {"language_model", "lm_head"}  # what servers apply adapters to
 
 
@@ -74,8 +73,12 @@ def chat_template(template: Template, prompt: Prompt) -> str:
 
     Rendered for ``[{"role": "user", "content": [{"type": "audio"}]}]`` it is `template_text`.
     """
-    audio = f"{template.user}{template.audio_start}{PLACEHOLDER}{template.audio_end}{template.gap}"
+    audio = (
+        f"{template.user}{template.audio_start}{template.audio}{template.audio_end}{template.gap}"
+    )
     system, text, audio = (_quoted(one) for one in (prompt.system, prompt.text, audio))
+    if isinstance(template, Instruct):
+        return _instruct_template(system, text, audio)
     return (
         "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\\n' + "
         f"{system}"
@@ -98,6 +101,31 @@ def chat_template(template: Template, prompt: Prompt) -> str:
         "{{- '<|im_end|>\\n' -}}\n"
         "{%- endfor -%}\n"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}\n"
+    )
+
+
+def _instruct_template(system: str, text: str, audio: str) -> str:
+    """The same of Mistral's kind."""
+    return (
+        "{{- '<s>' -}}\n"
+        f"{{%- set system = messages[0].content if messages[0].role == 'system' else {system} -%}}\n"
+        "{%- if system -%}{{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' -}}{%- endif -%}\n"
+        "{%- for message in messages if message.role != 'system' -%}\n"
+        "{%- if message.role == 'assistant' -%}{{- message.content + '</s>' -}}\n"
+        "{%- else -%}\n"
+        "{{- '[INST]' -}}\n"
+        "{%- if message.content is string -%}{{- message.content -}}\n"
+        "{%- else -%}\n"
+        "{%- set told = namespace(text=false) -%}\n"
+        "{%- for part in message.content -%}\n"
+        "{%- if part.type == 'text' -%}{%- set told.text = true -%}{{- part.text -}}\n"
+        f"{{%- else -%}}{{{{- {audio} -}}}}{{%- endif -%}}\n"
+        "{%- endfor -%}\n"
+        f"{{%- if not told.text -%}}{{{{- {text} -}}}}{{%- endif -%}}\n"
+        "{%- endif -%}\n"
+        "{{- '[/INST]' -}}\n"
+        "{%- endif -%}\n"
+        "{%- endfor -%}\n"
     )
 
 

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from evaluators.audio_lm.families import family_of
 from evaluators.audio_lm.memory import CONTEXT_GIB, NF4_BYTES, weight_counts
 
 SHARE = 0.9  # of a card's memory that the estimated peak may take
@@ -98,9 +99,14 @@ def sample_bytes(config: Any, row: RowLength, checkpointing: bool, loss: str) ->
     text, sound = config.text_config, config.audio_config
     # Per token and layer, as measured with stock layers and LoRA; the tower has two frames or more for each token.
     layer = 40 * text.hidden_size + 6 * text.intermediate_size
-    tower_layer = 2 * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
+    frames = max(2, family_of(config).positions_per_token)
+    tower_layer = frames * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
     kept = row.tokens * text.num_hidden_layers * (2 * text.hidden_size if checkpointing else layer)
-    kept += row.audio * sound.encoder_layers * (4 * sound.d_model if checkpointing else tower_layer)
+    kept += (
+        row.audio
+        * sound.encoder_layers
+        * (2 * frames * sound.d_model if checkpointing else tower_layer)
+    )
     work = row.tokens * layer + row.audio * tower_layer
     logits = (row.tokens if loss == "full" else 2) * text.vocab_size * 12
     return float(kept + work + logits)

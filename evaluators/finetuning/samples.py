@@ -94,7 +94,7 @@ def longest_row(
         UserError: That clip cannot be decoded, or is longer than the model hears.
     """
     longest = max(clips, key=lambda clip: clip.duration_ms)
-    _, frames = log_mel(FeatureStore(None, extractor, family.whole_window), longest)
+    _, frames = log_mel(family.feature_store(None, extractor), longest)
     audio = family.tokens(config, frames)
     text = max(len(w.before) + len(w.after) + max(map(len, w.answers)) for w in wordings)
     return RowLength(audio + text, audio)

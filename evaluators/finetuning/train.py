@@ -21,7 +21,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.device import card_gib
 from evaluators.audio_lm.families import audio_config
-from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import weight_counts
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -194,9 +193,7 @@ def graphs_for(training: Training) -> Graphs:
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:
     """(Samples of the whole training, samples of a validation: every clip in every wording that is trained on)."""
     recipe, processor, labels = training.recipe, training.processor, training.labels
-    store = FeatureStore(
-        training.machine.features, processor.feature_extractor, model.family.whole_window
-    )
+    store = model.family.feature_store(training.machine.features, processor.feature_extractor)
     wordings = tokenize_prompts(
         training.prompts, labels, processor.tokenizer, model.family, recipe.swap
     )

@@ -23,7 +23,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 torch.manual_seed(0)
 device = sys.argv[1]
-heads, tokens = Heads(queries=4, keys=2, dim=64), 48
+heads, tokens = Heads(int(sys.argv[2]), int(sys.argv[3]), dim=64), 48
 
 def put(*values): return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -64,7 +64,7 @@ for rows, queries in ((all_rows, q), (kept_rows, q[kept])):
     assert torch.allclose(ours, theirs, atol=2e-5), float((ours - theirs).abs().max())
 
 # Of a tower: rows of 1, 30, 7, 70 tokens in a line of 128, whose tokens see all of their row.
-lengths, whole = np.array([1, 30, 7, 70]), Heads(4, 4, 64)
+lengths, whole = np.array([1, 30, 7, 70]), Heads(4, 4, 64, block=64)
 parts = torch.randn(3, 128, whole.query_width, device=device)
 ours = RowAttention(lengths, 128, whole, parts.device, kernels)(*parts)
 theirs = RowAttention(lengths, 128, whole, parts.device, None)(*parts)
@@ -74,12 +74,16 @@ print("equal")
 """
 
 
-def test_kernels_equal_torch():
+@pytest.mark.parametrize(("queries", "keys"), [(4, 2), (7, 1), (3, 3)])
+def test_kernels_equal_torch(queries, keys):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     if device == "cpu":
         env["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, device], env=env, capture_output=True, text=True
+        [sys.executable, "-c", CHECK, device, str(queries), str(keys)],
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.strip() == "equal", done.stderr
