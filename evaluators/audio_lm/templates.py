@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evaluators.prompts import Prompt
+
 # The template, as (text, is a control token) pieces. Between control tokens a tokenizer works on each piece alone,
 # so encoding the pieces one by one gives the ids of the whole, and a prompt can never bring a control token along.
 Piece = tuple[str, bool]
@@ -25,20 +27,20 @@ class Template:
     audio_end: str
     gap: str
 
-    def before(self, system: str) -> tuple[Piece, ...]:
-        """Everything that stands before the audio tokens."""
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
+        """Everything that stands before the audio tokens; with a text where the question comes first."""
         return (
             ("<|im_start|>", True),
             (f"system\n{system}", False),
             ("<|im_end|>", True),
             ("\n", False),
             ("<|im_start|>", True),
-            (f"user\n{self.user}", False),
+            (f"user\n{text}{self.user}", False),
             (self.audio_start, True),
         )
 
     def after(self, text: str) -> tuple[Piece, ...]:
-        """Everything from the end of the audio to the place where the answer starts."""
+        """Everything from the end of the audio to the place where the answer starts; no text if it came first."""
         return (
             (self.audio_end, True),
             (f"{self.gap}{text}", False),
@@ -53,31 +55,36 @@ class Template:
 class WithoutSystem(Template):
     """The template without a system message."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return super().before(system)[4:]
+        return super().before(system, text)[4:]
 
 
 @dataclass(frozen=True)
 class WithDefaultSystem(Template):
     """The template with the system message that chat templates of this kind put where none is given."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return super().before("You are a helpful assistant.")
+        return super().before("You are a helpful assistant.", text)
 
 
 @dataclass(frozen=True)
 class WithoutRoles(Template):
     """Audio and text alone, as models are given them that were not trained to chat."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return ((self.audio_start, True),)
+        return (*([(text, False)] if text else []), (self.audio_start, True))
 
     def after(self, text: str) -> tuple[Piece, ...]:
         """See `Template.after`."""
         return ((self.audio_end, True), (text, False))
+
+
+def parts_of(prompt: Prompt) -> tuple[str, str]:
+    """(Text before the audio, text after it)."""
+    return (prompt.text, "") if prompt.presentation.text_first else ("", prompt.text)
 
 
 QWEN2_AUDIO = Template("Audio 1: ", "<|audio_bos|>", "<|audio_eos|>", "\n")
