@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 Wave = NDArray[np.float32]
 RATE = 16_000  # samples a second
 LONGEST_MS = 30_000  # what Whisper-style front ends hear
-GRAIN_MS = 20  # of a clip's own noise: long enough for its spectrum, short enough to fit between words
+GRAIN_MS = (
+    20  # of a clip's own noise: long enough for its spectrum, short enough to fit between words
+)
 QUIETEST = 0.1  # share of the grains that count as noise
 
 
@@ -54,9 +56,7 @@ class Presentation:
     @property
     def sound(self) -> "Presentation":
         """What of it changes the samples: presentations that are alike in this share what is computed of a clip."""
-        return Presentation(
-            self.repeat_to_ms, self.gain, self.level_dbfs, self.pad_to_ms, self.pad
-        )
+        return Presentation(self.repeat_to_ms, self.gain, self.level_dbfs, self.pad_to_ms, self.pad)
 
     @property
     def words(self) -> str:

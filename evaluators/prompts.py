@@ -58,6 +58,16 @@ class Prompt:
         """12 hex digits that name the prompt in every table."""
         return self.digest[:12]
 
+    @property
+    def shown(self) -> str:
+        """The text as people are shown it: with how the clip is given, where that is not as it is."""
+        return shown_text(self.text, self.given)
+
+    @property
+    def given(self) -> str:
+        """How the clip is given, in words; "" for the clip as it is."""
+        return "" if self.presentation == AS_IS else self.presentation.words
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in prompt files."""
         answers = {
@@ -69,6 +79,11 @@ class Prompt:
         if self.presentation != AS_IS:
             out["presentation"] = self.presentation.to_dict()
         return out
+
+
+def shown_text(text: str, given: str) -> str:
+    """A prompt's text with how the clip is given, in words; "" of the clip as it is."""
+    return f"{text} [clip {given}]" if given else text
 
 
 def exchanged(prompt: Prompt) -> Prompt | None:

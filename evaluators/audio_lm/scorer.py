@@ -130,6 +130,8 @@ class AudioScorer(Uncached):
         store_bytes: What kept embeddings, keys and values may take on the device. None: what it has to spare.
     """
 
+    presents = True
+
     def __init__(
         self,
         checkpoint: Checkpoint,

@@ -34,7 +34,9 @@ class StockModel:
 
     def inputs(self, prompt: Prompt, clip: Clip) -> dict[str, Tensor]:
         """Model inputs of one clip, as the processor makes them."""
-        return self._process(text=template_text(prompt), audio=[clip_wave(clip, prompt.presentation)])
+        return self._process(
+            text=template_text(prompt), audio=[clip_wave(clip, prompt.presentation)]
+        )
 
     def batch(self, prompt: Prompt, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Model inputs of several clips, padded on the left by the processor."""

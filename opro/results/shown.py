@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
+from evaluators.prompts import shown_text
 from opro.problem import Problem
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
@@ -113,7 +114,10 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "of which", share_line(summary.two_by_two)
     if verdict_on_wording := verdict_line(summary):
         yield "", verdict_on_wording
-    yield "baseline", f"{_interval(baseline)} on the holdout  {_shown(baseline.text)}"
+    yield (
+        "baseline",
+        f"{_interval(baseline)} on the holdout  {_shown(shown_text(baseline.text, baseline.presentation))}",
+    )
     yield "chosen", f"{_interval(chosen)} on the holdout  {_shown(chosen.text)}"
     bounds = (
         ""
@@ -121,6 +125,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         else (f" [{100 * first.low:+.1f}, {100 * first.high:+.1f}]")
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
+    if chosen.presentation:
+        yield "clip", f"{chosen.presentation}, as best.yaml says"
     if chosen.bias:
         yield "threshold", f"{chosen.bias:+.2f} nats on the first label, in best.yaml"
     yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task.labels)
