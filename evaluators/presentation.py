@@ -1,9 +1,8 @@
 """How a clip is given to a model: repeated, levelled, padded, before or after the question. Needs numpy alone.
 
-`opro.export` copies this file as it is, so that what is taken elsewhere presents clips to the same bits.
+The file is copied beside exported scripts as it is, so that what is taken elsewhere presents clips to the same bits.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -60,7 +59,12 @@ class Presentation:
 
     @property
     def words(self) -> str:
-        """In words, as in ``repeated to 1000 ms, RMS at -20 dBFS``; what is only approximated is said."""
+        """In words, as in ``repeated to 1000 ms, peak at -3 dBFS``; what is only approximated is said."""
+        return ", ".join(self.parts) or "as it is"
+
+    @property
+    def parts(self) -> list[str]:
+        """What is done, in words, one by one."""
         parts = []
         if self.repeat_to_ms:
             parts.append(f"repeated to {self.repeat_to_ms} ms")
@@ -73,7 +77,7 @@ class Presentation:
             parts.append(f"padded with {what} to {self.pad_to_ms} ms")
         if self.text_first:
             parts.append("after the question")
-        return ", ".join(parts) or "as it is"
+        return parts
 
 
 AS_IS = Presentation()
@@ -82,8 +86,8 @@ AS_IS = Presentation()
 def present(wave: Wave, how: Presentation) -> Wave:
     """The clip as it is presented: ``[sample]`` float32 at 16 kHz, full scale 1.
 
-    Deterministic: own noise is drawn by a digest of the samples. Nothing clips that was within full scale; digital
-    silence has no level that a gain could set, and stays.
+    Deterministic. Nothing clips that was within full scale; digital silence has no level that a gain could set, and
+    stays.
 
     >>> present(np.ones(160, dtype=np.float32), Presentation(repeat_to_ms=25, gain="peak", level_dbfs=-20)).sum()
     np.float32(40.0)
@@ -116,16 +120,16 @@ def _levelled(wave: Wave, gain: str, level_dbfs: float) -> Wave:
 def own_noise(wave: Wave, samples: int) -> Wave:
     """``[samples]`` of noise like that of a clip: its quietest tenth, in grains of 20 ms that overlap by half.
 
-    The grains are drawn with replacement by a digest of the clip, and weighted so that the power of what is
-    uncorrelated stays as it is. A clip in which nothing is quiet gives noise as loud as itself.
+    The grains are drawn with replacement, and weighted so that the power of what is uncorrelated stays as it is. The
+    draw depends on the clip's length, not on its bits: decoders that differ in the last one must not draw other noise.
+    A clip in which nothing is quiet gives noise as loud as itself.
     """
     grain = min(GRAIN_MS * RATE // 1000, len(wave))
     hop = max(1, grain // 2)
     grains = np.lib.stride_tricks.sliding_window_view(wave, grain)[::hop].astype(np.float64)
     order = np.argsort(np.square(grains).mean(axis=1), kind="stable")
     quiet = grains[order[: max(1, round(QUIETEST * len(order)))]]
-    digest = hashlib.sha256(np.ascontiguousarray(wave, dtype="<f4").tobytes()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = np.random.default_rng(len(wave))
     count = samples // hop + 2
     window = np.sin(np.pi * (np.arange(grain) + 0.5) / grain)
     drawn = quiet[rng.integers(len(quiet), size=count)] * window

@@ -82,8 +82,8 @@ class Prompt:
 
 
 def shown_text(text: str, given: str) -> str:
-    """A prompt's text with how the clip is given, in words; "" of the clip as it is."""
-    return f"{text} [clip {given}]" if given else text
+    """A prompt's text behind how the clip is given, in words; "" of the clip as it is."""
+    return f"[clip {given}] {text}" if given else text
 
 
 def exchanged(prompt: Prompt) -> Prompt | None:

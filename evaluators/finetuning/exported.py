@@ -76,6 +76,14 @@ def chat_template(template: Template, prompt: Prompt) -> str:
     """
     audio = f"{template.user}{template.audio_start}{PLACEHOLDER}{template.audio_end}{template.gap}"
     system, text, audio = (_quoted(one) for one in (prompt.system, prompt.text, audio))
+    asked = "{%- if message.role == 'user' and not told.text -%}{{- " + text + " -}}{%- endif -%}\n"
+    first, last = "", asked
+    if prompt.presentation.text_first:
+        looked = (
+            "{%- for part in message.content if part.type == 'text' -%}"
+            "{%- set told.text = true -%}{%- endfor -%}\n"
+        )
+        first, last = looked + asked, ""
     return (
         "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\\n' + "
         f"{system}"
@@ -85,15 +93,14 @@ def chat_template(template: Template, prompt: Prompt) -> str:
         "{%- if message.content is string -%}{{- message.content -}}\n"
         "{%- else -%}\n"
         "{%- set told = namespace(text=false) -%}\n"
+        f"{first}"
         "{%- for part in message.content -%}\n"
         "{%- if part.type == 'text' -%}{%- set told.text = true -%}{{- part.text -}}\n"
         "{%- else -%}{{- "
         f"{audio}"
         " -}}{%- endif -%}\n"
         "{%- endfor -%}\n"
-        "{%- if message.role == 'user' and not told.text -%}{{- "
-        f"{text}"
-        " -}}{%- endif -%}\n"
+        f"{last}"
         "{%- endif -%}\n"
         "{{- '<|im_end|>\\n' -}}\n"
         "{%- endfor -%}\n"

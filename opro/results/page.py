@@ -294,7 +294,7 @@ def _winner(run: RunFolder, baseline: str) -> dict[str, Any] | None:
 def _changes(baseline: str, text: str, given: str) -> list[Piece]:
     """A prompt's text as it differs from the baseline's, and how the clip is given."""
     pieces = word_changes(baseline, text) if baseline else [("same", text)]
-    return [*pieces, ("new", shown_text("", given))] if given else pieces
+    return [("new", shown_text("", given)), *pieces] if given else pieces
 
 
 def _cells(summary: Summary) -> dict[str, Any] | None:

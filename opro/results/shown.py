@@ -26,6 +26,7 @@ ORIGINS = {  # of what a trial's origin says, before its colon
     "lm": "the language model",
     "rewriter": "the rewriter",
     "shared": "other runs",
+    "presentation": "giving the clip in other ways",
 }
 
 
@@ -45,6 +46,11 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
         f" on {_clips_of(search)}, strategy {settings.strategy}"
     )
+    if settings.presentations is not None:
+        yield (
+            f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
+            " through the model anew, which the time below leaves out"
+        )
     yield f"selection   on {_clips_of(holdout)}"
     proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
     yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
