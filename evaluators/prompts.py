@@ -168,7 +168,7 @@ def presentation_from(raw: Any, where: str) -> Presentation:
         raise UserError(f"{where} is {dict(raw)!r}; expected gain and level_dbfs together")
     if "pad" in raw and "pad_to_ms" not in raw:
         raise UserError(f"{where} is {dict(raw)!r}; expected pad_to_ms beside pad")
-    level = float(raw.get("level_dbfs", 0.0))  # so that -20 and -20.0 are one
+    level = float(raw.get("level_dbfs", 0.0)) + 0.0  # so that -20 and -20.0 are one, and 0 and -0.0
     return Presentation(**{**raw, "level_dbfs": level})
 
 
