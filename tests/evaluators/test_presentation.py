@@ -94,7 +94,11 @@ def test_a_presentation_is_read_back_equal_and_makes_another_prompt(how):
     plain, prompt = Prompt("Speech? A or B"), Prompt("Speech? A or B", presentation=how)
     assert presentation_from(how.to_dict(), "p") == how
     assert prompt_from(prompt.to_dict(), LABELS, "p") == prompt
-    assert (prompt.digest == plain.digest) == (how == AS_IS) == ("presentation" not in prompt.to_dict())
+    assert (
+        (prompt.digest == plain.digest)
+        == (how == AS_IS)
+        == ("presentation" not in prompt.to_dict())
+    )
     assert (repr(prompt) == repr(plain)) == (how == AS_IS) == (prompt.shown == prompt.text)
 
 
@@ -144,7 +148,7 @@ def test_a_classifier_file_carries_it(tmp_path):
     ],
 )
 def test_what_is_no_presentation_is_one_sentence(raw, said):
-    with pytest.raises(UserError, match="^p: presentation") as caught:
+    with pytest.raises(UserError, match=r"^p: presentation") as caught:
         prompt_from({"text": "A or B", "presentation": raw}, LABELS, "p")
     assert said in str(caught.value)
 

@@ -85,7 +85,9 @@ def test_what_is_cached_is_what_is_scored_by_scores_and_by_features(small, table
     files = list((tmp_path / "features").rglob("*.npy"))
     assert len(files) == len(sounds) * len(clips)
     again = cached.score(ASKED, clips)
-    assert np.array_equal(again.logp, first.logp) and cached.usage.forward == len(ASKED) * len(clips)
+    assert np.array_equal(again.logp, first.logp) and cached.usage.forward == len(ASKED) * len(
+        clips
+    )
     stored = evaluator_with(model, processor, features=tmp_path / "features").score(ASKED, clips)
     assert np.array_equal(stored.logp, first.logp)
 
