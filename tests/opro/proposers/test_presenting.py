@@ -66,6 +66,19 @@ def test_what_helped_one_wording_is_tried_with_the_others_and_what_harmed_is_not
     assert [c.prompt for c in found] == [replace(p, presentation=WAYS[0]) for p in good]
 
 
+def test_draws_are_of_the_seed():
+    trials = [scored_trial(i, 0.6, prompt=Prompt(f"{i}: A or B")) for i in range(6)]
+    trials += [
+        scored_trial(9 + i, 0.1, prompt=Prompt("A or B", presentation=how))
+        for i, how in enumerate(WAYS)
+    ]
+    found = [
+        [c.prompt.digest for c in Presenting(Fixed(), WAYS, seed).propose(view_of(trials), 12)]
+        for seed in (0, 0, 1)
+    ]
+    assert found[0] == found[1] != found[2] and len(set(found[0])) == 6
+
+
 def test_a_presentation_that_no_prompt_has_a_score_with_is_left_alone(seeds):
     failed = scored_trial(3, 0.0, prompt=replace(seeds[0], presentation=WAYS[0]), state="failed")
     view = three_seeds(seeds, [replace(failed, outcome=None, error="too long")])
