@@ -16,12 +16,12 @@ from opro.proposers.evidence import draw_parent
 from opro.proposers.fragments import read_fragments
 from opro.proposers.language_model import Reply
 from opro.proposers.ledger import Call, MeteredModel
-from opro.proposers.presenting import wording
 from opro.proposers.replies import check_proposal, dedup_key, parse, reply_schema
 from opro.proposers.request import META, MetaPrompt, Round
 from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
+from opro.search.presentations import wording
 from opro.search.proposer import SearchView
 from opro.search.steering import forbidden_in
 

@@ -3,7 +3,7 @@
 What another proposer makes of a prompt keeps its presentation, so that both are searched together and decided on once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from evaluators.presentation import AS_IS, Presentation
 from evaluators.prompts import Prompt
 from opro.proposers.replies import dedup_key
 from opro.search.history import Candidate, Trial
+from opro.search.presentations import effects, wording
 from opro.search.proposer import Proposer, SearchView
 from opro.search.steering import forbidden_in
 
@@ -93,22 +94,6 @@ class Presenting:
                 prompt = replace(trial.prompt, presentation=how)
                 if dedup_key(prompt) not in known and not forbidden_in(prompt, view.forbidden):
                     yield trial, how
-
-
-def wording(prompt: Prompt) -> Prompt:
-    """The prompt with the clip as it is."""
-    return replace(prompt, presentation=AS_IS)
-
-
-def effects(scored: Sequence[Trial]) -> Mapping[Presentation, list[float]]:
-    """By presentation what it changed of the reward, for each wording that was scored with the clip as it is too."""
-    plain = {t.prompt: t.reward for t in scored if t.prompt.presentation == AS_IS}
-    out: dict[Presentation, list[float]] = {}
-    for trial in scored:
-        if trial.prompt.presentation != AS_IS and wording(trial.prompt) in plain:
-            gain = trial.reward - plain[wording(trial.prompt)]
-            out.setdefault(trial.prompt.presentation, []).append(gain)
-    return out
 
 
 def _draw(gains: Sequence[float], rng: np.random.Generator) -> float:

@@ -16,6 +16,7 @@ from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.budget import most_evals
 from opro.search.objective import NAMES
 from opro.search.power import Half, Simulation, shown_by
+from opro.search.presentations import effects
 from opro.settings import STRATEGIES, OptimizeSettings
 
 SHOWN = 10  # prompts of a finished run
@@ -131,6 +132,7 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         else (f" [{100 * first.low:+.1f}, {100 * first.high:+.1f}]")
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
+    yield from _presented(folder)
     if chosen.presentation:
         yield "clip", f"{chosen.presentation}, as best.yaml says"
     if chosen.bias:
@@ -153,6 +155,19 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "warning", text
     yield "saved", str(folder.path / "best.yaml")
     yield "next", f"python -m opro.rescore {folder.path} --split test"
+
+
+def _presented(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """What each way to give the clip has changed, where others than as it is were searched."""
+    name = "presented"
+    for how, gains in effects(folder.history.scored).items():
+        gain = f"{100 * sum(gains) / len(gains):+.1f} points on the search half"
+        count = f"{len(gains)} wording{'s' if len(gains) > 1 else ''}"
+        yield (
+            name,
+            f"{how.words}: {gain}, {count} (forecasts among them), against the clip as it is",
+        )
+        name = ""
 
 
 def _controls(control: Mapping[str, float], labels: Sequence[str]) -> str:

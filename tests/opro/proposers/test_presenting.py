@@ -1,6 +1,7 @@
 """How a clip is given is searched beside the wording, and without being asked for nothing of it is seen."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -15,10 +16,11 @@ from evaluators.prompts import Prompt
 from opro import optimize
 from opro.cli import run_verb
 from opro.proposers.factors import factors
-from opro.proposers.presenting import ORIGIN, Presenting, effects, wording
+from opro.proposers.presenting import ORIGIN, Presenting
 from opro.proposers.replies import dedup_key
 from opro.proposers.table import table
 from opro.search.history import Candidate
+from opro.search.presentations import effects, wording
 
 WAYS = (Presentation(repeat_to_ms=1000), Presentation(text_first=True), Presentation(pad_to_ms=900))
 COMMON = shipped("prompts/presentations") / "common.yaml"
@@ -123,6 +125,9 @@ def test_a_search_decides_once_and_carries_the_presentation_through(tmp_path, ca
     assert len(set(ways)) == 6 and sum(c["origin"] == ORIGIN for c in made) == 10
     assert [e["event"] for e in events].count("select") == 1
     assert "by giving the clip in other ways" in out and "[clip " in out
+    assert re.search(
+        r"presented repeated to 1000 ms: [+-]\d+\.\d points on the search half, \d wordings?", out
+    )
     board = opro.load_run(tmp_path / "r").leaderboard
     assert set(board["presentation"].dropna()) == {how.words for how in WAYS[:2]} | {
         "padded with silence to 1000 ms",
