@@ -1,6 +1,7 @@
 """How a clip is given to a model: repeated, levelled, padded, before or after the question. Needs numpy alone.
 
 The file is copied beside exported scripts as it is, so that what is taken elsewhere presents clips to the same bits.
+A change of what `present` makes of a clip changes scores: raise SCORER of `audio_lm.scorer` and `endpoint` with it.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +16,9 @@ LONGEST_MS = 30_000  # what Whisper-style front ends hear
 GRAIN_MS = (
     20  # of a clip's own noise: long enough for its spectrum, short enough to fit between words
 )
+FINE = 16  # of its grains begin within the length of one
 QUIETEST = 0.1  # share of the grains that count as noise
+FEWEST = 8  # that do
 
 
 @dataclass(frozen=True)
@@ -120,19 +123,23 @@ def _levelled(wave: Wave, gain: str, level_dbfs: float) -> Wave:
 def own_noise(wave: Wave, samples: int) -> Wave:
     """``[samples]`` of noise like that of a clip: its quietest tenth, in grains of 20 ms that overlap by half.
 
-    The grains are drawn with replacement, and weighted so that the power of what is uncorrelated stays as it is. The
-    draw depends on the clip's length, not on its bits: decoders that differ in the last one must not draw other noise.
-    A clip in which nothing is quiet gives noise as loud as itself.
+    The grains begin anywhere, about every millisecond, and are drawn with replacement and either sign, so that few of
+    them make no tone; they are weighted so that the power of what is uncorrelated stays as it is. The draw depends on
+    the clip's length, not on its bits: decoders that differ in the last one must not draw other noise. A clip in which
+    nothing is quiet gives noise as loud as itself.
     """
     grain = min(GRAIN_MS * RATE // 1000, len(wave))
     hop = max(1, grain // 2)
-    grains = np.lib.stride_tricks.sliding_window_view(wave, grain)[::hop].astype(np.float64)
-    order = np.argsort(np.square(grains).mean(axis=1), kind="stable")
-    quiet = grains[order[: max(1, round(QUIETEST * len(order)))]]
+    begin = np.arange(0, len(wave) - grain + 1, max(1, grain // FINE))
+    so_far = np.append(0.0, np.square(wave, dtype=np.float64).cumsum())
+    order = np.argsort(so_far[begin + grain] - so_far[begin], kind="stable")
+    kept = begin[order[: max(FEWEST, round(QUIETEST * len(order)))]]
+    quiet = wave[kept[:, None] + np.arange(grain)].astype(np.float64)
     rng = np.random.default_rng(len(wave))
     count = samples // hop + 2
     window = np.sin(np.pi * (np.arange(grain) + 0.5) / grain)
     drawn = quiet[rng.integers(len(quiet), size=count)] * window
+    drawn *= rng.choice((-1.0, 1.0), size=(count, 1))
     out = np.zeros(count * hop + grain)
     for i, one in enumerate(drawn):
         out[i * hop : i * hop + grain] += one

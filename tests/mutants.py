@@ -1229,7 +1229,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/presentation.py", "around[missing // 2 :]", "around[: missing - missing // 2]"),
     ("evaluators/presentation.py", "if missing > 0:", "if missing > 9:"),
-    ("evaluators/presentation.py", "order[: max(1,", "order[-max(1,"),
+    ("evaluators/presentation.py", "order[: max(FEWEST,", "order[-max(FEWEST,"),
     ("evaluators/presentation.py", "default_rng(len(wave))", "default_rng()"),
     ("opro/proposers/presenting.py", "n // SHARE", "n"),
     ("opro/proposers/presenting.py", "if how in heard or how not in tried", "if True"),

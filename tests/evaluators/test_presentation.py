@@ -86,6 +86,8 @@ def test_own_noise_is_as_loud_as_the_quiet_part_and_does_not_hang_on_the_last_bi
     assert np.abs(made).max() < 0.01  # no tone
     other = own_noise(wave * np.float32(1 + 1e-6), RATE)
     assert np.allclose(made, other, atol=1e-7)
+    short = own_noise(rng.normal(0, 0.1, 1600).astype(np.float32), RATE)  # few grains make no tone
+    assert abs(np.corrcoef(short[160:], short[:-160])[0, 1]) < 0.3
     padded = present(wave[:1600], Presentation(pad_to_ms=300, pad="noise"))
     assert len(padded) == 4800 and not np.array_equal(padded[:1600], padded[-1600:])
     assert len(present(wave[:1599], Presentation(pad_to_ms=100))) == 1600
