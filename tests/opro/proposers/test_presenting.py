@@ -126,7 +126,7 @@ def test_a_search_decides_once_and_carries_the_presentation_through(tmp_path, ca
     assert [e["event"] for e in events].count("select") == 1
     assert "by giving the clip in other ways" in out and "[clip " in out
     assert re.search(
-        r"presented repeated to 1000 ms: [+-]\d+\.\d points on the search half, \d wordings?", out
+        r"repeated to 1000 ms: [+-]\d+\.\d points on the search half, \d wordings?", out
     )
     board = opro.load_run(tmp_path / "r").leaderboard
     assert set(board["presentation"].dropna()) == {how.words for how in WAYS[:2]} | {
