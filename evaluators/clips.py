@@ -9,6 +9,7 @@ from typing import Literal, overload
 import numpy as np
 
 from evaluators.audio import Wave, load, shuffle
+from evaluators.presentation import AS_IS, Presentation, present
 from evaluators.targets import Targets
 from evaluators.tasks import Task
 
@@ -102,12 +103,16 @@ class ClipSet(Sequence[Clip]):
         return replace(self, clips=tuple(replace(c, audio=audio) for c in self.clips))
 
 
-def clip_wave(clip: Clip) -> Wave:
-    """What is played: the recording, silence of its length, or its own samples in random order.
+def clip_wave(clip: Clip, how: Presentation = AS_IS) -> Wave:
+    """What is played: the recording, silence of its length, or its own samples in random order, as it is presented.
 
     Raises:
         UserError: It cannot be decoded.
     """
+    return present(_played(clip), how)
+
+
+def _played(clip: Clip) -> Wave:
     wave = load(clip.path)
     if clip.audio == "silence":
         return np.zeros_like(wave)

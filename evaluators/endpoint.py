@@ -29,6 +29,7 @@ from evaluators.chat_client import ChatClient, ChatError, backoff
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import ScoreTable, Uncached
+from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 from evaluators.server_words import shortened
 from evaluators.spelling import Listing, several_tokens
@@ -80,6 +81,8 @@ class Endpoint(Uncached):
             count while others get through.
         wait: Called with seconds instead of sleeping, for tests.
     """
+
+    presents = True
 
     def __init__(
         self,
@@ -138,13 +141,15 @@ class Endpoint(Uncached):
                 call.troubles.setdefault(p, kept)
             elif kept:
                 self._note(call, (p, c), prompts[p], clips[c], kept)
-        waves = [_wav(clip) for clip in clips]
+        kinds = {prompt.presentation.sound for prompt in prompts}
+        waves = {(c, how): _wav(clip, how) for how in kinds for c, clip in enumerate(clips)}
 
         def one(pair: tuple[int, int]) -> None:
             p, c = pair
             if pair in call.scores or p in call.troubles or call.over:
                 return
-            listing = self._ask(request_of(self.model, prompts[p], waves[c], ids[p]), call)
+            wav = waves[c, prompts[p].presentation.sound]
+            listing = self._ask(request_of(self.model, prompts[p], wav, ids[p]), call)
             if listing is None:
                 return
             if trouble := listing.trouble(prompts[p]):
@@ -298,11 +303,12 @@ def request_of(model: str, prompt: Prompt, wav: str, ids: Sequence[int]) -> dict
         ids: Tokens to list whatever their rank, where the server can; else none.
     """
     audio = {"type": "input_audio", "input_audio": {"data": wav, "format": "wav"}}
+    content = [audio, {"type": "text", "text": prompt.text}]
     request = {
         "model": model,
         "messages": [
             {"role": "system", "content": prompt.system},
-            {"role": "user", "content": [audio, {"type": "text", "text": prompt.text}]},
+            {"role": "user", "content": content[:: -1 if prompt.presentation.text_first else 1]},
         ],
         "max_tokens": 1,
         "temperature": 0,
@@ -316,7 +322,7 @@ def _key(prompt: Prompt, clip: Clip) -> tuple[str, str, str]:
     return prompt.digest, clip.sha256, clip.audio
 
 
-def _wav(clip: Clip) -> str:
+def _wav(clip: Clip, how: Presentation) -> str:
     buffer = io.BytesIO()
-    soundfile.write(buffer, clip_wave(clip), RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, clip_wave(clip, how), RATE, format="WAV", subtype="PCM_16")
     return base64.b64encode(buffer.getvalue()).decode()

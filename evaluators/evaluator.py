@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from evaluators.classifier import Classifier, log_odds
 from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.presentation import AS_IS
 from evaluators.prompts import Prompt
 from evaluators.targets import Predictions, Targets
 
@@ -162,13 +164,31 @@ class Evaluator(Protocol):
         """Frees the device. The next `score` loads again."""
 
 
+def require_presents(evaluator: Evaluator, prompts: Sequence[Prompt]) -> None:
+    """Refuses prompts with a presentation for an evaluator that would not heed it.
+
+    Raises:
+        UserError: There is one, and the innermost evaluator does not say `presents`.
+    """
+    other = next((p for p in prompts if p.presentation != AS_IS), None)
+    if other is not None and not getattr(evaluator.innermost, "presents", False):
+        raise UserError(
+            f"prompt {other.prompt_id} wants the clip {other.presentation.words}, and evaluator"
+            f" {type(evaluator.innermost).__name__} does not say that it heeds that; take `presentation` out of the"
+            " prompt, or set presents = True in an evaluator that plays clip_wave(clip, prompt.presentation)"
+        )
+
+
 class Uncached:
     """The part of `Evaluator` that is the same for all that compute scores themselves and keep none.
 
-    A subclass adds `fingerprint` and `score`, which counts `forwards`.
+    A subclass adds `fingerprint` and `score`, which counts `forwards`. One that plays clips as their prompt's
+    `presentation` says (``clip_wave(clip, prompt.presentation)``, and the question first where it asks for that) sets
+    `presents`; others are given no such prompt, see `require_presents`.
     """
 
     forwards: int = 0  # evals
+    presents: bool = False
     shape: Any = None  # sizes of the batches, where they shrink when memory runs out
 
     @property

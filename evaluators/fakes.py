@@ -24,6 +24,8 @@ class FakeEvaluator(Uncached):
         delay: Seconds each pair takes.
     """
 
+    presents = True
+
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.forwards = 0

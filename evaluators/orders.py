@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage, require_presents
 from evaluators.prompts import Prompt, is_frame
 
 _MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
@@ -77,6 +77,7 @@ class BothOrders:
     """An Evaluator that scores prompts with `both_orders` in both orders, in one pass, and averages probabilities.
 
     Other prompts, and those without lettered options, are scored as they are. The cache keeps scores of single orders.
+    As it stands before every evaluator, it refuses presentations for one that would not heed them.
 
     Args:
         inner: Scores the single orders; where it has a cache, they are what is stored.
@@ -92,6 +93,7 @@ class BothOrders:
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Both members of the table are averaged as probabilities."""
+        require_presents(self, prompts)
         single = _single_orders(prompts)
         row = {prompt: i for i, prompt in enumerate(single)}
         table = self.inner.score(single, clips)

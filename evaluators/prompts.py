@@ -5,13 +5,14 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import dump_yaml, read_yaml
+from evaluators.presentation import AS_IS, LONGEST_MS, Presentation
 
 SYSTEM = "You classify audio content."  # system message of the published study
 SPECIAL = re.compile(r"<\|[^|>\s]{1,40}\|>")  # what ChatML-style tokenizers treat as control tokens
@@ -19,19 +20,27 @@ SPECIAL = re.compile(r"<\|[^|>\s]{1,40}\|>")  # what ChatML-style tokenizers tre
 
 @dataclass(frozen=True)
 class Prompt:
-    """The words a model is asked with.
+    """The words a model is asked with, and how it is given the clip.
 
     Attributes:
-        text: The user's message, after the audio.
+        text: The user's message, after the audio where `presentation` does not say otherwise.
         answers: Per label, in the task's order, the words that count as that answer.
         system: The system message, before the audio.
         both_orders: The options are scored in both orders and the probabilities averaged; of lettered options only.
+        presentation: How the clip is given.
     """
 
     text: str
     answers: tuple[tuple[str, tuple[str, ...]], ...] = (("SPEECH", ("A",)), ("NONSPEECH", ("B",)))
     system: str = SYSTEM
     both_orders: bool = False
+    presentation: Presentation = AS_IS
+
+    def __repr__(self) -> str:
+        """As a dataclass writes it; of a clip as it is as before there were presentations: runs are named by it."""
+        names = ["text", "answers", "system", "both_orders"]
+        names += ["presentation"] if self.presentation != AS_IS else []
+        return f"Prompt({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @functools.cached_property
     def digest(self) -> str:
@@ -39,6 +48,8 @@ class Prompt:
         parts: list[Any] = [self.text, self.answers, self.system]
         if self.both_orders:  # only then, so that older ids stay
             parts.append("both orders")
+        if self.presentation != AS_IS:  # likewise
+            parts.append(self.presentation.to_dict())
         raw = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(raw.encode()).hexdigest()
 
@@ -47,13 +58,32 @@ class Prompt:
         """12 hex digits that name the prompt in every table."""
         return self.digest[:12]
 
+    @property
+    def shown(self) -> str:
+        """The text as people are shown it: with how the clip is given, where that is not as it is."""
+        return shown_text(self.text, self.given)
+
+    @property
+    def given(self) -> str:
+        """How the clip is given, in words; "" for the clip as it is."""
+        return "" if self.presentation == AS_IS else self.presentation.words
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in prompt files."""
         answers = {
             label: words[0] if len(words) == 1 else list(words) for label, words in self.answers
         }
-        out = {"text": self.text, "answers": answers, "system": self.system}
-        return out | {"both_orders": True} if self.both_orders else out
+        out: dict[str, Any] = {"text": self.text, "answers": answers, "system": self.system}
+        if self.both_orders:
+            out["both_orders"] = True
+        if self.presentation != AS_IS:
+            out["presentation"] = self.presentation.to_dict()
+        return out
+
+
+def shown_text(text: str, given: str) -> str:
+    """A prompt's text behind how the clip is given, in words; "" of the clip as it is."""
+    return f"[clip {given}] {text}" if given else text
 
 
 QUESTION, OPTIONS = (
@@ -80,7 +110,8 @@ BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in 
 
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
     """A prompt from plain data; unknown keys, missing answers and values YAML took for something else are errors."""
-    unknown = sorted(set(raw) - {"text", "answers", "system", "both_orders"}, key=str)
+    known = {"text", "answers", "system", "both_orders", "presentation"}
+    unknown = sorted(set(raw) - known, key=str)
     if unknown:
         raise UserError(
             f"{where}: key {unknown[0]!r} is unknown; a prompt has text, answers and system"
@@ -120,7 +151,67 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
                 f"{where}: the prompt holds the control character U+{ord(ch):04X}, which could steer a terminal;"
                 " remove it"
             )
-    return Prompt(text, tuple(answers), system, both_orders)
+    how = presentation_from(raw.get("presentation", {}), f"{where}: presentation")
+    return Prompt(text, tuple(answers), system, both_orders, how)
+
+
+def presentation_from(raw: Any, where: str) -> Presentation:
+    """A presentation from plain data, as `Presentation.to_dict` gives it; an empty mapping is the clip as it is.
+
+    Raises:
+        UserError: An unknown key, a value that cannot be, or a level or a padding that nothing uses.
+    """
+    allowed: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "repeat_to_ms": (_milliseconds, f"a whole number of ms from 1 to {LONGEST_MS}"),
+        "gain": (lambda v: v in ("peak", "rms"), "peak or rms"),
+        "level_dbfs": (_level, "dB below full scale, a number from -80 to 0"),
+        "pad_to_ms": (_milliseconds, f"a whole number of ms from 1 to {LONGEST_MS}"),
+        "pad": (lambda v: v in ("silence", "noise"), "silence or noise"),
+        "text_first": (lambda v: isinstance(v, bool), "true or false"),
+    }
+    if not isinstance(raw, Mapping) or not set(raw) <= set(allowed):
+        raise UserError(f"{where} is {raw!r:.80}; expected a mapping of {', '.join(allowed)}")
+    for name, value in raw.items():
+        right, expected = allowed[name]
+        if not right(value):
+            raise UserError(f"{where}: {name} is {value!r:.40}; expected {expected}")
+    if ("gain" in raw) != ("level_dbfs" in raw):
+        raise UserError(f"{where} is {dict(raw)!r}; expected gain and level_dbfs together")
+    if "pad" in raw and "pad_to_ms" not in raw:
+        raise UserError(f"{where} is {dict(raw)!r}; expected pad_to_ms beside pad")
+    level = float(raw.get("level_dbfs", 0.0)) + 0.0  # so that -20 and -20.0 are one, and 0 and -0.0
+    return Presentation(**{**raw, "level_dbfs": level})
+
+
+def _milliseconds(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LONGEST_MS
+
+
+def _level(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -80 <= value <= 0
+
+
+def read_presentations(path: Path) -> list[Presentation]:
+    """The presentations of a file with the single key `presentations`, each once; the clip as it is need not stand.
+
+    Raises:
+        UserError: It is no such file, holds none, or one twice.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict) or set(raw) != {"presentations"} or not raw["presentations"]:
+        raise UserError(
+            f"{path}: expected the single key 'presentations' with a list of presentations"
+        )
+    entries = raw["presentations"]
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: presentations are {entries!r:.40}; expected a list of mappings")
+    found = [
+        presentation_from(entry, f"{path}: presentation {number}")
+        for number, entry in enumerate(entries, 1)
+    ]
+    if len(set(found)) < len(found):
+        raise UserError(f"{path}: a presentation stands twice; remove one of them")
+    return found
 
 
 def read_prompt_entries(path: Path) -> list[tuple[dict[str, Any], str]]:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluators import presentation
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.endpoint import request_of
 from evaluators.errors import UserError
 from evaluators.files import json_text, write_text
 from evaluators.orders import orders_of
+from evaluators.presentation import AS_IS
 from evaluators.prompts import SPECIAL, Prompt
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.results.run_folder import RunFolder
@@ -122,6 +124,7 @@ def _files(fresh: Path) -> Iterator[str]:
         "adapter": "the adapter, for peft or a server",
         "model": "base and adapter as one plain model",
         "chat_template.jinja": "the template, with the prompt filled in where a message has no text",
+        "presentation.py": "how the clip is given before it is scored",
         "score.py": "the same scores with transformers alone, by the token ids of export.json:"
         " `python score.py CLIP.wav`",
         "request.json": "requests for an OpenAI-compatible server, with the token ids of the answers; `ask.py` sends"
@@ -163,6 +166,7 @@ def _write_model(
         "dtype": facts.dtype,
         "asked": facts.asked,
     }
+    about |= _presentation(fresh, best.prompt)
     if facts.plain:
         write_text(fresh / "export.json", json_text(about))
         shutil.copyfile(SCRIPTS / "score.py", fresh / "score.py")
@@ -177,6 +181,15 @@ def _write_model(
         _write_request(fresh, labels, best, settings.served_as, ids)
     else:
         yield "an answer takes several tokens, so that no request of one token reads it: request.json is left out"
+
+
+def _presentation(fresh: Path, prompt: Prompt) -> dict[str, Any]:
+    """How a script is to give the clip, with the code that does it beside it; nothing of samples as they are."""
+    how = prompt.presentation.sound
+    if how == AS_IS:
+        return {}
+    shutil.copyfile(presentation.__file__, fresh / "presentation.py")
+    return {"presentation": how.to_dict()}
 
 
 def _write_request(
@@ -199,6 +212,7 @@ def _write_request(
         "labels": list(labels),
         "bias": best.bias_of_each,
         "requests": [one(prompt) for prompt in orders_of(best.prompt)],
+        **_presentation(fresh, best.prompt),
     }
     write_text(fresh / "request.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     shutil.copyfile(SCRIPTS / "ask.py", fresh / "ask.py")

@@ -382,6 +382,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 "prompt": entry.name,
                 "prompt_id": one.prompt_id,
                 "text": one.prompt.text,
+                **({"presentation": one.prompt.given} if one.prompt.given else {}),
                 "answers": one.prompt.to_dict()["answers"],
                 "bias": one.bias,
                 "searched_on": list(entry.searched_on),

@@ -81,6 +81,7 @@ class Options(TypedDict, total=False):
     max_cost: float
     max_tokens: int
     heard: str
+    presentations: str | Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,6 +160,11 @@ def optimize(
             f"proposer is a {type(proposer).__name__}; expected an object with `name` and `propose`, see"
             " opro/examples/proposer.py"
         )
+    if proposer is not None and options.get("presentations") is not None:
+        raise UserError(
+            "presentations go with the built-in proposers; one of your own gives its prompts a presentation itself, or"
+            " leave proposer out"
+        )
     settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
     plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
@@ -181,8 +187,9 @@ def _asked(
             " of them: search half and holdout"
         )
     options["runs_dir"] = Path(options.get("runs_dir", "runs"))
-    if options.get("adapter") is not None:
-        options["adapter"] = Path(options["adapter"])
+    for name in ("adapter", "presentations"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
     path = prompt_path(seeds)
     named = isinstance(evaluator, str | Path)
     settings = OptimizeSettings(

@@ -27,7 +27,7 @@ from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator
+from evaluators.evaluator import Evaluator, require_presents
 from evaluators.files import resolve, write_text
 from evaluators.orders import BothOrders, evals_per_clip
 from evaluators.prompts import OPTIONS, Prompt, is_frame
@@ -270,6 +270,7 @@ def _open(
             " bring none: opro.rescore scores a manifest with it"
         )
     evaluator = _evaluator(settings, config) if given is None else given
+    require_presents(evaluator, [answers.classifier.prompt])
     if evals_per_clip(answers.classifier.prompt) > 1:
         evaluator = BothOrders(evaluator)
     return Job(settings, answers, evaluator, cut, recordings, _lengths(recordings))

@@ -22,6 +22,7 @@ from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.files import write_json
 from evaluators.manifest import verify
+from evaluators.prompts import shown_text
 from evaluators.statistics.compare import compare_many, estimate, resample
 from evaluators.statistics.metrics import auroc, auroc_of, rates
 from evaluators.statistics.resampling import Estimate
@@ -291,6 +292,7 @@ def _rows(
         yield {
             "prompt_id": classifier.prompt_id,
             "text": classifier.prompt.text,
+            **({"presentation": given} if (given := classifier.prompt.given) else {}),
             "answers": classifier.prompt.to_dict()["answers"],
             "bias": classifier.bias,
             "both_orders": classifier.prompt.both_orders,
@@ -361,7 +363,7 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
                 *([] if choices else [*rates_cells(row), f"{row['auroc']:.3f}"]),
                 *([f"{100 * row.get('unlisted', 0.0):.0f} %"] if marked else []),
                 *against,
-                row["text"],
+                shown_text(row["text"], row.get("presentation", "")),
             ]
         )
     title = (

@@ -20,6 +20,7 @@ ADDED = (
     "lm_separate",
     "lm_reply_tokens",
     "lm_effort",
+    "presentations",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -182,6 +183,11 @@ class ProposerSettings:
     seeds: Path = flag(SEED_PROMPTS, "prompt file to start from")
     prompt_spec: Path | None = flag(
         None, "prompt file the adapter was trained with; its prompts join the seeds"
+    )
+    presentations: Path | None = flag(
+        None,
+        "YAML file of ways to give a clip (repeated, levelled, padded, after the question) that are searched beside the"
+        " wording; prompts/presentations/common.yaml is shipped",
     )
     share: str | None = flag(
         None,

@@ -18,7 +18,8 @@ from torch import Tensor
 from evaluators.audio import DECODERS, RATE
 from evaluators.audio_lm.identity import versions
 from evaluators.clips import Clip, clip_wave
-from evaluators.errors import UserError
+from evaluators.errors import PromptError, UserError
+from evaluators.presentation import AS_IS, Presentation
 
 log = logging.getLogger(__name__)
 FRONT_END = "1"  # raise it whenever the features of a clip change
@@ -87,13 +88,17 @@ class FeatureStore:
         self._filters = filters.T.contiguous()
         self._window = torch.hann_window(extractor.n_fft)
 
-    def decode(self, clip: Clip) -> DecodedClip:
-        """A clip's stored features, or its decoded wave. Meant for threads: it mostly runs without the GIL.
+    def decode(self, clip: Clip, how: Presentation = AS_IS) -> DecodedClip:
+        """A clip's stored features, or its wave as it is presented. Meant for threads: it mostly runs without the GIL.
 
         Raises:
             UserError: The clip cannot be decoded, is longer than the model's window, or too short for any feature.
+            PromptError: It is longer than the model's window by how it is presented.
         """
-        key = hashlib.sha256(f"{self._about}|{clip.sha256}|{clip.audio}".encode()).hexdigest()
+        about = f"{self._about}|{clip.sha256}|{clip.audio}"
+        if how.sound != AS_IS:  # only then, so that older features stay
+            about += f"|{json.dumps(how.sound.to_dict())}"
+        key = hashlib.sha256(about.encode()).hexdigest()
         path = self._path(key)
         if path is not None and path.is_file():
             try:
@@ -101,7 +106,7 @@ class FeatureStore:
                 return DecodedClip(key, int(whole[0, 0]), whole[:, 1:], None)
             except (ValueError, OSError, EOFError, IndexError):
                 pass  # half a file: made anew
-        wave = clip_wave(clip)
+        wave = clip_wave(clip, how)
         hop = self.extractor.hop_length
         if not self.whole_window:
             shortest = (
@@ -114,6 +119,10 @@ class FeatureStore:
                 )
             return DecodedClip(key, len(wave) // hop, None, wave)
         longest = self.windows.most * self.extractor.n_samples
+        if len(wave) > longest and max(how.repeat_to_ms, how.pad_to_ms) * RATE > 1000 * longest:
+            raise PromptError(
+                f"the clip is {how.words}, the model hears {1000 * longest // RATE} ms; ask for no more"
+            )
         if len(wave) > longest:
             raise UserError(
                 f"clip {clip.clip_id!r} lasts {len(wave) / RATE:.2f} s, the model hears "

@@ -27,15 +27,17 @@ from evaluators.audio_lm.packing import (
 )
 from evaluators.audio_lm.tower import AudioTower, ClipKey, ClipReader, clip_key
 from evaluators.clips import Clip
+from evaluators.presentation import Presentation
 
 log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 2**30
 FIRST_PLACES = {"cuda": 4096, "cpu": 1024, "mps": 1024}  # of a new cache, where it may take so many
 WORTHWHILE = 1.25  # a cache that may grow by less does not: all of it would be copied
 WAITING_FACTOR = 16  # without kernels, clips worth so many batches of audio tokens are collected
+Before = tuple[str, str]  # what stands before the audio: a system message, and a text of the user's
 PrefixKey = tuple[
-    str, ClipKey | None
-]  # a system message, and a clip after it; None: the message itself
+    Before, ClipKey | None
+]  # what stands before the audio, and a clip after it; None: the former itself
 
 
 class KVRing:
@@ -134,12 +136,12 @@ class Ready:
     """Clips whose keys and values are in the cache, after those of a system message.
 
     Attributes:
-        system: The message.
+        before: The message, with what else stands before the audio.
         segment: Where it lies.
         clips: Positions in the call, and where the clips lie.
     """
 
-    system: str
+    before: Before
     segment: CacheSegment
     clips: list[tuple[int, CacheSegment]]
 
@@ -150,7 +152,7 @@ class Prefixes:
     Args:
         decoder: Computes the keys and values.
         tower: Computes what clips become for the decoder.
-        encode: System message -> tokens before the audio.
+        encode: System message, and a text of the user's -> tokens before the audio.
         most: Bytes that it may take. None: what the device has to spare.
     """
 
@@ -158,7 +160,7 @@ class Prefixes:
         self,
         decoder: Decoder,
         tower: AudioTower,
-        encode: Callable[[str], Ints],
+        encode: Callable[[str, str], Ints],
         most: float | None = None,
     ) -> None:
         self._decoder, self._tower, self._encode, self._most = decoder, tower, encode, most
@@ -209,9 +211,9 @@ class Prefixes:
         return 0 if self._decoder.kernels is not None else ROW_BUCKET
 
     def compute(
-        self, systems: Sequence[str], clips: Sequence[Clip], shape: Shape
+        self, systems: Sequence[Before], clips: Sequence[Clip], shape: Shape, how: Presentation
     ) -> Iterator[Ready | CacheSegment]:
-        """Clips that are ready, until each was so after each system message.
+        """Clips that are ready, presented in one way, until each was so after each system message.
 
         What is kept comes first. The rest is computed in parts, each after all system messages before the next: while
         the device works on what was yielded, the features of the next clips are made.
@@ -223,12 +225,12 @@ class Prefixes:
         self._prefix = shape.prefix
         places: dict[ClipKey, list[int]] = {}
         for i, clip in enumerate(clips):
-            places.setdefault(clip_key(clip), []).append(i)
+            places.setdefault(clip_key(clip, how), []).append(i)
         if self._refused:  # room for this call's, where others' are kept
             self._keep_embeddings(places.keys())
         for system in systems:
             self._hold(system, 0, self._needed(system, 0))
-        missing: dict[str, set[ClipKey]] = {}
+        missing: dict[Before, set[ClipKey]] = {}
         for system in systems:
             kept = self._kept(system, places)
             missing[system] = places.keys() - kept.keys()
@@ -237,7 +239,7 @@ class Prefixes:
         new = [key for key in places if any(key in keys for keys in missing.values())]
         unheard: list[ClipKey] = []
         to_read = [clips[places[key][0]] for key in new if key not in self._embedded]
-        with self._tower.reader(to_read) as reader:
+        with self._tower.reader(to_read, how) as reader:
             for part in self._parts(new, reader, shape):
                 audio = self._embed(part, reader, shape)
                 unheard += [key for key in part if not len(audio[key])]
@@ -257,7 +259,7 @@ class Prefixes:
                 clips[places[unheard[0]][0]].clip_id,
             )
 
-    def _kept(self, system: str, keys: Iterable[ClipKey]) -> dict[ClipKey, CacheSegment]:
+    def _kept(self, system: Before, keys: Iterable[ClipKey]) -> dict[ClipKey, CacheSegment]:
         """Those of the clips whose keys and values after the system message are in the cache."""
         segments = self._ring.segments
         if (system, None) not in segments:  # overwritten by that of another one
@@ -266,7 +268,7 @@ class Prefixes:
 
     def _ready(
         self,
-        system: str,
+        system: Before,
         segments: Mapping[ClipKey, CacheSegment],
         places: Mapping[ClipKey, Sequence[int]],
     ) -> Ready:
@@ -318,7 +320,7 @@ class Prefixes:
         self._refused = False
 
     def _add(
-        self, system: str, audio: Mapping[ClipKey, Tensor], shape: Shape
+        self, system: Before, audio: Mapping[ClipKey, Tensor], shape: Shape
     ) -> Iterator[dict[ClipKey, CacheSegment] | CacheSegment]:
         """Computes keys and values of clips from their embeddings, a batch after another.
 
@@ -347,7 +349,7 @@ class Prefixes:
                 begin += length
             yield segments
 
-    def _hold(self, system: str, count: int, needed: int) -> int:
+    def _hold(self, system: Before, count: int, needed: int) -> int:
         """The first of `count` places of clips after a system message.
 
         `needed`, as `_needed` gives it, has places for the message too where it must be written again.
@@ -355,18 +357,18 @@ class Prefixes:
         begin = self._ring.take(needed)
         if needed == count:
             return begin
-        ids = self._encode(system)
+        ids = self._encode(*system)
         self._write(ids, [len(ids)], NOTHING, begin, -(-len(ids) // 64) * 64)
         self._ring.note((system, None), CacheSegment(begin, len(ids)))
         return begin + len(ids)
 
-    def _needed(self, system: str, count: int) -> int:
+    def _needed(self, system: Before, count: int) -> int:
         """Places to take for `count` of clips: with those of the system message, unless it is there and stays."""
         self._reserve(count)
         key = (system, None)
         if key in self._ring.segments and key not in self._ring.next_out(count):
             return count
-        count += len(self._encode(system))
+        count += len(self._encode(*system))
         self._reserve(count)
         return count
 

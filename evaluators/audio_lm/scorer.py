@@ -55,18 +55,21 @@ from evaluators.audio_lm.packing import (
     pack_prompt,
     to_device,
 )
-from evaluators.audio_lm.prefixes import Prefixes
-from evaluators.audio_lm.templates import encode
+from evaluators.audio_lm.prefixes import Before, Prefixes
+from evaluators.audio_lm.templates import encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
+from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
 SCORER = "4"  # raise it whenever a change can change a score: it is part of every cache key
 MIN_TOKENS = 128  # smaller batches are not tried when memory runs out
 PENDING = 256  # batches whose results wait on the device, so that it need not wait for the host
+# Prompts that share what is computed of a clip: by how its samples are presented, and by what stands before it.
+Groups = dict[Presentation, dict[Before, list[PromptRow]]]
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class AudioScorer(Uncached):
         loaded: (model, processor) that are in memory already, instead of the checkpoint's files.
         store_bytes: What kept embeddings, keys and values may take on the device. None: what it has to spare.
     """
+
+    presents = True
 
     def __init__(
         self,
@@ -284,19 +289,21 @@ class AudioScorer(Uncached):
             precision = str(self.dtype).removeprefix("torch.")
             selftest.check(self, test, precision, self.checkpoint.name)
             self.forwards = 0
-        by_system: dict[str, list[PromptRow]] = {}
+        groups: Groups = {}
         tokenizer = self.processor.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
-            suffix = encode(tokenizer, self.family.template.after(prompt.text))
+            first, last = parts_of(prompt)
+            suffix = encode(tokenizer, self.family.template.after(last))
             row = pack_prompt(number, suffix, answers[number])
-            by_system.setdefault(prompt.system, []).append(row)
+            by_system = groups.setdefault(prompt.presentation.sound, {})
+            by_system.setdefault((prompt.system, first), []).append(row)
         results = _Results(len(prompts), len(clips), len(prompts[0].answers))
         self._used = self._wanted
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
             while not results.done.all():
-                self._attempt(by_system, clips, results)
+                self._attempt(groups, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         _check_finite(table)
         self.forwards += len(prompts) * len(clips)
@@ -321,12 +328,11 @@ class AudioScorer(Uncached):
             self._loaded = LoadedModel(decoder, prefixes)
         return self._loaded
 
-    def _attempt(
-        self, by_system: Mapping[str, Sequence[PromptRow]], clips: Sequence[Clip], results: _Results
-    ) -> None:
+    def _attempt(self, groups: Groups, clips: Sequence[Clip], results: _Results) -> None:
         """Scores what is not done. When memory runs out it returns early, with a smaller store or smaller batches."""
         try:
-            self._run(by_system, clips, results)
+            for how, by_system in groups.items():
+                self._run(by_system, clips, results, how)
         except torch.OutOfMemoryError:
             shrunk = self.prefixes.shrink(self.shape)
             if not shrunk and self.shape.tokens <= MIN_TOKENS:
@@ -346,9 +352,13 @@ class AudioScorer(Uncached):
         log.warning("out of memory: batches of %d tokens in this call", self.shape.tokens)
 
     def _run(
-        self, by_system: Mapping[str, Sequence[PromptRow]], clips: Sequence[Clip], results: _Results
+        self,
+        by_system: Mapping[Before, Sequence[PromptRow]],
+        clips: Sequence[Clip],
+        results: _Results,
+        how: Presentation,
     ) -> None:
-        """Scores the prompts of each system message on each clip, but for what is done."""
+        """Scores the prompts of each system message on each clip, presented in one way, but for what is done."""
         for row in (row for rows in by_system.values() for row in rows):
             if len(row.ids) > self.shape.tokens or row.kept > self.shape.kept:  # it may be halved
                 raise PromptError(
@@ -360,19 +370,20 @@ class AudioScorer(Uncached):
             system: sorted(rows, key=lambda row: (-len(row.ids), row.prompt))
             for system, rows in by_system.items()
         }
-        left: list[int] = np.flatnonzero(~results.done.all(axis=0)).tolist()
+        own = [row.prompt for rows in by_system.values() for row in rows]
+        left: list[int] = np.flatnonzero(~results.done[own].all(axis=0)).tolist()
         prefixes = self.prefixes
         waiting = WaitingJobs(
             BatchLimits(self.shape.tokens, self.shape.kept, prefixes.row_bucket())
         )
-        for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape):
+        for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape, how):
             if isinstance(ready, CacheSegment):
                 batches = waiting.over(ready)
             else:
                 jobs = [
                     Job(row, left[i], segment)
                     for i, segment in ready.clips
-                    for row in ordered[ready.system]
+                    for row in ordered[ready.before]
                     if not results.done[row.prompt, left[i]]
                 ]
                 waiting.add(ready.segment, jobs)
@@ -399,9 +410,9 @@ class AudioScorer(Uncached):
         return estimate_seconds_per_eval(self.config, self.device, self.dtype)
 
 
-def _tokens_before(family: Family, tokenizer: Any, system: str) -> Ints:
+def _tokens_before(family: Family, tokenizer: Any, system: str, text: str) -> Ints:
     """Tokens before the audio."""
-    return np.array(encode(tokenizer, family.template.before(system)), dtype=np.int64)
+    return np.array(encode(tokenizer, family.template.before(system, text)), dtype=np.int64)
 
 
 def _check_finite(table: ScoreTable) -> None:

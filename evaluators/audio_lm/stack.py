@@ -366,6 +366,7 @@ def _check_chat_template(scorer: AudioScorer, prompt: Prompt) -> Iterator[Findin
     if not getattr(scorer.processor, "chat_template", None):
         return
     asked = [{"type": "audio", "audio_url": "clip.wav"}, {"type": "text", "text": prompt.text}]
+    asked = asked[::-1] if prompt.presentation.text_first else asked
     said = scorer.processor.apply_chat_template(
         [{"role": "system", "content": prompt.system}, {"role": "user", "content": asked}],
         tokenize=False,

@@ -10,7 +10,7 @@ from torch import Tensor
 from evaluators.audio import RATE
 from evaluators.audio_lm.checkpoint import POCKET
 from evaluators.audio_lm.families import AUDIO_FLAMINGO_3, VOXTRAL, Family
-from evaluators.audio_lm.templates import QWEN2_AUDIO, Template, encode
+from evaluators.audio_lm.templates import QWEN2_AUDIO, Template, encode, parts_of
 from evaluators.clips import Clip, clip_wave
 from evaluators.prompts import Prompt
 
@@ -35,13 +35,16 @@ class StockModel:
 
     def inputs(self, prompt: Prompt, clip: Clip) -> dict[str, Tensor]:
         """Model inputs of one clip, as the processor makes them."""
-        return self._process(text=template_text(prompt), audio=[clip_wave(clip)])
+        return self._process(
+            text=template_text(prompt), audio=[clip_wave(clip, prompt.presentation)]
+        )
 
     def batch(self, prompt: Prompt, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Model inputs of several clips, padded on the left by the processor."""
         self.processor.tokenizer.padding_side = "left"
         texts = [template_text(prompt)] * len(clips)
-        return self._process(text=texts, audio=[clip_wave(c) for c in clips], padding=True)
+        waves = [clip_wave(clip, prompt.presentation) for clip in clips]
+        return self._process(text=texts, audio=waves, padding=True)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """``[clip, vocabulary]`` log-probabilities in nats at the answer."""
@@ -135,7 +138,9 @@ def stock_features(family: Family, extractor: Any, waves: Sequence[Any]) -> dict
 
 def template_text(prompt: Prompt, template: Template = QWEN2_AUDIO) -> str:
     """A prompt as the processor is given it, with one token that stands for the audio."""
-    pieces = (*template.before(prompt.system), (template.audio, True), *template.after(prompt.text))
+    first, last = parts_of(prompt)
+    before, after = template.before(prompt.system, first), template.after(last)
+    pieces = (*before, (template.audio, True), *after)
     return "".join(piece for piece, _ in pieces)
 
 

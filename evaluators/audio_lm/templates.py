@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evaluators.prompts import Prompt
+
 # The template, as (text, is a control token) pieces. Between control tokens a tokenizer works on each piece alone,
 # so encoding the pieces one by one gives the ids of the whole, and a prompt can never bring a control token along.
 Piece = tuple[str, bool]
@@ -27,20 +29,20 @@ class Template:
     gap: str
     audio: str = "<|AUDIO|>"
 
-    def before(self, system: str) -> tuple[Piece, ...]:
-        """Everything that stands before the audio tokens."""
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
+        """Everything that stands before the audio tokens; with a text where the question comes first."""
         return _without_empty(
             ("<|im_start|>", True),
             (f"system\n{system}", False),
             ("<|im_end|>", True),
             ("\n", False),
             ("<|im_start|>", True),
-            (f"user\n{self.user}", False),
+            (f"user\n{text}{self.user}", False),
             (self.audio_start, True),
         )
 
     def after(self, text: str) -> tuple[Piece, ...]:
-        """Everything from the end of the audio to the place where the answer starts."""
+        """Everything from the end of the audio to the place where the answer starts; no text if it came first."""
         return _without_empty(
             (self.audio_end, True),
             (f"{self.gap}{text}", False),
@@ -59,27 +61,27 @@ def _without_empty(*pieces: Piece) -> tuple[Piece, ...]:
 class WithoutSystem(Template):
     """The template without a system message."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return super().before(system)[4:]
+        return super().before(system, text)[4:]
 
 
 @dataclass(frozen=True)
 class WithDefaultSystem(Template):
     """The template with the system message that chat templates of this kind put where none is given."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return super().before("You are a helpful assistant.")
+        return super().before("You are a helpful assistant.", text)
 
 
 @dataclass(frozen=True)
 class WithoutRoles(Template):
     """Audio and text alone, as models are given them that were not trained to chat."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return _without_empty((self.audio_start, True))
+        return _without_empty((text, False), (self.audio_start, True))
 
     def after(self, text: str) -> tuple[Piece, ...]:
         """See `Template.after`."""
@@ -90,10 +92,11 @@ class WithoutRoles(Template):
 class Instruct(Template):
     """Mistral's template: of tokenizers of version 7, with the system message that version 13 allows beside audio."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
         told = (("[SYSTEM_PROMPT]", True), (system, False), ("[/SYSTEM_PROMPT]", True))
-        inside: tuple[Piece, ...] = (("[INST]", True), (self.user, False), (self.audio_start, True))
+        user = (f"{text}{self.user}", False)
+        inside: tuple[Piece, ...] = (("[INST]", True), user, (self.audio_start, True))
         return _without_empty(("<s>", True), *(told if system else ()), *inside)
 
     def after(self, text: str) -> tuple[Piece, ...]:
@@ -107,9 +110,14 @@ class Instruct(Template):
 class InstructWithoutSystem(Instruct):
     """The template without a system message: the only one that Voxtral's own tokenizer writes beside audio."""
 
-    def before(self, system: str) -> tuple[Piece, ...]:
+    def before(self, system: str, text: str = "") -> tuple[Piece, ...]:
         """See `Template.before`."""
-        return super().before("")
+        return super().before("", text)
+
+
+def parts_of(prompt: Prompt) -> tuple[str, str]:
+    """(Text before the audio, text after it)."""
+    return (prompt.text, "") if prompt.presentation.text_first else ("", prompt.text)
 
 
 QWEN2_AUDIO = Template("Audio 1: ", "<|audio_bos|>", "<|audio_eos|>", "\n")

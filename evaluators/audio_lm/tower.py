@@ -15,15 +15,16 @@ from evaluators.audio_lm.features import DecodedClip, FeatureStore
 from evaluators.audio_lm.packed_tower import LogMel
 from evaluators.audio_lm.packing import BatchLimits, fill_batches
 from evaluators.clips import Clip
+from evaluators.presentation import AS_IS, Presentation
 
 DECODING_THREADS = 8  # more of them are in each other's way
 SECONDS_AHEAD = 512.0  # of audio that is decoded and waits, 32 MB: long clips are not read as far ahead as short ones
-ClipKey = tuple[str, str]
+ClipKey = tuple[str, str, Presentation]
 
 
-def clip_key(clip: Clip) -> ClipKey:
-    """What a clip is to the model: its content, and whether a control replaces it."""
-    return clip.sha256, clip.audio
+def clip_key(clip: Clip, how: Presentation = AS_IS) -> ClipKey:
+    """What a clip is to the model: its content, whether a control replaces it, and how its samples are presented."""
+    return clip.sha256, clip.audio, how.sound
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ class ClipReader:
     Args:
         store: Features of clips.
         clips: What will be taken, about in that order; no two of the same content.
+        how: They are presented.
     """
 
     threads = DECODING_THREADS
 
-    def __init__(self, store: FeatureStore, clips: Sequence[Clip]) -> None:
-        self._store = store
+    def __init__(
+        self, store: FeatureStore, clips: Sequence[Clip], how: Presentation = AS_IS
+    ) -> None:
+        self._store, self._how = store, how
         self._pool = ThreadPoolExecutor(self.threads)
         self._left = deque(clips)
         self._begun: dict[ClipKey, _Reading] = {}
@@ -92,8 +96,10 @@ class ClipReader:
 
     def _begin(self) -> None:
         clip = self._left.popleft()
-        seconds = clip.duration_ms / 1e3
-        self._begun[clip_key(clip)] = _Reading(self._pool.submit(self._store.decode, clip), seconds)
+        how = self._how
+        seconds = max(clip.duration_ms, how.repeat_to_ms, how.pad_to_ms) / 1e3
+        decoded = self._pool.submit(self._store.decode, clip, how)
+        self._begun[clip_key(clip, how)] = _Reading(decoded, seconds)
         self._seconds += seconds
 
 
@@ -110,9 +116,9 @@ class AudioTower:
     def __init__(self, model: Any, family: Family, store: FeatureStore, dtype: torch.dtype) -> None:
         self._model, self._family, self._store, self._dtype = model, family, store, dtype
 
-    def reader(self, clips: Sequence[Clip]) -> ClipReader:
+    def reader(self, clips: Sequence[Clip], how: Presentation = AS_IS) -> ClipReader:
         """A reader of clips; one for each call."""
-        return ClipReader(self._store, clips)
+        return ClipReader(self._store, clips, how)
 
     def share(self, frames: int) -> int:
         """What a clip of so many frames takes of the tower's line, in tokens."""

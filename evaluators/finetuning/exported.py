@@ -14,6 +14,7 @@ from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
 from evaluators.audio_lm.stock import template_text
 from evaluators.audio_lm.templates import Instruct, Template
+from evaluators.errors import UserError
 from evaluators.finetuning.adapter_folder import copy_adapter
 from evaluators.finetuning.merged_folder import stored_dtype, write_merged
 from evaluators.finetuning.plain_code import public_name
@@ -78,7 +79,20 @@ def chat_template(template: Template, prompt: Prompt) -> str:
     )
     system, text, audio = (_quoted(one) for one in (prompt.system, prompt.text, audio))
     if isinstance(template, Instruct):
+        if prompt.presentation.text_first:
+            raise UserError(
+                "the prompt puts its text before the audio, which an exported template of Mistral's kind cannot;"
+                " search without text first"
+            )
         return _instruct_template(system, text, audio)
+    asked = "{%- if message.role == 'user' and not told.text -%}{{- " + text + " -}}{%- endif -%}\n"
+    first, last = "", asked
+    if prompt.presentation.text_first:
+        looked = (
+            "{%- for part in message.content if part.type == 'text' -%}"
+            "{%- set told.text = true -%}{%- endfor -%}\n"
+        )
+        first, last = looked + asked, ""
     return (
         "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\\n' + "
         f"{system}"
@@ -88,15 +102,14 @@ def chat_template(template: Template, prompt: Prompt) -> str:
         "{%- if message.content is string -%}{{- message.content -}}\n"
         "{%- else -%}\n"
         "{%- set told = namespace(text=false) -%}\n"
+        f"{first}"
         "{%- for part in message.content -%}\n"
         "{%- if part.type == 'text' -%}{%- set told.text = true -%}{{- part.text -}}\n"
         "{%- else -%}{{- "
         f"{audio}"
         " -}}{%- endif -%}\n"
         "{%- endfor -%}\n"
-        "{%- if message.role == 'user' and not told.text -%}{{- "
-        f"{text}"
-        " -}}{%- endif -%}\n"
+        f"{last}"
         "{%- endif -%}\n"
         "{{- '<|im_end|>\\n' -}}\n"
         "{%- endfor -%}\n"

@@ -23,6 +23,7 @@ from evaluators.errors import UserError
 from evaluators.finetuning.memory import RowLength
 from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
+from evaluators.presentation import AS_IS
 from evaluators.prompts import Prompt
 
 MASK_BINS = 10  # SpecAugment (arXiv 1904.08779), light: mel bins of a band, at most
@@ -45,10 +46,15 @@ def tokenize_prompts(
     """The prompts as tokens; with `swap` each is followed by itself with its options exchanged.
 
     Raises:
-        UserError: A prompt has no lettered options, and `swap` asks for both orders.
+        UserError: A prompt has no lettered options, and `swap` asks for both orders; or it has a presentation.
     """
     out = []
     for prompt in prompts:
+        if prompt.presentation != AS_IS:
+            raise UserError(
+                f"prompt {prompt.prompt_id} wants the clip {prompt.presentation.words}, and training gives clips as"
+                " they are, before the question; take `presentation` out of the prompt"
+            )
         other = swapped(prompt) if swap else None
         if swap and other is None:
             raise UserError(

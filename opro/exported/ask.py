@@ -9,7 +9,15 @@ about = json.loads((Path(__file__).resolve().parent / "request.json").read_text(
 url = os.environ["OPENAI_BASE_URL"].rstrip("/") + "/chat/completions"
 headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
 for name in sys.argv[1:]:
-    clip = base64.b64encode(Path(name).read_bytes()).decode()
+    content = Path(name).read_bytes()
+    if "presentation" in about:  # the clip is repeated, levelled or padded before it is sent
+        import io, soundfile, soxr
+        from presentation import RATE, Presentation, present  # beside this file
+        wave, rate = soundfile.read(name, dtype="float32", always_2d=True)
+        wave = soxr.resample(wave.mean(axis=1), rate, RATE) if rate != RATE else wave.mean(axis=1)
+        soundfile.write(file := io.BytesIO(), present(wave, Presentation(**about["presentation"])), RATE, "PCM_16", format="WAV")
+        content = file.getvalue()
+    clip = base64.b64encode(content).decode()
     share = dict.fromkeys(about["labels"], 0.0)
     for asked in about["requests"]:  # one for each order of the options
         body = json.dumps(asked["body"]).replace(about["audio"], clip)

@@ -10,6 +10,8 @@ import soundfile, soxr, torch, transformers
 
 here = Path(__file__).resolve().parent
 about = json.loads((here / "export.json").read_text(encoding="utf-8"))
+if "presentation" in about:
+    from presentation import Presentation, present  # beside this file
 base = here / "model" if (here / "model").is_dir() else about["base"]
 device, dtype = ("cuda", getattr(torch, about["dtype"])) if torch.cuda.is_available() else ("cpu", torch.float32)
 processor = transformers.AutoProcessor.from_pretrained(base)
@@ -35,6 +37,8 @@ for name in sys.argv[1:]:
     if len(wave) > 30 * rate:
         print(f"{name}: longer than the model's 30 s; only these are heard", file=sys.stderr)
     wave = soxr.resample(wave.mean(axis=1), rate, 16_000) if rate != 16_000 else wave.mean(axis=1)
+    if "presentation" in about:
+        wave = present(wave, Presentation(**about["presentation"]))
     rows = []  # one for each order of the options
     for asked in about["asked"]:
         inputs = processor(text=asked["text"], audio=[wave], sampling_rate=16_000, return_tensors="pt")

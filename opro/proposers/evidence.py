@@ -6,7 +6,6 @@ too.
 """
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.classifier import shifted
+from opro.proposers.table import quoted
 from opro.search.history import Trial
 from opro.search.proposer import SearchView
 
@@ -75,6 +75,7 @@ def about_parent(view: SearchView, parent: Trial) -> str:
         "",
         parent.prompt.text,
         "",
+        *([f"With it the clip is given {given}.", ""] if (given := parent.prompt.given) else []),
     ]
     if parent.number not in view.logp:
         return "\n".join(
@@ -168,7 +169,7 @@ def edits(view: SearchView, parent: Trial, shown: Iterable[Trial]) -> str:
     lines = []
     for t in made:
         about = "about " if t.state == "dropped" else ""
-        text = "" if t.number in rows else f": {json.dumps(t.prompt.text, ensure_ascii=False)}"
+        text = "" if t.number in rows else f": {quoted(t.prompt)}"
         lines.append(f"- {about}{100 * (t.reward - parent.reward):+.1f}: row #{t.number}{text}")
     return "\n".join(["Edits of it, with the points they gained:", *lines]) if lines else ""
 

@@ -1,7 +1,8 @@
 """The factor table: which property of a prompt goes with which score, over all rows of a search.
 
 A language model that reads forty rows does not see that one of them decides; a table of differences says it in a line.
-Properties are of the surface, since a small model reacts to it: letters, order, layout, length, single words.
+Properties are of the surface, since a small model reacts to it: letters, order, layout, length, single words, and how
+the clip is given.
 """
 
 import itertools
@@ -54,6 +55,7 @@ def properties(prompt: Prompt) -> set[str]:
         found.add("is longer than 160 characters")
     if not options:
         found.add("its answers are words")
+    found |= {f"clip {part}" for part in prompt.presentation.parts}
     tail = text[len(head) :]
     for where, part in (("before the options", head), ("in or after the options", tail)):
         for word in set(re.findall(r"[^\W\d_]{4,}", part.casefold())) - COMMON:

@@ -21,6 +21,7 @@ from opro.proposers.request import META, MetaPrompt, Round
 from opro.proposers.rewriter import Fragments
 from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
+from opro.search.presentations import wording
 from opro.search.proposer import SearchView
 from opro.search.steering import forbidden_in
 
@@ -103,7 +104,7 @@ class LMProposer:
 
     def propose(self, view: SearchView, n: int) -> list[Candidate]:
         """See `Proposer`. Stops early, with what it has, when the ledger's limit is near."""
-        known = {dedup_key(t.prompt) for t in view.trials}
+        known = {dedup_key(wording(t.prompt)) for t in view.trials}
         out: list[Candidate] = []
         refusals: list[str] = []
         calls = 0
@@ -212,7 +213,7 @@ class LMProposer:
         return good, refused
 
     def _candidate(self, view: SearchView, asked: _Asked, prompt: Prompt, raw: Any) -> Candidate:
-        """A proposed prompt, with the system message of the prompt that it starts from."""
+        """A proposed prompt, with system message and presentation of the prompt that it starts from."""
         parents = [t.prompt for t in (asked.start,) if t]
         if self.opro:
             parents = [t.prompt for t in view.scored[:OPRO_PARENTS][::-1]]
@@ -223,7 +224,7 @@ class LMProposer:
             like = parents or like
         prompt = replace(prompt, both_orders=self.both_orders)
         if like:
-            prompt = replace(prompt, system=like[-1].system)
+            prompt = replace(prompt, system=like[-1].system, presentation=like[-1].presentation)
         return Candidate(prompt, "lm", tuple(p.prompt_id for p in parents))
 
 

@@ -6,12 +6,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
-from evaluators.files import append_line, cut_torn_line
+from evaluators.evaluator import require_presents
+from evaluators.files import append_line, cut_torn_line, resolve
+from evaluators.presentation import AS_IS, Presentation
+from evaluators.prompts import read_presentations
 from opro.problem import Problem
 from opro.proposers.exchange import Exchanging
 from opro.proposers.fallback import OrNothing
@@ -23,6 +26,7 @@ from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed, nothing
 from opro.proposers.openai_model import OpenAIModel, Thinking
+from opro.proposers.presenting import Presenting
 from opro.proposers.rewriter import Rewriter
 from opro.proposers.shared import Shared
 from opro.search.history import Candidate
@@ -40,6 +44,8 @@ class ProposerPlan:
     Attributes:
         lm: The language model, or None for the rewriter alone.
         ledger: What the run has spent on it.
+        shared: Candidates of other runs.
+        presentations: That are searched beside the wording.
         name: What a resumed run must find again.
     """
 
@@ -48,13 +54,16 @@ class ProposerPlan:
     lm: LanguageModel | None
     ledger: Ledger
     shared: Sequence[Candidate] = field(default_factory=tuple)
+    presentations: Sequence[Presentation] = ()
 
     @property
     def name(self) -> str:
-        """Who proposes."""
-        if self.lm is None:
-            return "rewriter"
-        return f"lm {self.lm.name}" + ("" if self._alone else " and rewriter")
+        """Who proposes, and what is searched beside the wording."""
+        name = "rewriter"
+        if self.lm is not None:
+            name = f"lm {self.lm.name}" + ("" if self._alone else " and rewriter")
+        ways = "; ".join(how.words for how in self.presentations)
+        return f"{name}, with clips {ways}" if ways else name
 
     @property
     def _alone(self) -> bool:
@@ -94,6 +103,8 @@ class ProposerPlan:
                 " (and --lm-base-url for another server) and give --lm-model NAME",
                 file=sys.stderr,
             )
+        if self.presentations:
+            proposer = Presenting(proposer, self.presentations, settings.seed)
         if settings.strategy == "race":
             proposer = Exchanging(proposer)
         return Shared(proposer, self.shared) if self.shared else proposer
@@ -143,9 +154,22 @@ def open_proposer(
                 " set OPENAI_API_KEY and give --lm-model"
             )
     prices = lm.prices if lm is not None else None
-    return ProposerPlan(
-        settings, problem, lm, Ledger(settings.max_tokens, settings.max_cost, prices), shared
-    )
+    ledger = Ledger(settings.max_tokens, settings.max_cost, prices)
+    return ProposerPlan(settings, problem, lm, ledger, shared, _presentations(settings, problem))
+
+
+def _presentations(settings: OptimizeSettings, problem: Problem) -> list[Presentation]:
+    """What ``--presentations`` names.
+
+    Raises:
+        UserError: The file cannot be used, or the evaluator does not heed presentations.
+    """
+    if settings.presentations is None:
+        return []
+    found = read_presentations(resolve(settings.presentations))
+    seed = problem.seed_prompts[0]
+    require_presents(problem.evaluator, [replace(seed, presentation=how) for how in found])
+    return [how for how in found if how != AS_IS]
 
 
 def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:

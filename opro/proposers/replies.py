@@ -97,8 +97,11 @@ def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dedup_key(prompt: Prompt) -> str:
-    """Texts that differ only in case, spaces or punctuation are the same prompt."""
-    return re.sub(r"[\W_]+", " ", prompt.text).strip().casefold() + "|" + repr(prompt.answers)
+    """Texts that differ only in case, spaces or punctuation are the same prompt, if the clip is given alike."""
+    given = f"|{prompt.given}" if prompt.given else ""
+    return (
+        re.sub(r"[\W_]+", " ", prompt.text).strip().casefold() + "|" + repr(prompt.answers) + given
+    )
 
 
 def unwrap(text: str) -> str:

@@ -122,6 +122,11 @@ class MetaPrompt:
             ),
         }
         text = self._fill(self._text, static | about)
+        if any(t.prompt.given for t in view.trials):
+            text += (
+                "\n\nBehind some texts stands how the clip was given with them, in brackets. That is searched beside"
+                " your prompts: write words alone; a new prompt keeps the presentation of the row that it is made from."
+            )
         if view.forbidden:
             words = ", ".join(map(json.dumps, view.forbidden))
             text += f"\n\nNo prompt may contain these words, which are refused in any case: {words}"

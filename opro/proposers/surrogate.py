@@ -18,9 +18,10 @@ NOISE = 0.05  # of a reward about what the words explain
 
 
 def words_of(prompt: Prompt) -> frozenset[str]:
-    """Words, marks and their pairs, and which answer stands for which label."""
+    """Words, marks and their pairs, which answer stands for which label, and how the clip is given."""
     text = re.findall(r"\w+|[^\w\s]|\n", prompt.text.casefold())
     given = [f"{label}={word}" for label, words in prompt.answers for word in words]
+    given += prompt.presentation.parts
     return frozenset([*text, *(f"{a} {b}" for a, b in itertools.pairwise(text)), *given])
 
 

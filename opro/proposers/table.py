@@ -73,18 +73,24 @@ def table(view: SearchView, trials: Iterable[Trial]) -> str:
         cells += [
             str(one.n_scored),
             ", ".join("/".join(words) for _, words in t.prompt.answers),
-            json.dumps(t.prompt.text, ensure_ascii=False),
+            quoted(t.prompt),
         ]
         lines.append(" | ".join(cells))
     failed = [t for t in view.trials if t.state == "failed"]
     for t in failed[-FAILED:]:
-        text = json.dumps(t.prompt.text, ensure_ascii=False)
+        text = quoted(t.prompt)
         lines.append(
             f"#{t.number} could not be scored: {t.error[:120]}; {answers_in_words(t.prompt)}; {text}"
         )
     if len(failed) > FAILED:
         lines.append(f"{len(failed) - FAILED} more could not be scored.")
     return "\n".join(lines)
+
+
+def quoted(prompt: Prompt) -> str:
+    """A prompt's text in quotes, and behind them how the clip is given where that is not as it is."""
+    given = f" (clip {prompt.given})" if prompt.given else ""
+    return json.dumps(prompt.text, ensure_ascii=False) + given
 
 
 def answers_in_words(prompt: Prompt) -> str:

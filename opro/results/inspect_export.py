@@ -126,6 +126,7 @@ def _of_run(run: RunFolder, notes: list[str]) -> Iterator[Evaluation]:
                 "prompt_id": prompt.prompt_id,
                 "kind": kind,
                 "bias_nats": trial.classifier.bias,
+                **({"presentation": prompt.given} if prompt.given else {}),
                 "decision": summary.reason,
             },
             prompt.system,
@@ -145,7 +146,8 @@ def _of_matrix(
             row.get("text", row["prompt"]),
             read_own(folder / row["predictions"], labels),
             {label: words[0] for label, words in row.get("answers", {}).items()},
-            {k: row.get(k) for k in ("row", "prompt", "prompt_id", "bias", "searched_on")},
+            {k: row.get(k) for k in ("row", "prompt", "prompt_id", "bias", "searched_on")}
+            | ({"presentation": row["presentation"]} if "presentation" in row else {}),
         )
 
 

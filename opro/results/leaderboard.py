@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluators.files import csv_text
+from evaluators.prompts import shown_text
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import Summary
@@ -33,7 +34,8 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
 
     `score`, `low` and `high` are the objective on `clips` search clips; `fresh_score` that on the holdout, for
     finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed. `unlisted`,
-    where there are any, is the share of the answers that a server did not list: their scores are upper bounds.
+    where there are any, is the share of the answers that a server did not list: their scores are upper bounds;
+    `presentation`, likewise, says in words how the clip is given.
     """
     summary = summary or run.summary
     holdout: dict[str, float] = {}
@@ -61,6 +63,7 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
                 "chosen": t.number == chosen,
                 "length": len(t.prompt.text),
                 "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
+                **({"presentation": t.prompt.given} if t.prompt.given else {}),
                 **({"unlisted": one.unlisted} if one and one.unlisted else {}),
             }
         )
@@ -69,7 +72,8 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV."""
-    return csv_text(rows, (*COLUMNS, *_marks(rows)))
+    given = ["presentation"] if any(row.get("presentation") for row in rows) else []
+    return csv_text(rows, (*COLUMNS, *given, *_marks(rows)))
 
 
 def _marks(rows: Sequence[Row]) -> list[str]:
@@ -116,7 +120,8 @@ def leaderboard_sheet(
                 _percent(row["fresh_score"]),
                 *(f"{100 * row.get(name, 0.0):.0f} %" for name in _marks(rows)),
                 row["origin"],
-                ("-> " if row["chosen"] else "") + row["text"],
+                ("-> " if row["chosen"] else "")
+                + shown_text(row["text"], row.get("presentation", "")),
             ]
         )
     return Sheet(title, columns, body)

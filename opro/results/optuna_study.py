@@ -152,6 +152,7 @@ def _about(trial: Trial) -> dict[str, Any]:
         "state": trial.state,
         "prompt_id": trial.prompt.prompt_id,
         "text": trial.prompt.text,
+        **({"presentation": trial.prompt.given} if trial.prompt.given else {}),
         "origin": trial.candidate.origin,
         "parents": list(trial.candidate.parents),
         "iteration": trial.iteration,

@@ -20,6 +20,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
 from evaluators.manifest import SPLITS, read_manifest
+from evaluators.prompts import shown_text
 from evaluators.statistics import calibration
 from evaluators.statistics.describe import (
     AXES,
@@ -44,7 +45,7 @@ from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.sheet import percent
 from opro.results.summary import Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
-from opro.results.wording import word_changes
+from opro.results.wording import Piece, word_changes
 from opro.search.objective import NAMES
 
 WORST = 6  # misses and false alarms with a player, each
@@ -224,7 +225,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "baseline_score": baseline.reward if baseline else None,
         "scores": scores,
         "board": [
-            {**row, "diff": word_changes(text, row["text"]) if text else [("same", row["text"])]}
+            {**row, "diff": _changes(text, row["text"], row.get("presentation", ""))}
             for row in leaderboard_rows(run, summary)
         ],
     }
@@ -285,15 +286,20 @@ def _winner(run: RunFolder, baseline: str) -> dict[str, Any] | None:
         "title": "Kept" if kept else "Chosen" if summary else "Leads so far",
         "where": where,
         "text": trial.prompt.text,
-        "diff": word_changes(baseline, trial.prompt.text)
-        if baseline
-        else [("same", trial.prompt.text)],
+        "diff": _changes(baseline, trial.prompt.text, trial.prompt.given),
+        "given": trial.prompt.given,
         "score": one.score,
         "low": one.low,
         "high": one.high,
         "threshold": threshold,
         "yaml": dump_classifiers([trial.classifier]),
     }
+
+
+def _changes(baseline: str, text: str, given: str) -> list[Piece]:
+    """A prompt's text as it differs from the baseline's, and how the clip is given."""
+    pieces = word_changes(baseline, text) if baseline else [("same", text)]
+    return [("new", shown_text("", given)), *pieces] if given else pieces
 
 
 def _cells(summary: Summary) -> dict[str, Any] | None:
@@ -406,19 +412,18 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-def _spelled(bias: Any, labels: Sequence[str]) -> str:
-    """A threshold of a matrix as people read it."""
-    given = bias_from(bias or 0.0)
-    return spell_bias(given, labels) if isinstance(given, tuple) else f"{given:+.2f} nats"
+def _rule(row: dict[str, Any], labels: Sequence[str]) -> str:
+    """A prompt's threshold, and how the clip is given where that is not as it is."""
+    bias, given = bias_from(row.get("bias") or 0.0), row.get("presentation")
+    nats = spell_bias(bias, labels) if isinstance(bias, tuple) else f"{bias:+.2f} nats"
+    return nats + (f"; the clip is given {given}" if given else "")
 
 
 def _texts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, text, threshold) of each prompt, once."""
     return list(
         {
-            r["prompt"]: (r["prompt"], r["text"], _spelled(r.get("bias"), labels))
-            for r in rows
-            if "text" in r
+            r["prompt"]: (r["prompt"], r["text"], _rule(r, labels)) for r in rows if "text" in r
         }.values()
     )
 

@@ -6,6 +6,7 @@ from evaluators.classifier import spell_bias
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
+from evaluators.prompts import shown_text
 from evaluators.tasks import Task
 from opro.problem import Problem
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
@@ -17,6 +18,7 @@ from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.search.budget import most_evals
 from opro.search.objective import NAMES
 from opro.search.power import Half, Simulation, shown_by
+from opro.search.presentations import effects
 from opro.settings import STRATEGIES, OptimizeSettings
 
 SHOWN = 10  # prompts of a finished run
@@ -27,6 +29,7 @@ ORIGINS = {  # of what a trial's origin says, before its colon
     "lm": "the language model",
     "rewriter": "the rewriter",
     "shared": "other runs",
+    "presentation": "giving the clip in other ways",
 }
 
 
@@ -46,6 +49,11 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
         f" on {_clips_of(search)}, strategy {settings.strategy}"
     )
+    if settings.presentations is not None:
+        yield (
+            f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
+            " through the model anew, which the time below leaves out"
+        )
     yield f"selection   on {_clips_of(holdout)}"
     proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
     yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
@@ -115,7 +123,10 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "of which", share_line(summary.two_by_two)
     if verdict_on_wording := verdict_line(summary):
         yield "", verdict_on_wording
-    yield "baseline", f"{_interval(baseline)} on the holdout  {_shown(baseline.text)}"
+    yield (
+        "baseline",
+        f"{_interval(baseline)} on the holdout  {_shown(shown_text(baseline.text, baseline.presentation))}",
+    )
     yield "chosen", f"{_interval(chosen)} on the holdout  {_shown(chosen.text)}"
     bounds = (
         ""
@@ -123,6 +134,9 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         else (f" [{100 * first.low:+.1f}, {100 * first.high:+.1f}]")
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
+    yield from _presented(folder)
+    if chosen.presentation:
+        yield "clip", f"{chosen.presentation}, as best.yaml says"
     if chosen.bias:
         told = (
             spell_bias(chosen.bias, folder.task.labels)
@@ -148,6 +162,19 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "warning", text
     yield "saved", str(folder.path / "best.yaml")
     yield "next", f"python -m opro.rescore {folder.path} --split test"
+
+
+def _presented(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """What each way to give the clip has changed, where others than as it is were searched."""
+    name = "presented"
+    for how, gains in effects(folder.history.scored).items():
+        gain = f"{100 * sum(gains) / len(gains):+.1f} points on the search half"
+        count = f"{len(gains)} wording{'s' if len(gains) > 1 else ''}"
+        yield (
+            name,
+            f"{how.words}: {gain}, {count} (forecasts among them), against the clip as it is",
+        )
+        name = ""
 
 
 def _controls(control: Mapping[str, float], task: Task) -> str:

@@ -24,7 +24,10 @@ class Part(BaseModel):
 
 
 class Scored(Part):
-    """A classifier with its score on the holdout and on the search half; `bias` in the order of the task's labels."""
+    """A classifier with its score on the holdout and on the search half; `bias` in the order of the task's labels.
+
+    `presentation` says in words how the clip is given; "" of the clip as it is.
+    """
 
     prompt_id: str
     text: str
@@ -33,6 +36,7 @@ class Scored(Part):
     high: float | None
     search_score: float | None = None
     bias: Bias = 0.0
+    presentation: str = ""
 
     @classmethod
     def of(cls, trial: Trial, score: Estimate, **more: Any) -> Self:
@@ -45,6 +49,7 @@ class Scored(Part):
             high=score.high,
             search_score=trial.outcome.score if trial.outcome else None,
             bias=trial.classifier.bias,
+            presentation=trial.prompt.given,
             **more,
         )
 
@@ -86,6 +91,9 @@ class FourCells(Part):
 
     metric: str
     found: str | None
+    presentation: str = (
+        ""  # how the prompt found is given the clip; its gain is a part of `wording`
+    )
     scores: dict[str, dict[str, Interval]]
     wording: dict[str, Interval]
     threshold: dict[str, Interval]
@@ -97,6 +105,7 @@ class FourCells(Part):
         return cls(
             metric=cells.metric,
             found=cells.found.prompt.prompt_id if cells.found else None,
+            presentation=cells.found.prompt.given if cells.found else "",
             scores={
                 name: {mode: Interval.of(one) for mode, one in pair.items()}
                 for name, pair in cells.scores.items()

@@ -61,7 +61,7 @@ class Reported:
                 numbers["trial/bias"] = trial.outcome.bias
         if best is not None:
             numbers["best/reward"] = best.reward
-        self._each(lambda one: one.log(numbers, trial.prompt.text, trial.number))
+        self._each(lambda one: one.log(numbers, trial.prompt.shown, trial.number))
 
     def finish(self, summary: Summary | None) -> None:
         """Ends all reports."""

@@ -20,13 +20,18 @@ def two_by_two_sheet(cells: FourCells, where: str = "the holdout") -> Sheet:
     ]
     if cells.wording:
         wording = [_gain(cells.wording[mode]) for mode in MODES]
-        rows.append(["wording gains", *wording, f"both {_gain(cells.both)}"])
+        rows.append([f"{_what(cells)} gains", *wording, f"both {_gain(cells.both)}"])
     columns = [Column("", text=True), *(Column(name) for name in MODES.values())]
     return Sheet(
         f"{METRICS[cells.metric]} on {where}; thresholds are fitted on the search half",
         [*columns, Column("threshold gains")],
         rows,
     )
+
+
+def _what(cells: FourCells) -> str:
+    """What is gained by, beside the threshold."""
+    return "wording with presentation" if cells.presentation else "wording"
 
 
 def share_line(cells: FourCells) -> str:
@@ -36,7 +41,7 @@ def share_line(cells: FourCells) -> str:
         return f"its threshold gives the best seed prompt {alone} points of {metric}; no wording beat it"
     return (
         f"of {100 * cells.both.value:+.1f} points of {metric} over the best seed prompt as it is, its threshold"
-        f" alone gives {alone}, wording beyond that {_gain(cells.wording['threshold'])}"
+        f" alone gives {alone}, {_what(cells)} beyond that {_gain(cells.wording['threshold'])}"
     )
 
 

@@ -91,11 +91,11 @@ def common(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
 
 def compared(a: Side, b: Side, half: Half, clips: Clips) -> str:
     """The comparison as HTML."""
-    left, right = side_by_side(a.trial.prompt.text, b.trial.prompt.text)
+    left, right = side_by_side(a.trial.prompt.shown, b.trial.prompt.shown)
     values: dict[str, Any] = {
         "sides": [_side(a, left), _side(b, right)],
         "runs": None if a.seen is b.seen else table(two_runs(a.seen, b.seen)),
-        "unmarked": a.trial.prompt.text != b.trial.prompt.text
+        "unmarked": a.trial.prompt.shown != b.trial.prompt.shown
         and all(kind == "same" for kind, _ in (*left, *right)),
         "line": "",
         "groups": [],
@@ -232,7 +232,7 @@ def choices(runs_dir: Path, name: str | None) -> list[tuple[str, int]]:
     ]
     rest = [(t, t.state) for t in history.trials if not t.scored]
     return [
-        (f"#{t.number}  {score}  {' '.join(t.prompt.text.split())[:80]}", t.number)
+        (f"#{t.number}  {score}  {' '.join(t.prompt.shown.split())[:80]}", t.number)
         for t, score in (*scored, *rest)
     ]
 

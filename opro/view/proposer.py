@@ -25,7 +25,7 @@ def proposer_html(seen: Seen) -> str:
                 "parents": ", ".join(numbers.get(p, p) for p in trial.candidate.parents),
                 "score": "" if trial.outcome is None else f"{100 * trial.outcome.score:.1f}",
                 "state": trial.state,
-                "text": trial.prompt.text,
+                "text": trial.prompt.shown,
             }
         )
     who = (history.header or {}).get("proposer", "")

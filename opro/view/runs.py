@@ -8,6 +8,7 @@ import gradio as gr
 import pandas as pd
 
 from evaluators.errors import UserError
+from evaluators.prompts import shown_text
 from opro.results.leaderboard import leaderboard_rows
 from opro.results.progress import spelled
 from opro.results.sheet import Column, Sheet
@@ -72,7 +73,7 @@ def board_frame(seen: Seen | None, order: str = "score") -> pd.DataFrame:
                 row["clips"],
                 row["origin"],
                 row["prompt_id"],
-                row["text"],
+                shown_text(row["text"], row.get("presentation", "")),
             ]
         )
     frame = pd.DataFrame(rows, columns=list(BOARD))
@@ -129,7 +130,7 @@ def _facts_so_far(seen: Seen) -> Iterator[tuple[str, str]]:
     for name, trial in (("best seed", seen.best_seed), ("best so far", seen.best)):
         if trial is not None and trial.outcome is not None:
             mark = " (a forecast)" if trial.state == "dropped" else ""
-            yield name, f"{100 * trial.outcome.score:.1f}{mark}  {trial.prompt.text!r}"
+            yield name, f"{100 * trial.outcome.score:.1f}{mark}  {trial.prompt.shown!r}"
 
 
 def _costs(seen: Seen) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from evaluators.clips import clip_wave
 from evaluators.endpoint import Endpoint
 from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.manifest import read_manifest
+from evaluators.presentation import AS_IS, Presentation
 from evaluators.prompts import Prompt
 
 PROMPTS = [Prompt("Is it speech? A) yes B) no"), Prompt("Speech? A or B")]
@@ -52,6 +53,29 @@ def answer(request):
 @pytest.fixture
 def clips(make_manifest):
     return read_manifest(make_manifest(sources=6), LABELS)
+
+
+def test_a_clip_is_sent_as_the_prompt_presents_it(clips):
+    ways = [AS_IS, Presentation(repeat_to_ms=900), Presentation(pad_to_ms=700, text_first=True)]
+    prompts = [replace(PROMPTS[0], presentation=how) for how in ways]
+    sent = []
+
+    def reply(request):
+        content = request["messages"][1]["content"]
+        first = content[0]["type"] == "text"
+        audio, text = content[::-1] if first else content
+        raw = base64.b64decode(audio["input_audio"]["data"])
+        sent.append((text["text"], first, len(soundfile.read(io.BytesIO(raw))[0])))
+        return listing(("A", -0.1 * len(sent[-1])), ("B", -2.0))
+
+    with serve(reply) as server:
+        Endpoint("m", server.url).score(prompts, clips[:2])
+    expected = [
+        (p.text, p.presentation.text_first, len(clip_wave(c, p.presentation)))
+        for p in prompts
+        for c in clips[:2]
+    ]
+    assert sorted(sent) == sorted(expected) and len(set(expected)) > 3
 
 
 def test_scores_are_sums_over_the_listed_forms_of_each_answer(clips):

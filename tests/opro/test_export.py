@@ -20,6 +20,8 @@ import opro
 from evaluators.audio_lm.checkpoint import POCKET
 from evaluators.audio_lm.stock import StockModel
 from evaluators.classifier import read_classifiers
+from evaluators.clips import clip_wave
+from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 from opro import export
 from opro.cli import run_verb
@@ -85,6 +87,54 @@ def test_plain_transformers_give_the_same_labels_and_probabilities(
     assert labels == said and np.abs(p - probability).max() < 1e-5
     assert (folder / "request.json").exists() == (prompt is not WORDS)
     assert all("/runs" not in p.read_text() for p in folder.glob("*.json"))
+
+
+PRESENTED = Prompt(
+    LETTERS, presentation=Presentation(800, "rms", -20.0, 1000, "noise", text_first=True)
+)
+
+
+def test_the_scripts_present_a_clip_as_the_search_did(clips, tmp_path, monkeypatch, capsys):
+    run = finished(clips, tmp_path, prompt=PRESENTED)
+    folder = exported(run, tmp_path / "out")
+    monkeypatch.syspath_prepend(folder)  # where Python looks first when it runs a script
+    assert (
+        run.best.prompt
+        == PRESENTED
+        == read_classifiers(folder / "classifier.yaml", clips.task.labels)[0].prompt
+    )
+    some = clips[:4]
+    paths = [c.path for c in some]
+    labels, p = script(folder, "score.py", paths, monkeypatch, capsys)
+    said, probability = ours("pocket-base", run.best, some, tmp_path)
+    assert labels == said and np.abs(p - probability).max() < 1e-5
+    body = json.loads((folder / "request.json").read_text())["requests"][0]["body"]
+    assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "input_audio"]
+    sent = []
+
+    def reply(body):
+        raw = base64.b64decode(body["messages"][1]["content"][1]["input_audio"]["data"])
+        sent.append(soundfile.read(io.BytesIO(raw), dtype="float32")[0])
+        out = completion("A")
+        entries = [{"token": t, "logprob": -1.0, "bytes": None} for t in "AB"]
+        out["choices"][0]["logprobs"] = {"content": [{**entries[0], "top_logprobs": entries}]}
+        return out
+
+    with serve(reply) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        script(folder, "ask.py", paths, monkeypatch, capsys)
+    for wave, clip in zip(sent, some, strict=True):
+        assert np.abs(wave - clip_wave(clip, PRESENTED.presentation)).max() < 2**-15
+    processor = AutoProcessor.from_pretrained(POCKET / "base")
+    text = json.loads((folder / "export.json").read_text())["asked"][0]["text"]
+    for content in ([{"type": "audio"}], [{"type": "text", "text": LETTERS}, {"type": "audio"}]):
+        rendered = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=(folder / "chat_template.jinja").read_text(),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        assert rendered == text
 
 
 @pytest.mark.parametrize(
