@@ -14,6 +14,7 @@ from pathlib import Path
 
 from evaluators.errors import UserError
 from evaluators.manifest import manifest_path
+from evaluators.tasks import task_named
 from opro.cli import Parser, hand_over, run_verb
 
 from .auditing.checks import Audit, audit_clips
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("manifest", type=Path, help="manifest CSV, or the folder that holds it")
     text = "labels, separated by commas (default: %(default)s)"
     add("--labels", default="SPEECH,NONSPEECH", help=text)
+    add("--task", metavar="NAME", help="task whose labels the clips have, or a task file")
     add("--checkpoint", help="also check what this checkpoint was trained on")
     text = "where to write the page (default: runs/audit-NAME.html)"
     add("--page", type=Path, help=text)
@@ -57,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         audit = audit_clips(
-            args.manifest, args.labels.split(","), args.checkpoint, not args.no_voice
+            args.manifest,
+            task_named(args.task) if args.task else args.labels.split(","),
+            args.checkpoint,
+            not args.no_voice,
         )
         folder = manifest_path(args.manifest).resolve()
         name = folder.parent.name if folder.stem == "manifest" else folder.stem

@@ -31,6 +31,7 @@ from typing import Any
 from evaluators.errors import PauseError, UserError
 from evaluators.files import read_yaml
 from evaluators.manifest import SPLITS
+from evaluators.tasks import task_named
 from opro.cli import Parser, hand_over, run_verb
 
 from .building import clip_set, debian, folder, import_study
@@ -81,7 +82,16 @@ def _answer(args: argparse.Namespace, lines: Sequence[str] = (), clips: int | No
 
 
 FOLDER, MY_CLIPS = "folder", "my_clips"
-OWN_FLAGS = ("speech", "other", "clips", "positive", "map", "source", "splits")  # of `folder` alone
+OWN_FLAGS = (
+    "speech",
+    "other",
+    "clips",
+    "positive",
+    "map",
+    "source",
+    "splits",
+    "task",
+)  # of `folder` alone
 RECIPE_FLAGS = ("recordings", "packages", "check")
 
 
@@ -99,7 +109,15 @@ def _folder(args: argparse.Namespace) -> int:
     if args.splits:
         shares = _shares(args.splits)
     settings = folder.FolderSettings(
-        args.out, args.speech, args.other, args.clips, args.positive, args.source, names, shares
+        args.out,
+        args.speech,
+        args.other,
+        args.clips,
+        args.positive,
+        args.source,
+        names,
+        shares,
+        task_named(args.task or "speech"),
     )
     plan = folder.plan_folder(settings)
     links = 0 if args.dry_run else folder.build_folder(settings, plan)
@@ -110,6 +128,7 @@ def _folder(args: argparse.Namespace) -> int:
         about = f", {links:,} of them hard links to your files" if links else ""
         print(
             f"wrote {args.out}, {len(plan.rows):,} clips{about}; next: python -m data.audit {args.out}"
+            + (f" --task {args.task}" if args.task else "")
         )
     return 0
 
@@ -228,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "folder: a label of --clips that is speech, where its name does not say so; may be repeated"
     )
     add("--positive", action="append", default=[], metavar="NAME", help=text)
+    text = "folder: task whose labels --clips has, or a task file (default: speech)"
+    add("--task", metavar="NAME", help=text)
     text = f"folder: what a column is called; NAME is one of {', '.join(FIELDS)}; may be repeated"
     add("--map", action="append", default=[], metavar="NAME=COLUMN", help=text)
     text = (

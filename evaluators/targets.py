@@ -28,6 +28,7 @@ class Targets:
         truth: ``[clip]`` index of the right label.
         sources: ``[clip]`` speaker, session or upload: the cluster of every interval.
         slices: Property -> ``[clip]`` value as text, "" where a clip has none.
+        classes: Whether labels are classes; else places of each clip's own options, which sources are not counted by.
     """
 
     labels: tuple[str, ...]
@@ -35,6 +36,7 @@ class Targets:
     truth: Ints
     sources: Strings
     slices: Mapping[str, Strings] = field(default_factory=dict)
+    classes: bool = True
 
     @classmethod
     def of(cls, clips: "Sequence[Clip]", labels: Sequence[str]) -> "Targets":
@@ -45,6 +47,7 @@ class Targets:
             np.array([labels.index(c.label) for c in clips], dtype=np.int64),
             np.array([c.source_id for c in clips], dtype=np.str_),
             {name: np.array([_text(getattr(c, name)) for c in clips]) for name in SLICES},
+            not any(c.options for c in clips),
         )
 
     def __len__(self) -> int:
@@ -52,7 +55,9 @@ class Targets:
 
     @cached_property
     def fewest_sources(self) -> int:
-        """Number of sources of the label that has the fewest."""
+        """Number of sources of the label that has the fewest; of all where labels are no classes."""
+        if not self.classes:
+            return len(np.unique(self.sources))
         return min(len(np.unique(self.sources[self.truth == k])) for k in np.unique(self.truth))
 
     def take(self, index: Ints | NDArray[np.bool_]) -> "Targets":

@@ -11,7 +11,7 @@ from evaluators.clips import Clip, ClipSet
 from evaluators.errors import UserError
 from evaluators.splits import Registry, halves, write_registry
 from evaluators.statistics.resampling import MIN_SOURCES
-from evaluators.tasks import SPEECH_TASK
+from evaluators.tasks import SPEECH_TASK, Task
 from opro.search.power import Half, shown_by
 
 from .clip_set import outline, project_registry
@@ -21,17 +21,23 @@ from .recipe import Factorial, Made
 from .recordings import LABELS
 
 
-def dev_lines(clips: Sequence[Clip]) -> list[str]:
+def dev_lines(clips: Sequence[Clip], task: Task = SPEECH_TASK) -> list[str]:
     """What the dev split of some clips can show, and how it could show more.
 
     Args:
         clips: Of all splits.
+        task: Whose labels they have.
     """
     dev = [c for c in clips if c.split == "dev"]
-    if {c.label for c in dev} != set(LABELS):
+    labels = {c.label for c in clips} if task.choices else set(task.labels)
+    if {c.label for c in dev} != labels and not task.choices:
         return ["dev shows nothing: it lacks a label; give it a larger share"]
-    both = [ClipSet(SPEECH_TASK, tuple(half)) for half in halves(dev)]
-    sources = {label: len({c.source_id for c in clips if c.label == label}) for label in LABELS}
+    both = [ClipSet(task, tuple(half)) for half in halves(dev)]
+    if not all(both):
+        return ["dev shows nothing: it has one source; give it a larger share"]
+    sources = {
+        label: len({c.source_id for c in clips if c.label == label}) for label in sorted(labels)
+    }
     few = both[1].targets.fewest_sources < MIN_SOURCES
     cure = [f"  -> {more_sources(sources)}"] if few else []
     return [f"dev shows {shown_by((Half.of(both[0]), Half.of(both[1])))}", *cure]

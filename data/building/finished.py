@@ -6,6 +6,7 @@ Readers look at names and tables only; they decode no audio.
 import csv
 import functools
 import io
+import json
 import os
 import re
 import unicodedata
@@ -59,6 +60,8 @@ class FinishedClip:
     content: Callable[[], bytes] | None = None
     where: str = ""  # table and line that lists it, for error messages
     stem: str = ""
+    question: str = ""  # of a clip with options of its own, a JSON list
+    options: str = ""
 
 
 @dataclass
@@ -261,7 +264,12 @@ OPTIONAL: dict[str, Sequence[str]] = {  # columns -> what else they are called, 
 
 def _rows(table: _Table, names: Names, labelled: bool, out: Reading) -> list[dict[str, str]]:
     """What a table says of each clip, but for its file."""
-    cells = {"label": _label_column(table, names, out)} if labelled else {}
+    asked = {n: table.columns[n] for n in ("question", "options") if n in table.columns}
+    if "options" in asked:  # answers are texts of each row's own, no labels
+        found = table.needed("label", ("answer",), names, "; it holds the right option")
+        cells = {"label": found, **asked}
+    else:
+        cells = {"label": _label_column(table, names, out)} if labelled else {}
     if any(folded(h) == "split" for h in table.columns):
         out.note(f"{table.path.name}: its own splits are not kept")
     for name, known in OPTIONAL.items():
@@ -304,6 +312,8 @@ def _clip(name: str, file: Path, row: Mapping[str, str], where: str) -> Finished
         _number(row, "offset", where),
         _number(row, "duration", where, strict=bool(row.get("offset"))),
         where=where,
+        question=row.get("question", ""),
+        options=row.get("options", ""),
     )
 
 
@@ -406,6 +416,11 @@ def _records(path: Path, names: Names, labelled: bool) -> Reading:
     for where, record in read_records(path):
         row = {str(k): str(v) for k, v in record.items() if isinstance(v, str | int | float)}
         row |= {k: "" for k, v in record.items() if v is None}
+        if isinstance(record.get("choices"), list):  # of MMAU and MMAR
+            row["options"] = json.dumps(record["choices"], ensure_ascii=False)
+            row.setdefault("label", row.get("answer", ""))
+            if "audio_id" in row:
+                row.setdefault("path", row["audio_id"])
         if audio := _listed_audio(record, where):
             row["audio"] = audio
         answer = _answer(record)

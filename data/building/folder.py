@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.manifest import NEEDED, SPLITS
 from evaluators.splits import Registry, write_registry
+from evaluators.tasks import SPEECH_TASK, Task
 from opro.results.spellings import NO, YES, same_word, source_rule
 
 from .clip_set import REJECTED, project_registry
@@ -55,6 +57,12 @@ class FolderSettings:
     splits: Mapping[str, float] = field(
         default_factory=lambda: {"train": 0.6, "dev": 0.2, "test": 0.2}
     )
+    task: Task = SPEECH_TASK
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the manifest's label column may hold, one for each label of the task."""
+        return tuple(_value_of(self.task, label) for label in self.task.labels)
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ def build_folder(settings: FolderSettings, plan: Plan) -> int:
         write_table(out / "rejected.csv", plan.rejected, REJECTED)
         path, registry = project_registry(out)
         write_registry(path, Registry(registry.splits | plan.splits, registry.trained_on))
-        write_table(out / "manifest.csv", plan.rows, COLUMNS)  # last: a set with it is whole
+        columns = (*COLUMNS, "question", "options") if settings.task.choices else COLUMNS
+        write_table(out / "manifest.csv", plan.rows, columns)  # last: a set with it is whole
     except BaseException:
         for path in created:
             shutil.rmtree(path, ignore_errors=True)
@@ -142,6 +151,11 @@ def _check_places(settings: FolderSettings) -> None:
     """Raises a UserError unless there is something of both labels to read, and the output lies elsewhere."""
     places = (*settings.speech, *settings.other, *settings.clips)
     how = "--speech DIR and --other DIR, or --clips PLACE whose sub-folders or columns tell labels"
+    if settings.task != SPEECH_TASK and (settings.speech or settings.other or settings.positive):
+        raise UserError(
+            f"--speech, --other and --positive are of task speech; clips of task {settings.task.name!r} are given by"
+            " --clips PLACE"
+        )
     if not places:
         raise UserError(f"folder has nothing to read: give {how}")
     if not settings.clips and not (settings.speech and settings.other):
@@ -188,10 +202,77 @@ def _read(settings: FolderSettings, plan: Plan) -> list[FinishedClip]:
                     )
                     for c in clips
                 ]
-            else:
+            elif settings.task == SPEECH_TASK:
                 out += _labelled(clips, place, settings.positive, plan)
-    _check_one_label(out)
+            else:
+                out += _of_task(clips, place, settings.task, plan)
+    if not settings.task.choices:
+        _check_one_label(out)
     return out
+
+
+def _value_of(task: Task, label: str) -> str:
+    """What stands for a label in a manifest: itself, where the task's file does not say otherwise."""
+    own = [value for value, of in task.values.items() if of == label]
+    return label if label in own or not own else own[0]
+
+
+def _of_task(
+    clips: Sequence[FinishedClip], place: str, task: Task, plan: Plan
+) -> list[FinishedClip]:
+    """The clips that are of a class of the task, or that bring a question with options, as its manifest names them."""
+    if task.choices:
+        return list(_asked(clips, task, plan))
+    known = {label.casefold(): label for label in task.labels}
+    known |= {value.casefold(): label for value, label in task.values.items()}
+    out, others = [], Counter[str]()
+    for clip in clips:
+        label = known.get(clip.label.strip().casefold())
+        if label is None:
+            others[clip.label] += 1
+            continue
+        value = _value_of(task, label)
+        of_column = task.column == "category"
+        out.append(
+            replace(clip, label=value, category=value if of_column else clip.category or clip.label)
+        )
+    if others:
+        told = ", ".join(f"{k!r} ({n})" for k, n in others.most_common(6))
+        more = ", ..." if len(others) > 6 else ""
+        plan.notes.append(
+            f"{place!r}: {others.total()} clips are of no class of task {task.name!r} and left out: {told}{more}"
+        )
+    if not out:
+        raise UserError(
+            f"{place}: no clip is of a class of task {task.name!r} ({', '.join(task.labels[:6])}, ...); it has"
+            f" {', '.join(map(repr, list(others)[:6]))}"
+        )
+    return out
+
+
+def _asked(clips: Sequence[FinishedClip], task: Task, plan: Plan) -> Iterator[FinishedClip]:
+    """Clips whose right option is among their options, with its place as their label."""
+    for clip in clips:
+        try:
+            options = [str(one).strip() for one in json.loads(clip.options)]
+        except ValueError:
+            raise UserError(
+                f"{clip.where or clip.name}: there are no options; expected a key 'choices' with a list, as in MMAU"
+            ) from None
+        right = clip.label.strip()
+        if not 2 <= len(options) <= len(task.labels) or len(set(options)) < len(options):
+            plan.reject(clip, f"{len(options)} options, or two alike; 2 to {len(task.labels)} fit")
+        elif right not in options:
+            plan.reject(clip, "the answer is none of the options")
+        else:
+            place = task.labels[options.index(right)]
+            label = right if place in options else place  # an option may be called B
+            yield replace(
+                clip,
+                label=label,
+                category=clip.category or "question",
+                options=json.dumps(options, ensure_ascii=False),
+            )
 
 
 def _labelled(
@@ -472,7 +553,8 @@ def _without_duplicates(clips: Sequence[Measured], plan: Plan) -> list[Measured]
     """Clips with equal samples count once; under two labels not at all, since one of them is wrong."""
     same: dict[str, list[Measured]] = defaultdict(list)
     for measured in clips:
-        same[measured.pcm].append(measured)
+        asked = f"{measured.clip.question}|{measured.clip.options}"  # "|" where all are asked alike
+        same[f"{measured.pcm}|{asked}"].append(measured)
     out, twice, torn = [], 0, 0
     for group in same.values():
         labels = {m.clip.label for m in group}
@@ -487,7 +569,7 @@ def _without_duplicates(clips: Sequence[Measured], plan: Plan) -> list[Measured]
         plan.notes.append(f"{twice} clips have the samples of another one and are left out")
     if torn:
         plan.notes.append(
-            f"{torn} clips with equal samples are labelled {SPEECH} here and {OTHER} there and are left out:"
+            f"{torn} clips with equal samples have one label here and another there and are left out:"
             " rejected.csv names them"
         )
     kept = {id(m) for m in out}
@@ -500,8 +582,20 @@ def _check_labels(plan: Plan, settings: FolderSettings) -> None:
     if not plan.clips:
         raise UserError(f"no clip is left{why}")
     parts = sum(share > 0 for share in settings.splits.values())
-    for label in LABELS:
+    if settings.task.choices:
+        sources = {m.clip.source for m in plan.clips}
+        if len(sources) < parts + 1:
+            raise UserError(
+                f"the questions are of {len(sources)} sources; at least {parts + 1} are needed for {parts} splits{why}"
+            )
+        return
+    for label in settings.labels:
         sources = {m.clip.source for m in plan.clips if m.clip.label == label}
+        if not sources and settings.task != SPEECH_TASK:
+            raise UserError(
+                f"no clip is of label {label!r} of task {settings.task.name!r}; add some, or make a task file without"
+                f" it{why}"
+            )
         if not sources:
             raise UserError(
                 f"all {len(plan.clips)} clips are {OTHER if label == SPEECH else SPEECH}; two kinds are needed: add"
@@ -555,6 +649,7 @@ def _manifest_rows(plan: Plan) -> list[dict[str, Any]]:
                 "pcm_sha256": measured.pcm,
                 "recording": stored.encode(errors="replace").decode(),
                 "language": clip.language,
+                **({"question": clip.question, "options": clip.options} if clip.options else {}),
             }
         )
     return rows
@@ -607,7 +702,7 @@ def outline(plan: Plan, settings: FolderSettings) -> list[str]:
     seconds = {row["clip_id"]: float(row["duration_ms"]) / 1000 for row in plan.rows}
     lines.append(f"{'split':6} {'label':10} {'clips':>7} {'sources':>8} {'minutes':>8}  categories")
     for split in SPLITS:
-        for label in LABELS:
+        for label in _shown_labels(plan, settings):
             part = [r for r in plan.rows if (r["split"], r["label"]) == (split, label)]
             if part:
                 minutes = sum(seconds[r["clip_id"]] for r in part) / 60
@@ -623,8 +718,14 @@ def outline(plan: Plan, settings: FolderSettings) -> list[str]:
             f"left out: {len(plan.rejected)} (rejected.csv): "
             + "; ".join(f"{n} times: {reason}" for reason, n in _reasons(plan))
         )
-    lines += dev_lines(_clips(plan, settings.out))
+    lines += dev_lines(_clips(plan, settings), settings.task)
     return lines
+
+
+def _shown_labels(plan: Plan, settings: FolderSettings) -> list[str]:
+    if settings.task.choices:
+        return sorted({row["label"] for row in plan.rows})
+    return list(settings.labels)
 
 
 def _reasons(plan: Plan) -> list[tuple[str, int]]:
@@ -633,12 +734,13 @@ def _reasons(plan: Plan) -> list[tuple[str, int]]:
     return Counter(texts).most_common(3)
 
 
-def _clips(plan: Plan, out: Path) -> list[Clip]:
+def _clips(plan: Plan, settings: FolderSettings) -> list[Clip]:
+    out, of_value = settings.out, dict(zip(settings.labels, settings.task.labels, strict=True))
     return [
         Clip(
             clip_id=row["clip_id"],
             path=out / row["path"],
-            label=row["label"],
+            label=of_value.get(row["label"], settings.task.labels[0]),
             category=row["category"],
             duration_ms=float(row["duration_ms"]),
             snr_db=None,
@@ -647,6 +749,7 @@ def _clips(plan: Plan, out: Path) -> list[Clip]:
             split=row["split"],
             licence=row["licence"],
             sha256=row["sha256"],
+            options=tuple(json.loads(row["options"])) if row.get("options") else (),
         )
         for row in plan.rows
     ]

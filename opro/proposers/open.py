@@ -98,6 +98,12 @@ class ProposerPlan:
                 beside = OrNothing(asking, record)
                 proposer = Mixed(beside, rewriter, nothing if task.choices else beside.fragments)
         elif settings.strategy != "random" and settings.proposer == "auto":
+            if isinstance(rewriter, Rewriter) and not rewriter.bank:
+                print(
+                    f"task {task.name!r} has no fragments for the rewriter: it changes layout, order and what stands"
+                    " before and after the question; fragments in a task file, or a language model, bring other words",
+                    file=sys.stderr,
+                )
             print(
                 "proposals come from the built-in rewriter; to use a language model set OPENAI_API_KEY"
                 " (and --lm-base-url for another server) and give --lm-model NAME",

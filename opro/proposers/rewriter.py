@@ -31,6 +31,8 @@ PARENTS = 6  # prompts that are rewritten: the best so far
 EDITS = (1, 1, 2, 2, 3)  # how many a prompt gets, drawn
 LAYOUT = ("swap", "shorten", "cross", "layout")  # operators that need no bank of fragments
 DRAWN = ("question", "options", "explain", "hint", "closing", "layout", "swap")
+LEADS = ("", "Listen carefully.", "Listen to the audio.", "The clip may be short and noisy.")
+CLOSINGS = ("", "Answer:", "Answer with one of these words.", "Only one is right.", "The answer is")
 Fragments = Mapping[
     str, Sequence[Any]
 ]  # by kind, as in a fragments file; "answers" are pairs of answer words
@@ -167,7 +169,8 @@ class Rewriter:
         parent = rng.choices(parents, weights)[0]
         parts = self._take_apart(parent)
         if parts is None:
-            return None
+            known = any(self._take_apart(one) is not None for one in parents)
+            return None if known else _around(parent, rng)
         if not self.bank:
             operators = rng.choices(LAYOUT, k=rng.choice(EDITS))
         elif rng.random() < redraw_share:
@@ -197,6 +200,40 @@ class Rewriter:
                         parts, hint=hint, question=parts.question.removeprefix(hint).strip()
                     )
         return parts
+
+
+def _around(prompt: Prompt, rng: random.Random) -> Candidate:
+    """Other words before and after a prompt that cannot be taken apart, or its answers in other letters."""
+    text, done = prompt.text.strip(), []
+    for name, some, strip in (
+        ("lead", LEADS, str.removeprefix),
+        ("closing", CLOSINGS, str.removesuffix),
+    ):
+        if rng.random() < 0.6:
+            for one in sorted(filter(None, some), key=len, reverse=True):
+                text = strip(text, one).strip()
+            new = rng.choice(some)
+            text = " ".join(filter(None, (new, text) if name == "lead" else (text, new)))
+            done.append(name)
+    if not done or rng.random() < 0.3:
+        prompt, text = _recased(
+            replace(prompt, text=text), rng.choice((str.upper, str.lower, str.title))
+        )
+        done.append("case")
+    return Candidate(replace(prompt, text=text), "rewriter:" + "+".join(done), (prompt.prompt_id,))
+
+
+def _recased(prompt: Prompt, change: Callable[[str], str]) -> tuple[Prompt, str]:
+    """(Prompt, text) with the words of its answers in other letters, where each stands in the text."""
+    text, answers = prompt.text, []
+    for label, words in prompt.answers:
+        for word in words:
+            whole = rf"(?<!\w){re.escape(word)}(?!\w)"
+            if len(word) < 2 or not re.search(whole, text):
+                return prompt, prompt.text
+            text = re.sub(whole, lambda m, word=word: change(word), text)  # type: ignore[misc]
+        answers.append((label, tuple(map(change, words))))
+    return replace(prompt, answers=tuple(answers)), text
 
 
 def _alike(own: Sequence[Any], more: Sequence[Any]) -> list[Any]:

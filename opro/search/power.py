@@ -47,7 +47,8 @@ class Half:
     def of(cls, clips: ClipSet) -> "Half":
         """The half that some clips are."""
         targets = clips.targets
-        return cls(targets.truth, np.unique(targets.sources, return_inverse=True)[1])
+        truth = targets.truth if targets.classes else np.zeros_like(targets.truth)
+        return cls(truth, np.unique(targets.sources, return_inverse=True)[1])
 
     def grown(self, sources: int, clips: int) -> "Half":
         """The same with so many times the sources, and so many times the clips of each."""
