@@ -116,7 +116,8 @@ class DataSettings:
     """The clips."""
 
     task: str = flag(
-        "speech", "what is decided about a clip: speech, animal, esc50, keywords, or a task file"
+        "speech",
+        "what is decided about a clip: speech, animal, choices, esc50, keywords, or a task file",
     )
     manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
 

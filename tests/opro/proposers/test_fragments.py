@@ -98,4 +98,10 @@ def test_answer_words_take_the_place_of_letters():
         assert "yes" in prompt.text and "no" in prompt.text
         assert "A or B" not in prompt.text
     view = view_of([scored_trial(0, 0.5, 0, prompt=words[0])])
-    assert rich.propose(view, 3) == []  # options that no letter marks are not taken apart
+    around = rich.propose(view, 3)  # options that no letter marks are not taken apart
+    assert {kind for c in around for kind in c.origin.removeprefix("rewriter:").split("+")} <= {
+        "lead",
+        "closing",
+        "case",
+    }
+    assert len({c.prompt.text.casefold() for c in around}) > 1
