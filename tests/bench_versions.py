@@ -26,6 +26,7 @@ TESTS = (  # against the stock model, plain peft, and the plain training step; o
     "tests/evaluators/audio_lm/test_scorer.py::test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation"
     "[pocket-lora]",
     "tests/evaluators/audio_lm/test_omni.py",
+    "tests/evaluators/audio_lm/test_more_families.py",
     "tests/evaluators/audio_lm/test_adapters.py::test_every_kind_in_both_layouts_scores_as_plain_peft",
     "tests/evaluators/audio_lm/test_identity.py::test_hub_snapshot_local_copy_and_copies_in_other_shards_are_one",
     "tests/evaluators/finetuning/test_model.py",

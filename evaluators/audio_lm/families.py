@@ -88,7 +88,11 @@ def _tokenizer_and_extractor(template: Template, folder: Path) -> Any:
     """Both without the family's own processor, which may need the libraries for images and videos too."""
     from transformers import AutoFeatureExtractor, AutoTokenizer
 
-    return _both(template, folder, AutoTokenizer, AutoFeatureExtractor)
+    both = SimpleNamespace(
+        tokenizer=read_processor(folder, AutoTokenizer.from_pretrained),
+        feature_extractor=read_processor(folder, AutoFeatureExtractor.from_pretrained),
+    )
+    return _check_tokens(both, template, folder)
 
 
 def _voxtral_processor(folder: Path) -> Any:
@@ -99,15 +103,13 @@ def _voxtral_processor(folder: Path) -> Any:
     """
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-    return _both(templates.VOXTRAL, folder, PreTrainedTokenizerFast, WhisperFeatureExtractor)
-
-
-def _both(template: Template, folder: Path, tokenizer: Any, extractor: Any) -> Any:
+    # Right in tekken.json; in a tokenizer.json of before transformers 5 the splitting of words may be wrong.
+    read = functools.partial(PreTrainedTokenizerFast.from_pretrained, fix_mistral_regex=True)
     both = SimpleNamespace(
-        tokenizer=read_processor(folder, tokenizer.from_pretrained),
-        feature_extractor=read_processor(folder, extractor.from_pretrained),
+        tokenizer=read_processor(folder, read),
+        feature_extractor=read_processor(folder, WhisperFeatureExtractor.from_pretrained),
     )
-    return _check_tokens(both, template, folder)
+    return _check_tokens(both, templates.VOXTRAL, folder)
 
 
 def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:

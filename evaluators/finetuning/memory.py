@@ -4,7 +4,6 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.audio_lm.families import family_of
 from evaluators.audio_lm.memory import CONTEXT_GIB, NF4_BYTES, weight_counts
 
 SHARE = 0.9  # of a card's memory that the estimated peak may take
@@ -16,10 +15,11 @@ NF4_SLOWDOWN = 1.3  # of products that expand 4-bit weights each time
 
 @dataclass(frozen=True)
 class RowLength:
-    """Tokens of the longest row, and how many of them are audio."""
+    """Tokens of the longest row, how many of them are audio, and about how many positions of the tower one takes."""
 
     tokens: int
     audio: int
+    positions: int = 2
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,14 @@ def weight_bytes(config: Any, bytes_per_weight: float) -> float:
 def sample_bytes(config: Any, row: RowLength, checkpointing: bool, loss: str) -> float:
     """Bytes that one sample keeps for its backward pass, with the work space of one layer and the logits."""
     text, sound = config.text_config, config.audio_config
-    # Per token and layer, as measured with stock layers and LoRA; the tower has two frames or more for each token.
+    # Per token and layer, as measured with stock layers and LoRA.
     layer = 40 * text.hidden_size + 6 * text.intermediate_size
-    frames = max(2, family_of(config).positions_per_token)
-    tower_layer = frames * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
+    tower_layer = row.positions * (40 * sound.d_model + 6 * sound.encoder_ffn_dim)
     kept = row.tokens * text.num_hidden_layers * (2 * text.hidden_size if checkpointing else layer)
     kept += (
         row.audio
         * sound.encoder_layers
-        * (2 * frames * sound.d_model if checkpointing else tower_layer)
+        * (2 * row.positions * sound.d_model if checkpointing else tower_layer)
     )
     work = row.tokens * layer + row.audio * tower_layer
     logits = (row.tokens if loss == "full" else 2) * text.vocab_size * 12

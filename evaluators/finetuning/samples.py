@@ -103,7 +103,7 @@ def longest_row(
     _, frames = log_mel(family.feature_store(None, extractor), longest)
     audio = family.tokens(config, frames)
     text = max(len(w.before) + len(w.after) + max(map(len, w.answers)) for w in wordings)
-    return RowLength(audio + text, audio)
+    return RowLength(audio + text, audio, max(2, family.positions_per_token))
 
 
 @dataclass(frozen=True)

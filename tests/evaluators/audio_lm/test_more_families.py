@@ -1,5 +1,6 @@
 """Qwen2.5-Omni's thinker, Audio Flamingo 3 and Voxtral behind the same evaluator: tiny models against the stock one."""
 
+import base64
 import json
 import shutil
 from dataclasses import replace
@@ -379,6 +380,36 @@ def test_the_thinker_of_a_whole_omni_folder_is_scored(clips, tmp_path):
     scorer = AudioScorer(open_checkpoint(str(tmp_path)), "cpu", "float32")
     expected = evaluator_with(model, both).score([LETTERS], clips[4:6]).logp
     assert np.abs(scorer.score([LETTERS], clips[4:6]).logp - expected).max() < 1e-5
+
+
+def tekken(controls):
+    """What tekken.json holds: bytes and two merges of them, after a thousand control tokens."""
+    words = [bytes([n]) for n in range(256)] + [b"ye", b"yes"]
+    vocab = [
+        {"rank": rank, "token_bytes": base64.b64encode(word).decode(), "token_str": None}
+        for rank, word in enumerate(words)
+    ]
+    names = [controls.get(n, f"<SPECIAL_{n}>") for n in range(1000)]
+    special = [{"rank": n, "token_str": s, "is_control": True} for n, s in enumerate(names)]
+    config = {"pattern": r"\p{L}+|\p{N}|\s+|[^\p{L}\p{N}\s]+", "version": "v7"}
+    config |= {"default_vocab_size": 1258, "default_num_special_tokens": 1000}
+    return {"config": config, "vocab": vocab, "special_tokens": special}
+
+
+def test_the_tokenizer_that_voxtral_comes_with_is_read_as_it_is(tmp_path):
+    """Ids of control tokens as in tekken.json of Voxtral-Mini-3B-2507."""
+    controls = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 11: "<pad>"}
+    controls |= {17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]", 24: "[AUDIO]", 25: "[BEGIN_AUDIO]"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "voxtral"}))
+    random_family("voxtral-mini-3b", 2)[1].feature_extractor.save_pretrained(tmp_path)
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(controls)))
+    tokenizer = FAMILIES["voxtral"].processor(tmp_path).tokenizer
+    ids = encode(tokenizer, (*VOXTRAL.before("é"), *VOXTRAL.after("yes [INST]")))
+    told = [17, 1000 + 0xC3, 1000 + 0xA9, 18]
+    assert ids == [1, *told, 3, 25, 1257, *(1000 + ord(c) for c in " [INST]"), 4]
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(controls | {25: "[OTHER]"})))
+    with pytest.raises(UserError, match=r"does not know \[BEGIN_AUDIO\], which the chat template"):
+        FAMILIES["voxtral"].processor(tmp_path)
 
 
 def test_voxtral_says_where_the_system_message_stands():
