@@ -167,8 +167,8 @@ def test_waves_and_features_are_let_go_of_as_they_are_used(tiny, made):
     store, alive, most = evaluator.feature_store, set(), []
     decode = store.decode
 
-    def noted(clip):
-        out = decode(clip)
+    def noted(clip, how):
+        out = decode(clip, how)
         alive.add(clip.sha256)
         weakref.finalize(out, alive.discard, clip.sha256)
         most.append(len(alive))
