@@ -59,7 +59,7 @@ from evaluators.audio_lm.prefixes import Prefixes
 from evaluators.audio_lm.templates import encode
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import PromptError, UserError
+from evaluators.errors import PromptError
 from evaluators.evaluator import About, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
@@ -299,7 +299,7 @@ class AudioScorer(Uncached):
             while not results.done.all():
                 self._attempt(by_system, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
-        _check_finite(table)
+        selftest.check_finite(table)
         self.forwards += len(prompts) * len(clips)
         return table
 
@@ -403,13 +403,3 @@ class AudioScorer(Uncached):
 def _tokens_before(family: Family, tokenizer: Any, system: str) -> Ints:
     """Tokens before the audio."""
     return np.array(encode(tokenizer, family.template.before(system)), dtype=np.int64)
-
-
-def _check_finite(table: ScoreTable) -> None:
-    """Raises UserError if any score is NaN."""
-    if np.isnan(table.logp).any():
-        p, c, _ = np.argwhere(np.isnan(table.logp))[0]
-        raise UserError(
-            f"prompt {table.prompts[p].prompt_id} on clip {table.clips[c].clip_id!r} gave NaN: the weights or the"
-            " precision are broken; check the checkpoint with opro.doctor, or give --dtype float32"
-        )
