@@ -48,11 +48,17 @@ def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Late
         return Latency(decode, 0.0, single, single, len(clips))
     if model.about().checkpoint is not None:
         from evaluators.audio_lm.features import FeatureStore
+        from evaluators.audio_lm.generic import GenericScorer
         from evaluators.audio_lm.scorer import AudioScorer
 
-        assert isinstance(model, AudioScorer), "About.checkpoint"
-        store = FeatureStore(None, model.processor.feature_extractor, model.family.whole_window)
-        features = _median(lambda wave: store.log_mel([wave]), waves)
+        assert isinstance(model, AudioScorer | GenericScorer), "About.checkpoint"
+        if isinstance(model, AudioScorer):
+            extractor = model.processor.feature_extractor
+            store = FeatureStore(None, extractor, model.family.whole_window)
+            features = _median(lambda wave: store.log_mel([wave]), waves)
+        else:  # a processor takes all of a question
+            chat = model.chat
+            features = max(0.0, _median(lambda clip: chat.inputs(prompt, clip), clips) - decode)
         forget = model.forget
 
     def first_time(some: Sequence[Clip]) -> float:

@@ -148,6 +148,7 @@ def musicflamingo():
 def moss_transcribe_diarize():
     from transformers import (
         MossTranscribeDiarizeConfig,
+        MossTranscribeDiarizeFeatureExtractor,
         MossTranscribeDiarizeForConditionalGeneration,
         MossTranscribeDiarizeProcessor,
     )
@@ -160,7 +161,8 @@ def moss_transcribe_diarize():
         audio_chunk_size=64000,
     )
     template = CHATML.replace("AUDIO", "<|audio_pad|>")
-    processor = MossTranscribeDiarizeProcessor(_whisper(), words, chat_template=template)
+    front = MossTranscribeDiarizeFeatureExtractor(feature_size=80, chunk_length=4)
+    processor = MossTranscribeDiarizeProcessor(front, words, chat_template=template)
     return MossTranscribeDiarizeForConditionalGeneration(config), processor
 
 
@@ -172,7 +174,14 @@ def qwen2_audio():
     return model, AutoProcessor.from_pretrained(POCKET / "base")
 
 
-def granite_speech():
+def granite_hybrid():
+    """Granite-speech on a decoder of which every other layer is recurrent."""
+    return granite_speech(model_type="granitemoehybrid", num_local_experts=0, shared_intermediate_size=48,
+                          mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1,
+                          layer_types=["mamba", "attention"])  # fmt: skip
+
+
+def granite_speech(model_type="granite", **more):
     from transformers import (
         GraniteSpeechConfig,
         GraniteSpeechFeatureExtractor,
@@ -186,10 +195,12 @@ def granite_speech():
                         "dim_head": 16, "output_dim": 8, "context_size": 50, "max_pos_emb": 64, "dropout": 0.0},
         projector_config={"model_type": "blip_2_qformer", "hidden_size": 32, "num_hidden_layers": 1,
                           "num_attention_heads": 2, "intermediate_size": 32, "encoder_hidden_size": 32},
-        text_config=_text(words, "granite", logits_scaling=2.0, embedding_multiplier=3.0),
+        text_config=_text(words, model_type, logits_scaling=2.0, embedding_multiplier=3.0, **more),
         audio_token_index=_id(words, "<|audio|>"), has_lora_adapter=False,
     )  # fmt: skip
-    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), words, chat_template=GRANITE)
+    processor = GraniteSpeechProcessor(
+        GraniteSpeechFeatureExtractor(), words, chat_template=GRANITE
+    )
     return GraniteSpeechForConditionalGeneration(config), processor
 
 
@@ -251,7 +262,12 @@ def gemma3n():
     return Gemma3nForConditionalGeneration(config), processor
 
 
-def gemma4():
+def gemma4_bidirectional():
+    """Gemma 4 whose tokens attend to those that follow them, too."""
+    return gemma4(use_bidirectional_attention="all")
+
+
+def gemma4(**more):
     from transformers import (
         Gemma4AudioFeatureExtractor,
         Gemma4Config,
@@ -269,9 +285,9 @@ def gemma4():
     config = Gemma4Config(
         text_config=_text(words, "gemma4_text", num_hidden_layers=4, num_kv_shared_layers=1, sliding_window=24,
                           vocab_size_per_layer_input=len(words), hidden_size_per_layer_input=8, global_head_dim=16,
-                          layer_types=["sliding_attention", "full_attention"] * 2),
+                          **more, layer_types=["sliding_attention", "full_attention"] * 2),
         audio_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                      "subsampling_conv_channels": (8, 4), "output_proj_dims": 24, "use_clipped_linears": False},
+                      "subsampling_conv_channels": (128, 4), "output_proj_dims": 24, "use_clipped_linears": False},
         vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                        "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 64},
         boi_token_id=_id(words, "<start_of_image>"), eoi_token_id=_id(words, "<end_of_image>"),
@@ -302,6 +318,7 @@ def qwen2_5_omni_thinker():
                       "d_model": 32, "max_source_positions": 200, "n_window": 10, "output_dim": 32},
         text_config=_text(words, "qwen2_5_omni_text", rope_parameters=rope),
         vision_config={"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 32},
+        vision_start_token_id=_id(words, "<|vision_start|>"),
         audio_token_index=_id(words, "<|audio_pad|>"), image_token_index=_id(words, "<|image_pad|>"),
         video_token_index=_id(words, "<|video_pad|>"), audio_start_token_id=_id(words, "<|audio_start|>"),
         audio_end_token_id=_id(words, "<|audio_end|>"),
@@ -325,6 +342,8 @@ FAMILIES = {
     "granite_speech": (granite_speech, ("torchaudio",)),
     "phi4_multimodal": (phi4_multimodal, ("torchvision",)),
     "gemma4": (gemma4, ("torchvision",)),
+    "granite_hybrid": (granite_hybrid, ("torchaudio",)),
+    "gemma4_bidirectional": (gemma4_bidirectional, ("torchvision",)),
     "gemma3n": (gemma3n, ("torchvision", "timm")),
 }
 

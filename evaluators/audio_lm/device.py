@@ -138,12 +138,12 @@ def estimate_seconds_per_eval(config: Any, device: torch.device, dtype: torch.dt
         device: Where it would be scored.
         dtype: In which precision.
     """
-    _, weights = weight_counts(config)
+    weights = weight_counts(config)[1]
     return seconds_per_eval(weights, config.text_config.hidden_size * 2, device, dtype)
 
 
 def seconds_per_eval(weights: int, size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """An estimate of so many weights that each token is multiplied by, from products of a size that is not too large."""
+    """An estimate from the weights that each token meets, and products of a size that is not too large."""
     on_gpu = device.type == "cuda"
     size = 8192 if on_gpu else min(1024, size)
     a = torch.randn(size if on_gpu else 2048, size, device=device, dtype=dtype)

@@ -6,15 +6,12 @@ the audio. Tokens of a question are those of the whole rendered text, cut where 
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soxr
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio import RATE
@@ -141,7 +138,11 @@ class Chat:
             wave = soxr.resample(wave, RATE, rate)
         try:
             made = self.processor(
-                text=[text], audio=[wave], sampling_rate=rate, return_tensors="pt", **self._options(text)
+                text=[text],
+                audio=[wave],
+                sampling_rate=rate,
+                return_tensors="pt",
+                **self._options(text),
             )
         except (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
             raise UserError(
@@ -193,7 +194,7 @@ def _tried(chat: Chat) -> Chat | None:
     """The way of asking, with what the template makes of it; None where it loses audio, question or system message."""
     try:
         text = chat.render(SYSTEM, QUESTION)
-    except Exception:  # noqa: BLE001  whatever a template raises, this way of asking is not its own
+    except Exception:
         return None
     wanted = SYSTEM, QUESTION, chat.processor.audio_token
     if any(text.count(one) != 1 for one in wanted):

@@ -37,7 +37,10 @@ def generic_class(folder: Path, who: str) -> GenericClass:
     import transformers
 
     config = read_object(folder / "config.json")
-    kind, here = config.get("model_type"), f"transformers {versions('transformers')['transformers']}"
+    kind, here = (
+        config.get("model_type"),
+        f"transformers {versions('transformers')['transformers']}",
+    )
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     found = getattr(transformers, name, None) if isinstance(name, str) else None
