@@ -102,7 +102,7 @@ def check_loaded(
     if not isinstance(evaluator, AudioScorer):
         return evaluator
     kind = evaluator.config.model_type
-    text = f"packed: models of type {kind} have their own; it is held against the library's forward below (stock model)"
+    text = f"packed: models of type {kind} have their own; its parity with the stock forward stands below (stock)"
     yield Finding("ok", "path", text)
     yield from stack.list_answers(evaluator, prompts)
     yield from stack.check_weights(evaluator)

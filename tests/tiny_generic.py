@@ -1,4 +1,4 @@
-"""Folders of tiny models with random weights, of families that have no packed path: python -m tests.tiny_generic OUT"""
+"""Folders of tiny models with random weights, of families that have no packed path: python tests/tiny_generic.py OUT"""
 
 import json
 import sys

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ from evaluators.audio_lm.generic_class import ROUND, GenericClass, generic_class
 from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
 from evaluators.audio_lm.model_folder import AGAIN, weight_count
+from evaluators.audio_lm.scorer import check_finite
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 GENERIC = "1"  # raise it whenever a change can change a score: it is part of every cache key
 CPU_CACHE_BYTES = 2**30
 BATCH_TOKENS = {"cuda": 16384, "cpu": 2048, "mps": 2048}  # of a batch, prefixes counted in each row
+MIN_TOKENS = 128  # smaller batches are not tried when memory runs out
 LOGITS = 2**27  # numbers that a batch's kept logits may be
 # What the self-test asks. The second has answers of several tokens in most vocabularies, and is longer.
 ASKED = (
@@ -84,6 +87,10 @@ class _Loaded:
     model: Any
     way: Way
     kept: dict[tuple[Ids, ClipKey], "_Prefix"]
+
+    @property
+    def bytes(self) -> int:
+        return sum(prefix.bytes for prefix in self.kept.values())
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,20 @@ class GenericScorer(Uncached):
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.shape = BATCH_TOKENS[self.device.type]  # tokens of a batch in the last call
-        self._wanted = self.shape
+        self._wanted = self._used = BATCH_TOKENS[self.device.type]
         self._share = share
+        self._most = float("inf")  # bytes that kept keys and values may take, once memory ran out
+        self._heard_ms = 0.0  # the longest clip of which the end is known to be heard
         self._loaded: _Loaded | None = None
+
+    @property
+    def shape(self) -> int:
+        """Tokens of the last call's batches. A call begins with those that were asked for, whatever the one before."""
+        return self._used
+
+    @shape.setter
+    def shape(self, shape: int) -> None:
+        self._wanted = self._used = shape
 
     @property
     def fingerprint(self) -> str:
@@ -235,6 +252,10 @@ class GenericScorer(Uncached):
     def _seconds_per_eval(self) -> float:
         return seconds_per_eval(self._weights, 1024, self.device, self.dtype)
 
+    def make_features(self, wave: Wave) -> None:
+        """What the processor does with a question about a clip, for timing; reads no weights, keeps nothing."""
+        self.chat.process(ASKED[0], wave)
+
     def forget(self) -> None:
         """Drops keys and values that are kept, as before timing."""
         if self._loaded is not None:
@@ -250,7 +271,7 @@ class GenericScorer(Uncached):
         """See `Evaluator.score`."""
         rows = [row for i, prompt in enumerate(prompts) for row in self.chat.rows(i, prompt)]
         sums = _Sums(len(prompts), len(clips), len(prompts[0].answers))
-        self.shape = self._wanted
+        self._used = self._wanted
         with device_faults(), torch.inference_mode():
             loaded = self._load()
             alone, shared = self._split(loaded, rows, prompts, clips)
@@ -258,7 +279,7 @@ class GenericScorer(Uncached):
             while begin < len(clips):
                 begin = self._attempt(loaded, (alone, shared), (prompts, clips), sums, begin)
         table = ScoreTable(tuple(prompts), tuple(clips), sums.logp, sums.top)
-        selftest.check_finite(table)
+        check_finite(table)
         self.forwards += len(prompts) * len(clips)
         return table
 
@@ -281,17 +302,20 @@ class GenericScorer(Uncached):
                 for batch, values in self._shared(loaded, prompts, clips[done], shared):
                     sums.add(batch, done, values)
         except torch.OutOfMemoryError:
-            if not loaded.kept and self.shape < 256:
+            if self.shape < MIN_TOKENS:
                 raise
         else:
             return len(clips)
         # Here, where the error no longer holds on to the tensors of the functions that it came through.
         sums.drop(done)
-        if loaded.kept:
-            loaded.kept.clear()
-            log.warning("out of memory: keys and values of clips are not kept")
+        held = loaded.bytes
+        several = len(loaded.kept) > 1
+        loaded.kept.clear()
+        if several:
+            self._most = held / 2  # from here on
+            log.warning("out of memory: fewer keys and values of clips are kept from here on")
         else:
-            self.shape //= 2
+            self._used //= 2
             log.warning("out of memory: batches of %d tokens in this call", self.shape)
             if self.dtype != torch.float32:
                 sums.drop(slice(None))  # a table is of one shape
@@ -356,7 +380,7 @@ class GenericScorer(Uncached):
         inputs = self.chat.inputs(ASKED[row.prompt], clip)
         cut = inputs["input_ids"].shape[1] - len(row.after)
         said = []
-        for after in (row.after, row.after[::-1]):
+        for after in (row.after, row.after[-1:] * len(row.after)):
             ids = torch.cat([inputs["input_ids"][:, :cut], torch.tensor([after])], 1)
             out = self._forward(model, inputs | {"input_ids": ids}, [cut - 1])
             said.append(out.logits[0, -1].float().log_softmax(-1))
@@ -421,7 +445,7 @@ class GenericScorer(Uncached):
 
     def _whole(self, model: Any, prompt: Prompt, clip: Clip, row: Row) -> Array:
         """What a row reads, by one forward over everything: the reference."""
-        inputs = dict(self.chat.inputs(prompt, clip))
+        inputs = self._inputs(prompt, clip)
         length, more = inputs["input_ids"].shape[1], len(row.head)
         if more:
             head = torch.tensor([row.head], dtype=inputs["input_ids"].dtype)
@@ -443,18 +467,27 @@ class GenericScorer(Uncached):
             for batch in self._batches(own, prefix.length, loaded.model):
                 yield batch, self._step(loaded.model, prefix, batch)
 
+    def _inputs(self, prompt: Prompt, clip: Clip) -> dict[str, Tensor]:
+        """The model's inputs for a question about a clip, all of which is heard."""
+        inputs = self.chat.inputs(prompt, clip)
+        if clip.duration_ms > self._heard_ms:
+            self.chat.check_end(prompt, clip, inputs)
+            self._heard_ms = clip.duration_ms
+        return inputs
+
     def _prefix(self, loaded: _Loaded, prompt: Prompt, clip: Clip, row: Row) -> _Prefix:
         """The clip after what stands before it: kept, or heard now and kept while there is room."""
         key = row.before, clip_key(clip)
         found = loaded.kept.get(key)
         if found is not None:
             return found
-        inputs = self.chat.inputs(prompt, clip)
+        inputs = self._inputs(prompt, clip)
         length = inputs["input_ids"].shape[1] - len(row.after)
         cut = {n: v[:, :length] if n in BY_TOKEN else v for n, v in inputs.items()}
         out = self._forward(loaded.model, cut, [length - 1], use_cache=True)
-        made = _Prefix(out.past_key_values, length)
-        if sum(one.bytes for one in loaded.kept.values()) + made.bytes <= self._budget():
+        cache = out.cache if _cache_name(loaded.model) == "cache" else out.past_key_values
+        made = _Prefix(cache, length)
+        if loaded.bytes + made.bytes <= min(self._most, self._budget()):
             loaded.kept[key] = made
         return made
 
@@ -496,7 +529,8 @@ class GenericScorer(Uncached):
         kept = sorted({place for row in rows for place in _places(row)})
         # No mask: padding is on the right, and the place of a token is told by the cache.
         inputs = {"input_ids": ids}
-        out = self._forward(model, inputs, kept, past_key_values=cache, use_cache=True)
+        options = {_cache_name(model): cache, "use_cache": True}
+        out = self._forward(model, inputs, kept, **options)
         return _read(out.logits, kept, rows, [len(row.after) - 1 for row in rows])
 
     def _forward(
@@ -516,6 +550,12 @@ class GenericScorer(Uncached):
         out = model(**given, **options)
         out.logits = out.logits[:, places]
         return out
+
+
+def _cache_name(model: Any) -> str:
+    """What the forward calls the cache: `past_key_values` in older versions."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _bytes(value: Any) -> int:

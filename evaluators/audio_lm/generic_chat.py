@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soxr
+import torch
 from torch import Tensor
 
-from evaluators.audio import RATE
+from evaluators.audio import RATE, Wave
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.generic_class import ROUND
 from evaluators.audio_lm.model_folder import read_processor
@@ -23,6 +25,7 @@ from evaluators.errors import PromptError, UserError
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
+END = RATE // 10  # samples by which it is seen whether the end of a clip is heard
 SYSTEM, QUESTION = "Sys7tem stands here.", "Que5stion stands here?"
 BY_TOKEN = frozenset(  # inputs with one entry for each token; all others belong to the audio
     ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -132,23 +135,39 @@ class Chat:
         Raises:
             UserError: It refuses the clip.
         """
-        text = self.render(prompt.system, prompt.text)
-        wave, rate = clip_wave(clip), self.rate
-        if rate != RATE:
-            wave = soxr.resample(wave, RATE, rate)
+        wave = clip_wave(clip)
         try:
-            made = self.processor(
-                text=[text],
-                audio=[wave],
-                sampling_rate=rate,
-                return_tensors="pt",
-                **self._options(text),
-            )
+            return self.process(prompt, wave)
         except (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
             raise UserError(
                 f"clip {clip.clip_id!r} ({clip.duration_ms:.0f} ms) is refused by the model's own"
                 f" {type(self.processor).__name__} ({_reason(error)}); leave it out"
             ) from error
+
+    def check_end(self, prompt: Prompt, clip: Clip, inputs: Mapping[str, Tensor]) -> None:
+        """Raises UserError for a clip whose end is no part of its inputs: processors cut what is too long for them."""
+        wave = clip_wave(clip).copy()
+        end = wave[-END:]
+        end += np.random.default_rng(0).normal(0, 0.3, len(end)).astype(np.float32)
+        other = self.process(prompt, wave)
+        if all(torch.equal(value, other[name]) for name, value in inputs.items()):
+            raise UserError(
+                f"clip {clip.clip_id!r} of {clip.duration_ms / 1e3:.1f} s is longer than the model's own"
+                f" {type(self.processor).__name__} hears: its end changes nothing; cut it into shorter clips"
+            )
+
+    def process(self, prompt: Prompt, wave: Wave) -> dict[str, Tensor]:
+        """The same for a wave at 16 kHz, with whatever the processor raises."""
+        text, rate = self.render(prompt.system, prompt.text), self.rate
+        if rate != RATE:
+            wave = soxr.resample(wave, RATE, rate)
+        made = self.processor(
+            text=[text],
+            audio=[wave],
+            sampling_rate=rate,
+            return_tensors="pt",
+            **self._options(text),
+        )
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     @property

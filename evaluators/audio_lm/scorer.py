@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
@@ -59,7 +60,7 @@ from evaluators.audio_lm.prefixes import Prefixes
 from evaluators.audio_lm.templates import encode
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import PromptError
+from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
@@ -232,6 +233,11 @@ class AudioScorer(Uncached):
         """The language model; loads the weights."""
         return self._load().decoder
 
+    def make_features(self, wave: Wave) -> None:
+        """What the front end does with a clip, for timing; reads no weights, keeps nothing."""
+        store = FeatureStore(None, self.processor.feature_extractor, self.family.whole_window)
+        store.log_mel([wave])
+
     def embeddings(self, clips: Sequence[Clip]) -> list[Tensor]:
         """``[token, channel]`` that the audio tower makes of each clip; loads the weights, keeps nothing."""
         tower, keys = self._tower(self.decoder), list(map(clip_key, clips))
@@ -299,7 +305,7 @@ class AudioScorer(Uncached):
             while not results.done.all():
                 self._attempt(by_system, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
-        selftest.check_finite(table)
+        check_finite(table)
         self.forwards += len(prompts) * len(clips)
         return table
 
@@ -403,3 +409,13 @@ class AudioScorer(Uncached):
 def _tokens_before(family: Family, tokenizer: Any, system: str) -> Ints:
     """Tokens before the audio."""
     return np.array(encode(tokenizer, family.template.before(system)), dtype=np.int64)
+
+
+def check_finite(table: ScoreTable) -> None:
+    """Raises UserError if any score is NaN."""
+    if np.isnan(table.logp).any():
+        p, c, _ = np.argwhere(np.isnan(table.logp))[0]
+        raise UserError(
+            f"prompt {table.prompts[p].prompt_id} on clip {table.clips[c].clip_id!r} gave NaN: the weights or the"
+            " precision are broken; check the checkpoint with opro.doctor, or give --dtype float32"
+        )

@@ -14,7 +14,7 @@ from evaluators.audio import RATE
 from evaluators.audio_lm.checkpoint import SelfTest
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator, ScoreTable
+from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
 
 
@@ -70,16 +70,6 @@ def compare(
             f" differ by {apart:.2g} in probability and {nats:.2g} nats a nat,"
             f" {allowed.probability:g} and {allowed.nats:g} are allowed; base weights, adapter or"
             " library versions have changed"
-        )
-
-
-def check_finite(table: ScoreTable) -> None:
-    """Raises UserError if any score is NaN."""
-    if np.isnan(table.logp).any():
-        p, c, _ = np.argwhere(np.isnan(table.logp))[0]
-        raise UserError(
-            f"prompt {table.prompts[p].prompt_id} on clip {table.clips[c].clip_id!r} gave NaN: the weights or the"
-            " precision are broken; check the checkpoint with opro.doctor, or give --dtype float32"
         )
 
 
