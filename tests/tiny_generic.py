@@ -110,12 +110,12 @@ def glmasr():
     return GlmAsrForConditionalGeneration(config), processor
 
 
-def _flamingo(name, model_type, template=CHATML, **more):
+def _flamingo(name, template=CHATML, **more):
     import transformers
 
     words = tokenizer("<sound>", audio_bos_token="<|sound_bos|>", audio_eos_token="<|sound_eos|>")
     config = getattr(transformers, f"{name}Config")(
-        audio_config=WHISPER | {"model_type": model_type},
+        audio_config=WHISPER | {"model_type": "audioflamingo3_encoder"},
         text_config=_text(words),
         audio_token_id=_id(words, "<sound>"),
         **{k: _id(words, token) for k, token in more.items()},
@@ -126,23 +126,22 @@ def _flamingo(name, model_type, template=CHATML, **more):
 
 
 def audioflamingo3():
-    return _flamingo("AudioFlamingo3", "audioflamingo3_encoder")
+    return _flamingo("AudioFlamingo3")
+
+
+def musicflamingo(template=CHATML):
+    ends = {"audio_bos_token_id": "<|sound_bos|>", "audio_eos_token_id": "<|sound_eos|>"}
+    return _flamingo("MusicFlamingo", template, **ends)
 
 
 def text_first():
     """A folder whose template puts the question before the audio."""
-    return _flamingo("AudioFlamingo3", "audioflamingo3_encoder", TEXT_FIRST)
+    return musicflamingo(TEXT_FIRST)
 
 
 def transcriber():
     """A folder whose template drops the question."""
-    drops = "<|im_start|>user\nAUDIO<|im_end|>\n<|im_start|>assistant\n"
-    return _flamingo("AudioFlamingo3", "audioflamingo3_encoder", drops)
-
-
-def musicflamingo():
-    ends = {"audio_bos_token_id": "<|sound_bos|>", "audio_eos_token_id": "<|sound_eos|>"}
-    return _flamingo("MusicFlamingo", "audioflamingo3_encoder", **ends)
+    return musicflamingo("<|im_start|>user\nAUDIO<|im_end|>\n<|im_start|>assistant\n")
 
 
 def moss_transcribe_diarize():

@@ -28,6 +28,7 @@ PATTERNS = [
     "*.safetensors",
     "*.txt",
     "*.model",
+    "*.jinja",
 ]  # what of a model on the hub is downloaded
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 MODEL_TYPES = ("qwen2_audio", *OMNI)  # `model_type` in config.json of what has a packed path

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -15,6 +16,7 @@ from tiny_models import noise
 from evaluators.audio_lm import generic, loading
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.generic import GenericScorer
+from evaluators.audio_lm.generic_chat import Chat
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.build import build_evaluator
 from evaluators.errors import PromptError, UserError
@@ -303,6 +305,7 @@ def test_code_of_a_folder_is_never_run(glmasr, clips, tmp_path):
     edit(copy / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
     edit(copy / "processor_config.json", auto_map={"AutoProcessor": "evil.Processor"})
     expected = scorer(glmasr).score(PROMPTS[:1], clips[:1]).logp
+    assert scorer(copy).checkpoint.digest  # by way of its configuration
     np.testing.assert_array_equal(scorer(copy).score(PROMPTS[:1], clips[:1]).logp, expected)
     edit(copy / "processor_config.json", processor_class="EvilProcessor")
     with pytest.raises(UserError, match="names class 'EvilProcessor', which is code"):
@@ -355,6 +358,26 @@ def test_a_clip_that_a_processor_would_cut_is_refused(folder, clips, tmp_path):
     one.chat.check_end(PROMPTS[0], within, one.chat.inputs(PROMPTS[0], within))
     with pytest.raises(UserError, match="is longer than the model's own Qwen2AudioProcessor hears"):
         one.score(PROMPTS[:1], [beyond])
+
+
+def test_clips_are_resampled_to_the_rate_of_the_front_end(glmasr):
+    asked = []
+
+    class Processor:
+        """GLM-ASR's, of another rate."""
+
+        feature_extractor = SimpleNamespace(sampling_rate=24000)
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def __call__(self, audio, sampling_rate, **_):
+            asked.append((len(audio[0]), sampling_rate))
+            return {}
+
+    real = scorer(glmasr).processor
+    Chat(Processor(), True, True).process(PROMPTS[0], np.zeros(16000, np.float32))
+    assert asked == [(24000, 24000)]
 
 
 def test_control_tokens_in_a_prompt_are_refused(glmasr, clips):
