@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evaluators.audio import RATE, Wave
 from evaluators.audio_lm.answer_tokens import find_answers
-from evaluators.audio_lm.generic_class import ROUND
+from evaluators.audio_lm.generic_class import ROUND, library_class
 from evaluators.audio_lm.model_folder import read_processor
 from evaluators.clips import Clip, clip_wave
 from evaluators.errors import PromptError, UserError
@@ -223,10 +223,8 @@ def _tried(chat: Chat) -> Chat | None:
 
 
 def _read(folder: Path, who: str) -> Any:
-    from transformers import AutoProcessor
-
     try:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        return library_class("AutoProcessor").from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
         raise UserError(
             f"the processor of {who} needs a library that is not installed ({_reason(error)}); install it with pip"

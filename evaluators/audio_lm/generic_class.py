@@ -34,8 +34,6 @@ def generic_class(folder: Path, who: str) -> GenericClass:
     Raises:
         UserError: It needs code that is not transformers' own, or the class is unknown there, or takes no audio.
     """
-    import transformers
-
     config = read_object(folder / "config.json")
     kind, here = (
         config.get("model_type"),
@@ -43,7 +41,7 @@ def generic_class(folder: Path, who: str) -> GenericClass:
     )
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    found = library_class(name) if isinstance(name, str) else None
     if found is None:
         _refuse_remote_code(config, folder / "config.json", who, name)
         raise UserError(
@@ -60,9 +58,16 @@ def generic_class(folder: Path, who: str) -> GenericClass:
         if path.is_file():
             settings = read_object(path)
             for named in (settings[key] for key in NAMED if isinstance(settings.get(key), str)):
-                if not hasattr(transformers, named):
+                if library_class(named) is None:
                     _refuse_remote_code(settings, path, who, named)
     return GenericClass(str(kind), str(name))
+
+
+def library_class(name: str) -> Any:
+    """A class of transformers by its name; None where it has none. Imports transformers."""
+    import transformers
+
+    return getattr(transformers, name, None)
 
 
 def _refuse_remote_code(settings: dict[str, Any], path: Path, who: str, name: Any) -> None:
