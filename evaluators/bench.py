@@ -383,6 +383,9 @@ def open_bench(args: argparse.Namespace) -> Bench:
     dtype = pick_dtype("auto", device)
     clips = balanced_order(read_manifest(DEMO, SPEECH_TASK.labels, "dev"))[: args.clips]
     checkpoint = open_checkpoint(args.checkpoint)
+    checkpoint.need_packed(
+        "this bench", "see the table of the generic path in evaluators/README.md"
+    )
     if args.shape == "7b":
         loaded = random_7b(device)
         checkpoint = replace(checkpoint, name="7b shape, random weights")

@@ -33,7 +33,7 @@ def build_evaluator(
             ``endpoint:MODEL`` or ``endpoint:MODEL#TAG``: a model behind a server, and a tag for its weights.
         adapter: Folder of a LoRA adapter.
         quantization: Of the weights.
-        device: See `AudioScorer`.
+        device: See `AudioScorer`, or `GenericScorer` of a model that has no packed path.
         dtype: See `AudioScorer`.
         cache: Folder of the score cache; None: scores are not stored, and prompts are scored in one order alone.
         ray: Address of a Ray cluster, or ``auto``: scores on all its devices.
@@ -57,8 +57,7 @@ def build_evaluator(
         trained_on = None
     else:
         opened = open_checkpoint(checkpoint, adapter, quantization)
-        features = None if cache is None else cache.with_name(FEATURES)
-        make = functools.partial(_audio_scorer(opened), opened, device, dtype, features=features)
+        make = functools.partial(_audio_scorer(opened, cache), opened, device, dtype)
         trained_on = opened.trained_on
     if ray is not None:
         from evaluators.ray_pool import RayPool
@@ -72,10 +71,14 @@ def build_evaluator(
     return in_orders(cached), trained_on
 
 
-def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:
-    """The class that scores a checkpoint, once what it needs is known to be installed."""
+def _audio_scorer(checkpoint: Checkpoint, cache: Path | None) -> Callable[..., Evaluator]:
+    """What scores a checkpoint, once what it needs is known to be installed."""
     wait_asleep()
     _offline_is_fine()
+    if not checkpoint.is_packed:
+        from evaluators.audio_lm.generic import GenericScorer
+
+        return GenericScorer
     from evaluators.audio_lm.scorer import AudioScorer
 
     if checkpoint.quantization == "nf4":
@@ -85,7 +88,8 @@ def _audio_scorer(checkpoint: Checkpoint) -> Callable[..., Evaluator]:
             raise UserError(
                 "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
             ) from None
-    return AudioScorer
+    features = None if cache is None else cache.with_name(FEATURES)
+    return functools.partial(AudioScorer, features=features)
 
 
 def _offline_is_fine() -> None:

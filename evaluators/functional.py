@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluators.audio_lm import stack
+from evaluators.audio_lm.generic import GenericScorer
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH
 from evaluators.clips import Audio, ClipSet
@@ -90,16 +91,36 @@ def _odds(logp: Array, label: int) -> Array:
 def check_loaded(
     evaluator: Evaluator, prompts: Sequence[Prompt]
 ) -> Generator[Finding, None, Evaluator]:
-    """Weights, self-test and answer tokens of a model that runs here; of any other evaluator nothing.
+    """Path, weights, self-test and answer tokens of a model that runs here; of any other evaluator nothing.
 
     Returns:
         The evaluator that the other checks go on with: of a model that fails its self-test one without it.
     """
+    if isinstance(evaluator, GenericScorer):
+        yield _generic_path(evaluator)
+        yield from stack.list_answers(evaluator, prompts)
     if not isinstance(evaluator, AudioScorer):
         return evaluator
+    kind = evaluator.config.model_type
+    text = f"packed: models of type {kind} have their own; its parity with the stock forward stands below (stock)"
+    yield Finding("ok", "path", text)
     yield from stack.list_answers(evaluator, prompts)
     yield from stack.check_weights(evaluator)
     return (yield from stack.check_self_test(evaluator))
+
+
+def _generic_path(scorer: GenericScorer) -> Finding:
+    """Whether a model of the generic way shares prefixes, why, and its parity."""
+    way, name = scorer.way, scorer.kind
+    parity = (
+        "" if way.parity is None else f" (parity on made-up clips: {way.parity:.1e} nats at most)"
+    )
+    text = (
+        f"generic: models of type {name.model_type} have no packed path, {name.model_class} of transformers scores; "
+        + ("prompts share a clip's prefix" if way.shared else "each pair is a forward of its own")
+        + f": {way.why}{parity}"
+    )
+    return Finding("ok" if way.shared else "look", "path", text)
 
 
 def check_hearing(
@@ -169,7 +190,7 @@ def check_company(evaluator: Evaluator, table: ScoreTable, arrives: bool) -> Ite
 
 def _forget(evaluator: Evaluator) -> None:
     """What is kept from scores before does not count."""
-    if isinstance(evaluator, AudioScorer):
+    if isinstance(evaluator, AudioScorer | GenericScorer):
         evaluator.forget()
 
 
@@ -191,6 +212,9 @@ def _deaf(evaluator: Evaluator, heard: Heard, by: str) -> Finding:
     """The finding on a model that no audio reaches."""
     if isinstance(evaluator, AudioScorer):
         where, fix = stack.where_lost(evaluator, heard.recorded.clips)
+    elif isinstance(evaluator, GenericScorer):
+        where = f"its processor, or {evaluator.kind.model_class} itself, drops it"
+        fix = "download the model again with its processor's files, or try another version of transformers"
     else:
         where = "the server drops it"
         fix = (

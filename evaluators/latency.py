@@ -4,8 +4,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from evaluators.audio import Wave
 from evaluators.clips import Clip, clip_wave
 from evaluators.detectors.tuned import TunedDetector
 from evaluators.evaluator import Evaluator
@@ -14,13 +15,25 @@ from evaluators.prompts import Prompt
 CLIPS = 20
 
 
+@runtime_checkable
+class _Local(Protocol):
+    """An evaluator that runs a checkpoint here."""
+
+    def make_features(self, wave: Wave) -> None:
+        """What it makes of a clip before the model."""
+
+    def forget(self) -> None:
+        """Drops what is kept from scores before."""
+
+
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds a clip.
 
     Attributes:
         decode: Reading and decoding the file.
-        features: Log-mel features of one clip; 0 where the model takes the wave.
+        features: Log-mel features of one clip, on the generic path all that its processor does; 0 where the model takes
+            the wave.
         single: One clip and one prompt through the model, its audio tower included, features ready.
         batch: The same, all clips in one call.
     """
@@ -47,11 +60,8 @@ def measure(evaluator: Evaluator, prompt: Prompt, clips: Sequence[Clip]) -> Late
         single = _median(lambda wave: model.detector(wave), waves)
         return Latency(decode, 0.0, single, single, len(clips))
     if model.about().checkpoint is not None:
-        from evaluators.audio_lm.scorer import AudioScorer
-
-        assert isinstance(model, AudioScorer), "About.checkpoint"
-        store = model.family.feature_store(None, model.processor.feature_extractor)
-        features = _median(lambda wave: store.log_mel([wave]), waves)
+        assert isinstance(model, _Local), "About.checkpoint"
+        features = _median(model.make_features, waves)
         forget = model.forget
 
     def first_time(some: Sequence[Clip]) -> float:

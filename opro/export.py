@@ -153,6 +153,9 @@ def _write_model(
             f"checkpoint {model.checkpoint!r} has no weights that could be taken elsewhere; export the run of a"
             " checkpoint or an endpoint"
         )
+    checkpoint.need_packed(
+        "exporting", "take best.yaml of the run elsewhere, and the model's own folder"
+    )
     from evaluators.finetuning import exported  # torch, transformers
 
     facts = exported.facts_of(checkpoint, best.prompt, settings.to)

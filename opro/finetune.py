@@ -164,6 +164,9 @@ def prepare(settings: FinetuneSettings) -> "Training":
     )
     check_trained_on(validation, known, settings.checkpoint)
     check_quantization(settings)
+    checkpoint.need_packed(
+        "training", "train a LoRA adapter with peft itself, and give it by --adapter to score it"
+    )
     prompts = read_wordings(settings, data.task)
     recipe = make_recipe(settings, checkpoint)
     if len(clips) * recipe.epochs < recipe.batch:
@@ -342,6 +345,7 @@ def merge(settings: FinetuneSettings, folder: Path) -> int:
     from evaluators.finetuning.merged_folder import write_merged
 
     checkpoint = open_checkpoint(settings.checkpoint, settings.adapter, settings.quantization)
+    checkpoint.need_packed("merging", "merge it with peft (merge_and_unload, then save_pretrained)")
     prompt = checkpoint.prompt or read_wordings(settings, open_data(settings).task)[0]
     apart, dtype = write_merged(checkpoint, folder, prompt, settings.device, settings.dtype)
     print(f"merged      {folder}, {dtype}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS, check_adapter
+from evaluators.audio_lm.generic_class import generic_class
 from evaluators.audio_lm.identity import adapter_digest, base_digest, old_digest, weights_digest
 from evaluators.audio_lm.model_folder import (
     check_model_folder,
@@ -27,6 +28,7 @@ PATTERNS = [
     "*.safetensors",
     "*.txt",
     "*.model",
+    "*.jinja",
 ]  # what of a model on the hub is downloaded
 DOUBLES = ["consolidated*"]  # Mistral's own form of the same weights
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
@@ -91,6 +93,19 @@ class Checkpoint:
             self.quantization,
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its kind of model has a packed path; all others go the generic way."""
+        return _model_type(self.base) in MODEL_TYPES
+
+    def need_packed(self, what: str, mend: str) -> None:
+        """Raises UserError, with a way round, where something is asked that models of the generic way do not have."""
+        if not self.is_packed:
+            raise UserError(
+                f"{what} is made for models of type {', '.join(MODEL_TYPES)}, not for {_model_type(self.base)!r} of"
+                f" checkpoint {self.name!r}, which is scored the generic way; {mend}"
+            )
 
     def _check_base_weights(self) -> None:
         trained, rule = self.base_weights, weights_digest
@@ -179,17 +194,24 @@ def _check_base(base: Path, name: str, quantization: str) -> None:
     """Raises UserError for a folder whose weights cannot be scored."""
     who = f"checkpoint {name!r}"
     check_model_folder(base, who)
-    kind = read_object(base / "config.json").get("model_type")
+    kind = _model_type(base)
     if kind not in MODEL_TYPES:
-        raise UserError(
-            f"{who} is a model of type {kind!r}; expected one of {', '.join(MODEL_TYPES)}"
-        )
+        generic_class(base, who)
     refuse_quantized(base, who)
+    if kind not in MODEL_TYPES and quantization != "none":
+        raise UserError(
+            f"--quantization {quantization} is not known to reach all weights of {who}, a model of type {kind!r} that"
+            " is scored the generic way; use none"
+        )
     if kind in OMNI and quantization != "none":
         raise UserError(
             f"--quantization {quantization} does not reach the experts of {name!r}, which hold most"
             " of its weights; use none"
         )
+
+
+def _model_type(base: Path) -> Any:
+    return read_object(base / "config.json").get("model_type")
 
 
 def _has_training(folder: Path) -> bool:

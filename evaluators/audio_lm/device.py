@@ -138,8 +138,14 @@ def estimate_seconds_per_eval(config: Any, device: torch.device, dtype: torch.dt
         device: Where it would be scored.
         dtype: In which precision.
     """
+    weights = weight_counts(config)[1]
+    return seconds_per_eval(weights, config.text_config.hidden_size * 2, device, dtype)
+
+
+def seconds_per_eval(weights: int, size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """An estimate from the weights that each token meets, and products of a size that is not too large."""
     on_gpu = device.type == "cuda"
-    size = 8192 if on_gpu else min(1024, config.text_config.hidden_size * 2)
+    size = 8192 if on_gpu else min(1024, size)
     a = torch.randn(size if on_gpu else 2048, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)
     float((a @ b).sum())
@@ -148,4 +154,4 @@ def estimate_seconds_per_eval(config: Any, device: torch.device, dtype: torch.dt
         c = a @ b
     float(c.sum())
     rate = 5 * 2 * len(a) * size * size / (time.perf_counter() - begin)
-    return 2 * weight_counts(config)[1] * TOKENS_PER_EVAL / rate / RATE_REACHED
+    return 2 * weights * TOKENS_PER_EVAL / rate / RATE_REACHED

@@ -121,7 +121,7 @@ def _configuration(folder: Path) -> Any:
     """What of config.json decides, with transformers' defaults filled in; of Qwen3-Omni the thinker's part."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return _deciding(getattr(config, "thinker_config", config).to_dict())
 
 

@@ -4,7 +4,7 @@ Importing it imports transformers and peft: `AudioScorer` does so when weights a
 """
 
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -12,14 +12,21 @@ from transformers.utils import logging as hf_logging
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.families import Family
 from evaluators.audio_lm.model_folder import read_model
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
 
 
+class OfClass(Protocol):
+    """A kind of model with a class in transformers."""
+
+    @property
+    def model_class(self) -> str:
+        """The class' name."""
+
+
 def load_model(
-    checkpoint: Checkpoint, family: Family, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
     hf_logging.disable_progress_bar()

@@ -6,6 +6,7 @@ what those cannot see, `read_model` and `read_processor` see when they load.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -128,6 +129,8 @@ def read_processor(folder: Path, read: Callable[[Path], Any]) -> Any:
         raise UserError(f"{str(folder)!r} holds no tokenizer.json; {AGAIN}")
     try:
         return read(folder)
+    except UserError:
+        raise
     except Exception as error:  # of many kinds; tokenizers raises Exception itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         lacking = [name for name in SETTINGS if not (folder / name).is_file()]
@@ -178,6 +181,15 @@ def tensor_types(path: Path) -> dict[str, str]:
             f" {error}); restore it"
         ) from None
     return types
+
+
+def weight_count(folder: Path, who: str) -> int:
+    """How many numbers the tensors of a model's folder hold. Reads the headers alone."""
+    count = 0
+    for path, _ in shards(folder, who):
+        with safe_open(path, framework="numpy") as file:
+            count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    return count
 
 
 def shards(folder: Path, who: str) -> Iterator[tuple[Path, frozenset[str]]]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
@@ -235,6 +236,10 @@ class AudioScorer(Uncached):
         """The language model; loads the weights."""
         return self._load().decoder
 
+    def make_features(self, wave: Wave) -> None:
+        """What the front end does with a clip, for timing; reads no weights, keeps nothing."""
+        self.family.feature_store(None, self.processor.feature_extractor).log_mel([wave])
+
     def embeddings(self, clips: Sequence[Clip]) -> list[Tensor]:
         """``[token, channel]`` that the audio tower makes of each clip; loads the weights, keeps nothing."""
         tower, keys = self._tower(self.decoder), list(map(clip_key, clips))
@@ -305,7 +310,7 @@ class AudioScorer(Uncached):
             while not results.done.all():
                 self._attempt(groups, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
-        _check_finite(table)
+        check_finite(table)
         self.forwards += len(prompts) * len(clips)
         return table
 
@@ -415,7 +420,7 @@ def _tokens_before(family: Family, tokenizer: Any, system: str, text: str) -> In
     return np.array(encode(tokenizer, family.template.before(system, text)), dtype=np.int64)
 
 
-def _check_finite(table: ScoreTable) -> None:
+def check_finite(table: ScoreTable) -> None:
     """Raises UserError if any score is NaN."""
     if np.isnan(table.logp).any():
         p, c, _ = np.argwhere(np.isnan(table.logp))[0]

@@ -39,7 +39,7 @@ ROUGH = Tolerance(0.1, 0.5)  # any other precision: cards round each in its own 
 def score_made_up(evaluator: Evaluator, prompt: Prompt) -> tuple[tuple[float, ...], ...]:
     """Log-probabilities ``[clip][label]`` in nats of clips that are made from a formula."""
     with tempfile.TemporaryDirectory() as folder:
-        logp = evaluator.score([prompt], _clips(Path(folder), prompt)).logp[0]
+        logp = evaluator.score([prompt], made_up_clips(Path(folder), prompt.answers[0][0])).logp[0]
     return tuple(tuple(round(float(v), 6) for v in row) for row in logp)
 
 
@@ -73,7 +73,7 @@ def compare(
         )
 
 
-def _clips(folder: Path, prompt: Prompt) -> Sequence[Clip]:
+def made_up_clips(folder: Path, label: str) -> Sequence[Clip]:
     """A tone that glides and noise, 400 and 250 ms."""
     clips = []
     for number, samples in enumerate((6400, 4000)):
@@ -88,7 +88,7 @@ def _clips(folder: Path, prompt: Prompt) -> Sequence[Clip]:
             Clip(
                 clip_id=f"made-up {number}",
                 path=path,
-                label=prompt.answers[0][0],
+                label=label,
                 category="made up",
                 duration_ms=1e3 * samples / RATE,
                 snr_db=None,

@@ -16,6 +16,7 @@ from evaluators.audio_lm import selftest
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import SelfTest
 from evaluators.audio_lm.families import QWEN2_AUDIO, family_of
+from evaluators.audio_lm.generic import GenericScorer
 from evaluators.audio_lm.model_folder import tensor_types
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH, Tolerance
@@ -133,7 +134,9 @@ def _installed(package: str) -> str:
         return "none"
 
 
-def list_answers(scorer: AudioScorer, prompts: Sequence[Prompt]) -> Iterator[Finding]:
+def list_answers(
+    scorer: AudioScorer | GenericScorer, prompts: Sequence[Prompt]
+) -> Iterator[Finding]:
     """The tokens that each answer is read by; prompts that cannot be scored are left out."""
     tokenizer = scorer.processor.tokenizer
     shown = set()

@@ -38,7 +38,10 @@ def test_folders_of_words_become_a_manifest_of_the_keyword_task(sounds, tmp_path
     assert len(clips) == 120 and {c.label for c in clips} == set(task_named("keywords").labels)
     assert {c.source_id for c in clips} == {f"spk{i:02d}" for i in range(12)}
     argv = [str(tmp_path / "set"), "--task", "keywords", "--page", str(tmp_path / "p.html")]
-    assert audit.main(argv) in (0, 1)  # the shipped clips are not the recordings they are named after
+    assert audit.main(argv) in (
+        0,
+        1,
+    )  # the shipped clips are not the recordings they are named after
     assert "not looked for where there are more than two labels" in capsys.readouterr().out
     assert build_folder("--task", "keywords", "--speech", tmp_path, "--out", tmp_path / "x") == 2
     assert "clips of task 'keywords' are given by --clips" in capsys.readouterr().err

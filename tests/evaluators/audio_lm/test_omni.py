@@ -200,9 +200,12 @@ def test_a_folder_on_disk_is_scored_by_name_and_four_bits_are_refused(omni, seed
 
 
 def test_other_kinds_of_models_are_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    about = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
+    (tmp_path / "config.json").write_text(about)
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="of type 'llama'; expected one of qwen2_audio"):
+    with pytest.raises(
+        UserError, match="of type 'llama' and class 'LlamaForCausalLM', which does not answer"
+    ):
         open_checkpoint(str(tmp_path))
 
 
