@@ -10,6 +10,7 @@ from evaluators.cache import CachedEvaluator
 from evaluators.choices import in_orders
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
+from evaluators.fakes import FakeEvaluator
 from evaluators.threads import wait_asleep
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
@@ -42,8 +43,6 @@ def build_evaluator(
     trained_on: frozenset[str] | None
     make: Callable[[], Evaluator]
     if checkpoint == "fake":
-        from evaluators.fakes import FakeEvaluator
-
         make, trained_on = FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("python:"):
         raise UserError(

@@ -1,7 +1,9 @@
 """Thresholds and calibration, fitted on the search half of dev and applied elsewhere. Pure numpy and scipy."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +86,13 @@ def fit_bias(
     return -float((cuts[run[0]] + cuts[run[-1]]) / 2)
 
 
+def _minimize(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, **more: Any) -> Any:
+    """The least loss, from a function that gives its gradient too."""
+    from scipy import optimize  # 0.4 s, which --help need not wait for
+
+    return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", **more)
+
+
 def fit_calibration(truth: Ints, margin: Floats) -> Calibration:
     """Temperature and bias with the lowest negative log-likelihood (Platt 1999; Guo et al. 2017). For dev clips only.
 
@@ -106,13 +115,9 @@ def fit_calibration(truth: Ints, margin: Floats) -> Calibration:
         )
 
     bounds = tuple(math.log(t) for t in TEMPERATURES)
-    from scipy import optimize  # 0.4 s, which --help need not wait for
-
-    found = optimize.minimize(
+    found = _minimize(
         loss,
         np.array([min(max(math.log(scale), bounds[0]), bounds[1]), 0.0]),
-        jac=True,
-        method="L-BFGS-B",
         bounds=[bounds, (None, None)],
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000},
     )
@@ -152,12 +157,10 @@ def fit_distribution(truth: Ints, logp: Floats) -> Calibration:
         )
 
     bounds = tuple(math.log(t) for t in TEMPERATURES)
-    from scipy import optimize  # 0.4 s, which --help need not wait for
-
     start = np.zeros(labels + 1)
     start[0] = min(max(math.log(max(float(nats.std()), 1e-9)), bounds[0]), bounds[1])
     limits = [bounds, *[(-LEAST, LEAST)] * labels]
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=limits)
+    found = _minimize(loss, start, bounds=limits)
     log_temperature, bias = float(found.x[0]), found.x[1:]
     parted = ((nats * math.exp(-log_temperature) + bias).argmax(axis=-1) == truth).all()
     if parted or min(log_temperature - bounds[0], bounds[1] - log_temperature) < 1e-3:

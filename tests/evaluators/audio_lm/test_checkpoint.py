@@ -362,7 +362,9 @@ def test_only_what_can_be_scored_is_downloaded(tmp_path, monkeypatch):
         "*.safetensors",
         "*.txt",
         "*.model",
+        "*.jinja",
     }
+    assert asked["org/model"]["ignore_patterns"] == ["consolidated*"]
 
 
 def test_what_the_hub_says_is_told_whole_and_with_a_remedy(monkeypatch):
