@@ -12,8 +12,8 @@ from evaluators.errors import UserError
 from evaluators.evaluator import Uncached
 from evaluators.files import shipped
 from evaluators.presentation import AS_IS, Presentation
-from evaluators.prompts import Prompt
-from opro import optimize
+from evaluators.prompts import Prompt, dump_prompts
+from opro import matrix, optimize, rescore
 from opro.cli import run_verb
 from opro.proposers.factors import factors
 from opro.proposers.presenting import ORIGIN, Presenting
@@ -181,3 +181,22 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_scored(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml"):
         opro.optimize("fake", ["A or B"], "data/demo", **options | {"presentations": "none.yaml"})
     assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+
+
+def test_rescore_and_matrix_keep_how_a_clip_was_given(tmp_path, capsys):
+    prompt = Prompt("Speech? A) yes B) no", presentation=WAYS[0])
+    (tmp_path / "seeds.yaml").write_text(dump_prompts([prompt]))
+    where = ["--runs-dir", str(tmp_path)]
+    seeds = ["--checkpoint", "fake", "--seeds", str(tmp_path / "seeds.yaml")]
+    rest = ["--iterations", "0", "--clips", "80", "--name", "r"]
+    assert run_verb(lambda: optimize.main([*seeds, *rest, *where])) == 0
+    run = opro.load_run(tmp_path / "r")
+    assert run.best.prompt == prompt and run.summary.chosen.presentation == WAYS[0].words
+    assert run_verb(lambda: rescore.main([str(run.path), "--split", "test", *where])) == 0
+    (row,) = json.loads((tmp_path / "r" / "test.json").read_text())["prompts"]
+    assert (row["text"], row["presentation"]) == (prompt.text, WAYS[0].words)
+    flags = ["--checkpoint", "fake", "--prompts", str(run.path), "--out", str(tmp_path / "m")]
+    assert run_verb(lambda: matrix.main([*flags, *where])) == 0
+    rows = json.loads((tmp_path / "m" / "matrix.json").read_text())["rows"]
+    assert [r["presentation"] for r in rows if "text" in r] == [WAYS[0].words]
+    assert "[clip repeated to 1000 ms]" in capsys.readouterr().out
