@@ -74,11 +74,7 @@ def _audio_scorer(checkpoint: Checkpoint, cache: Path | None) -> Callable[..., E
     """What scores a checkpoint, once what it needs is known to be installed."""
     wait_asleep()
     _offline_is_fine()
-    if not checkpoint.is_packed:
-        from evaluators.audio_lm.generic import GenericScorer
-
-        return GenericScorer
-    from evaluators.audio_lm.scorer import AudioScorer
+    from evaluators.audio_lm.generic import scorer_class
 
     if checkpoint.quantization == "nf4":
         try:
@@ -88,7 +84,7 @@ def _audio_scorer(checkpoint: Checkpoint, cache: Path | None) -> Callable[..., E
                 "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
             ) from None
     features = None if cache is None else cache.with_name(FEATURES)
-    return functools.partial(AudioScorer, features=features)
+    return scorer_class(checkpoint, features)
 
 
 def _offline_is_fine() -> None:

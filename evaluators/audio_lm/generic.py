@@ -14,7 +14,7 @@ import inspect
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ from evaluators.audio_lm.generic_class import ROUND, GenericClass, generic_class
 from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
 from evaluators.audio_lm.model_folder import AGAIN, weight_count
-from evaluators.audio_lm.scorer import check_finite
+from evaluators.audio_lm.scorer import AudioScorer, check_finite
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import About, Array, ScoreTable, Uncached
+from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -602,3 +602,15 @@ def _read(logits: Tensor, kept: Sequence[int], rows: Sequence[Row], begin: Seque
     lengths = [len(answer) for row in rows for _, answer in row.reads]
     starts = np.cumsum([0, *lengths[:-1]])
     return np.asarray(np.add.reduceat(values, starts), dtype=np.float32)
+
+
+def scorer_class(checkpoint: Checkpoint, features: Path | None) -> Callable[..., Evaluator]:
+    """What scores a checkpoint: its packed path where it has one.
+
+    Args:
+        checkpoint: What is to be scored.
+        features: Folder that stores features of clips, on a packed path.
+    """
+    if checkpoint.is_packed:
+        return functools.partial(AudioScorer, features=features)
+    return GenericScorer

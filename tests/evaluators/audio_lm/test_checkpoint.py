@@ -358,6 +358,7 @@ def test_only_what_can_be_scored_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert opened("org/model").base == there
     assert set(asked["org/model"]["allow_patterns"]) == {
+        "*.jinja",
         "*.json",
         "*.safetensors",
         "*.txt",
