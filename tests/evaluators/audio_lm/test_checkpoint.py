@@ -363,7 +363,6 @@ def test_only_what_can_be_scored_is_downloaded(tmp_path, monkeypatch):
         "*.safetensors",
         "*.txt",
         "*.model",
-        "*.jinja",
     }
     assert asked["org/model"]["ignore_patterns"] == ["consolidated*"]
 
