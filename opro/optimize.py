@@ -253,6 +253,8 @@ def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem
         return problem
     few = problem.search_clips.targets.fewest_sources
     warning = f"no thresholds are fitted: the search half has only {few} sources of one label, {MIN_SOURCES} are needed"
+    if problem.task.choices:
+        warning = "no thresholds are fitted: a place among a clip's own options is no class"
     return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 

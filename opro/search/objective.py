@@ -135,8 +135,11 @@ class Objective:
         return self.name in ("balanced_accuracy", "accuracy") and self.threshold == "argmax"
 
     def fits(self, clips: ClipSet) -> bool:
-        """Whether thresholds are fitted on these clips: not on so few sources that no claim is made on them either."""
-        enough = clips.targets.fewest_sources >= MIN_SOURCES
+        """Whether thresholds are fitted on these clips.
+
+        Not on so few sources that no claim is made on them either, and not where labels are places among options.
+        """
+        enough = clips.targets.fewest_sources >= MIN_SOURCES and clips.targets.classes
         return self.threshold == "dev" and self.name != "nll" and enough
 
     def weights(self, truth: NDArray[np.integer]) -> NDArray[np.float64]:

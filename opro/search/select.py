@@ -188,12 +188,16 @@ def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
 def two_by_two(
     table: ScoreTable, best_seed: Trial, found: Trial | None, objective: str, seed: int = 0
 ) -> TwoByTwo | None:
-    """The four classifiers of two prompts on the holdout; None where a trial's fitted threshold is not known.
+    """The four classifiers of two prompts on the holdout.
+
+    None where a trial's fitted threshold is not known, or none is fitted since labels are no classes.
 
     Args:
         table: Scores of both prompts on clips that chose and fitted nothing.
         seed: Of the resamples.
     """
+    if not table.targets.classes:
+        return None
     metric = objective if objective in DECIDED else "balanced_accuracy"
     said: dict[str, dict[str, Predictions]] = {}
     for name, trial in (("seed", best_seed), ("found", found)):

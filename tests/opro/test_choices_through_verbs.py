@@ -76,6 +76,9 @@ def test_frames_are_searched_and_handed_over(run, capsys):
         "{options}" in t.prompt.text and "{question}" in t.prompt.text for t in found.history.trials
     )
     assert all(t.prompt.both_orders for t in found.history.trials)
+    assert not any(t.classifier.bias for t in found.history.trials)
+    assert found.finished().two_by_two is None
+    assert any("a place among a clip's own options" in text for text in found.finished().warnings)
     made = [t for t in found.history.trials if t.iteration]
     assert len(made) > 10 and len({t.prompt.text for t in made}) > 10
     assert verb(report.main, run) == 0

@@ -227,6 +227,14 @@ def test_a_bias_per_label_gains_on_other_clips_what_it_gains_on_its_own(labels, 
     assert on_own - on_fresh < 0.04
 
 
+def test_a_label_without_a_clip_is_given_no_bias_to_win_by():
+    truth, logp = leaning(4, 200, 0)
+    nats = np.concatenate([logp, np.full((200, 2), -30.0)], axis=1)
+    bias = fit_shift(truth, nats)
+    assert bias[4:] == pytest.approx((0, 0)) and np.ptp(bias[:4]) < 10
+    assert decide(nats, bias).max() < 4
+
+
 def test_a_bias_per_label_never_makes_its_own_clips_worse():
     rng = np.random.default_rng(0)
     for labels in (3, 5):
