@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluators import fakes
 from evaluators.audio_lm.checkpoint import Checkpoint, Quantization, open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.choices import in_orders
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
-from evaluators.fakes import FakeEvaluator
 from evaluators.threads import wait_asleep
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
@@ -43,7 +43,7 @@ def build_evaluator(
     trained_on: frozenset[str] | None
     make: Callable[[], Evaluator]
     if checkpoint == "fake":
-        make, trained_on = FakeEvaluator, frozenset[str]()
+        make, trained_on = fakes.FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("python:"):
         raise UserError(
             f"checkpoint {checkpoint!r} is an evaluator that was given from Python; there opro.predict(...,"

@@ -82,20 +82,51 @@ def pack_prompt(number: int, suffix: Sequence[int], answers: Answers) -> PromptR
         suffix: Tokens from the end of the audio to the answer.
         answers: The token sequences to score.
     """
+    return _pack(number, suffix, _sequences(answers))
+
+
+def pack_parts(
+    number: int, suffix: Sequence[int], answers: Answers, tokens: int, kept: int
+) -> list[PromptRow]:
+    """The rows that score a prompt's answers: one, or as few as hold them all where they are many and long.
+
+    Args:
+        tokens, kept: What a batch can hold; a row that exceeds it holds a single answer, and cannot be scored.
+    """
+    parts: list[list[tuple[int, Sequence[int]]]] = [[]]
+    more = 0  # tokens of the last part's answers
+    for label, sequence in _sequences(answers):
+        own = len(sequence) - 1
+        full = more + own + 1 > kept or len(suffix) + more + own > tokens
+        if parts[-1] and full:
+            parts.append([])
+            more = 0
+        parts[-1].append((label, sequence))
+        more += own
+    return [_pack(number, suffix, part) for part in parts]
+
+
+def _sequences(answers: Answers) -> list[tuple[int, Sequence[int]]]:
+    """(label, token ids) of every answer."""
+    return [(k, sequence) for k, group in enumerate(answers.sequences) for sequence in group]
+
+
+def _pack(
+    number: int, suffix: Sequence[int], sequences: Sequence[tuple[int, Sequence[int]]]
+) -> PromptRow:
     ids, positions, branch = list(suffix), list(range(len(suffix))), [0] * len(suffix)
     reads: list[tuple[int, int, int]] = []
     labels: list[int] = []
-    for label, group in enumerate(answers.sequences):
-        for sequence in group:
-            reads.append((0, sequence[0], len(labels)))
-            first = len(ids) - len(suffix) + 1  # of the branch, among the kept tokens
-            own = branch[-1] + 1
-            for i, token in enumerate(sequence[:-1]):
-                ids.append(token)
-                positions.append(len(suffix) + i)
-                branch.append(own)
-                reads.append((first + i, sequence[i + 1], len(labels)))
-            labels.append(label)
+    for label, sequence in sequences:
+        reads.append((0, sequence[0], len(labels)))
+        first = len(ids) - len(suffix) + 1  # of the branch, among the kept tokens
+        own = branch[-1] + 1
+        for i, token in enumerate(sequence[:-1]):
+            ids.append(token)
+            positions.append(len(suffix) + i)
+            branch.append(own)
+            reads.append((first + i, sequence[i + 1], len(labels)))
+        labels.append(label)
     return PromptRow(
         number,
         np.array(ids, dtype=np.int64),

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio import Wave
@@ -53,7 +54,7 @@ from evaluators.audio_lm.packing import (
     WaitingJobs,
     lay_out_prompts,
     pack,
-    pack_prompt,
+    pack_parts,
     to_device,
 )
 from evaluators.audio_lm.prefixes import Before, Prefixes
@@ -87,14 +88,21 @@ class _Results:
     Attributes:
         logp: ``[prompt, clip, label]``, as in `ScoreTable`.
         top: The same.
-        done: ``[prompt, clip]``.
+        open: ``[prompt, clip]`` answer sequences that are not there yet.
     """
 
-    def __init__(self, prompts: int, clips: int, labels: int) -> None:
-        self.logp = np.full((prompts, clips, labels), -np.inf, dtype=np.float32)
+    def __init__(self, sequences: Sequence[int], clips: int, labels: int) -> None:
+        """Of prompts with so many answer sequences each."""
+        self.logp = np.full((len(sequences), clips, labels), -np.inf, dtype=np.float32)
         self.top = self.logp.copy()
-        self.done = np.zeros((prompts, clips), dtype=bool)
+        self._all = np.repeat(np.array(sequences, dtype=np.int64)[:, None], clips, axis=1)
+        self.open = self._all.copy()
         self._pending: list[tuple[Tensor, AnswerReads]] = []
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """``[prompt, clip]`` whether every answer is there."""
+        return np.asarray(self.open == 0)
 
     def add(self, values: Tensor, reads: AnswerReads) -> None:
         """Takes what `Decoder.read` gave for a batch; it may be still under way."""
@@ -106,14 +114,15 @@ class _Results:
         """Enters all that was taken into the table."""
         for values, reads in self._pending:
             reads.add_to(self.logp, self.top, values)
-            self.done[reads.cells[:, 0], reads.cells[:, 1]] = True
+            np.subtract.at(self.open, (reads.cells[:, 0], reads.cells[:, 1]), 1)
         self._pending.clear()
 
-    def drop(self) -> None:
-        """Begins anew."""
-        self.logp[:] = self.top[:] = -np.inf
-        self.done[:] = False
-        self._pending.clear()
+    def drop(self, done: bool) -> None:
+        """Begins anew with pairs of which only a part is there; with all, if `done`."""
+        self.finish()
+        again = np.ones_like(self.open, dtype=bool) if done else self.open > 0
+        self.logp[again] = self.top[again] = -np.inf
+        self.open[again] = self._all[again]
 
 
 class AudioScorer(Uncached):
@@ -300,10 +309,12 @@ class AudioScorer(Uncached):
         for number, prompt in enumerate(prompts):
             first, last = parts_of(prompt)
             suffix = encode(tokenizer, self.family.template.after(last))
-            row = pack_prompt(number, suffix, answers[number])
+            shape = self._wanted
+            rows = pack_parts(number, suffix, answers[number], shape.tokens, shape.kept)
             by_system = groups.setdefault(prompt.presentation.sound, {})
-            by_system.setdefault((prompt.system, first), []).append(row)
-        results = _Results(len(prompts), len(clips), len(prompts[0].answers))
+            by_system.setdefault((prompt.system, first), []).extend(rows)
+        sequences = [sum(map(len, one.sequences)) for one in answers]
+        results = _Results(sequences, len(clips), len(prompts[0].answers))
         self._used = self._wanted
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
@@ -347,13 +358,13 @@ class AudioScorer(Uncached):
         # Here, where the error no longer holds on to the tensors of the functions that it came through.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        results.finish()
+        results.drop(done=False)
         if shrunk:
             log.warning("out of memory: fewer keys and values of clips are kept from here on")
             return
         self._used = self.shape.halved()
         if self.dtype != torch.float32:
-            results.drop()  # a table is of one shape
+            results.drop(done=True)  # a table is of one shape
         log.warning("out of memory: batches of %d tokens in this call", self.shape.tokens)
 
     def _run(
@@ -367,8 +378,9 @@ class AudioScorer(Uncached):
         for row in (row for rows in by_system.values() for row in rows):
             if len(row.ids) > self.shape.tokens or row.kept > self.shape.kept:  # it may be halved
                 raise PromptError(
-                    f"prompt {row.prompt + 1} of this call has {len(row.ids)} tokens with its"
-                    f" answers; at most {self.shape.tokens} fit a batch here"
+                    f"prompt {row.prompt + 1} of this call has {len(row.ids)} tokens with its longest"
+                    f" answer, {row.kept} of them the answer's; at most {self.shape.tokens} and"
+                    f" {self.shape.kept} fit a batch here"
                 )
         # Long rows first: the same order whatever the order of the prompts.
         ordered = {
@@ -389,7 +401,7 @@ class AudioScorer(Uncached):
                     Job(row, left[i], segment)
                     for i, segment in ready.clips
                     for row in ordered[ready.before]
-                    if not results.done[row.prompt, left[i]]
+                    if results.open[row.prompt, left[i]]
                 ]
                 waiting.add(ready.segment, jobs)
                 batches = waiting.full()

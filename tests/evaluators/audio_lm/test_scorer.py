@@ -19,9 +19,9 @@ from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import Shape
-from evaluators.audio_lm.packing import CacheSegment, lay_out_prefixes, pack
+from evaluators.audio_lm.packing import CacheSegment, lay_out_prefixes, pack, pack_prompt
 from evaluators.audio_lm.prefixes import KVRing
-from evaluators.audio_lm.scorer import AudioScorer, pack_prompt
+from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
 from evaluators.audio_lm.templates import encode
