@@ -35,9 +35,9 @@ def fit_shift(truth: Ints, logp: Floats) -> Bias:
         change = weight * (now.astype(np.float64) - right)
         return bool(change.sum() > bar * math.sqrt((change**2).sum()) + 1e-12)
 
-    even, there = -among_labels(nats).mean(axis=0), np.isin(np.arange(nats.shape[1]), truth)
+    even, heard = -among_labels(nats).mean(axis=0), np.isin(np.arange(nats.shape[1]), truth)
     even = np.where(
-        there, even - even[there].mean(), 0.0
+        heard, even - even[heard].mean(), 0.0
     )  # of labels without a clip nothing is known
     if gains(now := (nats + even).argmax(axis=-1) == truth, 0.0):
         bias, right = even, now

@@ -19,9 +19,15 @@ from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import Shape
-from evaluators.audio_lm.packing import CacheSegment, lay_out_prefixes, pack, pack_prompt
+from evaluators.audio_lm.packing import (
+    AnswerReads,
+    CacheSegment,
+    lay_out_prefixes,
+    pack,
+    pack_prompt,
+)
 from evaluators.audio_lm.prefixes import KVRing
-from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.scorer import AudioScorer, _Results
 from evaluators.audio_lm.selftest import score_made_up
 from evaluators.audio_lm.stock import StockModel
 from evaluators.audio_lm.templates import encode
@@ -311,19 +317,46 @@ def test_a_score_that_is_no_number_names_its_prompt_and_clip(small):
     assert evaluator.forwards == 0
 
 
-def test_a_prompt_that_just_fits_a_batch_is_scored_and_one_token_more_is_refused(small):
+def test_answers_that_do_not_fit_a_batch_together_are_scored_in_parts_and_one_too_long_is_refused(
+    small,
+):
     model, processor, clips, truth = small
     tokenizer = processor.tokenizer
     for row in (1, 2):
         groups = find_answers(tokenizer, ASKED[row]).sequences
         extra = sum(len(s) - 1 for group in groups for s in group)
         tokens = len(encode(tokenizer, QWEN2_AUDIO.template.after(ASKED[row].text))) + extra
-        for shape in (Shape(tokens, 48, 256), Shape(768, extra + 1, 256)):
+        longest = max(len(s) - 1 for group in groups for s in group)
+        alone = tokens - extra + longest
+        shapes = [Shape(tokens, 48, 256), Shape(768, extra + 1, 256)]  # just together
+        shapes += [Shape(alone, 48, 256), Shape(768, longest + 1, 256)]  # just one by one
+        for shape in shapes:
             table = evaluator_with(model, processor, shape).score(ASKED[row : row + 1], clips)
             assert apart(table, truth, [row]) < 1e-4
-        for shape in (Shape(tokens - 1, 48, 256), Shape(768, extra, 256)):
-            with pytest.raises(PromptError, match=f"prompt 1 of this call has {tokens} tokens"):
+        for shape in (Shape(alone - 1, 48, 256), Shape(768, longest, 256)):
+            with pytest.raises(PromptError, match="prompt 1 of this call has"):
                 evaluator_with(model, processor, shape).score(ASKED[row : row + 1], clips)
+
+
+def test_a_pair_of_which_a_part_is_there_begins_anew_and_no_other():
+    results = _Results([2, 1], 2, 2)
+
+    def enter(prompt, clip, label, value):
+        cells = np.array([[prompt, clip, label]])
+        results.add(torch.tensor([value]), AnswerReads(*np.zeros((3, 1), int), cells))
+
+    enter(0, 0, 0, -1.0)
+    enter(0, 1, 0, -1.0)
+    enter(0, 1, 1, -2.0)
+    enter(1, 0, 1, -3.0)
+    results.drop(done=False)
+    assert results.done.tolist() == [[False, True], [True, False]]
+    assert np.isinf(results.logp[0, 0]).all() and results.logp[0, 1].tolist() == [-1, -2]
+    enter(0, 0, 0, -1.0)  # not twice
+    results.finish()
+    assert results.logp[0, 0, 0] == -1
+    results.drop(done=True)
+    assert np.isinf(results.logp).all() and not results.done.any()
 
 
 def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clips):
