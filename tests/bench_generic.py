@@ -1,6 +1,6 @@
 """Which families share prefixes on the generic path, and what it gains: python tests/bench_generic.py
 
-Tiny models with random weights, float32 on the CPU, in processor time. `one by one` is a whole forward of the library
+Tiny models with random weights, float32 on the CPU, in processor time (--device cuda: by the clock). `one by one` is a whole forward of the library
 for each pair, which is what a model falls back to. Families whose processors need a library that is not installed are
 named, not tried.
 """
@@ -33,20 +33,18 @@ COLUMNS = (
 )
 
 
-def measure(name, folder, prompts, clips):
+def measure(name, folder, prompts, clips, device, dtype):
     """The row of a family."""
     checkpoint = Checkpoint(name, folder, None, "none", None, None)
-    one, whole = (
-        GenericScorer(checkpoint, "cpu", "float32", share=share) for share in (None, False)
-    )
-    way = one.way
+    one, whole = (GenericScorer(checkpoint, device, dtype, share=share) for share in (None, False))
+    way, clock = one.way, time.process_time if device == "cpu" else time.perf_counter
     milliseconds, tables = [], []
     for each in (whole, one):
         each.score(prompts[:1], clips[:1])
         each.forget()
-        begin = time.process_time()
+        begin = clock()
         tables.append(each.score(prompts, clips).logp)
-        milliseconds.append(1e3 * (time.process_time() - begin) / len(prompts) / len(clips))
+        milliseconds.append(1e3 * (clock() - begin) / len(prompts) / len(clips))
     apart = float(np.abs(tables[0] - tables[1]).max())
     theirs, ours = milliseconds
     path = "shared" if way.shared else f"one by one: {way.why}"
@@ -58,6 +56,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -75,7 +75,11 @@ def main():
         with tempfile.TemporaryDirectory() as root:
             folder = tiny_generic.write_folder(Path(root) / name, maker)
             print(
-                "| " + " | ".join(measure(name, folder, prompts[: args.prompts], clips)) + " |",
+                "| "
+                + " | ".join(
+                    measure(name, folder, prompts[: args.prompts], clips, args.device, args.dtype)
+                )
+                + " |",
                 flush=True,
             )
 
