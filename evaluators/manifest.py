@@ -115,10 +115,15 @@ def read_manifest(
         _check_splits(path, clips, written)
     for note in _notes(finder, written):
         _warn(f"{path}: {note}")
-    if others:
-        told = ", ".join(f"{value or 'nothing'} ({count})" for value, count in others.items())
+    told = ", ".join(f"{value or 'nothing'} ({count})" for value, count in others.items())
+    if others and clips:
         _warn(
             f"{path}: {others.total()} clips are of no class of task {kind.name!r} and left out: {told:.300}"
+        )
+    if others and not clips:
+        raise UserError(
+            f"{path}: no clip is of a class of task {kind.name!r}: column {kind.column!r} holds {told:.300};"
+            " give the --task that fits, or name these values in a task file"
         )
     chosen = [clip for clip in clips if split in (None, clip.split)]
     if not chosen:

@@ -179,6 +179,11 @@ def task_from(raw: Any, path: Path) -> Task:
         prompt_from(one, labels, f"{path}: prompt {number}")
         for number, one in enumerate(found.prompts, 1)
     )
+    if found.name == SPEECH_TASK.name and labels != SPEECH_TASK.labels:
+        raise UserError(
+            f"{path}: name is {found.name!r}, the shipped task that detects SPEECH and has the label NONSPEECH beside;"
+            " give this one another name"
+        )
     if found.choices and (values or found.positive):
         raise UserError(
             f"{path}: choices is true, so labels are the places of each clip's options; leave out values and positive"
@@ -239,6 +244,10 @@ def _fragments(found: TaskFile, labels: Sequence[str], path: Path) -> dict[str, 
                 raise UserError(
                     f"{path}: fragments: {kind} has {entry!r}; expected one entry for each of {', '.join(labels)}"
                 )
+    for kind, entries in given.items():
+        for entry in entries:
+            if wrong := _wrong_entry(kind, entry):
+                raise UserError(f"{path}: fragments: {kind} has {entry!r}; expected {wrong}")
     order = [found.labels.index(label) for label in labels]
     given = {
         kind: [[entry[i] for i in order] for entry in own] if kind in PER_LABEL[:2] else own
@@ -257,3 +266,28 @@ def _fragments(found: TaskFile, labels: Sequence[str], path: Path) -> dict[str, 
     if lacking:
         raise UserError(f"{path}: fragments: {lacking[0]} is missing; expected a list")
     return out
+
+
+def _wrong_entry(kind: str, entry: Any) -> str:
+    """What was expected of a fragment that the rewriter cannot use; "" of one that it can."""
+    if kind in PER_LABEL:
+        words = [one.strip() if isinstance(one, str) else "" for one in entry]
+        different = kind != "letters" or len(set(words)) == len(words)
+        return "" if all(words) and different else "different words, in quotes"
+    if not isinstance(entry, str):
+        return "words in quotes"
+    if kind == "questions":
+        return "" if _fills(entry, x="") else "words that hold {x} alone in braces, or none"
+    if kind == "formats":
+        both = "{0}" in entry and "{1}" in entry
+        return "" if both and _fills(entry, "", "") else "{0} for the letter and {1} for the option"
+    return ""
+
+
+def _fills(text: str, *places: str, **names: str) -> bool:
+    """Whether a format string can be filled with these."""
+    try:
+        text.format(*places, **names)
+    except (ValueError, LookupError, AttributeError):
+        return False
+    return True

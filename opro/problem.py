@@ -86,11 +86,12 @@ def halve(clips: ClipSet, count: int | None = None) -> tuple[ClipSet, ClipSet]:
     taken = {c.clip_id for c in clips[:count]}
     both = [tuple(c for c in half if c.clip_id in taken) for half in halves(clips.clips)]
     for half, kind in zip(both, ("search", "holdout"), strict=True):
-        least = 1 if clips.task.choices else len(clips.task.labels)
-        if len({c.label for c in half}) < least:
+        held = {c.label for c in half}
+        lacking = [label for label in clips.task.labels if label not in held]
+        if lacking and not (clips.task.choices and held):
             raise UserError(
-                f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at"
-                " least two sources a class"
+                f"the {kind} half of the {len(taken)} clips lacks a class: take more clips, of at least two sources a"
+                f" class; there is none of {', '.join(map(repr, lacking[:6]))}"
             )
     search, holdout = (dataclasses.replace(clips, clips=half) for half in both)
     return search, holdout

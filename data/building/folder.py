@@ -262,6 +262,10 @@ def _asked(clips: Sequence[FinishedClip], task: Task, plan: Plan) -> Iterator[Fi
         right = clip.label.strip()
         if not 2 <= len(options) <= len(task.labels) or len(set(options)) < len(options):
             plan.reject(clip, f"{len(options)} options, or two alike; 2 to {len(task.labels)} fit")
+        elif not all(one and one.isprintable() for one in options):
+            plan.reject(
+                clip, "an option is empty, or holds a line break or another control character"
+            )
         elif right not in options:
             plan.reject(clip, "the answer is none of the options")
         else:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class Rewriter:
             return self
         bank = {kind: _alike(self.bank.get(kind, ()), more.get(kind, ())) for kind in KEYS}
         bank["letters"] = _alike(bank["letters"], more.get("answers", ()))
-        bank["letters"] = bank["letters"] or ["ABCDEFGH"[: len(self.task.labels)]]
+        bank["letters"] = bank["letters"] or [ascii_uppercase[: len(self.task.labels)]]
         bank["formats"] = bank["formats"] or list(FORMATS)
         bank["closings"] = bank["closings"] or [""]
         if not all(bank.values()):
@@ -291,7 +292,7 @@ _OPERATORS: dict[str, _Operator] = {
     "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
     "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
     "closing": lambda p, m, b, r, t: replace(
-        p, closing=_renamed(r.choice(b["closings"]), "ABCDEFGH"[: len(p.letters)], p.letters)
+        p, closing=_renamed(r.choice(b["closings"]), ascii_uppercase[: len(p.letters)], p.letters)
     ),
     "layout": lambda p, m, b, r, t: replace(
         p,

@@ -158,7 +158,14 @@ def read_own(path: Path, labels: Sequence[str]) -> Predictions:
     Raises:
         UserError: The file is damaged, or of another task.
     """
-    return read_rows(_open_csv(path, {}), labels[0], None, labels)[0]
+    table = _open_csv(path, {})
+    said = read_rows(table, labels[0], None, labels)[0]
+    score = table.column("score")
+    if said.logp is None or score is None:
+        return said
+    # nats of more than two labels are as the model gives them; the probability was decided by, with the bias
+    probability = np.clip(_numbers(table, "score", score), 0.0, 1.0)
+    return dataclasses.replace(said, probability=probability)
 
 
 def read_foreign(

@@ -73,11 +73,15 @@ def test_questions_of_mmaus_layout_become_a_manifest(sounds, tmp_path, capsys):
         )  # fmt: skip
     rows.append(rows[0] | {"question": "Is it loud?", "choices": ["yes", "no"], "answer": "no"})
     rows.append(rows[1] | {"answer": "a ghost"})
+    rows.append(rows[2] | {"choices": ["a\nb", "c"], "answer": "c"})  # no verb reads these two
+    rows.append(rows[3] | {"choices": ["", "c"], "answer": "c"})
     (folder / "mmau.json").write_text(json.dumps(rows))
     argv = ["--task", "choices", "--clips", folder / "mmau.json", "--map", "category=task"]
     argv += ["--source", "file", "--splits", "dev=0.5,test=0.5", "--out", tmp_path / "set"]
     assert build_folder(*argv) == 0
-    assert "1 times: the answer is none of the options" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 times: the answer is none of the options" in told
+    assert "2 times: an option is empty, or holds a line break" in told
     task = task_named("choices")
     clips = read_manifest(tmp_path / "set", task)
     assert len(clips) == 41 and {c.category for c in clips} == {"sound", "music"}

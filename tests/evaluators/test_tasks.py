@@ -66,6 +66,22 @@ def test_what_is_to_be_detected_comes_first(tmp_path):
         ),
         ({"fragments": {"questions": ["x"]}}, "fragments: explanations is missing"),
         ({"fragments": {"options": [["a"]]}}, "options has ['a']; expected one entry for each"),
+        ({"fragments": {"options": [[1, 2]]}}, "options has [1, 2]; expected different words, in"),
+        ({"fragments": {"letters": ["AA"]}}, "letters has 'AA'; expected different words, in"),
+        ({"fragments": {"letters": [["a", ""]]}}, "letters has ['a', '']; expected different"),
+        ({"fragments": {"questions": [3]}}, "questions has 3; expected words in quotes"),
+        ({"fragments": {"hints": [None]}}, "hints has None; expected words in quotes"),
+        (
+            {"fragments": {"questions": ["a {y}"]}},
+            "questions has 'a {y}'; expected words that hold",
+        ),
+        (
+            {"fragments": {"questions": ["a {"]}},
+            "questions has 'a {'; expected words that hold {x}",
+        ),
+        ({"fragments": {"formats": ["{0}"]}}, "formats has '{0}'; expected {0} for the letter and"),
+        ({"fragments": {"formats": ["{0}{1}{2}"]}}, "formats has '{0}{1}{2}'; expected {0} for"),
+        ({"name": "speech"}, "name is 'speech', the shipped task that detects SPEECH"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, changes, said):
@@ -117,3 +133,40 @@ def test_the_rewriter_works_from_the_fragments_of_a_task():
             assert f"{letters[label][0]}" in candidate.prompt.text and text in candidate.prompt.text
     speech = Rewriter(SPEECH_TASK, 0)
     assert speech.bank and speech.bank != rewriter.bank
+
+
+def test_no_clip_of_a_task_names_what_the_column_holds():
+    values = {"A": ["a"], "B": ["b"]}
+    task = task_from(
+        {
+            "name": "t",
+            "labels": ["A", "B"],
+            "description": "d",
+            "column": "category",
+            "values": values,
+        },
+        shipped("t.yaml"),
+    )
+    with pytest.raises(
+        UserError, match=r"no clip is of a class of task 't': column 'category' holds .*speech"
+    ):
+        read_manifest(shipped("data/demo"), task, "dev")
+
+
+def test_twelve_options_are_rewritten_with_letters_of_their_own():
+    labels = [f"L{i}" for i in range(12)]
+    letters = "ABCDEFGHIJKL"
+    shown = "\n".join(f"{a}) {b}" for a, b in zip(letters, labels, strict=True))
+    given = {"questions": ["Which?"], "explanations": [labels], "closings": ["Answer A or L."]}
+    given["letters"] = [letters, [str(i) for i in range(10, 22)]]
+    raw = {"name": "t", "labels": labels, "description": "d", "fragments": given}
+    raw["prompts"] = [{"text": shown, "answers": dict(zip(labels, letters, strict=True))}]
+    task = task_from(raw, shipped("t.yaml"))
+    rewriter, rng = Rewriter(task, 0), random.Random(0)
+    made = [c for _ in range(200) if (c := rewriter.rewrite(task.prompts, rng, 0.5))]
+    closing = [c for c in made if "Answer" in c.prompt.text]
+    assert closing
+    for candidate in closing:
+        parts = take_apart(candidate.prompt)
+        if parts is not None:
+            assert f"Answer {parts.letters[0]} or {parts.letters[11]}." in candidate.prompt.text

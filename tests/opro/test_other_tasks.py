@@ -12,6 +12,7 @@ from evaluators.tasks import task_named
 from opro import matrix, report, rescore, seal, verify
 from opro.cli import run_verb
 from opro.optimize import main as optimize_main
+from opro.results.predictions import read_own
 from opro.results.run_folder import RunFolder
 
 
@@ -123,6 +124,13 @@ def test_three_labels_have_a_bias_each_which_every_verb_keeps(tmp_path, capsys):
         assert sum(one["taken_for"].values()) == one["clips"] > 0
         assert one["taken_for"][label] / one["clips"] == one["recall"]
     assert "lowest recall" in capsys.readouterr().out
+    for made in (run.finished().baseline, run.finished().chosen):  # the bias is in what is kept
+        held = read_own(run.holdout(made.prompt_id), run.task.labels)
+        trial = next(t for t in run.history.trials if t.prompt.prompt_id == made.prompt_id)
+        shares = trial.classifier.distribution(held.logp)
+        np.testing.assert_allclose(held.probability, shares[:, 0], atol=1e-5)
+    assert verb(seal.main, run.path, "--runs-dir", tmp_path, "--out", tmp_path / "card.yaml") == 0
+    assert verb(verify.main, tmp_path / "card.yaml") == 0, capsys.readouterr().out
 
     assert verb(report.main, run.path) == 0
     page = (run.path / "report.html").read_text()
