@@ -53,12 +53,15 @@ class Targets:
     def __len__(self) -> int:
         return len(self.truth)
 
+    @property
+    def kinds(self) -> Ints:
+        """``[clip]`` what means are balanced over: the right label, or one for all where labels are no classes."""
+        return self.truth if self.classes else np.zeros_like(self.truth)
+
     @cached_property
     def fewest_sources(self) -> int:
         """Number of sources of the label that has the fewest; of all where labels are no classes."""
-        if not self.classes:
-            return len(np.unique(self.sources))
-        return min(len(np.unique(self.sources[self.truth == k])) for k in np.unique(self.truth))
+        return min(len(np.unique(self.sources[self.kinds == k])) for k in np.unique(self.kinds))
 
     def take(self, index: Ints | NDArray[np.bool_]) -> "Targets":
         """The targets of some clips, in the order of `index`."""

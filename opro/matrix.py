@@ -363,7 +363,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
     dev = []
     for e in entries:
         said = fitted.predict(e.classifier)
-        dev.append(metrics.balanced_accuracy(said.targets.truth, said.right))
+        dev.append(metrics.balanced_accuracy(said.targets.kinds, said.right))
     seeds = [i for i, e in enumerate(entries) if e.from_file]
     baseline = max(seeds, key=lambda i: dev[i]) if seeds else None
     took = latency.measure(model.evaluator, prompts[0], clips.tuned_on)
@@ -423,7 +423,7 @@ def _unlisted(entry: Entry, shares: NDArray[np.floating]) -> Iterator[str]:
 
 
 def _balanced(said: Predictions) -> float:
-    return metrics.balanced_accuracy(said.targets.truth, said.right)
+    return metrics.balanced_accuracy(said.targets.kinds, said.right)
 
 
 def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dict[str, Any]:

@@ -252,9 +252,9 @@ def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem
     if not asked or Objective(settings.objective, settings.threshold).fits(problem.search_clips):
         return problem
     few = problem.search_clips.targets.fewest_sources
-    warning = f"no thresholds are fitted: the search half has only {few} sources of one label, {MIN_SOURCES} are needed"
+    warning = f"no threshold is used: the search half has only {few} sources of one label, {MIN_SOURCES} are needed"
     if problem.task.choices:
-        warning = "no thresholds are fitted: a place among a clip's own options is no class"
+        warning = "no threshold is used: a place among a clip's own options is no class"
     return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 

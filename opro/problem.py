@@ -222,11 +222,6 @@ def open_problem(settings: OptimizeSettings) -> Problem:
     warnings = list(model.warnings)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")
-    if data.task.choices and settings.objective == "balanced_accuracy":
-        warnings.append(
-            "balanced accuracy is here the mean over the places of the right option; --objective accuracy is what"
-            " papers tell"
-        )
     verify([*search, *holdout])
     evaluator = model.evaluator
     if len(names) > 1:

@@ -288,7 +288,6 @@ def _rows(
     for i, (classifier, one) in enumerate(zip(classifiers, said, strict=True)):
         score = estimate(one, metric)
         single, holm = (singles[i - 1], corrected[i - 1].p) if i else (none, 1.0)
-        rate = rates(resample(one.targets, resamples=1), one.decided)
         yield {
             "prompt_id": classifier.prompt_id,
             "text": classifier.prompt.text,
@@ -302,9 +301,7 @@ def _rows(
             "high": score.high,
             "clips": score.clips,
             "sources": score.sources,
-            "hit_rate": float(rate["hit_rate"].value),
-            "false_alarm_rate": float(rate["false_alarm_rate"].value),
-            "auroc": _auroc(one),
+            **({} if choices else _detected(one)),
             **({"kinds": by_kind(one, clips)} if choices else {}),
             **({"labels": labels} if (labels := by_label(one)) and not choices else {}),
             "outside": float(np.clip(table.outside[i], 0, 1).mean()),
@@ -323,6 +320,13 @@ def _rows(
                 "p_holm": holm,
             },
         }
+
+
+def _detected(said: Predictions) -> dict[str, float]:
+    """Hits and false alarms of the first label, and AUROC."""
+    rate = rates(resample(said.targets, resamples=1), said.decided)
+    names = "hit_rate", "false_alarm_rate"
+    return {name: float(rate[name].value) for name in names} | {"auroc": _auroc(said)}
 
 
 def _auroc(said: Predictions) -> float:

@@ -1,8 +1,8 @@
 """Which families share prefixes on the generic path, and what it gains: python tests/bench_generic.py
 
 Tiny models with random weights, float32 on the CPU, in processor time (--device cuda: by the clock). `one by one` is a
-whole forward of the library for each pair, which is what a model falls back to. Families whose processors need a library that is not installed are
-named, not tried.
+whole forward of the library for each pair, which is what a model falls back to. Families whose
+processors need a library that is not installed are named, not tried.
 """
 
 import argparse

@@ -905,8 +905,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/compare.py",
-        "clusters(targets.truth, targets.sources.tolist(),",
-        "clusters(targets.truth, targets.clip_ids,",
+        "sources = targets.sources.tolist()",
+        "sources = list(targets.clip_ids)",
     ),
     (
         "evaluators/statistics/compare.py",
@@ -1148,7 +1148,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/resampling.py",
-        "[self.share(value * (self.truth == k), self.truth == k) for k in self._kinds]",
+        "[self.share(value * own, own) for own in kinds]",
         "[self.mean(value)]",
     ),
     (
@@ -1472,7 +1472,12 @@ DIRECTED: list[tuple[str, str, str]] = [
         "open_joint_model(asked.model, names, data, [clips], machine=settings)",
         "open_joint_model(asked.model, names, data, [], machine=settings)",
     ),
-    ("opro/rescore.py", 'float(rate["hit_rate"].value)', 'float(rate["false_alarm_rate"].value)'),
+    (
+        "opro/rescore.py",
+        "float(rate[name].value) for name",
+        'float(rate["hit_rate"].value) for name',
+    ),
+    ("evaluators/targets.py", "self.truth if self.classes else", "self.truth if True else"),
     (
         "opro/rescore.py",
         '"outside": float(np.clip(table.outside[i], 0, 1).mean()),',

@@ -28,7 +28,8 @@ POWER = 0.8
 
 def resample(targets: Targets, *, resamples: int = RESAMPLES, seed: int = 0) -> Clusters:
     """The resamples of a clip set; equal for equal targets and seed."""
-    return clusters(targets.truth, targets.sources.tolist(), resamples=resamples, seed=seed)
+    sources = targets.sources.tolist()
+    return clusters(targets.truth, sources, resamples=resamples, seed=seed, kinds=targets.kinds)
 
 
 def estimate(

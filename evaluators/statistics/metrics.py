@@ -245,8 +245,8 @@ def _worst_level(c: Clusters, said: Predictions) -> Statistic:
     right = said.right.astype(np.float64)
     found = [
         [
-            c.share(right * (mask & (c.truth == k)), mask & (c.truth == k))
-            for k in np.unique(c.truth[mask])
+            c.share(right * (mask & (c.kinds == k)), mask & (c.kinds == k))
+            for k in np.unique(c.kinds[mask])
         ]
         for mask in levels(said.targets).values()
     ]
@@ -275,7 +275,7 @@ def _likelihood(c: Clusters, said: Predictions) -> Statistic:
         loss = np.logaddexp(0, np.where(c.truth == 0, -odds, odds))
     else:
         loss = -np.log(np.maximum(_own(said), np.finfo(np.float64).tiny))
-    parts = [c.ratio(loss * (c.truth == k), c.truth == k) for k in np.unique(c.truth)]
+    parts = [c.ratio(loss * (c.kinds == k), c.kinds == k) for k in np.unique(c.kinds)]
     return Statistic(
         np.asarray(1 - np.mean([p.value for p in parts], axis=0)),
         np.asarray(1 - np.mean([p.draws for p in parts], axis=0)),

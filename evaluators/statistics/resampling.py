@@ -135,12 +135,15 @@ class Clusters:
         index: ``[clip]`` index of its source.
         weights: ``[resample, source]`` times drawn, with replacement within the labels that sources carry.
         fewest: Sources of the label that has the fewest, which decides how far intervals are widened.
+        kinds: ``[clip]`` what means are balanced over and sources are drawn within: `truth`, but where labels are
+            places among a clip's own options and no classes.
     """
 
     truth: Ints
     index: Ints
     weights: Floats
     fewest: int
+    kinds: Ints
 
     @property
     def sources(self) -> int:
@@ -180,25 +183,22 @@ class Clusters:
         whole = self.share(value, np.ones(len(self.truth)))
         assert whole.unmoved is not None
         parts, moved = whole.unmoved, 1 - whole.unmoved.weight
-        for k in self._kinds:
-            own = self.share(value * (self.truth == k), self.truth == k).unmoved
+        for k in np.unique(self.kinds):
+            own = self.share(value * (self.kinds == k), self.kinds == k).unmoved
             assert own is not None
-            parts = parts.and_of(own.times(moved * (self.truth == k).mean()))
+            parts = parts.and_of(own.times(moved * (self.kinds == k).mean()))
         return replace(whole, unmoved=parts)
 
     def balanced(self, value: Numbers) -> Statistic:
         """Mean over the labels that occur of the mean over their clips of ``[..., clip]``, between 0 and 1."""
-        parts = [self.share(value * (self.truth == k), self.truth == k) for k in self._kinds]
+        kinds = [self.kinds == k for k in np.unique(self.kinds)]
+        parts = [self.share(value * own, own) for own in kinds]
         unmoved = functools.reduce(Unmoved.and_of, (p.unmoved for p in parts if p.unmoved))
         return Statistic(
             np.mean([p.value for p in parts], axis=0),
             np.mean([p.draws for p in parts], axis=0),
             unmoved.times(1 / len(parts)),
         )
-
-    @property
-    def _kinds(self) -> Ints:
-        return np.unique(self.truth)
 
     def bounds(self, statistic: Statistic, alpha: float) -> tuple[float, float]:
         """Bounds of one configuration, each one-sided at `alpha`: expanded percentiles, and what these cannot see."""
@@ -237,15 +237,21 @@ class Clusters:
 
 
 def clusters(
-    truth: Ints, sources: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+    truth: Ints,
+    sources: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    kinds: Ints | None = None,
 ) -> Clusters:
-    """Draws the resamples of a set of clips."""
+    """Draws the resamples of a set of clips; `kinds` where they are not the right labels."""
     ids, index = np.unique(np.asarray(sources), return_inverse=True)
-    held = np.stack([np.bincount(index, truth == k, len(ids)) > 0 for k in np.unique(truth)])
+    kinds = np.asarray(truth if kinds is None else kinds)
+    held = np.stack([np.bincount(index, kinds == k, len(ids)) > 0 for k in np.unique(kinds)])
     strata = np.unique(held, axis=1, return_inverse=True)[1].ravel()
     draw = _drawn if strata.size * resamples <= KEPT_WEIGHTS else _drawn.__wrapped__
     weights = draw(strata.tobytes(), resamples, seed)
-    return Clusters(np.asarray(truth), index, weights, fewest_sources(truth, sources))
+    return Clusters(np.asarray(truth), index, weights, fewest_sources(kinds, sources), kinds)
 
 
 @functools.lru_cache(8)  # slices, metrics and prompts ask for the same draws again

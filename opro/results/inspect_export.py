@@ -260,7 +260,7 @@ def _header(one: Evaluation, begun: datetime) -> dict[str, Any]:
     ids = [digest([one.name, one.model, created, kind])[:22] for kind in ("eval", "run", "task")]
     values = {
         "accuracy": float(np.mean(said.right)),
-        "balanced_accuracy": metrics.balanced_accuracy(said.targets.truth, said.right),
+        "balanced_accuracy": metrics.balanced_accuracy(said.targets.kinds, said.right),
     }
     count = len(said.targets)
     score = {"name": SCORER, "scorer": SCORER, "scored_samples": count, "unscored_samples": 0}

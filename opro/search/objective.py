@@ -142,11 +142,11 @@ class Objective:
         enough = clips.targets.fewest_sources >= MIN_SOURCES and clips.targets.classes
         return self.threshold == "dev" and self.name != "nll" and enough
 
-    def weights(self, truth: NDArray[np.integer]) -> NDArray[np.float64]:
+    def weights(self, kinds: NDArray[np.integer]) -> NDArray[np.float64]:
         """``[clip]`` weight of each clip's hit, summing to one."""
         if self.name == "accuracy":
-            return np.full(len(truth), 1 / len(truth))
-        return np.asarray(metrics.balanced_weights(truth), dtype=np.float64)
+            return np.full(len(kinds), 1 / len(kinds))
+        return np.asarray(metrics.balanced_weights(kinds), dtype=np.float64)
 
     def measure(
         self,
@@ -175,12 +175,13 @@ class Objective:
             value = 1.0 - loss
         elif self.name == "worst_slice":  # the first few clips may hold no level with both classes
             masks = metrics.levels(clips.targets).values() or [np.ones(len(truth), dtype=bool)]
-            value = min(metrics.balanced_accuracy(truth[m], right[m]) for m in masks)
+            kinds = clips.targets.kinds
+            value = min(metrics.balanced_accuracy(kinds[m], right[m]) for m in masks)
         elif self.name in ADDED:
             said = predictions("", clips.targets, Classifier(Prompt(""), bias), logp)
             value = float(metrics.METRICS[self.name](one_resample(clips.targets), said).value)
         else:
-            value = float((self.weights(truth) * right).sum())
+            value = float((self.weights(clips.targets.kinds) * right).sum())
         return Measured(value, right, bias, fitted, loss, profile)
 
     def describe(self, task: Task) -> str:

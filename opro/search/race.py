@@ -207,7 +207,7 @@ class Race:
             if self.objective.sums_hits:
                 right = np.ones(len(truth))
                 right[one.scored] = one.p_correct[one.scored]
-                reachable = float(self.objective.weights(truth) @ right)
+                reachable = float(self.objective.weights(self.clips.targets.kinds) @ right)
             if one.reward >= bar and reachable >= best.reward - 1e-12:
                 out.append(p)
         return sorted(out)

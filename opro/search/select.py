@@ -303,6 +303,6 @@ def score_in_parts(
 def _control(table: ScoreTable, classifier: Classifier, audio: str) -> dict[str, float]:
     said = table.predict(classifier)
     return {
-        audio: metrics.balanced_accuracy(said.targets.truth, said.right),
+        audio: metrics.balanced_accuracy(said.targets.kinds, said.right),
         f"{audio}_first_label": float(np.mean(said.decided == 0)),
     }

@@ -1,5 +1,6 @@
 """Metrics: equal to other implementations, and every resample to a plain loop."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ from evaluators.classifier import Classifier, decide
 from evaluators.evaluator import predictions
 from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
+from evaluators.statistics.compare import estimate
 from evaluators.statistics.metrics import auroc_statistic
 from evaluators.statistics.resampling import clusters
 from evaluators.targets import Predictions, Targets
@@ -178,3 +180,19 @@ def test_auroc_of_four_labels_is_resampled_as_a_plain_loop_does():
         rows = np.repeat(np.arange(400), weights[c.index].astype(int))
         assert drawn == pytest.approx(metrics.auroc_of(FOUR[rows], NATS[rows]))
     assert len(np.unique(names)) == c.sources
+
+
+def test_places_among_options_are_no_classes_of_means_and_intervals():
+    """One rare place with a single source neither widens an interval nor takes it away."""
+    rng = np.random.default_rng(4)
+    truth, ids = np.append(rng.integers(0, 3, 66), 3), tuple(map(str, range(67)))
+    targets = Targets(tuple("ABCD"), ids, truth, np.array(ids), classes=False)
+    decided = np.where(rng.uniform(size=67) < 0.5, truth, (truth + 1) % 4)
+    said, right = Predictions("m", targets, decided), decided == truth
+    found = estimate(said)
+    plain = [right[rng.integers(0, 67, 67)].mean() for _ in range(5000)]
+    assert found.value == pytest.approx(right.mean()) and targets.fewest_sources == 67
+    assert (found.low, found.high) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.03)
+    assert estimate(said, "accuracy").low == pytest.approx(found.low)
+    as_classes = estimate(Predictions("m", dataclasses.replace(targets, classes=True), decided))
+    assert as_classes.low is None  # a class of one source has no interval
