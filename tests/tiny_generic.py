@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -334,7 +335,10 @@ FAMILIES = {
     "glmasr": (glmasr, ()),
     "audioflamingo3": (audioflamingo3, ()),
     "musicflamingo": (musicflamingo, ()),
-    "moss_transcribe_diarize": (moss_transcribe_diarize, ()),
+    "moss_transcribe_diarize": (
+        moss_transcribe_diarize,
+        ("transformers.MossTranscribeDiarizeConfig",),
+    ),
     "qwen2_audio": (qwen2_audio, ()),
     "text_first": (text_first, ()),
     "qwen2_5_omni_thinker": (qwen2_5_omni_thinker, ("torchvision",)),
@@ -348,8 +352,14 @@ FAMILIES = {
 
 
 def lacking(name):
-    """Libraries that a family needs and that are not installed."""
-    return [library for library in FAMILIES[name][1] if find_spec(library) is None]
+    """Libraries that a family needs and that are not installed, or classes that an older one does not have."""
+
+    def there(need):
+        module, _, member = need.partition(".")
+        found = find_spec(module) is not None
+        return found and (not member or hasattr(import_module(module), member))
+
+    return [need for need in FAMILIES[name][1] if not there(need)]
 
 
 def write_folder(out: Path, make) -> Path:
