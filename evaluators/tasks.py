@@ -189,6 +189,7 @@ def task_from(raw: Any, path: Path) -> Task:
             f"{path}: choices is true, so labels are the places of each clip's options; leave out values and positive"
         )
     for number, prompt in enumerate(prompts, 1):
+        _check_answers(prompt, f"{path}: prompt {number}")
         if found.choices and not is_frame(prompt):
             raise UserError(
                 f"{path}: prompt {number} has no {OPTIONS}, where each clip's own options are put"
@@ -206,13 +207,34 @@ def task_from(raw: Any, path: Path) -> Task:
     )
 
 
+def _check_answers(prompt: Prompt, where: str) -> None:
+    """Raises UserError for an answer of two labels."""
+    taken: dict[str, str] = {}
+    for label, words in prompt.answers:
+        for word in words:
+            if taken.setdefault(word, label) != label:
+                raise UserError(
+                    f"{where}: {word!r} is an answer of {taken[word]} and of {label}; expected one label for each answer"
+                )
+
+
 def _labels(found: TaskFile, path: Path) -> tuple[str, ...]:
     """The labels, what is to be detected first."""
     labels = found.labels
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if len(labels) < 2 or twice is not None or not all(label.strip() for label in labels):
+    seen = [label.strip().casefold() for label in labels]
+    twice = next(
+        (label for label, key in zip(labels, seen, strict=True) if seen.count(key) > 1), None
+    )
+    if len(labels) < 2 or twice is not None or not all(seen):
         why = f"{twice!r} stands twice" if twice else "expected at least two names"
         raise UserError(f"{path}: labels are {labels}: {why}")
+    odd = next(
+        (label for label in labels if not label.isprintable() or label != label.strip()), None
+    )
+    if odd is not None:
+        raise UserError(
+            f"{path}: label {odd!r} has a blank at its end, or a line break; expected printable text"
+        )
     if not found.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"{path}: name is {found.name!r}; expected letters, digits, - and _")
     if found.positive is None:

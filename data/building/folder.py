@@ -260,8 +260,12 @@ def _asked(clips: Sequence[FinishedClip], task: Task, plan: Plan) -> Iterator[Fi
                 f"{clip.where or clip.name}: there are no options; expected a key 'choices' with a list, as in MMAU"
             ) from None
         right = clip.label.strip()
-        if not 2 <= len(options) <= len(task.labels) or len(set(options)) < len(options):
-            plan.reject(clip, f"{len(options)} options, or two alike; 2 to {len(task.labels)} fit")
+        if not 2 <= len(options) <= len(task.labels):
+            plan.reject(clip, f"{len(options)} options; 2 to {len(task.labels)} fit")
+        elif len(set(options)) < len(options):
+            plan.reject(clip, "two options are alike")
+        elif not clip.question.strip():
+            plan.reject(clip, "no question")
         elif not all(one and one.isprintable() for one in options):
             plan.reject(
                 clip, "an option is empty, or holds a line break or another control character"

@@ -170,3 +170,22 @@ def test_twelve_options_are_rewritten_with_letters_of_their_own():
         parts = take_apart(candidate.prompt)
         if parts is not None:
             assert f"Answer {parts.letters[0]} or {parts.letters[11]}." in candidate.prompt.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "said"),
+    [
+        ("[a, A]", "{a: X, A: Y}", "stands twice"),
+        ('[a, " a"]', '{a: X, " a": Y}', "stands twice"),
+        ('[a, "b "]', '{a: X, "b ": Y}', "a blank at its end"),
+        ('[a, "b\\nc"]', '{a: X, "b\\nc": Y}', "a line break"),
+        ("[a, b]", "{a: X, b: X}", "'X' is an answer of a and of b"),
+    ],
+)
+def test_labels_and_answers_that_cannot_be_told_apart_are_refused(tmp_path, labels, answers, said):
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        f"name: t\nlabels: {labels}\ndescription: x\nprompts:\n- {{text: 'X or Y?', answers: {answers}}}\n"
+    )
+    with pytest.raises(UserError, match=said):
+        task_named(str(file))
