@@ -214,7 +214,7 @@ def _check_answers(prompt: Prompt, where: str) -> None:
         for word in words:
             if taken.setdefault(word, label) != label:
                 raise UserError(
-                    f"{where}: {word!r} is an answer of {taken[word]} and of {label}; expected one label for each answer"
+                    f"{where}: {word!r} is an answer of {taken[word]} and of {label}; each answer has one label"
                 )
 
 
