@@ -3,6 +3,16 @@
 # ruff: noqa: E501
 # Module -> the test files that must notice.
 MODULES: dict[str, tuple[str, ...]] = {
+    "evaluators/choices.py": ("tests/evaluators/test_choices.py",),
+    "evaluators/targets.py": (
+        "tests/evaluators/test_targets.py",
+        "tests/evaluators/statistics/test_metrics.py",
+    ),
+    "opro/results/question_kinds.py": ("tests/opro/test_choices_through_verbs.py",),
+    "opro/results/predictions.py": (
+        "tests/opro/results/test_predictions.py",
+        "tests/opro/test_other_tasks.py",
+    ),
     "evaluators/audio_lm/answer_tokens.py": ("tests/evaluators/audio_lm/test_answer_tokens.py",),
     "evaluators/audio_lm/attention.py": (
         "tests/evaluators/audio_lm/test_scorer.py",
@@ -153,7 +163,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/audio.py": ("tests/evaluators/test_audio.py",),
     "evaluators/lengths.py": ("tests/evaluators/test_audio.py",),
     "evaluators/levels.py": ("tests/evaluators/test_levels.py",),
-    "evaluators/manifest.py": ("tests/evaluators/test_manifest.py",),
+    "evaluators/manifest.py": (
+        "tests/evaluators/test_manifest.py",
+        "tests/opro/test_choices_through_verbs.py",
+    ),
     "evaluators/names.py": ("tests/evaluators/test_names.py",),
     "evaluators/orders.py": ("tests/evaluators/test_orders.py",),
     "evaluators/splits.py": ("tests/evaluators/test_splits.py",),
