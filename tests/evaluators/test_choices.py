@@ -43,6 +43,7 @@ CLIPS = [
     clip_of(1, ("dog", "cat", "cow"), right="A"),
     clip_of(2, ("rain", "wind", "sea", "fire", "bell"), "What is heard?", right="E"),
     clip_of(3, ("yes", "no"), "Is it loud?", right="A"),
+    clip_of(4, ("cat", "pig", "dog"), right="C"),  # the same question, other options
 ]
 
 
@@ -51,7 +52,7 @@ class FirstLetters(Uncached):
 
     fingerprint = "first"
 
-    def __init__(self, lean, right=("cat", "dog", "bell", "yes")):
+    def __init__(self, lean, right=("cat", "dog", "bell", "yes", "dog")):
         self.lean, self.right = lean, right
 
     def score(self, prompts, clips):
@@ -92,16 +93,16 @@ def test_what_a_clip_brings_is_put_in_once_whatever_it_holds(options, question, 
 def test_scores_are_by_option_and_a_clip_has_none_of_the_last_labels():
     evaluator = Choices(FirstLetters(lean=0.0))
     table = evaluator.score([FRAME], CLIPS)
-    assert table.logp[0].argmax(-1).tolist() == [1, 0, 4, 0]
+    assert table.logp[0].argmax(-1).tolist() == [1, 0, 4, 0, 2]
     assert (table.logp[0, 3, 2:] == ABSENT).all() and (table.logp[0, 2] > ABSENT).all()
     assert np.allclose(np.exp(table.logp).sum(-1), 1, atol=1e-6)
 
 
 def test_all_rotations_averaged_take_a_lean_towards_a_place_off():
     leaning = Choices(FirstLetters(lean=3.0))
-    assert leaning.score([FRAME], CLIPS).logp[0].argmax(-1).tolist() == [0, 0, 0, 0]
+    assert leaning.score([FRAME], CLIPS).logp[0].argmax(-1).tolist() == [0] * 5
     every = dataclasses.replace(FRAME, both_orders=True)
-    assert leaning.score([every], CLIPS).logp[0].argmax(-1).tolist() == [1, 0, 4, 0]
+    assert leaning.score([every], CLIPS).logp[0].argmax(-1).tolist() == [1, 0, 4, 0, 2]
     assert evals_per_clip(every) == 5 and evals_per_clip(FRAME) == 1
 
 
@@ -109,11 +110,11 @@ def test_clips_one_by_one_cached_and_in_any_order_score_alike(tmp_path):
     prompts = [FRAME, dataclasses.replace(FRAME, text="{options} {question}", both_orders=True)]
     whole = in_orders(FakeEvaluator()).score(prompts, CLIPS)
     cached = in_orders(CachedEvaluator(FakeEvaluator(), tmp_path))
-    assert cached.count_missing(prompts, CLIPS) == 4 + (3 + 3 + 5 + 2)
+    assert cached.count_missing(prompts, CLIPS) == 5 + (3 + 3 + 5 + 2 + 3)
     for found in (cached.score(prompts, CLIPS), cached.score(prompts, CLIPS)):
         assert np.array_equal(found.logp, whole.logp)
     assert cached.count_missing(prompts, CLIPS) == 0
-    assert cached.usage.forward == 17
+    assert cached.usage.forward == 21
     for i, clip in enumerate(CLIPS):
         assert np.array_equal(
             in_orders(FakeEvaluator()).score(prompts, [clip]).logp[:, 0], whole.logp[:, i]
@@ -142,9 +143,11 @@ def test_what_does_not_fit_is_refused():
 
 def test_rates_over_orders_are_those_of_the_paper():
     fair = chosen_by_turn(FirstLetters(lean=0.0), FRAME, CLIPS)
-    assert [one.tolist() for one in fair] == [[1] * 3, [0] * 3, [4] * 5, [0] * 2]
+    assert [one.tolist() for one in fair] == [[1] * 3, [0] * 3, [4] * 5, [0] * 2, [2] * 3]
     leaning = chosen_by_turn(Choices(FirstLetters(lean=3.0)), FRAME, CLIPS)
-    assert [one.tolist() for one in leaning] == [[0, 1, 2], [0, 1, 2], [0, 1, 2, 3, 4], [0, 1]]
+    assert [one.tolist() for one in leaning] == [
+        [0, 1, 2], [0, 1, 2], [0, 1, 2, 3, 4], [0, 1], [0, 1, 2]
+    ]  # fmt: skip
     assert consistency(fair[0]) == 1 and consistency(leaning[0]) == 0
     mixed = np.array([0, 0, 1, 0])
     pairs = [mixed[i] == mixed[j] for i, j in itertools.combinations(range(4), 2)]

@@ -7,12 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
+from evaluators.clips import ClipSet
+from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.files import shipped
 from evaluators.manifest import manifest_path, read_manifest
 from evaluators.tasks import task_named
 from opro import export, finetune, matrix, predict, report, rescore
 from opro.cli import run_verb
 from opro.optimize import main as optimize_main
+from opro.results.question_kinds import chance_of, over_orders
 from opro.results.run_folder import RunFolder
 
 SOUNDS = {
@@ -105,6 +108,27 @@ def test_rescoring_tells_accuracy_by_kind_chance_and_how_much_the_order_decides(
     assert sum(orders["places"]) == pytest.approx(1)
     told = capsys.readouterr().out
     assert "by kind of question" in told and "two orders agree in" in told and "AUROC" not in told
+
+
+class FirstPlace(Uncached):
+    """Takes whatever stands first."""
+
+    fingerprint = "first"
+
+    def score(self, prompts, clips):
+        first = [[float(words == ("A",)) for _, words in prompt.answers] for prompt in prompts]
+        logp = np.repeat(np.array(first, dtype=np.float32)[:, None], len(clips), axis=1) - 1
+        return ScoreTable(tuple(prompts), tuple(clips), logp, logp)
+
+
+def test_what_always_takes_the_first_place_is_never_consistent(asked):
+    task = task_named("choices")
+    clips = ClipSet(task, tuple(read_manifest(asked, task, "dev")[:40]))
+    found = over_orders(FirstPlace(), task.prompts[0], clips)
+    assert found["places"] == pytest.approx([1, 0, 0, 0]) and found["consistency"]["value"] == 0
+    guess = np.mean([1 / len(clip.options) for clip in clips])
+    assert found["correctness"]["value"] == pytest.approx(guess)
+    assert chance_of(clips) == pytest.approx(guess) and found["always_right"]["value"] == 0
 
 
 def test_a_matrix_takes_frames_and_what_cannot_ask_says_so(run, asked, tmp_path, capsys):

@@ -153,6 +153,12 @@ def test_forecasts_of_four_labels_hold_what_they_say_and_sum_to_one():
     assert np.std(error) < 0.7 * np.std(plain)
 
 
+def test_without_references_each_label_knows_its_own_clips():
+    truth = np.array([0, 1, 2, 3] * 5)
+    for k, one in enumerate(bases(np.zeros((0, 20, 4), np.float32), truth)):
+        assert np.array_equal(one.features[:, 1], np.where(truth == k, 1, -1))
+
+
 def test_two_labels_are_forecast_as_their_log_odds_are(half):
     truth, seen = half.targets.truth, np.arange(32)
     logp = KnownTruth().score(PROMPTS[:5], half).logp
