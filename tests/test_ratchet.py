@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.xdist_group("ratchet")  # one worker: what all share is made once
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("opro", "evaluators", "data")
 EXPORTED = "opro/exported/"  # scripts for other places
