@@ -117,7 +117,7 @@ class DataSettings:
 
     task: str = flag(
         "speech",
-        "what is decided about a clip: speech, animal, choices, esc50, keywords, or a task file",
+        "what is decided about a clip: speech, animal, choices, esc50, esc50-groups, keywords, or a task file",
     )
     manifest: Path = flag(Path("data/demo"), "manifest CSV, or the folder that holds manifest.csv")
 

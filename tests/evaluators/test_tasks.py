@@ -93,7 +93,8 @@ def test_a_mistake_is_one_sentence(tmp_path, changes, said):
 
 def test_an_unknown_task_lists_what_ships():
     with pytest.raises(
-        UserError, match="one of speech, animal, choices, esc50, keywords, or a task file"
+        UserError,
+        match="one of speech, animal, choices, esc50, esc50-groups, keywords, or a task file",
     ):
         task_named("anmial")
 
