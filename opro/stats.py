@@ -283,8 +283,14 @@ def _rates(files: Sequence[dict[str, Any]]) -> Sheet:
         [f["file"], str(f["rows"]), str(f["sources"]), *(percent(f[k]) for k in names)]
         for f in files
     ]
-    labels = ", ".join(dict.fromkeys(label for f in files for label in f["labels"]))
-    return Sheet(f"95 % intervals over sources; labels {labels}", columns, body)
+    names = list(dict.fromkeys(label for f in files for label in f["labels"]))
+    title = f"95 % intervals over sources; labels {', '.join(names)}"
+    if len(names) > 2:
+        title += (
+            f"; hits and false alarms are of {names[0]}, AUROC is the mean over each label against the rest"
+            f" where there are {LOGP}LABEL columns, else that of {names[0]}"
+        )
+    return Sheet(title, columns, body)
 
 
 def _ranking(files: Sequence[dict[str, Any]]) -> Sheet:

@@ -521,3 +521,15 @@ def test_files_may_spell_clips_in_other_ways(tmp_path, capsys):
         "do not hold the same clips: 240 are missing in the second, 240 in the first"
         in capsys.readouterr().err
     )
+
+
+def test_of_three_labels_it_is_said_whose_hits_are_shown_and_what_auroc_is(tmp_path, capsys):
+    rng, path = np.random.default_rng(0), tmp_path / "three.csv"
+    rows = ["clip_id,source_id,label,logp_A,logp_B,logp_C"]
+    for i in range(60):
+        nats = rng.normal(0, 1, 3) + 2 * np.eye(3)[i % 3] - 5
+        rows.append(f"c{i},s{i},{'ABC'[i % 3]}," + ",".join(f"{v:.4f}" for v in nats))
+    path.write_text("\n".join(rows) + "\n")
+    assert run_verb(lambda: main([str(path), "--positive", "B"])) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "hits and false alarms are of B, AUROC is the mean over each label" in told
