@@ -137,7 +137,9 @@ class Finder:
 
     def _resolved(self, path: Path) -> Path:
         """The path, links resolved; the links of a folder once, for most files share one."""
-        if path.name == ".." or path.is_symlink():
+        if (
+            ".." in path.parts or path.is_symlink()
+        ):  # a file's .. is a way, and no link is seen behind it
             return path.resolve()
         folder = str(path.parent)
         if folder not in self._folders:

@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from evaluators.errors import UserError
@@ -131,6 +131,8 @@ def test_links_are_told_from_names(tmp_path):
 PARTS = st.sampled_from(["a", "b.wav", "c", "to-a", "to-b.wav", "out", ".", "..", "none", ""])
 
 
+@example(names=["b.wav/../to-a"])
+@example(names=["b.wav/../out/x.wav"])
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=6))
 def test_a_folder_resolved_once_is_the_folder_resolved_each_time(tmp_path_factory, names):
     root = tmp_path_factory.getbasetemp() / "resolved once"
