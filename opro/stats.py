@@ -283,12 +283,12 @@ def _rates(files: Sequence[dict[str, Any]]) -> Sheet:
         [f["file"], str(f["rows"]), str(f["sources"]), *(percent(f[k]) for k in names)]
         for f in files
     ]
-    names = list(dict.fromkeys(label for f in files for label in f["labels"]))
-    title = f"95 % intervals over sources; labels {', '.join(names)}"
-    if len(names) > 2:
+    labels = list(dict.fromkeys(label for f in files for label in f["labels"]))
+    title = f"95 % intervals over sources; labels {', '.join(labels)}"
+    if len(labels) > 2:
         title += (
-            f"; hits and false alarms are of {names[0]}, AUROC is the mean over each label against the rest"
-            f" where there are {LOGP}LABEL columns, else that of {names[0]}"
+            f"; hits and false alarms are of {labels[0]}, AUROC is the mean over each label against the rest"
+            f" where there are {LOGP}LABEL columns, else that of {labels[0]}"
         )
     return Sheet(title, columns, body)
 
