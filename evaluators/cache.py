@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
+from evaluators.evaluator import Around, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt, exchanged
 
 KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
@@ -45,7 +45,7 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
         return super().get(key, raw)
 
 
-class CachedEvaluator:
+class CachedEvaluator(Around):
     """An Evaluator that scores only pairs that no process has scored before, by the inner evaluator.
 
     The key is a digest of the evaluator's fingerprint (weights, adapter, precision, scorer version), the prompt's
@@ -58,7 +58,7 @@ class CachedEvaluator:
     """
 
     def __init__(self, inner: Evaluator, folder: Path, mirrors: bool = False) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.mirrors = mirrors
         self.folder = folder
         self._requested = 0
@@ -79,31 +79,9 @@ class CachedEvaluator:
             ) from None
 
     @property
-    def fingerprint(self) -> str:
-        """The inner evaluator's."""
-        return self.inner.fingerprint
-
-    @property
     def usage(self) -> Usage:
         """See `Evaluator.usage`."""
         return Usage(self._requested, self._cached, self._requested - self._cached)
-
-    @property
-    def innermost(self) -> Evaluator:
-        """See `Evaluator.innermost`."""
-        return self.inner.innermost
-
-    def reading(self, prompt: Prompt) -> str:
-        """That of the evaluator that computes scores."""
-        return self.innermost.reading(prompt)
-
-    def about(self) -> About:
-        """The inner evaluator's."""
-        return self.inner.about()
-
-    def release(self) -> None:
-        """Releases the inner evaluator; the cache stays open."""
-        self.inner.release()
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Every pair that was missing is on disk when this returns."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
+from evaluators.evaluator import Around, Evaluator, ScoreTable
 from evaluators.orders import BothOrders
 from evaluators.prompts import OPTIONS, QUESTION, Prompt, is_frame
 
@@ -37,7 +37,7 @@ def filled(prompt: Prompt, clip: Clip, turn: int = 0) -> Prompt:
     return replace(prompt, text=text, answers=answers, both_orders=False)
 
 
-class Choices:
+class Choices(Around):
     """An Evaluator that fills prompts with each clip's own question and options; others go through as they are.
 
     A prompt with `both_orders` is scored in every rotation of the options, and their probabilities averaged. A label is
@@ -46,14 +46,6 @@ class Choices:
     Args:
         inner: Scores filled prompts; where it has a cache, they are what is stored.
     """
-
-    def __init__(self, inner: Evaluator) -> None:
-        self.inner = inner
-
-    @property
-    def fingerprint(self) -> str:
-        """The inner evaluator's: question and options are a part of the filled prompt."""
-        return self.inner.fingerprint
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`.
@@ -78,16 +70,6 @@ class Choices:
                 top[p, index, :count] = _mean(table.logp_top[rows])
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
-    @property
-    def usage(self) -> Usage:
-        """See `Evaluator.usage`; every rotation is counted."""
-        return self.inner.usage
-
-    @property
-    def innermost(self) -> Evaluator:
-        """See `Evaluator.innermost`."""
-        return self.inner.innermost
-
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """See `Evaluator.count_missing`; every rotation is counted."""
         if not _ask(prompts, clips):
@@ -99,18 +81,6 @@ class Choices:
             )
             for index in _alike(clips)
         )
-
-    def reading(self, prompt: Prompt) -> str:
-        """See `Evaluator.reading`."""
-        return self.innermost.reading(prompt)
-
-    def about(self) -> About:
-        """The inner evaluator's."""
-        return self.inner.about()
-
-    def release(self) -> None:
-        """See `Evaluator.release`."""
-        self.inner.release()
 
 
 def in_orders(evaluator: Evaluator) -> Evaluator:

@@ -215,3 +215,45 @@ class Uncached:
 
     def release(self) -> None:
         """Nothing is held."""
+
+
+class Around:
+    """The part of `Evaluator` that is the same for all that stand around another one and hand on what they can.
+
+    Args:
+        inner: Computes the scores, or stands around who does.
+    """
+
+    def __init__(self, inner: Evaluator) -> None:
+        self.inner = inner
+
+    @property
+    def fingerprint(self) -> str:
+        """The inner evaluator's: what is added is a part of prompt or clip."""
+        return self.inner.fingerprint
+
+    @property
+    def usage(self) -> Usage:
+        """The inner evaluator's."""
+        return self.inner.usage
+
+    @property
+    def innermost(self) -> Evaluator:
+        """See `Evaluator.innermost`."""
+        return self.inner.innermost
+
+    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """The inner evaluator's."""
+        return self.inner.count_missing(prompts, clips)
+
+    def reading(self, prompt: Prompt) -> str:
+        """See `Evaluator.reading`."""
+        return self.innermost.reading(prompt)
+
+    def about(self) -> About:
+        """The inner evaluator's."""
+        return self.inner.about()
+
+    def release(self) -> None:
+        """Releases the inner evaluator."""
+        self.inner.release()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage, require_presents
+from evaluators.evaluator import Around, ScoreTable, require_presents
 from evaluators.prompts import Prompt, is_frame
 
 _MARK = r"[\(\[]?(?<!\w)({letter})(?:[\)\]]|\.|:| =| -)[\)\]]?\s+"
@@ -73,7 +73,7 @@ def swapped(prompt: Prompt) -> Prompt | None:
     )
 
 
-class BothOrders:
+class BothOrders(Around):
     """An Evaluator that scores prompts with `both_orders` in both orders, in one pass, and averages probabilities.
 
     Other prompts, and those without lettered options, are scored as they are. The cache keeps scores of single orders.
@@ -82,14 +82,6 @@ class BothOrders:
     Args:
         inner: Scores the single orders; where it has a cache, they are what is stored.
     """
-
-    def __init__(self, inner: Evaluator) -> None:
-        self.inner = inner
-
-    @property
-    def fingerprint(self) -> str:
-        """The inner evaluator's: the order is a part of the prompt."""
-        return self.inner.fingerprint
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`. Both members of the table are averaged as probabilities."""
@@ -111,31 +103,9 @@ class BothOrders:
             tuple(prompts), tuple(clips), averaged(table.logp), averaged(table.logp_top)
         )
 
-    @property
-    def usage(self) -> Usage:
-        """See `Evaluator.usage`; both orders are counted."""
-        return self.inner.usage
-
-    @property
-    def innermost(self) -> Evaluator:
-        """See `Evaluator.innermost`."""
-        return self.inner.innermost
-
     def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """See `Evaluator.count_missing`; both orders are counted."""
         return self.inner.count_missing(_single_orders(prompts), clips)
-
-    def reading(self, prompt: Prompt) -> str:
-        """See `Evaluator.reading`."""
-        return self.innermost.reading(prompt)
-
-    def about(self) -> About:
-        """The inner evaluator's."""
-        return self.inner.about()
-
-    def release(self) -> None:
-        """See `Evaluator.release`."""
-        self.inner.release()
 
 
 def evals_per_clip(prompt: Prompt) -> int:

@@ -213,7 +213,7 @@ def _tried(chat: Chat) -> Chat | None:
     """The way of asking, with what the template makes of it; None where it loses audio, question or system message."""
     try:
         text = chat.render(SYSTEM, QUESTION)
-    except Exception:
+    except Exception:  # a template is the folder's own program, and raises what it likes at a form it does not take
         return None
     wanted = SYSTEM, QUESTION, chat.processor.audio_token
     if any(text.count(one) != 1 for one in wanted):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
+from evaluators.evaluator import Around, Evaluator, ScoreTable
 from evaluators.files import append_line, cut_torn_line
 from evaluators.prompts import Prompt
 from opro.search.loop import Clock
@@ -104,44 +104,14 @@ class Spending:
         return self.earlier + self._noted
 
 
-class MeteredEvaluator:
+class MeteredEvaluator(Around):
     """An Evaluator that notes what was spent after every call, so that a killed process loses none of it."""
 
     def __init__(self, inner: Evaluator, spending: Spending) -> None:
-        self.inner, self.spending = inner, spending
-
-    @property
-    def fingerprint(self) -> str:
-        """The inner evaluator's."""
-        return self.inner.fingerprint
-
-    @property
-    def usage(self) -> Usage:
-        """The inner evaluator's."""
-        return self.inner.usage
-
-    @property
-    def innermost(self) -> Evaluator:
-        """See `Evaluator.innermost`."""
-        return self.inner.innermost
+        super().__init__(inner)
+        self.spending = spending
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
         with self.spending.noted():
             return self.inner.score(prompts, clips)
-
-    def count_missing(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
-        """The inner evaluator's."""
-        return self.inner.count_missing(prompts, clips)
-
-    def reading(self, prompt: Prompt) -> str:
-        """See `Evaluator.reading`."""
-        return self.innermost.reading(prompt)
-
-    def about(self) -> About:
-        """The inner evaluator's."""
-        return self.inner.about()
-
-    def release(self) -> None:
-        """Releases the inner evaluator."""
-        self.inner.release()
