@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,19 @@ from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Around, Evaluator, ScoreTable, Usage
 from evaluators.prompts import Prompt, exchanged
 
+log = logging.getLogger(__name__)
 KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
+INLINE = 2**62  # bytes from which on diskcache would put a value into a file of its own: never
+LAYOUT = "2"  # of a value; part of its key, so that rows of earlier versions are left alone
+SUM_BYTES = 16  # of a value's checksum
 
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
-    """Keys are text and values bytes. Anything else is refused: diskcache would unpickle it, which runs code."""
+    """Keys are text, and values bytes in the row itself.
+
+    Anything else is not ours: diskcache would unpickle it, which runs code, or read and later delete the file that it
+    names, wherever that lies.
+    """
 
     def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
         if not isinstance(value, bytes):
@@ -29,16 +38,16 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
         return super().store(value, read, key)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
-            raise ValueError(
-                "the score cache holds a row that this program did not write; delete the cache"
-                " folder"
-            )
-        return super().fetch(mode, filename, value, read)
+        """The value of a row; None of one that this program did not write."""
+        ours = mode == diskcache.core.MODE_RAW and filename is None and isinstance(value, bytes)
+        return value if ours else None
+
+    def remove(self, file_path: str) -> None:
+        """Deletes nothing: no row of ours has a file."""
 
     def get(self, key: Any, raw: bool) -> Any:
         if not raw:
-            raise ValueError(
+            raise UserError(
                 "the score cache holds a key that this program did not write; delete the cache"
                 " folder"
             )
@@ -70,8 +79,10 @@ class CachedEvaluator(Around):
     def _cache(self) -> Any:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The default policy drops old rows past 1 GiB without a word.
-            return diskcache.Cache(str(self.folder), disk=_PlainDisk, eviction_policy="none")
+            # The default policy drops old rows past 1 GiB without a word; long values would get files of their own.
+            return diskcache.Cache(
+                str(self.folder), disk=_PlainDisk, eviction_policy="none", disk_min_file_size=INLINE
+            )
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the score cache {str(self.folder)!r} cannot be opened ({error}); give another --runs-dir, or delete"
@@ -126,7 +137,7 @@ class CachedEvaluator(Around):
         return sum(key not in row for row in rows for key in keys)
 
     def _row_key(self, prompt: Prompt) -> str:
-        parts = f"{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
+        parts = f"{LAYOUT}|{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def _known(self, prompt: Prompt, clips: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
@@ -145,7 +156,7 @@ class CachedEvaluator(Around):
         row = self._rows.get(key)
         if row is None or not all(clip in row for clip in clips):
             with self._faults():
-                row = _unpack(self._cache.get(key, b"", retry=True), labels)
+                row = self._read(key, labels)
             self._keep(key, row)
         return row
 
@@ -174,9 +185,20 @@ class CachedEvaluator(Around):
 
     def _add(self, key: str, new: dict[bytes, NDArray[np.float32]], labels: int) -> None:
         with self._faults(), self._cache.transact(retry=True):
-            merged = _unpack(self._cache.get(key, b"", retry=True), labels) | new
-            self._cache.set(key, _pack(merged), retry=True)
+            merged = self._read(key, labels) | new
+            self._cache.set(key, _pack(key, merged), retry=True)
         self._keep(key, merged)
+
+    def _read(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
+        """A row as it is on disk; a damaged one counts as missing."""
+        raw = self._cache.get(key, b"", retry=True)
+        row = _unpack(key, raw, labels)
+        if row is None:
+            log.warning(
+                "a row of the score cache %r is not what was written there; its scores are made again",
+                str(self.folder),
+            )
+        return row or {}
 
     def close(self) -> None:
         """Closes the files."""
@@ -191,15 +213,28 @@ def _dtype(labels: int) -> Any:
     return np.dtype([("clip", "V16"), ("values", "<f4", (2, labels))])
 
 
-def _pack(row: dict[bytes, NDArray[np.float32]]) -> bytes:
+def _pack(key: str, row: dict[bytes, NDArray[np.float32]]) -> bytes:
+    """A row's value: its entries, and a checksum over its key and them."""
     out = np.zeros(len(row), dtype=_dtype(len(next(iter(row.values()))[0])))
     out["clip"] = np.array(list(row), dtype="V16")
     out["values"] = np.stack(list(row.values()))
-    return out.tobytes()
+    return out.tobytes() + _checksum(key, out.tobytes())
 
 
-def _unpack(raw: bytes, labels: int) -> dict[bytes, NDArray[np.float32]]:
-    table = np.frombuffer(raw, dtype=_dtype(labels))
+def _checksum(key: str, entries: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + entries).digest()[:SUM_BYTES]
+
+
+def _unpack(key: str, raw: bytes | None, labels: int) -> dict[bytes, NDArray[np.float32]] | None:
+    """The entries of a row's value; None where they are not what was written under that key."""
+    if raw is None:
+        return None
+    if not raw:
+        return {}
+    entries, told = raw[:-SUM_BYTES], raw[-SUM_BYTES:]
+    if told != _checksum(key, entries) or len(entries) % _dtype(labels).itemsize:
+        return None
+    table = np.frombuffer(entries, dtype=_dtype(labels))
     return {
         bytes(clip): values for clip, values in zip(table["clip"], table["values"], strict=True)
     }

@@ -563,7 +563,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/tower.py", "clip.sha256, clip.audio, how", "clip.label, clip.audio, how"),
     ("evaluators/audio_lm/tower.py", "self._begun.pop(key) for key", "self._begun[key] for key"),
     ("evaluators/audio_lm/tower.py", " and self._seconds < SECONDS_AHEAD", ""),
-    ("evaluators/cache.py", 'b"", retry=True), labels) | new', 'b"", retry=True), labels) and new'),
+    ("evaluators/cache.py", "self._read(key, labels) | new", "self._read(key, labels) and new"),
     ("evaluators/cache.py", "{self.inner.fingerprint}|{prompt.digest}", "{prompt.digest}"),
     (
         "evaluators/cache.py",
@@ -580,7 +580,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/cache.py",
-        "            self._cache.set(key, _pack(merged), retry=True)\n",
+        "            self._cache.set(key, _pack(key, merged), retry=True)\n",
         "            pass\n",
     ),
     ("evaluators/cache.py", 'eviction_policy="none"', 'eviction_policy="least-recently-stored"'),
