@@ -15,6 +15,7 @@ import yaml
 
 from evaluators.errors import PauseError, UserError
 from evaluators.names import name_key
+from evaluators.plain_data import parse_json, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent  # of a checkout, or site-packages
 
@@ -36,19 +37,6 @@ def resolve(path: Path) -> Path:
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping with two equal keys, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> Any:
     """A YAML file as plain data.
 
@@ -58,12 +46,10 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"file {str(path)!r} does not exist")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not readable as YAML ({reason})") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from None
+    return parse_yaml(text, str(path))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -92,9 +78,12 @@ def read_json(path: Path) -> Any:
         UserError: It cannot be read, or is no JSON; names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: no file; expected one of JSON")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not readable as JSON ({error.strerror})") from None
+    return parse_json(raw, str(path))
 
 
 def finite_or_none(value: float) -> float | None:

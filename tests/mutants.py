@@ -1743,7 +1743,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "        append_line(self.path, line)\n        self._apply(json.loads(line))",
         "        self._apply(json.loads(line))\n        append_line(self.path, line)",
     ),
-    ("opro/search/history.py", 'event.pop("schema") > SCHEMA', 'event.pop("schema") > SCHEMA + 1'),
+    ("opro/search/history.py", "if schema > SCHEMA:", "if schema > SCHEMA + 1:"),
     ("opro/search/history.py", "one.reward - one.sd if one", "one.reward + one.sd if one"),
     ("opro/search/history.py", "-one.loss if one and", "one.loss if one and"),
     (
@@ -1761,7 +1761,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "round(value, 6) if math.isfinite(value) else None",
         "round(value, 6)",
     ),
-    ("opro/search/history.py", "    if torn and repair:", "    if torn:"),
+    ("opro/search/history.py", "            if repair:", "            if True:"),
     (
         "opro/search/history.py",
         'self._write({"event": "start", **identity})',
@@ -1776,7 +1776,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "        if True:\n            self._write",
     ),
     ("opro/search/history.py", "replace(prompt, both_orders=True)", "prompt"),
-    ("opro/search/history.py", '"failed_after": event["clips"]', '"failed_after": 0'),
+    ("opro/search/history.py", "failed_after=event.clips", "failed_after=0"),
     ("opro/search/history.py", "self.outcome.bias if self.outcome else 0.0", "0.0"),
     (
         "opro/search/loop.py",
@@ -2301,12 +2301,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "else -1e9",
         "1500000000.01",
         "stands for no reward, or no loss: any number below every one does",
-    ),
-    (
-        "opro/search/history.py",
-        "if not isinstance(event, dict) or not",
-        "and",
-        "the replay refuses the same line, as a damaged event",
     ),
     (
         "opro/search/race.py",

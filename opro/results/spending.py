@@ -12,8 +12,11 @@ from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Around, Evaluator, ScoreTable
 from evaluators.files import append_line, cut_torn_line
+from evaluators.plain_data import inert, json_lines
 from evaluators.prompts import Prompt
 from opro.search.loop import Clock
+
+MEND = "restore the file, or delete it: what was spent before is then not counted"
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,12 @@ def read_spent(path: Path, *, repair: bool = True) -> Spent:
         return out
     if repair:
         cut_torn_line(path)
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for where, raw in json_lines(path, MEND):
         try:
-            out += Spent(**json.loads(line))
+            out += Spent(**raw)
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}:{number}: damaged line ({type(error).__name__}: {error}); restore the file, or delete it:"
-                " what was spent before is then not counted"
-            ) from None
+            reason = inert(str(error), lines=False)
+            raise UserError(f"{where}: damaged line ({reason}); {MEND}") from None
     return out
 
 

@@ -11,11 +11,14 @@ from typing import Any, Literal
 from evaluators.classifier import Bias, Classifier, bias_from
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
+from evaluators.plain_data import brief, inert, json_lines
 from evaluators.prompts import Prompt, prompt_from
+from opro.search.events import ProfileLine, Propose, Select, Start, Steer, Tell, event_from
 from opro.search.objective import Profile
 from opro.search.steering import Request, Steering, request_from
 
 SCHEMA = 1
+MEND = "restore the file, or use another --name"
 State = Literal["waiting", "complete", "dropped", "failed"]
 
 
@@ -153,16 +156,13 @@ class History:
         self._labels = labels
         self._both_orders = both_orders
         if path.exists():
-            for number, event in enumerate(_read_journal(path, repair), 1):
+            if repair:
+                cut_torn_line(path)
+            for where, line in json_lines(path, MEND):
                 try:
-                    if (event["event"] == "start") != (number == 1):
-                        raise ValueError("the start stands elsewhere")
-                    self._apply(event)
-                except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: damaged event ({type(error).__name__}: {error}); restore the file"
-                        " or use another --name"
-                    ) from None
+                    self._apply(line)
+                except ValueError as error:
+                    raise UserError(f"{where}: damaged event ({error}); {MEND}") from None
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Journals what the run is, or checks that it is still the same.
@@ -198,7 +198,8 @@ class History:
             refused: Candidates that may not be tried, as text and reason.
         """
         first = len(self.trials)
-        marked = {"refused": list(refused)} if refused else {}
+        told = [{name: inert(text) for name, text in one.items()} for one in refused]
+        marked = {"refused": told} if refused else {}
         self._write(
             {
                 "event": "propose",
@@ -240,7 +241,7 @@ class History:
                 "slices": one.slices if one else {},
                 "profile": dataclasses.asdict(one.profile) if one and one.profile else None,
                 "outside": one.outside if one else None,
-                "error": trial.error,
+                "error": inert(trial.error),
                 **marked,
             }
         )
@@ -270,44 +271,76 @@ class History:
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps({"schema": SCHEMA, **_rounded(event)}, ensure_ascii=False) + "\n"
+        event_from(_rounded(event))  # what could not be read back is not written
         append_line(self.path, line)
         self._apply(json.loads(line))
 
-    def _apply(self, event: dict[str, Any]) -> None:
-        kind = event.pop("event")
-        if event.pop("schema") > SCHEMA:
+    def _apply(self, line: dict[str, Any]) -> None:
+        """Adds what a line of the journal tells.
+
+        Raises:
+            ValueError: It is no event, or cannot follow those before it.
+        """
+        schema = line.pop("schema", None)
+        if type(schema) is not int:
+            raise ValueError(f"schema is {brief(schema)}; expected {SCHEMA}")
+        if schema > SCHEMA:
             raise UserError(
                 f"{self.path} was written by a newer version of this program; update it"
             )
-        if kind == "start":
-            self.header = event
-        elif kind == "propose":
-            self.proposed.add(event["iteration"])
-            self.refused[event["iteration"]] = event.get("refused", [])
-            for raw in event["candidates"]:
-                prompt = prompt_from(raw["prompt"], self._labels, str(self.path))
-                if self._both_orders:
-                    prompt = replace(prompt, both_orders=True)
-                candidate = Candidate(prompt, raw["origin"], tuple(raw["parents"]))
-                self.trials.append(Trial(raw["number"], event["iteration"], candidate))
-        elif kind == "steer":
-            where, number = str(self.path), int(event["iteration"])
-            new = [(number, request_from(raw, self._labels, where)) for raw in event["requests"]]
-            self.steering = Steering((*self.steering.taken, *new))
-        elif kind == "tell":
-            before = self.trials[event["number"]]
-            told, again = _told(before, event), before.scored
-            if again:  # its forecast made way for its score
-                told = replace(told, asked_twice=before.n_scored)
-            self.trials[event["number"]] = told
-            if again:
-                self.best = max(self.scored, key=lambda t: t.rank, default=None)
-            elif told.scored and (self.best is None or told.rank > self.best.rank):
-                self.best = told
-        elif kind == "select":
-            self.selection = event
-        else:
-            raise ValueError(f"unknown event {kind!r}")
+        event = event_from(line)
+        if isinstance(event, Start) != (self.header is None):
+            raise ValueError("the start stands elsewhere")
+        match event:
+            case Start():
+                self.header = {name: value for name, value in line.items() if name != "event"}
+            case Propose():
+                self._propose(event)
+            case Steer():
+                where = str(self.path)
+                new = [
+                    (event.iteration, request_from(r, self._labels, where)) for r in event.requests
+                ]
+                self.steering = Steering((*self.steering.taken, *new))
+            case Tell():
+                self._tell(event)
+            case Select():
+                known = range(len(self.trials))
+                for number in (event.chosen, event.baseline, *event.finalists):
+                    if number not in known:
+                        raise ValueError(f"trial {number} was not proposed")
+                self.selection = {n: v for n, v in event.model_dump().items() if n != "event"}
+
+    def _propose(self, event: Propose) -> None:
+        if event.iteration in self.proposed:
+            raise ValueError(f"iteration {event.iteration} was proposed before")
+        new = []
+        for number, raw in enumerate(event.candidates, len(self.trials)):
+            if raw.number != number:
+                raise ValueError(f"trial {raw.number} stands where {number} is expected")
+            prompt = prompt_from(raw.prompt, self._labels, str(self.path))
+            if self._both_orders:
+                prompt = replace(prompt, both_orders=True)
+            candidate = Candidate(prompt, raw.origin, tuple(raw.parents))
+            new.append(Trial(number, event.iteration, candidate))
+        self.proposed.add(event.iteration)
+        self.refused[event.iteration] = [one.model_dump() for one in event.refused]
+        self.trials += new
+
+    def _tell(self, event: Tell) -> None:
+        if event.number >= len(self.trials):
+            raise ValueError(f"trial {event.number} was not proposed")
+        before = self.trials[event.number]
+        if before.state not in ("waiting", "dropped"):
+            raise ValueError(f"trial {event.number} was told before")
+        told, again = _told(before, event), before.scored
+        if again:  # its forecast made way for its score
+            told = replace(told, asked_twice=before.n_scored)
+        self.trials[event.number] = told
+        if again:
+            self.best = max(self.scored, key=lambda t: t.rank, default=None)
+        elif told.scored and (self.best is None or told.rank > self.best.rank):
+            self.best = told
 
 
 def best_first(trials: Any) -> list[Trial]:
@@ -315,35 +348,35 @@ def best_first(trials: Any) -> list[Trial]:
     return sorted(trials, key=lambda t: t.rank, reverse=True)
 
 
-def _told(trial: Trial, event: Mapping[str, Any]) -> Trial:
+def _told(trial: Trial, event: Tell) -> Trial:
     """The trial with the outcome that an event tells."""
-    if event["reward"] is None:
-        about = {"error": event["error"], "failed_after": event["clips"]}
-        return replace(trial, state=event["state"], outcome=None, **about)
+    if event.reward is None:
+        return replace(
+            trial, state=event.state, outcome=None, error=event.error, failed_after=event.clips
+        )
     outcome = Outcome(
-        reward=event["reward"],
-        sd=event["sd"],
-        score=event["score"],
-        low=event["low"],
-        high=event["high"],
-        loss=event["nll"],
-        bias=bias_from(event["bias"]),
-        fitted=bias_from(event.get("fitted")),
-        n_scored=event["clips"],
-        blocks=tuple(event["blocks"]),
-        slices={name: (value[0], value[1]) for name, value in event["slices"].items()},
-        profile=_profile(event.get("profile")),
-        outside=event.get("outside"),
-        unlisted=event.get("unlisted", 0.0),
+        reward=event.reward,
+        sd=event.sd,
+        score=math.nan if event.score is None else event.score,
+        low=event.low,
+        high=event.high,
+        loss=event.nll,
+        bias=bias_from(event.bias),
+        fitted=bias_from(event.fitted),
+        n_scored=event.clips,
+        blocks=tuple(event.blocks),
+        slices={n: (math.nan if v is None else v, clips) for n, (v, clips) in event.slices.items()},
+        profile=_profile(event.profile),
+        outside=event.outside,
+        unlisted=event.unlisted,
     )
-    return replace(trial, state=event["state"], outcome=outcome, error=event["error"])
+    return replace(trial, state=event.state, outcome=outcome, error=event.error)
 
 
-def _profile(raw: Mapping[str, Any] | None) -> Profile | None:
+def _profile(raw: ProfileLine | None) -> Profile | None:
     if raw is None:
         return None
-    auroc = math.nan if raw["auroc"] is None else raw["auroc"]
-    return Profile(tuple(raw["recalls"]), auroc, raw["tuned"])
+    return Profile(tuple(raw.recalls), math.nan if raw.auroc is None else raw.auroc, raw.tuned)
 
 
 def _rounded(value: Any) -> Any:
@@ -353,22 +386,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _read_journal(path: Path, repair: bool) -> list[dict[str, Any]]:
-    raw = path.read_bytes()
-    whole, _, torn = raw.rpartition(b"\n")
-    events = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict) or not {"event", "schema"} <= set(event):
-                raise ValueError("not an event")
-        except ValueError as error:
-            raise UserError(
-                f"{path}:{number}: damaged line ({error}); restore the file or use another --name"
-            ) from None
-        events.append(event)
-    if torn and repair:
-        cut_torn_line(path)
-    return events

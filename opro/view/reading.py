@@ -1,12 +1,12 @@
 """What the page reads of runs. Nothing is written, and a run that is under way is not disturbed."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
+from evaluators.plain_data import json_lines
 from opro.results.run_folder import JOURNAL, SUMMARY, RunFolder, find_runs, is_open
 from opro.results.spending import Spent, read_spent
 from opro.results.summary import Summary
@@ -130,15 +130,4 @@ def _read(folder: Path, stamp: object, is_open: bool) -> Seen:
 
 def _calls(path: Path) -> list[dict[str, Any]]:
     """Lines of the journal of proposals; a last one that is being written is left out."""
-    if not path.is_file():
-        return []
-    out = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError("no mapping")
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: damaged line ({error}); restore the file") from None
-        out.append(entry)
-    return out
+    return [entry for _, entry in json_lines(path, "restore the file")]

@@ -132,14 +132,18 @@ def test_a_run_begins_once_and_goes_on_as_what_it_was(tmp_path):
     assert path.read_bytes() == raw
 
 
-def test_a_run_is_closed_once(tmp_path):
+DECIDED = {"chosen": 0, "baseline": 0, "reason": "kept", "finalists": []}
+
+
+def test_a_run_is_closed_once(tmp_path, seeds):
     path = tmp_path / "t.jsonl"
     history = opened(path)
     history.begin({})
-    history.close({"chosen": 1})
-    history.close({"chosen": 2})
-    assert history.selection == {"chosen": 1} == opened(path).selection
-    assert path.read_bytes().count(b"\n") == 2
+    propose(history, 0, seeds)
+    history.close(DECIDED | {"chosen": 1})
+    history.close(DECIDED | {"chosen": 2})
+    assert history.selection == DECIDED | {"chosen": 1} == opened(path).selection
+    assert path.read_bytes().count(b"\n") == 3
 
 
 def test_prompts_of_older_runs_with_swap_get_both_orders(tmp_path, seeds):
@@ -183,7 +187,7 @@ def test_every_event_is_on_disk_and_synced_before_the_method_returns(tmp_path, s
         lambda: history.begin({"seed": 1}),
         lambda: propose(history, 0, seeds),
         lambda: tell(history, history.trials[0], reward=0.5, **WHOLE),
-        lambda: history.close({"chosen": 0}),
+        lambda: history.close(DECIDED),
     ]
     for number, step in enumerate(steps, 1):
         step()
@@ -205,7 +209,7 @@ def test_a_write_that_fails_pauses_and_changes_nothing(tmp_path, seeds, monkeypa
     for step in (
         lambda: propose(history, 1, seeds),
         lambda: tell(history, history.trials[2], reward=0.9, **WHOLE),
-        lambda: history.close({"chosen": 0}),
+        lambda: history.close(DECIDED),
     ):
         with pytest.raises(PauseError, match="No space left"):
             step()
