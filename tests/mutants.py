@@ -1876,7 +1876,6 @@ DIRECTED: list[tuple[str, str, str]] = [
         "            cut_torn_line(path)  # of a page that was killed as it wrote\n",
         "            pass\n",
     ),
-    ("opro/search/steering.py", '.split(b"\\n")[:-1], 1)', '.split(b"\\n"), 1)'),
     ("opro/search/steering.py", "re.escape(one.casefold())", "re.escape(one)"),
     ("opro/search/steering.py", '    text = " ".join(text.split())\n', ""),
     ("opro/view/verdicts.py", "best[0][1] > best[1][1]", "best[0][1] >= best[1][1]"),

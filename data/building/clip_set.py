@@ -23,6 +23,7 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from evaluators.errors import PauseError, UserError
 from evaluators.files import append_line, write_text
 from evaluators.manifest import SPLITS
+from evaluators.plain_data import log_lines, parse_json
 from evaluators.splits import Registry, load_registry, registry_path, write_registry
 
 from .attribution import write_attribution
@@ -73,7 +74,7 @@ def build(recipe: Made, out: Path, processes: int) -> int:
     state = out / STATE
     with _locked(out) as created:
         identity = _check_identity(state / "recipe", recipe, recordings, registry)
-        scans = _scan_all(recipe, recordings, Journal(state / "scans.jsonl"), processes)
+        scans = _scan_all(recipe, recordings, Journal(state / "scans.jsonl", _is_scan), processes)
         duplicates = duplicate_recordings(recordings, scans)
         rejected = _rejected(recordings, scans, duplicates)
         write_table(out / "rejected.csv", rejected, REJECTED)
@@ -153,13 +154,18 @@ def duplicate_recordings(
 
 
 class Journal:
-    """Results of an unfinished build by key, appended to a file as they come; a torn last line is dropped."""
+    """Results of an unfinished build by key, appended to a file as they come.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        is_result: Tells whether a value is a result; what is none, or torn, or damaged, is dropped and made again.
+    """
+
+    def __init__(self, path: Path, is_result: Callable[[Any], bool]) -> None:
         self.path = path
         self.done: dict[str, Any] = {}
         if path.is_file():
-            self.done.update(_whole_lines(path))
+            self.done.update((k, v) for k, v in _whole_lines(path) if is_result(v))
             write_text(path, "".join(map(_line, self.done.items())))
 
     def add(self, results: Iterable[tuple[str, Any]]) -> None:
@@ -178,13 +184,28 @@ class Journal:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of each line of a journal, to the first that is torn."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """(key, value) of each line of a journal, to the first that is torn or damaged; the rest is made again."""
+    for where, line in log_lines(path):
         try:
-            key, value = json.loads(line)
-        except ValueError:
+            key, value = parse_json(line, where)
+        except (UserError, ValueError, TypeError):
+            return
+        if not isinstance(key, str):
             return
         yield key, value
+
+
+def _is_scan(value: Any) -> bool:
+    try:
+        Scan.from_json(value)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _is_row(value: Any) -> bool:
+    path = value.get("path") if isinstance(value, dict) else None
+    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _line(entry: tuple[str, Any]) -> str:
@@ -310,7 +331,7 @@ def _scan_all(
 def _render_all(
     recipe: Made, jobs: Sequence[Job], out: Path, processes: int
 ) -> list[dict[str, Any]]:
-    journal = Journal(out / STATE / "rows.jsonl")
+    journal = Journal(out / STATE / "rows.jsonl", _is_row)
     done = {name for name, row in journal.done.items() if (out / row["path"]).is_file()}
     todo = [(job, out) for job in jobs if job.clip_id not in done]
     rows = _map(_render_one, todo, recipe, processes, "clips")
@@ -430,7 +451,7 @@ def _known_reasons(
 ) -> tuple[int, dict[str, str]]:
     """How many recordings were scanned by a build that failed or was interrupted, and why some are left out."""
     journal = out / STATE / "scans.jsonl"
-    done = dict(_whole_lines(journal)) if journal.is_file() else {}
+    done = {k: v for k, v in _whole_lines(journal) if _is_scan(v)}
     found = {r.name: done.get(_scan_key(r, recipe)) for r in recordings}
     reasons = {r.name: r.fault for r in recordings if r.fault}
     reasons |= {name: scan["reason"] for name, scan in found.items() if scan and scan["reason"]}

@@ -26,6 +26,7 @@ from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
 from evaluators.evaluator import Evaluator
+from evaluators.files import read_json
 from evaluators.finetuning.generic import GenericModel
 from evaluators.finetuning.model import Adapted
 from evaluators.finetuning.plain_code import plain_code, public_name
@@ -43,7 +44,7 @@ def is_finished(folder: Path) -> bool:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What training.json tells of a finished folder."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(folder / RECORD)
     return record
 
 
@@ -166,7 +167,7 @@ def publish(fresh: Path, folder: Path, record: dict[str, Any], text: str) -> Non
 
 def copy_adapter(source: Path, folder: Path, checkpoint: Checkpoint) -> None:
     """Makes the result in `source` the result in `folder`, too."""
-    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(source / CONFIG)
     config["base_model_name_or_path"] = base_name(checkpoint, folder)
     for name in (WEIGHTS, RECORD):
         shutil.copy(source / name, folder / name)

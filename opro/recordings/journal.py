@@ -8,10 +8,12 @@ from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line, read_json, write_json
+from evaluators.plain_data import json_lines, parse_json
 
 WINDOWS = "windows.jsonl"  # a line a window
 RECORDINGS = "recordings.jsonl"  # a line a recording that is done, after those of its windows
 SETTINGS = "predict.json"
+MEND = "remove the folder and give the command again"
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Journal:
         Raises:
             UserError: The folder holds answers that depend on something else, or is damaged.
         """
-        path, wanted = folder / SETTINGS, json.loads(json.dumps(identity))
+        path, wanted = folder / SETTINGS, dict(identity)
+        wanted = parse_json(json.dumps(wanted), str(path))  # tuples become lists
         if not path.exists():
             write_json(path, wanted)
         before = read_json(path)
@@ -75,17 +78,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    cut_torn_line(path)
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row["file"], str):
-                    raise TypeError("file is no text")
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f"{path}:{number}: damaged ({error}); remove the folder and give the command again"
-                ) from None
-            yield row
+    if path.is_file():
+        cut_torn_line(path)
+    for where, row in json_lines(path, MEND):
+        if not isinstance(row.get("file"), str):
+            raise UserError(f"{where}: damaged line (file is no text); {MEND}")
+        yield row

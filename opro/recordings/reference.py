@@ -1,11 +1,11 @@
 """Segments judged against true ones: detection error rate."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
-from opro.recordings.journal import RECORDINGS
+from evaluators.plain_data import json_lines
+from opro.recordings.journal import MEND, RECORDINGS
 
 
 def judge(out: Path, reference: Path, uem: Path | None) -> str:
@@ -38,8 +38,7 @@ def judge(out: Path, reference: Path, uem: Path | None) -> str:
         ) from None
     metric: Any = DetectionErrorRate()
     judged, left = 0, 0
-    for line in (out / RECORDINGS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for _, row in json_lines(out / RECORDINGS, MEND):
         name = Path(row["file"]).stem.replace(" ", "_")
         if "segments" not in row or name not in truth:
             left += 1

@@ -3,16 +3,20 @@
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
 from evaluators.files import append_line
+from evaluators.plain_data import parse_json
 
+log = logging.getLogger(__name__)
 USES = "test_openings.jsonl"  # in the runs folder, since the data folder may be read-only
 
 
@@ -26,18 +30,35 @@ def _uses(runs_dir: Path, digest: str) -> list[set[str]]:
     path = runs_dir / USES
     if not path.exists():
         return []
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    found, damaged = list[set[str]](), list[str]()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
         try:
-            event = json.loads(line)
-            if event["manifest"] == digest:
-                found.append(set(event.get("shows", ())))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number}: damaged line; restore the file, it counts how often the test"
-                " split was looked at"
-            ) from None
+            use = _Use.model_validate(parse_json(line, f"{path}:{number}"))
+        except (UserError, ValidationError):
+            damaged.append(str(number))
+            found.append(
+                set()
+            )  # of which manifest is unknown: rather one too many than one too few
+        else:
+            if use.manifest == digest:
+                found.append(set(use.shows))
+    if damaged:
+        log.warning(
+            "%s: line %s is damaged and counts as one use of this test split",
+            path,
+            ", ".join(damaged),
+        )
     return found
+
+
+class _Use(BaseModel):
+    """A line of the journal of uses."""
+
+    model_config = ConfigDict(strict=True)
+    manifest: str
+    shows: list[str] = []
 
 
 def look_id(verb: str, fingerprint: str, classifier: Classifier) -> str:
@@ -65,7 +86,9 @@ def record_use(runs_dir: Path, digest: str, verb: str, about: str, shows: Sequen
             "shows": sorted(shows),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        append_line(runs_dir / USES, json.dumps(event, ensure_ascii=False) + "\n")
+        torn = (runs_dir / USES).exists() and not (runs_dir / USES).read_bytes().endswith(b"\n")
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        append_line(runs_dir / USES, "\n" + line if torn else line)
         return len(uses) + 1
 
 

@@ -1,6 +1,5 @@
 """summary.json: what a finished run came to. The schema is writer, reader and documentation in one."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluators.classifier import Bias
 from evaluators.errors import UserError
+from evaluators.files import read_json
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
 from opro.search.history import History, Trial
@@ -247,13 +247,14 @@ def read_summary(path: Path, renamed: Mapping[str, str] | None = None) -> Summar
     if not path.is_file():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return _renamed(Summary.model_validate(raw), renamed or {})
+        return _renamed(Summary.model_validate(read_json(path)), renamed or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         reason = f"{where or 'the whole'}: {first['msg']}"
-    except (ValueError, TypeError, RecursionError) as error:
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    except (ValueError, TypeError) as error:
         reason = str(error)
     raise UserError(f"{path}: damaged ({reason}); delete it and give the run's command again")
 

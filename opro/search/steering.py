@@ -6,6 +6,7 @@ journal of the run says which round took what, with the whole request, so that a
 
 import getpass
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +18,10 @@ import filelock
 
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
+from evaluators.plain_data import brief, inert, log_lines, parse_object
 from evaluators.prompts import Prompt, prompt_from
 
+log = logging.getLogger(__name__)
 Kind = Literal["pause", "resume", "prompt", "forbid", "max_evals"]
 HAND = "hand"  # origin of a prompt that a person added
 MAX_WORDS = 200  # characters of what is forbidden
@@ -78,19 +81,15 @@ def _login() -> str:
 def read_requests(path: Path, labels: Sequence[str]) -> list[Request]:
     """All requests of an inbox, oldest first; a last line that is being written is left for the next look.
 
-    Raises:
-        UserError: A line is damaged; names it.
+    A damaged line is left out, with a warning: what it asked for can be asked for again.
     """
-    if not path.is_file():
-        return []
     out = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        where = f"{path}:{number}"
+    for where, line in log_lines(path):
         try:
-            raw = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: damaged line ({error}); delete it and ask again") from None
-        out.append(request_from(raw, labels, where))
+            raw = parse_object(line, where, "what it asked for is left out, ask again")
+            out.append(request_from(raw, labels, where))
+        except UserError as error:
+            log.warning("%s", error)
     return out
 
 
@@ -101,27 +100,31 @@ def request_from(raw: Any, labels: Sequence[str], where: str) -> Request:
         UserError: It is none; says what was expected.
     """
     if not isinstance(raw, Mapping) or set(raw) != {"kind", "value", "time", "who"}:
-        raise UserError(f"{where}: {raw!r} is no request; expected kind, value, time and who")
+        raise UserError(f"{where}: {brief(raw)} is no request; expected kind, value, time and who")
     kind, value = raw["kind"], raw["value"]
     if kind not in get_args(Kind):
-        raise UserError(f"{where}: kind {kind!r} is unknown; known are {', '.join(get_args(Kind))}")
+        raise UserError(
+            f"{where}: kind {brief(kind)} is unknown; known are {', '.join(get_args(Kind))}"
+        )
     if kind == "prompt":
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: prompt is {value!r}; expected text and answers")
+            raise UserError(f"{where}: prompt is {brief(value)}; expected text and answers")
         value = prompt_from(value, labels, where).to_dict()
     elif kind == "forbid":
         words = " ".join(value.split()) if isinstance(value, str) else ""
         if not words or len(words) > MAX_WORDS or not words.isprintable():
             raise UserError(
-                f"{where}: what is forbidden is {value!r}; expected words, at most {MAX_WORDS} characters"
+                f"{where}: what is forbidden is {brief(value)}; expected words, at most {MAX_WORDS} characters"
             )
         value = words
     elif kind == "max_evals":
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{where}: max_evals is {value!r}; expected a whole number of evals")
+            raise UserError(
+                f"{where}: max_evals is {brief(value)}; expected a whole number of evals"
+            )
     else:
         value = None
-    return Request(kind, value, str(raw["time"]), str(raw["who"]))
+    return Request(kind, value, *(inert(str(raw[name]), lines=False) for name in ("time", "who")))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Verdicts of people who listen blind: their journal, how far they agree, and what that leaves for a model to reach."""
 
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -15,11 +16,13 @@ import numpy as np
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import append_line, cut_torn_line
+from evaluators.plain_data import inert, log_lines, parse_object
 from evaluators.splits import balanced_order
 from evaluators.statistics.compare import estimate
 from evaluators.statistics.resampling import Estimate
 from evaluators.targets import Predictions, Targets
 
+log = logging.getLogger(__name__)
 VERDICTS = "listening.jsonl"  # in the runs folder
 UNSURE = "unsure"
 CLIPS = 100  # that everybody hears: the first in balanced order, so that listeners overlap
@@ -37,20 +40,18 @@ class Verdict:
 
 
 def read_verdicts(path: Path, manifest: str) -> list[Verdict]:
-    """The verdicts on a clip set; of a clip that somebody heard twice the last one.
-
-    Raises:
-        UserError: A line is damaged; names it.
-    """
+    """The verdicts on a clip set; of a clip that somebody heard twice the last one. Damaged lines are left out."""
     found: dict[tuple[str, str], Verdict] = {}
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, 1):
+    for where, line in log_lines(path):
         try:
-            one = Verdict(**{name: str(value) for name, value in json.loads(line).items()})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}:{number}: damaged line ({type(error).__name__}: {error}); delete the line"
-            ) from None
+            raw = parse_object(line, where, "it is left out")
+            one = Verdict(**{name: inert(str(value), lines=False) for name, value in raw.items()})
+        except (UserError, TypeError) as error:
+            log.warning(
+                "%s",
+                error if isinstance(error, UserError) else f"{where}: damaged line; it is left out",
+            )
+            continue
         if one.manifest == manifest:
             found[one.listener, one.clip_id] = one
     return list(found.values())

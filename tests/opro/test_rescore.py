@@ -558,10 +558,11 @@ def test_nothing_is_scored_when_one_input_is_wrong(folder, tmp_path, capsys):
     )
 
 
-def test_a_damaged_count_is_an_error_not_a_fresh_start(folder, capsys):
+def test_a_damaged_count_is_no_fresh_start(folder, capsys, caplog):
     (folder.parent / "test_openings.jsonl").write_text("garbage\n")
-    verb(rescore, folder, "--runs-dir", folder.parent, code=2)
-    assert "test_openings.jsonl:1: damaged line" in capsys.readouterr().err
+    verb(rescore, folder, "--runs-dir", folder.parent)
+    assert "test_openings.jsonl: line 1 is damaged and counts as one use" in caplog.text
+    assert "has been opened 2 times" in capsys.readouterr().out
 
 
 def test_leaderboard_in_all_formats(folder, capsys):

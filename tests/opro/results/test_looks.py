@@ -6,7 +6,7 @@ import multiprocessing
 import pytest
 
 from evaluators.classifier import Calibration, Classifier
-from evaluators.errors import PauseError, UserError
+from evaluators.errors import PauseError
 from evaluators.prompts import Prompt
 from opro.results.looks import USES, count_uses, look_id, record_use, said_of_uses
 
@@ -30,17 +30,23 @@ def test_uses_are_counted_by_manifest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["garbage", "[]", "3", "{}", '"manifest"', "", '{"manifest": "a", "shows": 3}']
+    "line", ["garbage", "[]", "3", "{}", '"manifest"', "[" * 9999, '{"manifest": "a", "shows": 3}']
 )
-def test_a_damaged_count_is_named_with_its_line_and_nothing_is_added(tmp_path, line):
+def test_a_damaged_line_is_named_and_counts_as_a_use_of_any_split(tmp_path, line, caplog):
     record_use(tmp_path, "a", "rescore", "x", ["p"])
     with (tmp_path / USES).open("a") as file:
         file.write(line + "\n" + json.dumps({"manifest": "a"}) + "\n")
-    before = (tmp_path / USES).read_bytes()
-    for use in (lambda: count_uses(tmp_path, "a"), lambda: record_use(tmp_path, "a", "v", "x", [])):
-        with pytest.raises(UserError, match=rf"{USES}:2: damaged line; restore the file"):
-            use()
-    assert (tmp_path / USES).read_bytes() == before
+    assert count_uses(tmp_path, "a") == 3 and count_uses(tmp_path, "b") == 1
+    assert f"{USES}: line 2 is damaged and counts as one use" in caplog.text
+    assert record_use(tmp_path, "a", "v", "x", ["p"]) == 3  # shown before, in a line that is whole
+    assert record_use(tmp_path, "a", "v", "x", ["q"]) == 4
+
+
+def test_a_torn_line_counts_and_takes_no_other_with_it(tmp_path):
+    record_use(tmp_path, "a", "rescore", "x", ["p"])
+    raw = (tmp_path / USES).read_bytes()
+    (tmp_path / USES).write_bytes(raw + raw[:-9])
+    assert record_use(tmp_path, "a", "rescore", "x", ["q"]) == 3 == count_uses(tmp_path, "a")
 
 
 def test_what_is_said_warns_from_the_second_use_on():

@@ -255,11 +255,13 @@ def test_what_is_no_request_is_refused_and_not_written(tmp_path, kind, value, se
     assert not (tmp_path / "steering.jsonl").exists()
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_a_damaged_line_is_named_and_left_out(tmp_path, caplog):
     path = tmp_path / "steering.jsonl"
-    path.write_text(json.dumps(request("pause").to_dict()) + "\n{nothing\n")
-    with pytest.raises(UserError, match=r"steering.jsonl:2: damaged line"):
-        read_requests(path, LABELS)
+    good = json.dumps(request("pause").to_dict())
+    path.write_text(f"{good}\n{{nothing\n{good}\n[]\n{good[:9]}")
+    assert read_requests(path, LABELS) == [request("pause")] * 2
+    assert "steering.jsonl:2: damaged line" in caplog.text
+    assert "steering.jsonl:4: damaged line" in caplog.text
 
 
 def test_results_say_what_was_steered():
