@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import logging
 import math
 from collections import Counter
@@ -14,6 +13,7 @@ from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_table, table_columns
 from evaluators.names import Finder, looks_key, missing, name_key, spelled, spellings
+from evaluators.plain_data import brief, parse_json
 from evaluators.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ COLUMNS = {
     "category_policy": "which categories of its collection were left out, by name",
 }
 NEEDED = tuple(COLUMNS)[:11]
+MS = 0.01, 1e8  # of a clip: up to a day and a bit
+DB = -1000.0, 1000.0  # of an SNR
 
 
 def manifest_path(where: Path) -> Path:
@@ -113,6 +115,7 @@ def read_manifest(
         clips.append(clip if source == clip.source_id else replace(clip, source_id=source))
     if not leaks:
         _check_splits(path, clips, written)
+        _check_files(path, clips, kind)
     for note in _notes(finder, written):
         _warn(f"{path}: {note}")
     told = ", ".join(f"{value or 'nothing'} ({count})" for value, count in others.items())
@@ -145,6 +148,31 @@ def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> 
             )
 
 
+def _check_files(path: Path, clips: Sequence[Clip], task: Task) -> None:
+    """Raises LeakError where one file, by its digest, stands in two splits; UserError for two sources or two labels.
+
+    Where each clip has its own question, a file may have several, of one source.
+    """
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        other = first.setdefault(clip.sha256, clip)
+        said = f"{path}: clips {other.clip_id!r} and {clip.clip_id!r} are one file (SHA-256 {clip.sha256[:12]}...)"
+        if other.split != clip.split:
+            raise LeakError(
+                f"{said} in splits {other.split!r} and {clip.split!r}; leave one of them out, or the test score"
+                " measures memory"
+            )
+        if looks_key(other.source_id) != looks_key(clip.source_id):
+            raise UserError(
+                f"{said} of two sources, {other.source_id!r} and {clip.source_id!r}; leave one of them out, or give"
+                " both the same source"
+            )
+        if other.label != clip.label and not task.choices:
+            raise UserError(
+                f"{said} with two labels, {other.label!r} and {clip.label!r}; leave the wrong one out"
+            )
+
+
 def spelling_notes(where: Path) -> list[str]:
     """What names of a manifest were taken although they are spelled otherwise, one sentence each.
 
@@ -170,11 +198,14 @@ def _warn(text: str) -> None:
 
 
 def _check_text(row: dict[str, str], where: str) -> None:
-    """Raises UserError for a control character."""
+    """Raises UserError for a control character, or an id that is empty."""
+    for name in ("clip_id", "source_id"):
+        if not row[name].strip():
+            raise UserError(f"{where}: {name} is empty; expected a name")
     for name in NEEDED:
         if not row[name].isprintable():
             raise UserError(
-                f"{where}: {name} is {row[name]!r}; expected text without control characters"
+                f"{where}: {name} is {brief(row[name])}; expected text without control characters"
             )
 
 
@@ -217,8 +248,8 @@ def _asked(row: dict[str, str], task: Task, where: str) -> tuple[str | None, str
 def _options(row: dict[str, str], where: str) -> tuple[str, ...]:
     """A clip's own options."""
     try:
-        found = json.loads(row["options"])
-    except ValueError:
+        found = parse_json(row["options"], where)
+    except UserError:
         found = None
     texts = found if isinstance(found, list) else []
     clean = [t.strip() for t in texts if isinstance(t, str) and t.strip().isprintable()]
@@ -253,8 +284,8 @@ def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:
         path=finder.find(row["path"], f"{where}: path"),
         label=label,
         category=row["category"],
-        duration_ms=_number(row["duration_ms"], f"{where}: duration_ms"),
-        snr_db=_number(row["snr_db"], f"{where}: snr_db") if row["snr_db"] else None,
+        duration_ms=_number(row["duration_ms"], f"{where}: duration_ms", MS),
+        snr_db=_number(row["snr_db"], f"{where}: snr_db", DB) if row["snr_db"] else None,
         condition=row["condition"],
         source_id=row["source_id"],
         split=row["split"],
@@ -263,13 +294,14 @@ def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:
     )
 
 
-def _number(text: str, where: str) -> float:
+def _number(text: str, where: str, between: tuple[float, float]) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where} is {text!r}; expected a number")
+    low, high = between
+    if not low <= value <= high:
+        raise UserError(f"{where} is {brief(text)}; expected a number from {low:g} to {high:,.0f}")
     return value
 
 

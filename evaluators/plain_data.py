@@ -198,8 +198,9 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(
             f"{where}: {len(text):,} characters of YAML; expected at most {MOST_BYTES:,}"
         )
-    loader = _StrictLoader(text)
+    loader = None
     try:
+        loader = _StrictLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -211,7 +212,8 @@ def parse_yaml(text: str, where: str) -> Any:
         reason = inert((str(error) or type(error).__name__).splitlines()[0], lines=False)[:SHOWN]
         raise UserError(f"{where}: not readable as YAML ({reason})") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _check_growth(root: yaml.Node) -> None:

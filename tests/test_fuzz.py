@@ -496,7 +496,12 @@ def test_any_clips_are_audited(tmp_path, files, data):
         writer = csv.DictWriter(file, NEEDED)
         writer.writeheader()
         writer.writerows(rows)
-    audit = audit_clips(tmp_path, LABELS, with_voice=False)
+    try:
+        audit = audit_clips(tmp_path, LABELS, with_voice=False)
+    except UserError as error:
+        assert not {"0", "1e300"}.isdisjoint(row["duration_ms"] for row in rows)
+        sentence(error)
+        return
     for finding in audit.findings:
         assert finding.text and "\x1b" not in finding.text
     assert len(audit.measures) + sum("audio file" in f.text for f in audit.faults) >= 1

@@ -22,6 +22,9 @@ def study(tmp_path):
     ):
         for snr in (0, 10):
             file = sound(root / "data" / f"{name}_dur200ms_snr{snr:+d}dB.wav", 2.0)
+            with file.open("r+b") as raw:  # a file of its own: its first sample
+                raw.seek(44)
+                raw.write(bytes([i + 1, snr]))
             rows.append((name, f"dur200ms_snr{snr:+d}dB", 200, snr, file.relative_to(root).as_posix(),
                          "SPEECH" if i == 0 else "NON-SPEECH", dataset))  # fmt: skip
     header = [
