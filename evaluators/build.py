@@ -43,6 +43,13 @@ def build_evaluator(
     trained_on: frozenset[str] | None
     make: Callable[[], Evaluator]
     if checkpoint == "fake":
+        given = {"adapter": adapter, "quantization": quantization, "device": device, "dtype": dtype}
+        for name, value in given.items():
+            if value not in (None, "none", "auto", "cpu", "float32"):
+                raise UserError(
+                    f"--{name} is {str(value)!r}; checkpoint 'fake' has no weights, so it would change nothing: leave"
+                    " it out, or give a checkpoint"
+                )
         make, trained_on = fakes.FakeEvaluator, frozenset[str]()
     elif checkpoint.startswith("python:"):
         raise UserError(

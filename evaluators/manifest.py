@@ -114,8 +114,7 @@ def read_manifest(
         source = first.setdefault(looks_key(clip.source_id), clip.source_id)
         clips.append(clip if source == clip.source_id else replace(clip, source_id=source))
     if not leaks:
-        _check_splits(path, clips, written)
-        _check_files(path, clips, kind)
+        _check_leaks(path, clips, written, kind)
     for note in _notes(finder, written):
         _warn(f"{path}: {note}")
     told = ", ".join(f"{value or 'nothing'} ({count})" for value, count in others.items())
@@ -136,8 +135,8 @@ def read_manifest(
     return chosen
 
 
-def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> None:
-    """Raises LeakError where a source, in any spelling, stands in two splits."""
+def _check_leaks(path: Path, clips: Sequence[Clip], written: Sequence[str], task: Task) -> None:
+    """Raises LeakError where a source, in any spelling, stands in two splits; else as `_check_files`."""
     seen: dict[str, tuple[str, str]] = {}
     for clip, name in zip(clips, written, strict=True):
         split, other = seen.setdefault(name_key(name), (clip.split, name))
@@ -146,6 +145,7 @@ def _check_splits(path: Path, clips: Sequence[Clip], written: Sequence[str]) -> 
                 f"{path}: source {clip.source_id!r} is in split {split!r} and in {clip.split!r}"
                 f"{spelled(other, name)}; split by source, or the test score measures memory"
             )
+    _check_files(path, clips, task)
 
 
 def _check_files(path: Path, clips: Sequence[Clip], task: Task) -> None:

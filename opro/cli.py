@@ -7,6 +7,8 @@ import difflib
 import importlib
 import inspect
 import io
+import logging
+import math
 import os
 import signal
 import sys
@@ -17,15 +19,18 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
 from evaluators.files import json_text, read_yaml
+from evaluators.plain_data import brief, inert
 from evaluators.threads import wait_asleep
 
 T = TypeVar("T")
 DONE, FAULT, WRONG_USE = 0, 1, 2  # exit codes of all verbs
+MOST = 10**12  # of a number where a flag names no other limit
+LONGEST = 2000  # characters of a sentence
 _handed = ContextVar[list[Any] | None]("_handed", default=None)  # None where nobody asked for JSON
 
 
 def flag(default: Any, text: str, **more: Any) -> Any:
-    """A dataclass field that becomes a flag."""
+    """A dataclass field that becomes a flag. `more` may hold ``min`` and ``max`` of a number."""
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
@@ -38,6 +43,9 @@ def hand_over(document: object) -> None:
 
 def _tell(word: str, sentence: str, code: int) -> int:
     """Says why a verb ended early, to people and to ``--json``. Returns the exit code."""
+    sentence = inert(sentence, lines=False)
+    if len(sentence) > LONGEST:
+        sentence = sentence[:LONGEST] + "..."
     print(f"{word}: {sentence}", file=sys.stderr)
     hand_over({"error": sentence, "exit": code})
     return code
@@ -170,21 +178,38 @@ def _base(kind: Any) -> Any:
 
 
 def _converter(name: str, field: Any) -> Callable[[str], Any]:
-    low = field.metadata.get("min")
-
     def convert(text: str) -> Any:
         kind = _base(field.type)
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"is {text!r}; expected {'a whole number' if kind is int else 'a number'}"
+                f"is {brief(text)}; expected {'a whole number' if kind is int else 'a number'}"
             ) from None
-        if low is not None and not value >= low:
-            raise argparse.ArgumentTypeError(f"is {text!r}; expected at least {low}")
+        if (expected := _wanted(value, field)) is not None:
+            raise argparse.ArgumentTypeError(f"is {brief(text)}; expected {expected}")
         return value
 
     return convert
+
+
+def _wanted(value: Any, field: Any) -> str | None:
+    """What was expected in place of a value; None where it may be."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if not text.strip() and field.default != value:
+            return "a name, not an empty text"
+        if inert(text, lines=False) != text:  # what is no UTF-8 comes as lone surrogates
+            return "text in UTF-8 without control characters"
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    low, high = field.metadata.get("min"), field.metadata.get("max", MOST)
+    if low is not None and not value >= low:
+        return f"at least {low}"
+    if math.isnan(value) or value > high:
+        return f"at most {high:,}"
+    return "a finite number" if value < -MOST else None
 
 
 def check_names(given: Mapping[str, object], options: type) -> None:
@@ -206,7 +231,6 @@ def check_values(settings: object) -> None:
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value, kind = vars(settings)[field.name], _base(field.type)
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        low = field.metadata.get("min")
         if value is None and type(None) in get_args(field.type):
             continue
         if choices:
@@ -216,8 +240,8 @@ def check_values(settings: object) -> None:
                 raise UserError(f"{field.name} is {value!r}; expected one of {names}")
         elif not isinstance(value, (int, float) if kind is float else kind):
             raise UserError(f"{field.name} is {value!r}; expected {kind.__name__}")
-        elif low is not None and not value >= low:
-            raise UserError(f"{field.name} is {value!r}; expected at least {low}")
+        elif (expected := _wanted(value, field)) is not None:
+            raise UserError(f"{field.name} is {brief(value)}; expected {expected}")
 
 
 def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -313,6 +337,44 @@ def _verb(name: str) -> Any:
         return importlib.import_module(f"data.{name}")
 
 
+class InertFormatter(logging.Formatter):
+    """Lines of a log that steer no terminal and stay one line each; a trace follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
+        """The line, with control characters of the message escaped."""
+        record.message = inert(record.message, lines=False)
+        return super().formatMessage(record)
+
+
+class _Inert(io.TextIOBase):
+    """A stream for people: what stands in files and replies can steer no terminal through it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text with its control characters escaped."""
+        self.stream.write(inert(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows it."""
+        return bool(self.stream.isatty())
+
+    def fileno(self) -> int:
+        """Of the stream below."""
+        return int(self.stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream below."""
+        return str(self.stream.encoding)
+
+
 def run_verb(main: Callable[[], int]) -> int:
     """Runs a verb: wrong use is one sentence and 2, a fault that a resume can continue one sentence and 1.
 
@@ -328,6 +390,10 @@ def run_verb(main: Callable[[], int]) -> int:
         raise KeyboardInterrupt
 
     wait_asleep()
+    if logging.lastResort is not None:  # what prints warnings where a verb keeps no log
+        logging.lastResort.setFormatter(InertFormatter("%(message)s"))
+    shown = sys.stdout
+    sys.stdout = _Inert(shown)
     previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         return main()
@@ -341,6 +407,8 @@ def run_verb(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _tell("interrupted", "nothing is lost, the same command goes on from here", FAULT)
     finally:
+        if isinstance(sys.stdout, _Inert):
+            sys.stdout = shown
         for one, handler in previous.items():
             signal.signal(one, handler)
 

@@ -83,24 +83,30 @@ class FinetuneSettings(ThreadSettings, DataSettings):
         None,
         "how often each clip is shown (default: 3, or that of the base's finetune.yaml: pocket-base 1)",
         min=1,
+        max=1_000,
     )
     lr: float | None = flag(
         None,
         "highest learning rate (default: 2e-4, or that of the base's finetune.yaml: pocket-base 1e-4)",
         min=0,
+        max=1,
     )
     rank: int | None = flag(
         None,
         "rank of the adapter (default: 16, or that of the base's finetune.yaml: pocket-base 16)",
         min=1,
+        max=4096,
     )
-    batch: int = flag(16, "samples of an optimizer step", min=1)
-    micro: int | None = flag(None, "samples at once (default: as many as memory allows)", min=1)
+    batch: int = flag(16, "samples of an optimizer step", min=1, max=65_536)
+    micro: int | None = flag(
+        None, "samples at once (default: as many as memory allows)", min=1, max=65_536
+    )
     study: int = flag(
         0,
         "instead of one training, search in N of them rate, rank and epochs, each unless its flag is given,"
         " and targets, --targets first",
         min=0,
+        max=10_000,
     )
     seed: int = flag(0, "makes the training repeatable", min=0)
     out: Path | None = flag(

@@ -22,7 +22,7 @@ from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, check_names, hand_over, parse, run_verb
+from opro.cli import DONE, InertFormatter, check_names, hand_over, parse, run_verb
 from opro.frames import Asked, classifiers_of, prompt_path
 from opro.problem import (
     OWN,
@@ -384,10 +384,10 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
 def _logged(path: Path) -> Iterator[None]:
     """Logs into a file, and warnings to stderr, until the block ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(InertFormatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    screen.setFormatter(InertFormatter("%(levelname)s %(message)s"))
     logging.raiseExceptions = False  # a full disk is reported once, by the journal
     root = logging.getLogger()
     before = root.handlers, root.level

@@ -60,8 +60,10 @@ class PredictSettings(MachineSettings):
     """The answers."""
 
     out: Path = flag(Path("runs/predictions"), "folder for the answers")
-    window_ms: int = flag(1000, "length of a window; shorter recordings are one clip", min=20)
-    hop_ms: int = flag(500, "from one window to the next", min=10)
+    window_ms: int = flag(
+        1000, "length of a window; shorter recordings are one clip", min=20, max=86_400_000
+    )
+    hop_ms: int = flag(500, "from one window to the next", min=10, max=86_400_000)
     smooth_ms: int = flag(0, "length of the running median over the windows' answers", min=0)
     min_speech_ms: int = flag(0, "segments that are shorter are dropped", min=0)
     min_gap_ms: int = flag(0, "gaps between segments that are shorter are filled", min=0)

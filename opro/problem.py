@@ -59,10 +59,17 @@ class Data:
         """The clips of a split in balanced order.
 
         Raises:
-            UserError: The manifest cannot be read, or a source has another split in the registry.
+            UserError: The manifest cannot be read, a source has another split in the registry, or all clips are of one
+                class.
         """
         clips = balanced_order(read_manifest(self.manifest, self.task, name))
         check_registry(clips, self.registry)
+        if len(labels := {clip.label for clip in clips}) < 2 and not self.task.choices:
+            lacking = ", ".join(label for label in self.task.labels if label not in labels)
+            raise UserError(
+                f"split {name!r} of {str(self.manifest)!r} holds clips of {labels.pop()} alone, so nothing can be told"
+                f" apart there; add clips of {lacking}, or give another --split"
+            )
         return ClipSet(self.task, tuple(clips), self.manifest)
 
     def halves(self, settings: SplitSettings) -> tuple[ClipSet, ClipSet]:

@@ -59,7 +59,10 @@ class RescoreSettings(MachineSettings):
 
     split: Literal["train", "dev", "test"] = flag("test", "split to score on")
     top: int = flag(
-        5, "prompts of a run: chosen, finalists and the next best, beside the baseline", min=1
+        5,
+        "prompts of a run: chosen, finalists and the next best, beside the baseline",
+        min=1,
+        max=1_000,
     )
     checkpoint: str | None = flag(None, "checkpoint (default: the run's, else pocket-base)")
     adapter: Path | None = flag(None, "directory of a LoRA adapter made elsewhere")

@@ -96,6 +96,7 @@ class ThreadSettings:
         0,
         "threads on the CPU; 0 is what OMP_NUM_THREADS says, else one a core, or as many as the container lends",
         min=0,
+        max=1024,
     )
 
 
@@ -107,7 +108,7 @@ class MachineSettings(ThreadSettings):
         None,
         "score on a Ray cluster: auto (one that runs here, else one started for this run) or HOST:PORT",
     )
-    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1)
+    ray_cpus: int = flag(1, "CPUs of a worker where the cluster has no GPU", min=1, max=1024)
     runs_dir: Path = flag(Path("runs"), "where run folders, scores and the count of test uses lie")
 
 
@@ -126,8 +127,10 @@ class DataSettings:
 class SearchSettings:
     """The search."""
 
-    iterations: int = flag(5, "rounds of proposals", min=0)
-    candidates: int = flag(0, "prompts a round; 0 is 10, with --strategy opro the paper's 8", min=0)
+    iterations: int = flag(5, "rounds of proposals", min=0, max=10_000)
+    candidates: int = flag(
+        0, "prompts a round; 0 is 10, with --strategy opro the paper's 8", min=0, max=10_000
+    )
     strategy: Literal["race", "opro", "random"] = flag(
         "race",
         "race drops losers early; opro is the paper's algorithm and scores everything; random"
@@ -178,7 +181,7 @@ class ProposerSettings:
     lm_effort: Literal["low", "medium", "high"] | None = flag(
         None, "how much the language model is to think first, where it can be told"
     )
-    lm_concurrency: int = flag(4, "calls to the language model under way at once", min=1)
+    lm_concurrency: int = flag(4, "calls to the language model under way at once", min=1, max=256)
     max_cost: float | None = flag(None, "US dollars the language model may cost", min=0)
     max_tokens: int | None = flag(None, "tokens the language model may take, in and out", min=0)
     seeds: Path = flag(SEED_PROMPTS, "prompt file to start from")

@@ -38,8 +38,8 @@ class StatsSettings:
 
     format: Literal["table", "csv", "markdown", "json"] = flag("table", "how to print them")
     positive: str = flag("SPEECH", "label that is to be detected: the one that hits are counted of")
-    resamples: int = flag(10_000, "resamples of the sources", min=100)
-    seed: int = flag(0, "seed of the resamples")
+    resamples: int = flag(10_000, "resamples of the sources", min=100, max=1_000_000)
+    seed: int = flag(0, "seed of the resamples", min=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

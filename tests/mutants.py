@@ -756,7 +756,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/recordings/blocks.py", "last=True)", "last=False)"),
     ("evaluators/manifest.py", "lines.setdefault(clip.clip_id, at)) != at:", "at) != at:"),
     ("evaluators/manifest.py", "if not row[name].isprintable():", "if False:"),
-    ("evaluators/manifest.py", "if not math.isfinite(value):", "if math.isnan(value):"),
+    ("evaluators/manifest.py", "if not low <= value <= high:", "if math.isnan(value):"),
     ("evaluators/manifest.py", "NEEDED = tuple(COLUMNS)[:11]", "NEEDED = tuple(COLUMNS)[:10]"),
     ("evaluators/orders.py", "np.logaddexp(first, second) - np.log(2)", "(first + second) / 2"),
     ("evaluators/orders.py", "averaged(table.logp_top)", "averaged(table.logp)"),

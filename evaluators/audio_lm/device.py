@@ -28,6 +28,8 @@ def pick_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"type {device.type!r} holds no weights here")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(

@@ -27,13 +27,13 @@ Array = NDArray[Any]
 class Simulation:
     """The simulation."""
 
-    searches: int = flag(200, "searches a cell", min=10)
-    candidates: int = flag(50, "prompts that a search scores beside three seeds", min=1)
+    searches: int = flag(200, "searches a cell", min=10, max=100_000)
+    candidates: int = flag(50, "prompts that a search scores beside three seeds", min=1, max=10_000)
     accuracy: float = flag(0.8, "balanced accuracy of the seeds, 0 to 1", min=0.0)
     spread: float = flag(
         0.08, "how far accuracies differ between sources: standard deviation", min=0.0
     )
-    seed: int = flag(0, "seed of the simulation")
+    seed: int = flag(0, "seed of the simulation", min=0)
 
 
 @dataclass(frozen=True, eq=False)

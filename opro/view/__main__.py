@@ -23,7 +23,7 @@ class ViewSettings:
     """The page."""
 
     runs_dir: Path = flag(Path("runs"), "where run folders lie")
-    port: int = flag(7860, "port on this machine, 127.0.0.1", min=1)
+    port: int = flag(7860, "port on this machine, 127.0.0.1", min=1, max=65_535)
     checkpoint: str | None = flag(
         None, "a checkpoint for the playground, beside the shipped ones and those of the runs"
     )

@@ -96,7 +96,7 @@ def test_what_was_added_later_leaves_older_runs_their_names():
         ({"name": "a" * 101}, "is no run name"),
         ({"name": "test_openings.jsonl"}, "is no run name"),
         ({"name": ".x"}, "is no run name"),
-        ({"name": "x\n"}, "is no run name"),
+        ({"name": "x\n"}, "without control characters"),
         ({"lm_base_url": "http://me:pw@host/v1"}, "holds a user or password"),
         ({"also": "pocket-base"}, "--also is 'pocket-base'"),
         ({"also": "a,,b"}, "--also is"),
