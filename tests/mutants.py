@@ -1740,8 +1740,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/forecast.py", "min(COMPONENTS, len(known) - 1)", "len(known) - 1"),
     (
         "opro/search/history.py",
-        "        append_line(self.path, line)\n        self._apply(json.loads(line))",
-        "        self._apply(json.loads(line))\n        append_line(self.path, line)",
+        "        append_line(self.path, line)\n        self._apply(json.loads(line), str(self.path))",
+        "        self._apply(json.loads(line), str(self.path))\n        append_line(self.path, line)",
     ),
     ("opro/search/history.py", "if schema > SCHEMA:", "if schema > SCHEMA + 1:"),
     ("opro/search/history.py", "one.reward - one.sd if one", "one.reward + one.sd if one"),

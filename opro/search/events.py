@@ -13,7 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
-from evaluators.plain_data import brief, inert
+from evaluators.plain_data import SHOWN, brief, inert
 
 
 def _harmless(text: str) -> str:
@@ -133,7 +133,8 @@ def event_from(raw: dict[str, Any]) -> Event:
         return _ADAPTER.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part != raw.get("event"))
+        parts = (str(part) for part in first["loc"] if part != raw.get("event"))
+        place = inert(".".join(parts), lines=False)[:SHOWN]
         value = "" if first["type"] == "missing" else f" is {brief(first['input'])}"
         message = inert(first["msg"].lower(), lines=False)
         raise ValueError(f"{place or 'the line'}{value}: {message}") from None

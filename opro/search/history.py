@@ -160,7 +160,7 @@ class History:
                 cut_torn_line(path)
             for where, line in json_lines(path, MEND):
                 try:
-                    self._apply(line)
+                    self._apply(line, where)
                 except ValueError as error:
                     raise UserError(f"{where}: damaged event ({error}); {MEND}") from None
 
@@ -273,10 +273,10 @@ class History:
         line = json.dumps({"schema": SCHEMA, **_rounded(event)}, ensure_ascii=False) + "\n"
         event_from(_rounded(event))  # what could not be read back is not written
         append_line(self.path, line)
-        self._apply(json.loads(line))
+        self._apply(json.loads(line), str(self.path))
 
-    def _apply(self, line: dict[str, Any]) -> None:
-        """Adds what a line of the journal tells.
+    def _apply(self, line: dict[str, Any], where: str) -> None:
+        """Adds what a line of the journal tells, which stands at "file:line".
 
         Raises:
             ValueError: It is no event, or cannot follow those before it.
@@ -295,9 +295,8 @@ class History:
             case Start():
                 self.header = {name: value for name, value in line.items() if name != "event"}
             case Propose():
-                self._propose(event)
+                self._propose(event, where)
             case Steer():
-                where = str(self.path)
                 new = [
                     (event.iteration, request_from(r, self._labels, where)) for r in event.requests
                 ]
@@ -311,14 +310,14 @@ class History:
                         raise ValueError(f"trial {number} was not proposed")
                 self.selection = {n: v for n, v in event.model_dump().items() if n != "event"}
 
-    def _propose(self, event: Propose) -> None:
+    def _propose(self, event: Propose, where: str) -> None:
         if event.iteration in self.proposed:
             raise ValueError(f"iteration {event.iteration} was proposed before")
         new = []
         for number, raw in enumerate(event.candidates, len(self.trials)):
             if raw.number != number:
                 raise ValueError(f"trial {raw.number} stands where {number} is expected")
-            prompt = prompt_from(raw.prompt, self._labels, str(self.path))
+            prompt = prompt_from(raw.prompt, self._labels, where)
             if self._both_orders:
                 prompt = replace(prompt, both_orders=True)
             candidate = Candidate(prompt, raw.origin, tuple(raw.parents))
