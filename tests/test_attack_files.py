@@ -1,4 +1,4 @@
-"""Files that somebody damaged or made with intent: plain data or one sentence with the place, in no time and no memory."""
+"""Files that somebody damaged or made with intent: plain data, or one sentence with the place."""
 
 import json
 import tracemalloc
