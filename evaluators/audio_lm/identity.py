@@ -23,6 +23,7 @@ from evaluators.audio_lm.adapter_kinds import APPLIED, CONFIG, WEIGHTS
 from evaluators.audio_lm.model_folder import (
     SETTINGS,
     TOKENIZERS,
+    read_config,
     read_object,
     shards,
     tensor_types,
@@ -119,9 +120,7 @@ def _sha256(path: Path) -> str:
 
 def _configuration(folder: Path) -> Any:
     """What of config.json decides, with transformers' defaults filled in; of Qwen3-Omni the thinker's part."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     return _deciding(getattr(config, "thinker_config", config).to_dict())
 
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.model_folder import read_model
+from evaluators.audio_lm.model_folder import check_weights, read_model
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
 
@@ -23,6 +23,27 @@ class OfClass(Protocol):
     @property
     def model_class(self) -> str:
         """The class' name."""
+
+
+def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
+    """Loads a checkpoint onto the meta device, which takes no memory and reads headers alone, and drops it.
+
+    So that whatever does not fit is found before anything is scored, kept or written.
+
+    Raises:
+        UserError: A tensor of base or adapter is missing, left over or of another shape, or one of their configurations
+            cannot be used.
+    """
+    hf_logging.disable_progress_bar()
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its table of tensors says over many lines what the sentence says
+    try:
+        model = check_weights(getattr(transformers, family.model_class), checkpoint.base)
+    finally:
+        hf_logging.set_verbosity(level)
+    if checkpoint.adapter is not None:
+        with torch.device("meta"):
+            attach(model, checkpoint.adapter)
 
 
 def load_model(

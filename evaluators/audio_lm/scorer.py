@@ -82,6 +82,13 @@ class LoadedModel:
     prefixes: Prefixes
 
 
+def loader() -> Any:
+    """The module that loads weights; imports transformers and peft."""
+    from evaluators.audio_lm import loading
+
+    return loading
+
+
 class _Results:
     """The members of a score table, as far as they are there; memory does not grow but by them.
 
@@ -197,7 +204,8 @@ class AudioScorer(Uncached):
 
     @functools.cached_property
     def _digest(self) -> str:
-        """The checkpoint's. Kept here and not there: what is sent to another machine must not bring it along."""
+        """The checkpoint's, all of which can be read. Kept here: what is sent elsewhere must not bring it along."""
+        _ = self.config, self.processor
         return self.checkpoint.digest
 
     @functools.cached_property
@@ -222,8 +230,12 @@ class AudioScorer(Uncached):
 
     @functools.cached_property
     def config(self) -> Any:
-        """The checkpoint's configuration; reads no weights."""
-        return self._given[0].config if self._given else audio_config(self.checkpoint.base)
+        """The checkpoint's configuration, by which all of its tensors have their places; reads no weights."""
+        if self._given:
+            return self._given[0].config
+        config = audio_config(self.checkpoint.base)
+        loader().check_load(self.checkpoint, family_of(config))
+        return config
 
     @functools.cached_property
     def family(self) -> Family:
@@ -328,8 +340,7 @@ class AudioScorer(Uncached):
     def _load(self) -> LoadedModel:
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
-            from evaluators.audio_lm import loading  # and with it transformers
-
+            loading = loader()
             model = (
                 self._given[0]
                 if self._given
