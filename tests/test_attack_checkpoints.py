@@ -4,6 +4,7 @@ A case is (what is done to a copy of the pocket model, what the sentence says). 
 process may take little more than it has, so that the test fails and the machine goes on.
 """
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import ROOT
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -339,6 +341,37 @@ def test_a_hostile_folder_is_one_sentence_and_nothing_is_written(title, tmp_path
     assert len(errors[0]) < 1000 and not list(tmp_path.glob("**/evil*"))
     if not title.endswith("not a number"):  # which only scores can show
         assert said == errors and not (tmp_path / "runs").exists()
+
+
+def loads(path):
+    """(Line, whether it is told to run no code of a folder) of whatever reads one by transformers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        for part in (call.func, *call.args):
+            if isinstance(part, ast.Attribute) and part.attr == "from_pretrained":
+                keys = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                yield call.lineno, keys.get("trust_remote_code") == "False", ast.unparse(part.value)
+
+
+def test_no_call_leaves_it_to_the_library_whether_code_of_a_folder_is_run():
+    others = (
+        "LoraConfig",
+        "peft.PeftModel",
+        "package.Model",
+    )  # peft's and pyannote's, which have no such code
+    spread = {
+        "opro/exported/score.py": ("getattr(transformers, about['class'])",)
+    }  # in its options
+    found = [
+        (name, line, made)
+        for folder in ("evaluators", "opro", "data")
+        for path in (ROOT / folder).rglob("*.py")
+        if (name := str(path.relative_to(ROOT)))
+        for line, told, made in loads(path)
+        if not told and made not in (*others, *spread.get(name, ()))
+    ]
+    assert found == []
+    assert sum(len(list(loads(p))) for p in (ROOT / "evaluators").rglob("*.py")) > 10
 
 
 @pytest.fixture(scope="module")

@@ -107,10 +107,15 @@ def _voxtral_processor(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
     # Right in tekken.json; in a tokenizer.json of before transformers 5 the splitting of words may be wrong.
-    read = functools.partial(PreTrainedTokenizerFast.from_pretrained, fix_mistral_regex=True)
+    read = functools.partial(
+        PreTrainedTokenizerFast.from_pretrained, fix_mistral_regex=True, trust_remote_code=False
+    )
     both = SimpleNamespace(
         tokenizer=read_processor(folder, read),
-        feature_extractor=read_processor(folder, WhisperFeatureExtractor.from_pretrained),
+        feature_extractor=read_processor(
+            folder,
+            functools.partial(WhisperFeatureExtractor.from_pretrained, trust_remote_code=False),
+        ),
     )
     return _check_tokens(both, templates.VOXTRAL, folder)
 
