@@ -425,6 +425,10 @@ def test_what_may_be_absent_or_old_still_loads(tmp_path):
         edit(name, **values)(copy)
         with pytest.raises(UserError, match=title):
             LocalModel(copy)
+    copy = shutil.copytree(tmp_path, tmp_path / "writes")
+    edit("generation_config.json", penalty_alpha=0.6, top_k=4, num_beams="many")(copy)
+    with pytest.raises(UserError, match=r"cannot write .* generation_config"):
+        LocalModel(copy)([Message("user", "Hm.")], temperature=0.0, max_tokens=2)
     edit("config.json", vocab_size=10**9)(tmp_path)
     with (
         little_room(),

@@ -49,7 +49,12 @@ def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
 def load_model(
     checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
+    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code.
+
+    Raises:
+        UserError: As `check_load`, before memory is taken.
+    """
+    check_load(checkpoint, family)
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Weights go from the file straight to the card.

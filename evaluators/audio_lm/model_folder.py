@@ -63,7 +63,8 @@ FRONT_END = {
     "n_fft": (1, 2**16),
     "hop_length": (1, 2**16),
 }
-INTEGERS = ("position_ids", "num_batches_tracked")  # tensors that are no weights
+INTEGERS = ("position_ids", "num_batches_tracked", "_index")  # tensors that are no weights
+UNUSED = ("talker.", "token2wav.", "code2wav.")  # of Qwen's Omni models, which speak with them
 
 
 def check_model_folder(folder: Path, who: str) -> None:
@@ -163,7 +164,8 @@ def refuse_quantized(folder: Path, who: str) -> None:
             )
     for path, _ in shards(folder, who):
         for key, kind in tensor_types(path).items():
-            if kind not in FLOATS and not key.endswith(INTEGERS):
+            known = key.endswith(INTEGERS) or key.startswith(UNUSED)
+            if kind not in FLOATS and (not known or key.endswith((".weight", ".bias"))):
                 raise UserError(
                     f"{str(path)!r}: tensor {key!r} is of type {kind}; expected one of"
                     f" {', '.join(FLOATS)}: {UNQUANTIZED}"
@@ -213,12 +215,12 @@ def check_weights(model_class: Any, folder: Path) -> Any:
 
 def _unusable(folder: Path, error: Exception) -> UserError:
     return UserError(
-        f"{str(folder / 'config.json')!r} cannot be used ({_reason(error)}); {AGAIN}, or try another version of"
+        f"{str(folder / 'config.json')!r} cannot be used ({reason_of(error)}); {AGAIN}, or try another version of"
         " transformers"
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What an error says, in a line. transformers says first where, then what."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
@@ -276,7 +278,7 @@ def read_processor(folder: Path, read: Callable[[Path], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # of many kinds; tokenizers raises Exception itself
-        reason = _reason(error)
+        reason = reason_of(error)
         lacking = [name for name in SETTINGS if not (folder / name).is_file()]
         raise UserError(
             f"tokenizer or processor in {str(folder)!r} cannot be read ({reason})"

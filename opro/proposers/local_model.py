@@ -12,6 +12,7 @@ from evaluators.audio_lm.model_folder import (
     check_weights,
     read_model,
     read_processor,
+    reason_of,
 )
 from evaluators.errors import UserError
 from opro.proposers.language_model import Message, Reply
@@ -73,13 +74,19 @@ class LocalModel:
         ).to(model.device)
         digest = hashlib.sha256(f"{self._seed}|{messages!r}|{temperature}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:4], "big"))
-        with torch.inference_mode():
-            out = model.generate(
-                **ids,
-                max_new_tokens=max_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-            )
+        try:
+            with torch.inference_mode():
+                out = model.generate(
+                    **ids,
+                    max_new_tokens=max_tokens,
+                    do_sample=temperature > 0,
+                    temperature=temperature or None,
+                )
+        except (ValueError, TypeError, AttributeError) as error:  # of its generation_config.json
+            raise UserError(
+                f"--lm-model {self.name!r} cannot write ({reason_of(error)}); mend its"
+                " generation_config.json, or remove it"
+            ) from error
         new = out[0, ids["input_ids"].shape[1] :]
         return Reply(
             tokenizer.decode(new, skip_special_tokens=True),
