@@ -35,12 +35,7 @@ def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
             cannot be used.
     """
     hf_logging.disable_progress_bar()
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its table of tensors says over many lines what the sentence says
-    try:
-        model = check_weights(getattr(transformers, family.model_class), checkpoint.base)
-    finally:
-        hf_logging.set_verbosity(level)
+    model = check_weights(getattr(transformers, family.model_class), checkpoint.base)
     if checkpoint.adapter is not None:
         with torch.device("meta"):
             attach(model, checkpoint.adapter)

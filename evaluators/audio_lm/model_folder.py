@@ -202,6 +202,11 @@ def check_weights(model_class: Any, folder: Path) -> Any:
         model = read_model(model_class, folder, device_map="meta")
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(
+            f"the model in {str(folder)!r} needs a library that is not installed ({reason_of(error)}); install it with"
+            " pip"
+        ) from error
     except Exception as error:  # whatever a class makes of what it is given
         raise _unusable(folder, error) from error
     made = sum(buffer.numel() for buffer in model.buffers())
@@ -238,14 +243,21 @@ def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
     Raises:
         UserError: A tensor is missing, left over or of another shape.
     """
-    model, about = model_class.from_pretrained(
-        folder,
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are named below
-        output_loading_info=True,
-        **options,
-    )
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its table of tensors says over many lines what is said below
+    try:
+        model, about = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **options,
+        )
+    finally:
+        hf_logging.set_verbosity(level)
     wrong = [*sorted(about["missing_keys"]), *sorted(str(k[0]) for k in about["mismatched_keys"])]
     extra = sorted(about["unexpected_keys"])
     parts = [
