@@ -45,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/audio_lm/generic_class.py": ("tests/evaluators/audio_lm/test_generic.py",),
     "evaluators/audio_lm/checkpoint.py": ("tests/evaluators/audio_lm/test_checkpoint.py",),
     "evaluators/audio_lm/identity.py": (
+        "tests/test_attack_checkpoints.py",
         "tests/evaluators/audio_lm/test_identity.py",
         "tests/evaluators/audio_lm/test_checkpoint.py",
     ),
@@ -464,6 +465,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/audio_lm/model_folder.py", 'sorted(about["unexpected_keys"])', "[]"),
     ("evaluators/audio_lm/model_folder.py", "value > max(tensors, FEW_LAYERS)", "False"),
+    ("evaluators/audio_lm/identity.py", "if _read(record, state) is None:", "if True:"),
     ("evaluators/audio_lm/model_folder.py", "not low <= value <= high", "False"),
     ("evaluators/audio_lm/model_folder.py", " or Path(name).name != name:", ":"),
     ("evaluators/audio_lm/selftest.py", "apart <= allowed.probability and nats", "nats"),

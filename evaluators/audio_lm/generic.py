@@ -41,7 +41,7 @@ from evaluators.audio_lm.generic_class import ROUND, GenericClass, generic_class
 from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
 from evaluators.audio_lm.model_folder import AGAIN, weight_count
-from evaluators.audio_lm.scorer import AudioScorer, check_finite, loader
+from evaluators.audio_lm.scorer import AudioScorer, check_finite, check_whole, loader
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -183,7 +183,7 @@ class GenericScorer(Uncached):
     @functools.cached_property
     def _digest(self) -> str:
         """The checkpoint's, which is whole."""
-        loader().check_load(self.checkpoint, self.kind)
+        check_whole(self.checkpoint, self.kind)
         return self.checkpoint.digest
 
     @functools.cached_property

@@ -37,7 +37,8 @@ from evaluators.audio_lm.device import (
 )
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
-from evaluators.audio_lm.identity import versions
+from evaluators.audio_lm.generic_class import GenericClass
+from evaluators.audio_lm.identity import check_once, versions
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -87,6 +88,22 @@ def loader() -> Any:
     from evaluators.audio_lm import loading
 
     return loading
+
+
+def check_whole(checkpoint: Checkpoint, kind: Family | GenericClass) -> None:
+    """Raises UserError where tensors or processor of a checkpoint do not fit; see `loading.check_load`.
+
+    What has passed is remembered, so that a command whose scores are all kept need not import the model's class.
+    """
+
+    def check() -> None:
+        if isinstance(kind, Family):
+            kind.processor(checkpoint.base)
+        loader().check_load(checkpoint, kind)
+
+    folders = [folder for folder in (checkpoint.base, checkpoint.adapter) if folder is not None]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    check_once(files, [kind.model_class, versions("transformers", "peft", "tokenizers")], check)
 
 
 class _Results:
@@ -205,7 +222,7 @@ class AudioScorer(Uncached):
     @functools.cached_property
     def _digest(self) -> str:
         """The checkpoint's, all of which can be read. Kept here: what is sent elsewhere must not bring it along."""
-        _ = self.config, self.processor
+        _ = self.config
         return self.checkpoint.digest
 
     @functools.cached_property
@@ -234,7 +251,7 @@ class AudioScorer(Uncached):
         if self._given:
             return self._given[0].config
         config = audio_config(self.checkpoint.base)
-        loader().check_load(self.checkpoint, family_of(config))
+        check_whole(self.checkpoint, family_of(config))
         return config
 
     @functools.cached_property
