@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
 from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
@@ -36,6 +35,15 @@ from opro.settings import SEED_PROMPTS, DataSettings, ThreadSettings, clip_count
 
 if TYPE_CHECKING:  # torch waits until the flags are read
     from evaluators.finetuning.train import Machine, Training
+
+
+GENERIC_WAY = (
+    (
+        "path",
+        "generic: the model's own forward, one sample at a time, without augmentation; the audio tower's activations"
+        " are not in the estimate",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,7 @@ def prepare(settings: FinetuneSettings) -> "Training":
     Raises:
         UserError: Whatever would fail later.
     """
-    from evaluators.audio_lm.families import audio_config, family_of
-    from evaluators.finetuning.samples import longest_row, tokenize_prompts
+    from evaluators.finetuning.measure import Room, measure
     from evaluators.finetuning.train import Origin, Training
 
     data = open_data(settings)
@@ -164,9 +171,6 @@ def prepare(settings: FinetuneSettings) -> "Training":
     )
     check_trained_on(validation, known, settings.checkpoint)
     check_quantization(settings)
-    checkpoint.need_packed(
-        "training", "train a LoRA adapter with peft itself, and give it by --adapter to score it"
-    )
     prompts = read_wordings(settings, data.task)
     recipe = make_recipe(settings, checkpoint)
     if len(clips) * recipe.epochs < recipe.batch:
@@ -174,18 +178,9 @@ def prepare(settings: FinetuneSettings) -> "Training":
             f"{len(clips)} clips x {recipe.epochs} epochs are less than a batch of {recipe.batch};"
             " give more clips or epochs"
         )
-    config = audio_config(checkpoint.base)
-    experts: int = getattr(config.text_config, "num_experts", 0)
-    if experts and recipe.targets == "attention+mlp":
-        raise UserError(
-            "--targets attention+mlp: the feed-forward of this model is made of experts, which have"
-            " no adapters; use attention"
-        )
-    family = family_of(config)
-    processor = family.processor(checkpoint.base)
-    wordings = tokenize_prompts(prompts, data.task.labels, processor.tokenizer, family, recipe.swap)
-    row = longest_row(clips, wordings, family, config, processor.feature_extractor)
     machine = pick_machine(settings)
+    room = Room(machine.gib, settings.batch // machine.processes, settings.micro)
+    measured = measure(checkpoint, recipe, clips, prompts, room)
     return Training(
         checkpoint=checkpoint,
         recipe=recipe,
@@ -193,10 +188,11 @@ def prepare(settings: FinetuneSettings) -> "Training":
         labels=data.task.labels,
         clips=clips,
         validation=validation,
-        processor=processor,
-        plan=make_plan(settings, config, row, machine),
+        processor=measured.processor,
+        plan=measured.plan,
         machine=machine,
         origin=Origin(settings.manifest, data.digest, known or frozenset()),
+        chat=measured.chat,
     )
 
 
@@ -230,6 +226,7 @@ def make_recipe(settings: FinetuneSettings, checkpoint: Checkpoint) -> Recipe:
     same = ("targets", "loss", "swap", "batch", "seed")
     values = own_defaults(checkpoint.base) | given(settings)
     values |= {name: getattr(settings, name) for name in same}
+    values["augment"] = checkpoint.is_packed  # elsewhere it would have to know each front end
     if checkpoint.adapter is not None:
         values["rank"] = adapter_rank(checkpoint.adapter, settings.rank)
     return Recipe(**values)
@@ -262,28 +259,6 @@ def pick_machine(settings: FinetuneSettings) -> "Machine":
     return Machine(device, dtype, processes, settings.runs_dir / ".features")
 
 
-def make_plan(
-    settings: FinetuneSettings, config: Any, row: RowLength, machine: "Machine"
-) -> TrainingPlan:
-    """The fastest way to train that fits this machine."""
-    gib = machine.gib
-    plan = plan_training(
-        config,
-        row,
-        gib,
-        batch=settings.batch // machine.processes,
-        quantization=settings.quantization if machine.device.type == "cuda" else "none",
-        loss=settings.loss,
-        micro_batch_size=settings.micro,
-    )
-    if plan is None:
-        raise UserError(
-            f"{settings.checkpoint!r} cannot be trained in {gib:.1f} GiB"
-            + ("" if settings.quantization == "nf4" else "; try --quantization nf4")
-        )
-    return plan
-
-
 def describe(training: "Training") -> list[tuple[str, str]]:
     """The plan as lines of (name, text)."""
     recipe, checkpoint, clips = training.recipe, training.checkpoint, training.clips
@@ -301,6 +276,7 @@ def describe(training: "Training") -> list[tuple[str, str]]:
             f"{recipe.epochs} epochs, rate {recipe.lr:g}, rank {recipe.rank}, {recipe.targets},"
             f" loss at {recipe.loss}, {training.steps} steps of {recipe.batch}",
         ),
+        *GENERIC_WAY[: training.chat is not None],
         ("memory", training.plan.line()),
         (
             "work",

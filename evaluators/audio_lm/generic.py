@@ -36,7 +36,7 @@ from evaluators.audio_lm.device import (
     seconds_per_eval,
 )
 from evaluators.audio_lm.features import front_end_versions
-from evaluators.audio_lm.generic_chat import BY_TOKEN, Chat, Ids, Row, read_chat
+from evaluators.audio_lm.generic_chat import BY_TOKEN, Chat, Ids, Row, extended, read_chat
 from evaluators.audio_lm.generic_class import ROUND, GenericClass, generic_class
 from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
@@ -132,6 +132,7 @@ class GenericScorer(Uncached):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         share: None: as the self-test finds. False: each pair by a forward of its own, which is the reference.
+        loaded: A model in memory, instead of the checkpoint's files.
     """
 
     def __init__(
@@ -141,12 +142,14 @@ class GenericScorer(Uncached):
         dtype: str = "auto",
         *,
         share: bool | None = None,
+        loaded: Any = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self._wanted = self._used = BATCH_TOKENS[self.device.type]
         self._share = share
+        self._given = loaded
         self._most = float("inf")  # bytes that kept keys and values may take, once memory ran out
         self._heard_ms = 0.0  # the longest clip of which the end is known to be heard
         self._loaded: _Loaded | None = None
@@ -330,7 +333,9 @@ class GenericScorer(Uncached):
         """The loaded model; what was dropped is loaded again, and tested again."""
         if self._loaded is None:
             loading = loader()
-            model = loading.load_model(self.checkpoint, self.kind, self.device, self.dtype)
+            model = self._given
+            if model is None:
+                model = loading.load_model(self.checkpoint, self.kind, self.device, self.dtype)
             loading.merge(model, self.dtype, dequantize=False)
             way = self._find_way(model)
             if not way.shared and self._share is None:
@@ -448,14 +453,8 @@ class GenericScorer(Uncached):
         """What a row reads, by one forward over everything: the reference."""
         inputs = self._inputs(prompt, clip)
         length, more = inputs["input_ids"].shape[1], len(row.head)
-        if more:
-            head = torch.tensor([row.head], dtype=inputs["input_ids"].dtype)
-            fill = {"input_ids": head, "attention_mask": torch.ones_like(head)}
-            for name in BY_TOKEN & inputs.keys():
-                extra = fill.get(name, torch.zeros_like(head)).to(inputs[name].dtype)
-                inputs[name] = torch.cat([inputs[name], extra], 1)
         kept = list(range(length - 1, length + more))
-        logits = self._forward(model, inputs, kept).logits
+        logits = self._forward(model, extended(inputs, row.head), kept).logits
         return _read(logits, kept, [row], [length - 1])
 
     def _shared(
@@ -545,12 +544,19 @@ class GenericScorer(Uncached):
             else value.to(self.device)
             for name, value in inputs.items()
         }
-        options.setdefault("use_cache", False)
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            return model(**given, **options, logits_to_keep=places)
-        out = model(**given, **options)
-        out.logits = out.logits[:, places]
-        return out
+        return logits_at(model.forward, given, places, **options)
+
+
+def logits_at(
+    forward: Callable[..., Any], inputs: Mapping[str, Tensor], places: Tensor, **options: Any
+) -> Any:
+    """What a forward returns, with logits at some places of the rows alone."""
+    options.setdefault("use_cache", False)
+    if "logits_to_keep" in inspect.signature(forward).parameters:
+        return forward(**inputs, **options, logits_to_keep=places)
+    out = forward(**inputs, **options)
+    out.logits = out.logits[:, places]
+    return out
 
 
 def _cache_name(model: Any) -> str:

@@ -52,6 +52,19 @@ class Row:
     reads: tuple[tuple[int, Ids], ...]
 
 
+def extended(inputs: Mapping[str, Tensor], ids: Ids) -> dict[str, Tensor]:
+    """A model's inputs with tokens of an answer at their end."""
+    out = dict(inputs)
+    if not ids:
+        return out
+    more = torch.tensor([ids], dtype=inputs["input_ids"].dtype)
+    fill = {"input_ids": more, "attention_mask": torch.ones_like(more)}
+    for name in BY_TOKEN & inputs.keys():
+        extra = fill.get(name, torch.zeros_like(more)).to(inputs[name].dtype)
+        out[name] = torch.cat([inputs[name], extra], 1)
+    return out
+
+
 @dataclass(frozen=True)
 class Chat:
     """How a processor is asked.

@@ -20,11 +20,14 @@ from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS
 from evaluators.audio_lm.checkpoint import SHIPPED, Checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO, audio_config, family_of
+from evaluators.audio_lm.generic import GenericScorer
 from evaluators.audio_lm.identity import weights_digest
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
-from evaluators.finetuning.model import AdaptedModel
+from evaluators.evaluator import Evaluator
+from evaluators.finetuning.generic import GenericModel
+from evaluators.finetuning.model import Adapted
 from evaluators.finetuning.plain_code import plain_code, public_name
 from evaluators.finetuning.train import Trained, Training, train
 from evaluators.statistics.compare import estimate
@@ -98,19 +101,23 @@ def make_record(training: Training, trained: Trained, begin: float) -> dict[str,
     }
 
 
-def _evaluator(training: Training, model: AdaptedModel) -> AudioScorer:
+def _evaluator(training: Training, model: Adapted) -> AudioScorer | GenericScorer:
     base = model.base
     base.eval().requires_grad_(False)
+    device = str(next(base.parameters()).device)
+    dtype = str(training.machine.dtype).removeprefix("torch.")
+    if isinstance(model, GenericModel):
+        return GenericScorer(training.checkpoint, device, dtype, loaded=model.restore())
     return AudioScorer(
         training.checkpoint,
-        str(next(base.parameters()).device),
-        str(training.machine.dtype).removeprefix("torch."),
+        device,
+        dtype,
         dequantize=training.plan.expand or None,
         loaded=(base, training.processor),
     )
 
 
-def _scores(evaluator: AudioScorer, training: Training) -> list[dict[str, Any]]:
+def _scores(evaluator: Evaluator, training: Training) -> list[dict[str, Any]]:
     """Balanced accuracy of each prompt on the validation clips, with its 95 % interval over sources."""
     table = evaluator.score(training.prompts, training.validation)
     out = []
@@ -129,7 +136,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_adapter(model: AdaptedModel, checkpoint: Checkpoint, folder: Path) -> Path:
+def save_adapter(model: Adapted, checkpoint: Checkpoint, folder: Path) -> Path:
     """Saves the adapter beside the checkpoints in `folder`, not yet as the result. Returns where."""
     fresh = folder / CHECKPOINTS / "written"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -206,7 +213,7 @@ def card(training: Training, record: dict[str, Any], folder: Path) -> str:
         " folder as",
         "`--checkpoint` of any verb.",
     ]
-    if family_of(audio_config(checkpoint.base)) is QWEN2_AUDIO:
+    if training.chat is None and family_of(audio_config(checkpoint.base)) is QWEN2_AUDIO:
         code = plain_code(
             training.prompts[0], training.processor.tokenizer,
             str(training.machine.dtype).removeprefix("torch."), public_name(checkpoint, folder),

@@ -87,6 +87,30 @@ def plan_training(
     return min(fitting, key=lambda f: f[:2])[2] if fitting else None
 
 
+def plan_generic(config: Any, weights: int, tokens: int, gib: float | None) -> TrainingPlan | None:
+    """How to train a model that has no packed path, one sample at a time; None if it does not fit.
+
+    What one layer keeps is estimated as for the packed families, by the sizes of the language model; of the audio tower
+    only the weights are counted.
+
+    Args:
+        config: The whole model's, as transformers has it.
+        weights: Of the whole model.
+        tokens: Of the longest row.
+        gib: Memory of the card; None for a CPU, where everything fits.
+    """
+    text = config.get_text_config()
+    layer = 40 * text.hidden_size + 6 * text.intermediate_size
+    fixed = weights * (2 + ADAPTER_BYTES * LORA_SHARE)
+    fixed += tokens * layer + 2 * text.vocab_size * 12
+    for checkpointing in (False, True):
+        kept = tokens * text.num_hidden_layers * (2 * text.hidden_size if checkpointing else layer)
+        total = (fixed + kept) / 2**30 + CONTEXT_GIB
+        if gib is None or total < SHARE * gib:
+            return TrainingPlan(False, 1, checkpointing, total, gib, RowLength(tokens, 0))
+    return None
+
+
 def weight_bytes(config: Any, bytes_per_weight: float) -> float:
     """Bytes of base weights and adapter; embeddings and head stay in 16 bits."""
     layers, _, embeddings, tower = weight_counts(config)

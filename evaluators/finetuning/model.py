@@ -83,12 +83,10 @@ class Graphs:
 
 
 @dataclass(frozen=True)
-class AdaptedModel:
-    """A model with an adapter. Calling `peft` with a batch of `Collate` gives what `answer_loss` returns."""
+class Adapted:
+    """A model with an adapter."""
 
     peft: Any
-    family: Family
-    graphs: Graphs = field(default_factory=Graphs)
 
     @property
     def base(self) -> Any:
@@ -98,6 +96,14 @@ class AdaptedModel:
     def trainable(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.peft.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class AdaptedModel(Adapted):
+    """One of a packed family. Calling `peft` with a batch of `Collate` gives what `answer_loss` returns."""
+
+    family: Family
+    graphs: Graphs = field(default_factory=Graphs)
 
     def answer_loss(
         self,
@@ -157,6 +163,16 @@ def adapted_model(
         model = load_model(replace(checkpoint, adapter=None), family, device, dtype)
     if expand:
         merge(model, dtype, True)
+    peft = with_adapter(model, checkpoint, recipe, target_modules(recipe.targets))
+    adapted = AdaptedModel(peft, family, graphs or Graphs())
+    model.forward = adapted.answer_loss
+    return adapted
+
+
+def with_adapter(
+    model: Any, checkpoint: Checkpoint, recipe: Recipe, targets: list[str] | str
+) -> Any:
+    """The model, frozen, with the checkpoint's adapter or a new one, in float32, which is trained; as a PeftModel."""
     model.requires_grad_(False)
     if checkpoint.adapter is not None:
         peft = attach(model, checkpoint.adapter, trainable=True)
@@ -166,16 +182,14 @@ def adapted_model(
             r=recipe.rank,
             lora_alpha=2 * recipe.rank,
             lora_dropout=recipe.dropout,
-            target_modules=target_modules(recipe.targets),
+            target_modules=targets,
         )
         peft = get_peft_model(model, lora)
     for weight in peft.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    adapted = AdaptedModel(peft, family, graphs or Graphs())
-    model.forward = adapted.answer_loss
     model.accepts_loss_kwargs = False
-    return adapted
+    return peft
 
 
 def embed_clips(

@@ -43,7 +43,32 @@ class Wording:
 def tokenize_prompts(
     prompts: Sequence[Prompt], labels: Sequence[str], tokenizer: Any, family: Family, swap: bool
 ) -> list[Wording]:
-    """The prompts as tokens; with `swap` each is followed by itself with its options exchanged.
+    """The prompts as tokens, in the orders that `in_orders` gives.
+
+    Raises:
+        UserError: As `in_orders`.
+    """
+    return [
+        Wording(
+            tuple(encode(tokenizer, family.template.before(prompt.system))),
+            tuple(encode(tokenizer, family.template.after(prompt.text))),
+            answers_of(prompt, labels, tokenizer),
+        )
+        for prompt in in_orders(prompts, swap)
+    ]
+
+
+def answers_of(
+    prompt: Prompt, labels: Sequence[str], tokenizer: Any
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens that a model is taught to answer a prompt with, by label."""
+    sequences = find_answers(tokenizer, prompt).sequences
+    by_label = dict(zip((name for name, _ in prompt.answers), sequences, strict=True))
+    return tuple(by_label[label][0] for label in labels)
+
+
+def in_orders(prompts: Sequence[Prompt], swap: bool) -> list[Prompt]:
+    """The prompts; with `swap` each is followed by itself with its options exchanged.
 
     Raises:
         UserError: A prompt has no lettered options, and `swap` asks for both orders; or it has a presentation.
@@ -61,18 +86,7 @@ def tokenize_prompts(
                 f"--swap: prompt {prompt.prompt_id} has no lettered options to exchange; leave it"
                 " out or train without --swap"
             )
-        for ordered in (prompt, other):
-            if ordered is None:
-                continue
-            sequences = find_answers(tokenizer, ordered).sequences
-            by_label = dict(zip((name for name, _ in ordered.answers), sequences, strict=True))
-            out.append(
-                Wording(
-                    tuple(encode(tokenizer, family.template.before(ordered.system))),
-                    tuple(encode(tokenizer, family.template.after(ordered.text))),
-                    tuple(by_label[label][0] for label in labels),
-                )
-            )
+        out += [prompt] if other is None else [prompt, other]
     return out
 
 
@@ -108,12 +122,13 @@ def longest_row(
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often and in which order clips are shown. The default shows each once, in their order, as it is.
+    """How often and in which order clips are shown. The default shows each once, in their order, in the first wording.
 
     Attributes:
         epochs: How often each clip is shown.
         batch: Samples of an optimizer step. The last ones are left out where they do not fill a step.
         seed: Decides order, wording and augmentation.
+        shuffle: Show the clips of each epoch in a random order, and begin each with a random wording.
         augment: Apply light SpecAugment to half of the samples.
         every_wording: Show each clip in all wordings, instead of in turns with them.
     """
@@ -121,6 +136,7 @@ class Schedule:
     epochs: int = 1
     batch: int = 1
     seed: int = 0
+    shuffle: bool = False
     augment: bool = False
     every_wording: bool = False
 
@@ -128,19 +144,27 @@ class Schedule:
         """(Clip, wording) of each sample, by index: every epoch each clip once, with the next wording."""
         if self.every_wording:
             return [(c, w) for w in range(n_wordings) for c in range(n_clips)]
-        shuffled = self.augment or self.epochs > 1
         rng = np.random.default_rng([self.seed, 0])
-        first = rng.integers(n_wordings, size=n_clips) if shuffled else np.zeros(n_clips, int)
+        first = rng.integers(n_wordings, size=n_clips) if self.shuffle else np.zeros(n_clips, int)
         order = [
             (int(c), int((first[c] + epoch) % n_wordings))
             for epoch in range(self.epochs)
-            for c in (rng.permutation(n_clips) if shuffled else range(n_clips))
+            for c in (rng.permutation(n_clips) if self.shuffle else range(n_clips))
         ]
         return order[: len(order) - len(order) % self.batch]
 
 
 ONCE = Schedule()
 ALL_WORDINGS = Schedule(every_wording=True)
+
+
+def weigh(
+    clips: Sequence[Clip], labels: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(Number of each clip's label, its weight: rare labels weigh more, and the mean is 1)."""
+    label = np.array([labels.index(clip.label) for clip in clips])
+    counts = np.bincount(label, minlength=len(labels))
+    return label, len(clips) / (np.count_nonzero(counts) * counts[label])
 
 
 class Samples(Dataset[dict[str, Any]]):
@@ -170,9 +194,7 @@ class Samples(Dataset[dict[str, Any]]):
     ) -> None:
         self.clips, self.wordings, self.store = list(clips), list(wordings), store
         self.schedule, self.audio = schedule, audio
-        self.label = np.array([labels.index(clip.label) for clip in clips])
-        counts = np.bincount(self.label, minlength=len(labels))
-        self.weight = len(clips) / (np.count_nonzero(counts) * counts[self.label])
+        self.label, self.weight = weigh(clips, labels)
         self.order = schedule.order(len(self.clips), len(self.wordings))
         self._mels: dict[str, tuple[NDArray[np.float32], int]] = {}
 

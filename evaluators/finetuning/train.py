@@ -16,18 +16,29 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.device import card_gib
 from evaluators.audio_lm.families import audio_config
+from evaluators.audio_lm.generic_chat import Chat
 from evaluators.audio_lm.memory import weight_counts
+from evaluators.audio_lm.model_folder import weight_count
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.finetuning.generic import CollateOne, GenericSamples, generic_model
 from evaluators.finetuning.memory import TrainingPlan
-from evaluators.finetuning.model import AdaptedModel, Graphs, adapted_model, embed_clips
+from evaluators.finetuning.model import Adapted, AdaptedModel, Graphs, adapted_model, embed_clips
 from evaluators.finetuning.recipe import Recipe
-from evaluators.finetuning.samples import ALL_WORDINGS, Collate, Samples, Schedule, tokenize_prompts
+from evaluators.finetuning.samples import (
+    ALL_WORDINGS,
+    Collate,
+    Samples,
+    Schedule,
+    in_orders,
+    tokenize_prompts,
+)
 from evaluators.prompts import Prompt
 
 SAVE_SECONDS = 10.0  # between checkpoints, at least
@@ -93,6 +104,7 @@ class Training:
     plan: TrainingPlan
     machine: Machine
     origin: Origin = Origin()
+    chat: Chat | None = None  # how a model is asked that has no packed path
 
     def __post_init__(self) -> None:
         processes, at_once = self.machine.processes, self.plan.micro_batch_size
@@ -105,6 +117,8 @@ class Training:
     @property
     def active_weights(self) -> int:
         """Weights that a token meets."""
+        if self.chat is not None:
+            return weight_count(self.checkpoint.base, f"checkpoint {self.checkpoint.name!r}")
         return weight_counts(audio_config(self.checkpoint.base))[1]
 
     @property
@@ -122,7 +136,7 @@ class Training:
 class Trained:
     """Result of a training run. `curve` has entries of step, epoch, and loss or eval_loss."""
 
-    model: AdaptedModel  # with the adapter of the best epoch
+    model: Adapted  # with the adapter of the best epoch
     steps: int
     best_step: int
     best_loss: float  # on the validation clips
@@ -148,12 +162,7 @@ def train(
     Raises:
         UserError: The loss became NaN or infinite.
     """
-    machine = training.machine
-    model = adapted_model(
-        training.checkpoint, training.recipe, machine.device, machine.dtype,
-        expand=training.plan.expand, loaded=loaded, graphs=graphs_for(training),
-    )  # fmt: skip
-    samples, validation = make_samples(training, model)
+    model, (samples, validation), batch = open_parts(training, loaded)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
     begin = time.perf_counter()
@@ -163,7 +172,7 @@ def train(
         args=trainer_arguments(training, folder),
         train_dataset=samples,
         eval_dataset=validation,
-        data_collator=Collate(model.family, model.base.config, training.recipe.loss),
+        data_collator=batch,
         callbacks=[keeper, Checkpoints(folder), StopAtNan(), *callbacks],
     )
     silence(trainer)
@@ -176,6 +185,34 @@ def train(
     seconds = time.perf_counter() - begin
     state = trainer.state
     return Trained(model, state.global_step, best["step"], best["loss"], seconds, loss_curve(state))
+
+
+def open_parts(
+    training: Training, loaded: Any = None
+) -> tuple[Adapted, tuple[Dataset[Any], Dataset[Any]], Callable[..., dict[str, Any]]]:
+    """(The model; samples of training and of validation; what makes a batch of samples), of packed or generic path."""
+    machine, recipe = training.machine, training.recipe
+    if training.chat is not None:
+        model = generic_model(training.checkpoint, recipe, machine.device, machine.dtype)
+        one = CollateOne(training.chat.audio_id, recipe.loss)
+        return model, make_generic_samples(training, training.chat), one
+    packed = adapted_model(
+        training.checkpoint, recipe, machine.device, machine.dtype,
+        expand=training.plan.expand, loaded=loaded, graphs=graphs_for(training),
+    )  # fmt: skip
+    batch = Collate(packed.family, packed.base.config, recipe.loss)
+    return packed, make_samples(training, packed), batch
+
+
+def make_generic_samples(training: Training, chat: Chat) -> tuple[GenericSamples, GenericSamples]:
+    """As `make_samples`, for a model without a packed path."""
+    recipe, labels = training.recipe, training.labels
+    prompts = in_orders(training.prompts, recipe.swap)
+    schedule = Schedule(recipe.epochs, recipe.batch, recipe.seed, shuffle=True)
+    return (
+        GenericSamples(training.clips, prompts, labels, chat, schedule=schedule),
+        GenericSamples(training.validation, prompts, labels, chat, schedule=ALL_WORDINGS),
+    )
 
 
 def graphs_for(training: Training) -> Graphs:
@@ -202,7 +239,7 @@ def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samp
         every = [*training.clips, *training.validation]
         audio = embed_clips(model, store, every, training.machine.device)
     augment = recipe.augment and audio is None
-    schedule = Schedule(recipe.epochs, recipe.batch, recipe.seed, augment)
+    schedule = Schedule(recipe.epochs, recipe.batch, recipe.seed, shuffle=True, augment=augment)
     return (
         Samples(training.clips, wordings, labels, store, schedule=schedule, audio=audio),
         Samples(training.validation, wordings, labels, store, schedule=ALL_WORDINGS, audio=audio),

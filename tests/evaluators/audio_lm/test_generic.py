@@ -408,8 +408,8 @@ def test_a_search_runs_from_end_to_end(glmasr, make_manifest, tmp_path, capsys):
     assert (run / "best.yaml").is_file()
     with pytest.raises(UserError, match="exporting is made for models of type"):
         export([str(run), "--to", str(tmp_path / "out")])
-    with pytest.raises(UserError, match=r"training is made for models of type .*peft itself"):
-        finetune(["--checkpoint", str(glmasr), "--out", str(tmp_path / "lora")])
+    with pytest.raises(UserError, match="merging is made for models of type"):
+        finetune(["--checkpoint", str(glmasr), "--merge", str(tmp_path / "lora")])
     with pytest.raises(UserError, match=r"nf4 is not known to reach all weights"):
         optimize([*common, "--quantization", "nf4"])
     assert not (tmp_path / "out").exists() and not (tmp_path / "lora").exists()

@@ -25,7 +25,7 @@ def store(processor):
 
 def test_exactly_the_answer_is_supervised(processor, store, train_clips, seeds, labels):
     wordings = tokenize_prompts(seeds, labels, processor.tokenizer, QWEN2_AUDIO, True)
-    schedule = Schedule(epochs=2, batch=16, seed=0)
+    schedule = Schedule(epochs=2, batch=16, seed=0, shuffle=True)
     samples = Samples(train_clips[:32], wordings, labels, store, schedule=schedule)
     config = audio_config(open_checkpoint("pocket-base").base)
     for i in range(0, len(samples), 16):
