@@ -1,7 +1,8 @@
 """Audio files as numpy arrays: decoded, resampled, cut. 16 kHz mono float32 everywhere.
 
 A header's length is a hint: where it tells none, or one that cannot be, the file is read to its end. Memory is taken
-for what was decoded, never for what a header claims.
+for what was decoded, never for what a header claims, and never for more than `MOST` samples: silence of days packs into
+a small file.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from evaluators.names import missing
 Wave = NDArray[np.float32]
 RATE = 16_000  # samples a second: what Whisper-style front ends expect
 RATES = (1_000, 1_000_000)  # of files: what a lower one claims would not fit into memory at 16 kHz
+MOST = 1 << 29  # samples of a part, as they are and at 16 kHz: 2 GiB, 9 hours at 16 kHz
+LOUDEST = (
+    2.0**31
+)  # a sample of the largest integers, written as floats; products of larger ones leave float32
 BLOCK = 1 << 24  # samples times channels that are decoded at once: 64 MiB
 POINTER = b"version https://git-lfs"  # what stands in a file that Git LFS has not fetched
 # Versions of what decodes and resamples.
@@ -77,7 +82,8 @@ def load(path: Path) -> Wave:
     """The recording as ``[samples]`` float32 at 16 kHz, channels averaged.
 
     Raises:
-        UserError: The file cannot be decoded, is cut short, holds no sample, or a sample that is no number.
+        UserError: The file cannot be decoded, is cut short or too long, holds no sample, or a sample that is no number
+            or too large.
     """
     return load_part(path, 0.0, None)
 
@@ -101,19 +107,25 @@ def read_sound(path: Path, start_s: float = 0.0, end_s: float | None = None) -> 
     """
     mono: list[Wave] = []
     power = 0.0
+    samples = 0
     with _open(path) as (file, told):
         rate, channels = file.samplerate, file.channels
         first = round(start_s * rate)
         last = None if end_s is None else round(end_s * rate)
         if told is not None:
             first, last = min(first, told), told if last is None else min(last, told)
+        most = int(MOST * min(1.0, rate / RATE))
+        if told is not None and last is not None and last - first > most:
+            raise _too_long(path, most, rate)
         if first:
             file.seek(first)
         for block in _blocks(file, None if last is None else last - first):
-            with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused below
-                mono.append(block.mean(axis=1))
-                power += float(np.vdot(block, block)) / channels
-    samples = sum(map(len, mono))
+            samples += len(block)
+            if samples > most:
+                raise _too_long(path, most, rate)
+            check_samples(path, block)
+            mono.append(block.mean(axis=1))
+            power += float(np.vdot(block, block)) / channels
     if told is not None and last is not None and samples < last - first:
         raise UserError(
             f"audio file {str(path)!r} is cut short or damaged: {last - first} samples were"
@@ -122,11 +134,6 @@ def read_sound(path: Path, start_s: float = 0.0, end_s: float | None = None) -> 
     if not samples:
         raise _empty(path)
     wave = mono[0] if len(mono) == 1 else np.concatenate(mono)
-    if not np.isfinite(wave).all():
-        raise UserError(
-            f"audio file {str(path)!r} holds samples that are no numbers (NaN or infinite); write"
-            " it again from its source"
-        )
     mono_power = float(np.vdot(wave, wave)) / samples
     if rate != RATE:
         wave = soxr.resample(wave, rate, RATE)
@@ -141,6 +148,21 @@ def read_sound(path: Path, start_s: float = 0.0, end_s: float | None = None) -> 
         power / samples,
         mono_power,
     )
+
+
+def check_samples(path: Path, block: NDArray[np.float32]) -> None:
+    """Raises UserError for samples that are no numbers, or too large to compute with."""
+    loudest = float(max(block.max(initial=0), -block.min(initial=0)))
+    if not np.isfinite(loudest):
+        raise UserError(
+            f"audio file {str(path)!r} holds samples that are no numbers (NaN or infinite); write"
+            " it again from its source"
+        )
+    if loudest > LOUDEST:
+        raise UserError(
+            f"audio file {str(path)!r} holds a sample of {loudest:.3g}, where 1 is full scale; expected at most"
+            f" {LOUDEST:,.0f}: write it again from its source"
+        )
 
 
 def read_blocks(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
@@ -210,6 +232,13 @@ def _blocks(file: soundfile.SoundFile, samples: int | None) -> Iterator[NDArray[
         left -= len(block)
 
 
+def _too_long(path: Path, most: int, rate: int) -> UserError:
+    return UserError(
+        f"audio file {str(path)!r} holds more than {most:,} samples at {rate:,} Hz ({most / rate / 3600:.1f} hours);"
+        " expected shorter ones: cut it into parts"
+    )
+
+
 def _empty(path: Path) -> UserError:
     return UserError(f"audio file {str(path)!r} holds no sample; expected at least one")
 
@@ -220,6 +249,10 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().rstrip(".").removeprefix(f"Error opening {str(path)!r}: ")
     if isinstance(error, TypeError):
         reason = "its name says bare samples, without a header"
+    if reason.startswith(
+        "File does not exist"
+    ):  # libsndfile's word for an MP3 without a whole frame
+        reason = "it is cut short or damaged"
     expected = "a format that libsndfile decodes, such as WAV, FLAC, Ogg or MP3"
     with suppress(OSError):
         with path.open("rb") as file:

@@ -29,9 +29,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew[pocket-lora]",
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_answers_and_the_rest_of_the_vocabulary_sum_to_one[pocket-lora]",
     ),
-    "evaluators/audio_lm/adapter_kinds.py": ("tests/evaluators/audio_lm/test_adapters.py",),
+    "evaluators/audio_lm/adapter_kinds.py": (
+        "tests/evaluators/audio_lm/test_adapters.py",
+        "tests/test_attack_checkpoints.py",
+    ),
     "evaluators/audio_lm/adapters.py": ("tests/evaluators/audio_lm/test_adapters.py",),
     "evaluators/audio_lm/model_folder.py": (
+        "tests/test_attack_checkpoints.py",
         "tests/evaluators/audio_lm/test_model_folder.py",
         "tests/evaluators/audio_lm/test_checkpoint.py",
     ),
@@ -41,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/audio_lm/generic_class.py": ("tests/evaluators/audio_lm/test_generic.py",),
     "evaluators/audio_lm/checkpoint.py": ("tests/evaluators/audio_lm/test_checkpoint.py",),
     "evaluators/audio_lm/identity.py": (
+        "tests/test_attack_checkpoints.py",
         "tests/evaluators/audio_lm/test_identity.py",
         "tests/evaluators/audio_lm/test_checkpoint.py",
     ),
@@ -398,7 +403,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/model_folder.py", 'sorted(about["missing_keys"])', "()"),
     (
         "evaluators/audio_lm/model_folder.py",
-        "lacking = sorted(expected - tensor_types(path).keys())",
+        "lacking = sorted(expected - found)",
         "lacking = []",
     ),
     (
@@ -448,7 +453,21 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/generic.py", "        self._used = self._wanted\n", ""),
     ("evaluators/audio_lm/generic_chat.py", "(i == 0 and len(s) == 1)", "False"),
     ("evaluators/audio_lm/generic_chat.py", "if all(torch.equal(", "if False and all(torch.equal("),
-    ("evaluators/audio_lm/generic_class.py", 'if settings.get("auto_map"):', "if False:"),
+    (
+        "evaluators/audio_lm/model_folder.py",
+        "if value and (key in FOREIGN or code):",
+        "if value and code:",
+    ),
+    (
+        "evaluators/audio_lm/model_folder.py",
+        "if value and (key in FOREIGN or code):",
+        "if key in FOREIGN:",
+    ),
+    ("evaluators/audio_lm/model_folder.py", 'sorted(about["unexpected_keys"])', "[]"),
+    ("evaluators/audio_lm/model_folder.py", "value > max(tensors, FEW_LAYERS)", "False"),
+    ("evaluators/audio_lm/identity.py", "if _read(record, state) is None:", "if True:"),
+    ("evaluators/audio_lm/model_folder.py", "not low <= value <= high", "False"),
+    ("evaluators/audio_lm/model_folder.py", " or Path(name).name != name:", ":"),
     ("evaluators/audio_lm/selftest.py", "apart <= allowed.probability and nats", "nats"),
     ("evaluators/audio_lm/selftest.py", " and nats <= allowed.nats", ""),
     (

@@ -6,7 +6,9 @@ adds next is refused until somebody has looked at it.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from evaluators.audio_lm.model_folder import FLOATS, read_object, refuse_pointers, tensor_types
 from evaluators.errors import UserError
@@ -28,11 +30,37 @@ RESIDUAL_INITS = (
     "olora",
 )  # they take a part out of the base's weights, as peft does again
 BIASES = ("none", "all", "lora_only")
+_Alpha = Annotated[float, Field(ge=-1e6, le=1e6)]  # beyond it no precision holds what it scales
 BEYOND_4_BIT = "use_dora", "lora_bias"  # would change when the weights beside them are expanded
 MERGE_IT = (
     "if peft can merge it (merge_and_unload, then save_pretrained), give the merged folder as"
     " --checkpoint"
 )
+
+
+class _Settings(BaseModel):
+    """Types of what peft applies, which looks at them late or never."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: PositiveInt = 8
+    lora_alpha: _Alpha = 8
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] | set[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str | None = True
+    bias: str = "none"
+    use_rslora: bool | None = False
+    use_dora: bool | None = False
+    lora_bias: bool | None = False
+    fan_in_fan_out: bool | None = False
 
 
 def check_adapter(folder: Path, quantization: str) -> None:
@@ -59,6 +87,15 @@ def check_kind(raw: Mapping[str, Any], folder: Path, quantization: str) -> None:
     who, kind = f"adapter {str(folder)!r}", raw.get("peft_type")
     if kind != "LORA":
         raise UserError(f"{who} is of peft_type {kind!r}; expected LORA; {MERGE_IT}")
+    try:
+        _Settings.model_validate(dict(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        said = str(first["msg"])
+        raise UserError(
+            f"{who} sets {first['loc'][0]} to {_short(first['input'])}: {said[0].lower()}{said[1:]}; save it again with"
+            " peft"
+        ) from None
     for name, value in raw.items():
         if name not in HARMLESS | APPLIED and value and value != _peft_default(name):
             raise UserError(

@@ -38,6 +38,8 @@ PREFIX = "base_model.model."
 def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """The base model with the adapter in it, as a PeftModel. Every tensor of the adapter is in its place.
 
+    On the meta device nothing but the places is made, so that whether all fit is known without memory.
+
     Keys of transformers 4 are renamed, and the modules that their configuration names are found by their old names.
 
     Raises:
@@ -48,8 +50,10 @@ def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     in_old_layout = any(new != key for new, key in named.items())
     try:
         joined = _join(model, folder, trainable, in_old_layout)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of many kinds, as peft looks at its settings when it uses them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(
             f"adapter {str(folder)!r} cannot join its base ({reason}); give the base it was trained on"
         ) from None
@@ -89,6 +93,8 @@ def _join(model: Any, folder: Path, trainable: bool, in_old_layout: bool) -> Any
         warnings.simplefilter("ignore")
         config: Any = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
+        if model.device.type == "meta":
+            config.init_lora_weights = False  # the others compute with the base's weights
         if in_old_layout:
             _resolve(config, model)
         return PeftModel(model, config)

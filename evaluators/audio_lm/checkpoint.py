@@ -141,8 +141,7 @@ def open_checkpoint(
     if adapter is not None:
         _check_record(adapter, record, quantization)
     if prompt is not None and record.get("self_test"):
-        raw_test = record["self_test"]
-        self_test = SelfTest(prompt, raw_test["dtype"], tuple(map(tuple, raw_test["logp"])))
+        self_test = _self_test(prompt, record["self_test"], f"{adapter}/training.json")
     return Checkpoint(
         name,
         base,
@@ -154,6 +153,20 @@ def open_checkpoint(
         record.get("base_digest"),
         self_test,
     )
+
+
+def _self_test(prompt: Prompt, raw: Any, where: str) -> SelfTest:
+    """The scores that a record tells of. Raises UserError where they are none."""
+    try:
+        logp = tuple(tuple(map(float, row)) for row in raw["logp"])
+        if not logp or {len(row) for row in logp} != {len(prompt.answers)}:
+            raise ValueError
+        return SelfTest(prompt, str(raw["dtype"]), logp)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{where}: 'self_test' is no table of log-probabilities with its dtype; restore the file, or remove it,"
+            " which makes it an adapter of unknown origin"
+        ) from None
 
 
 def _find_folders(name: str, adapter: Path | None) -> tuple[Path, Path | None]:
@@ -227,6 +240,12 @@ def _check_record(adapter: Path, record: dict[str, Any], quantization: str) -> N
             f"adapter file {str(weights)!r} is not the one that training.json tells of; restore it,"
             " or remove training.json, which makes it an adapter of unknown origin"
         )
+    for key in ("base_weights", "base_digest"):
+        if not isinstance(record.get(key), str | None):
+            raise UserError(
+                f"{adapter}/training.json: {key!r} is {str(record[key])[:60]!r}; expected a digest: restore the file,"
+                " or remove it, which makes it an adapter of unknown origin"
+            )
     trained = record.get("quantisation")
     if trained is not None and trained != quantization:
         raise UserError(

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
 from evaluators.audio_lm.features import ONE_WINDOW, FeatureStore, Windows
-from evaluators.audio_lm.model_folder import read_processor
+from evaluators.audio_lm.model_folder import read_config, read_processor
 from evaluators.audio_lm.packed_tower import (
     LogMel,
     embed_qwen2_5_omni,
@@ -79,9 +79,8 @@ class Family:
 def _auto_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
-    return _check_tokens(
-        read_processor(folder, AutoProcessor.from_pretrained), templates.QWEN2_AUDIO, folder
-    )
+    read = functools.partial(AutoProcessor.from_pretrained, trust_remote_code=False)
+    return _check_tokens(read_processor(folder, read), templates.QWEN2_AUDIO, folder)
 
 
 def _tokenizer_and_extractor(template: Template, folder: Path) -> Any:
@@ -89,8 +88,12 @@ def _tokenizer_and_extractor(template: Template, folder: Path) -> Any:
     from transformers import AutoFeatureExtractor, AutoTokenizer
 
     both = SimpleNamespace(
-        tokenizer=read_processor(folder, AutoTokenizer.from_pretrained),
-        feature_extractor=read_processor(folder, AutoFeatureExtractor.from_pretrained),
+        tokenizer=read_processor(
+            folder, functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+        ),
+        feature_extractor=read_processor(
+            folder, functools.partial(AutoFeatureExtractor.from_pretrained, trust_remote_code=False)
+        ),
     )
     return _check_tokens(both, template, folder)
 
@@ -104,10 +107,15 @@ def _voxtral_processor(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
     # Right in tekken.json; in a tokenizer.json of before transformers 5 the splitting of words may be wrong.
-    read = functools.partial(PreTrainedTokenizerFast.from_pretrained, fix_mistral_regex=True)
+    read = functools.partial(
+        PreTrainedTokenizerFast.from_pretrained, fix_mistral_regex=True, trust_remote_code=False
+    )
     both = SimpleNamespace(
         tokenizer=read_processor(folder, read),
-        feature_extractor=read_processor(folder, WhisperFeatureExtractor.from_pretrained),
+        feature_extractor=read_processor(
+            folder,
+            functools.partial(WhisperFeatureExtractor.from_pretrained, trust_remote_code=False),
+        ),
     )
     return _check_tokens(both, templates.VOXTRAL, folder)
 
@@ -288,7 +296,5 @@ def family_of(config: Any) -> Family:
 
 def audio_config(folder: Any) -> Any:
     """The configuration of a checkpoint's audio language model; reads no weights."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     return getattr(config, "thinker_config", config)

@@ -41,7 +41,7 @@ from evaluators.audio_lm.generic_class import ROUND, GenericClass, generic_class
 from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
 from evaluators.audio_lm.model_folder import AGAIN, weight_count
-from evaluators.audio_lm.scorer import AudioScorer, check_finite
+from evaluators.audio_lm.scorer import AudioScorer, check_finite, check_whole, loader
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -185,6 +185,8 @@ class GenericScorer(Uncached):
 
     @functools.cached_property
     def _digest(self) -> str:
+        """The checkpoint's, which is whole."""
+        check_whole(self.checkpoint, self.kind)
         return self.checkpoint.digest
 
     @functools.cached_property
@@ -330,8 +332,7 @@ class GenericScorer(Uncached):
     def _load(self) -> _Loaded:
         """The loaded model; what was dropped is loaded again, and tested again."""
         if self._loaded is None:
-            from evaluators.audio_lm import loading  # and with it transformers
-
+            loading = loader()
             model = self._given
             if model is None:
                 model = loading.load_model(self.checkpoint, self.kind, self.device, self.dtype)

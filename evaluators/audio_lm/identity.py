@@ -23,6 +23,7 @@ from evaluators.audio_lm.adapter_kinds import APPLIED, CONFIG, WEIGHTS
 from evaluators.audio_lm.model_folder import (
     SETTINGS,
     TOKENIZERS,
+    read_config,
     read_object,
     shards,
     tensor_types,
@@ -119,9 +120,7 @@ def _sha256(path: Path) -> str:
 
 def _configuration(folder: Path) -> Any:
     """What of config.json decides, with transformers' defaults filled in; of Qwen3-Omni the thinker's part."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     return _deciding(getattr(config, "thinker_config", config).to_dict())
 
 
@@ -198,12 +197,34 @@ def _remembered(path: Path, kind: str, make: Callable[[Path], list[Any]]) -> lis
             return known
         made = make(path)
         if _version(path) == before:
-            about = {"file": before, "found": made}
-            try:
-                write_text(record, json.dumps(about | {"check": _digest(about)}))
-            except PauseError as error:  # costs time, not results
-                log.info("digests are not remembered: %s", error)
+            _remember(record, {"file": before, "found": made})
     return made
+
+
+def check_once(paths: Iterable[Path], about: Any, check: Callable[[], object]) -> None:
+    """Runs a check of files, unless it has passed on the same version of each, as this user's cache folder remembers.
+
+    Args:
+        paths: The files.
+        about: Plain data: what else the check depends on.
+        check: It raises where they do not pass.
+    """
+    state = [[_version(path.resolve()) for path in paths], about]
+    try:
+        record = _memory() / f"{_digest(state)[:32]}.json"
+    except RuntimeError:  # a user without a home
+        check()
+        return
+    if _read(record, state) is None:
+        check()
+        _remember(record, {"file": state, "found": []})
+
+
+def _remember(record: Path, about: dict[str, Any]) -> None:
+    try:
+        write_text(record, json.dumps(about | {"check": _digest(about)}))
+    except PauseError as error:  # costs time, not results
+        log.info("digests are not remembered: %s", error)
 
 
 def _memory() -> Path:

@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.model_folder import read_model
+from evaluators.audio_lm.model_folder import check_weights, read_model
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
 
@@ -25,10 +25,31 @@ class OfClass(Protocol):
         """The class' name."""
 
 
+def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
+    """Loads a checkpoint onto the meta device, which takes no memory and reads headers alone, and drops it.
+
+    So that whatever does not fit is found before anything is scored, kept or written.
+
+    Raises:
+        UserError: A tensor of base or adapter is missing, left over or of another shape, or one of their configurations
+            cannot be used.
+    """
+    hf_logging.disable_progress_bar()
+    model = check_weights(getattr(transformers, family.model_class), checkpoint.base)
+    if checkpoint.adapter is not None:
+        with torch.device("meta"):
+            attach(model, checkpoint.adapter)
+
+
 def load_model(
     checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code."""
+    """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code.
+
+    Raises:
+        UserError: As `check_load`, before memory is taken.
+    """
+    check_load(checkpoint, family)
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Weights go from the file straight to the card.

@@ -1,11 +1,12 @@
-"""A model's folder: what is missing, torn, only a pointer, or quantized in a way that is not known here.
+"""A model's folder: what is missing, torn, only a pointer, hostile, or quantized in a way that is not known here.
 
 transformers draws weights at random that it does not find, and makes a tokenizer of no words without its file, each
-with a warning at most. Here each is an error in one sentence. The checks read no more of weights than their headers;
-what those cannot see, `read_model` and `read_processor` see when they load.
+with a warning at most; it runs code that a folder names, and takes whatever memory a configuration asks for. Here each
+is an error in one sentence. The checks of files read no more of weights than their headers. What fits the model and
+what does not is not told from names here, as transformers renames, merges and ties tensors: `check_weights` has its own
+loader place them all on the meta device, where they take no memory.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from evaluators.errors import UserError
+from evaluators.files import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 POINTER = (
@@ -42,10 +44,31 @@ READ = (
 SETTINGS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 AGAIN = "download the model again"
 UNQUANTIZED = "give the unquantized weights, for 4 bits of them with --quantization nf4"
+ADAPTER = "adapter_config.json"  # in a folder of weights, transformers would load another base and a pickle by it
+READ_SETTINGS = re.compile(r"(.*_)?(config|map|tokens|template)\.json")  # what transformers reads
+# Keys of settings, at any depth, by which transformers runs code that is not its own or reads other weights.
+FOREIGN = ("auto_map", "transformers_weights", "audio_tokenizer_name_or_path")
+ATTENTION = re.compile(r"_?(attn|experts)_implementation")  # with a slash: code on the hub
+LAYERS = re.compile(r"(layers?|blocks|depth|experts|stages)$")  # of the name of a count of modules
+FEW_LAYERS = 128  # may be told of a model that has fewer tensors, as max_window_layers is
+LARGEST = 2**31 - 1  # of a number in config.json: sizes and token ids are 32-bit integers
+BUFFERS = (
+    2**28
+)  # numbers that a model may make beside those of its files: tables of positions and masks
+# What the front end is given, of which each clip takes as much memory: lowest and highest.
+FRONT_END = {
+    "chunk_length": (0, 3600),  # s
+    "sampling_rate": (1_000, 1_000_000),
+    "feature_size": (1, 4096),
+    "n_fft": (1, 2**16),
+    "hop_length": (1, 2**16),
+}
+INTEGERS = ("position_ids", "num_batches_tracked", "_index")  # tensors that are no weights
+UNUSED = ("talker.", "token2wav.", "code2wav.")  # of Qwen's Omni models, which speak with them
 
 
 def check_model_folder(folder: Path, who: str) -> None:
-    """Raises UserError for a folder that is no whole transformers model with its weights in safetensors.
+    """Raises UserError for a folder that is no whole transformers model of its own, with its weights in safetensors.
 
     Args:
         folder: The folder.
@@ -56,18 +79,75 @@ def check_model_folder(folder: Path, who: str) -> None:
         raise UserError(
             f"{who}: {str(folder)!r} holds no config.json; expected a transformers checkpoint"
         )
-    read_object(folder / "config.json")
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{who}: {str(folder)!r} holds {ADAPTER} beside a config.json, and is a base or an adapter; keep the base's"
+            " files in a folder of their own"
+        )
+    refuse_foreign(folder, who)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             f"{who}: {str(folder)!r} holds no safetensors file; convert it, pickled weights are not"
             " read"
         )
+    count = 0
     for path, expected in shards(folder, who):
-        lacking = sorted(expected - tensor_types(path).keys())
+        found = tensor_types(path).keys()
+        count += len(found)
+        lacking = sorted(expected - found)
         if lacking:
             raise UserError(
                 f"{str(path)!r} lacks tensor {lacking[0]!r}, which {INDEX} names; {AGAIN}"
             )
+    _check_numbers(folder, count)
+
+
+def refuse_foreign(folder: Path, who: str) -> None:
+    """Raises UserError where a folder's settings name code, or weights elsewhere, that transformers would take."""
+    for path in sorted(folder.glob("*.json")):
+        if not READ_SETTINGS.fullmatch(path.name) or not path.is_file():
+            continue
+        for key, value in _values(read_json(path)):
+            code = ATTENTION.fullmatch(key) and isinstance(value, str) and "/" in value
+            if value and (key in FOREIGN or code):
+                raise UserError(
+                    f"{who}: {str(path)!r} sets {key}, which names code or weights from elsewhere that are never run or"
+                    f" read here; take {key} out where transformers itself has the model, or serve it yourself (vLLM,"
+                    " for one) and name the server"
+                )
+
+
+def _check_numbers(folder: Path, tensors: int) -> None:
+    """Raises UserError for numbers in a folder's settings that its weights cannot have, before memory is taken."""
+    path = folder / "config.json"
+    for key, value in _values(read_json(path)):
+        if not isinstance(value, int | float) or abs(value) < FEW_LAYERS:
+            continue
+        if abs(value) > LARGEST and isinstance(value, int):
+            raise UserError(f"{str(path)!r}: {key} is {value:,}; expected at most {LARGEST:,}")
+        if LAYERS.search(key) and value > max(tensors, FEW_LAYERS):
+            raise UserError(
+                f"{str(path)!r}: {key} is {value:,}, of a model that has {tensors:,} tensors; expected no more: {AGAIN}"
+            )
+    for path in (folder / name for name in SETTINGS if (folder / name).is_file()):
+        for key, value in _values(read_json(path)):
+            low, high = FRONT_END.get(key, (-math.inf, math.inf))
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise UserError(
+                    f"{str(path)!r}: {key} is {value:,}; expected {low:,} to {high:,}: {AGAIN}"
+                )
+
+
+def _values(raw: Any) -> Iterator[tuple[str, Any]]:
+    """(Key, value) of all mappings in plain data, whatever its depth."""
+    waiting = [raw]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield from part.items()
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
 
 
 def refuse_quantized(folder: Path, who: str) -> None:
@@ -84,15 +164,76 @@ def refuse_quantized(folder: Path, who: str) -> None:
             )
     for path, _ in shards(folder, who):
         for key, kind in tensor_types(path).items():
-            if kind not in FLOATS and re.search(r"\.(weight|bias)$", key):
+            known = key.endswith(INTEGERS) or key.startswith(UNUSED)
+            if kind not in FLOATS and (not known or key.endswith((".weight", ".bias"))):
                 raise UserError(
                     f"{str(path)!r}: tensor {key!r} is of type {kind}; expected one of"
                     f" {', '.join(FLOATS)}: {UNQUANTIZED}"
                 )
 
 
+def read_config(folder: Path) -> Any:
+    """A folder's configuration as transformers fills it in.
+
+    Raises:
+        UserError: It cannot be one.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a class makes of what it is given
+        raise _unusable(folder, error) from error
+
+
+def check_weights(model_class: Any, folder: Path) -> Any:
+    """The model on the meta device, without memory: every tensor of the folder has its place in it, and none is left.
+
+    It is made by transformers' own loading, which knows what is renamed, merged and tied. It reads headers alone.
+
+    Args:
+        model_class: The class of transformers.
+        folder: It holds configuration and weights; `check_model_folder` has seen it.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another shape, or the configuration makes no such model.
+    """
+    try:
+        model = read_model(model_class, folder, device_map="meta")
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"the model in {str(folder)!r} needs a library that is not installed ({reason_of(error)}); install it with"
+            " pip"
+        ) from error
+    except Exception as error:  # whatever a class makes of what it is given
+        raise _unusable(folder, error) from error
+    made = sum(buffer.numel() for buffer in model.buffers())
+    if made > BUFFERS + sum(weight.numel() for weight in model.parameters()):
+        raise UserError(
+            f"{str(folder / 'config.json')!r} makes tables of {made:,} numbers beside the weights; expected at most"
+            f" {BUFFERS:,}: {AGAIN}"
+        )
+    return model
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{str(folder / 'config.json')!r} cannot be used ({reason_of(error)}); {AGAIN}, or try another version of"
+        " transformers"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in a line. transformers says first where, then what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return (said.partition(". ")[0].rstrip(".") or type(error).__name__)[:200]
+
+
 def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
-    """A model by transformers' own loading, in which every weight comes from the folder.
+    """A model by transformers' own loading, in which every weight comes from the folder. No remote code is run.
 
     Args:
         model_class: The class of transformers.
@@ -100,23 +241,40 @@ def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
         options: Further arguments of `from_pretrained`.
 
     Raises:
-        UserError: A weight is missing or has another shape.
+        UserError: A tensor is missing, left over or of another shape.
     """
-    model, about = model_class.from_pretrained(
-        folder,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # they are named below
-        output_loading_info=True,
-        **options,
-    )
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its table of tensors says over many lines what is said below
+    try:
+        model, about = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **options,
+        )
+    finally:
+        hf_logging.set_verbosity(level)
     wrong = [*sorted(about["missing_keys"]), *sorted(str(k[0]) for k in about["mismatched_keys"])]
-    if wrong:
+    extra = sorted(about["unexpected_keys"])
+    parts = [
+        f"{_first(names)} {verb}"
+        for names, verb in ((wrong, "missing or of another shape"), (extra, "left over"))
+        if names
+    ]
+    if parts:
         raise UserError(
-            f"the weights in {str(folder)!r} are not those of its config.json: {wrong[0]!r}"
-            + (f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is")
-            + f" missing or of another shape; {AGAIN}"
+            f"the weights in {str(folder)!r} are not those of its config.json:"
+            f" {' and '.join(parts)}; {AGAIN}"
         )
     return model
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[0]!r} " + (f"and {len(names) - 1} more are" if len(names) > 1 else "is")
 
 
 def read_processor(folder: Path, read: Callable[[Path], Any]) -> Any:
@@ -132,10 +290,10 @@ def read_processor(folder: Path, read: Callable[[Path], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # of many kinds; tokenizers raises Exception itself
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = reason_of(error)
         lacking = [name for name in SETTINGS if not (folder / name).is_file()]
         raise UserError(
-            f"tokenizer or processor in {str(folder)!r} cannot be read ({reason[:200]})"
+            f"tokenizer or processor in {str(folder)!r} cannot be read ({reason})"
             + (f"; it has no {', no '.join(lacking)}" if lacking else "")
             + f"; {AGAIN}, with all of its .json and .txt files"
         ) from error
@@ -157,10 +315,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not readable as JSON.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    raw = read_json(path)
     return raw if isinstance(raw, dict) else {}
 
 
@@ -211,6 +366,11 @@ def shards(folder: Path, who: str) -> Iterator[tuple[Path, frozenset[str]]]:
     if not isinstance(placed, dict) or not all(isinstance(n, str) for n in placed.values()):
         raise UserError(f"{str(index)!r} has no weight_map of tensors to files; {AGAIN}")
     for name in sorted(set(placed.values())):
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise UserError(
+                f"{who}: {str(index)!r} names {name!r}; expected a .safetensors beside it: pickled weights and those"
+                " elsewhere are not read"
+            )
         if not (folder / name).is_file():
             raise UserError(
                 f"{who}: {str(folder / name)!r} is missing, which {INDEX} names; {AGAIN}"

@@ -37,7 +37,8 @@ from evaluators.audio_lm.device import (
 )
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
-from evaluators.audio_lm.identity import versions
+from evaluators.audio_lm.generic_class import GenericClass
+from evaluators.audio_lm.identity import check_once, versions
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -80,6 +81,29 @@ class LoadedModel:
 
     decoder: Decoder
     prefixes: Prefixes
+
+
+def loader() -> Any:
+    """The module that loads weights; imports transformers and peft."""
+    from evaluators.audio_lm import loading
+
+    return loading
+
+
+def check_whole(checkpoint: Checkpoint, kind: Family | GenericClass) -> None:
+    """Raises UserError where tensors or processor of a checkpoint do not fit; see `loading.check_load`.
+
+    What has passed is remembered, so that a command whose scores are all kept need not import the model's class.
+    """
+
+    def check() -> None:
+        if isinstance(kind, Family):
+            kind.processor(checkpoint.base)
+        loader().check_load(checkpoint, kind)
+
+    folders = [folder for folder in (checkpoint.base, checkpoint.adapter) if folder is not None]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    check_once(files, [kind.model_class, versions("transformers", "peft", "tokenizers")], check)
 
 
 class _Results:
@@ -197,7 +221,8 @@ class AudioScorer(Uncached):
 
     @functools.cached_property
     def _digest(self) -> str:
-        """The checkpoint's. Kept here and not there: what is sent to another machine must not bring it along."""
+        """The checkpoint's, all of which can be read. Kept here: what is sent elsewhere must not bring it along."""
+        _ = self.config
         return self.checkpoint.digest
 
     @functools.cached_property
@@ -222,8 +247,12 @@ class AudioScorer(Uncached):
 
     @functools.cached_property
     def config(self) -> Any:
-        """The checkpoint's configuration; reads no weights."""
-        return self._given[0].config if self._given else audio_config(self.checkpoint.base)
+        """The checkpoint's configuration, by which all of its tensors have their places; reads no weights."""
+        if self._given:
+            return self._given[0].config
+        config = audio_config(self.checkpoint.base)
+        check_whole(self.checkpoint, family_of(config))
+        return config
 
     @functools.cached_property
     def family(self) -> Family:
@@ -328,8 +357,7 @@ class AudioScorer(Uncached):
     def _load(self) -> LoadedModel:
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
-            from evaluators.audio_lm import loading  # and with it transformers
-
+            loading = loader()
             model = (
                 self._given[0]
                 if self._given

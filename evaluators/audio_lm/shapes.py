@@ -116,7 +116,7 @@ def random_model(shape: ModelShape, device: torch.device, dtype: torch.dtype) ->
         device: Where the weights are drawn.
         dtype: Of the weights.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET / "base", trust_remote_code=False)
     template = shape.family.template
     pieces = (*template.before("told"), (template.audio, True), *template.after(""))
     known = tokenizer.get_vocab()

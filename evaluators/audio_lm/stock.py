@@ -160,7 +160,7 @@ def random_7b(device: torch.device) -> tuple[Any, Any]:
         WhisperFeatureExtractor,
     )
 
-    tokenizer = AutoProcessor.from_pretrained(POCKET / "base").tokenizer
+    tokenizer = AutoProcessor.from_pretrained(POCKET / "base", trust_remote_code=False).tokenizer
     config = config_7b()
     config.audio_token_index = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     torch.manual_seed(0)

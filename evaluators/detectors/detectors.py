@@ -106,8 +106,10 @@ class Whisper:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         try:
-            self._processor = WhisperProcessor.from_pretrained(name)
-            model = WhisperForConditionalGeneration.from_pretrained(name, use_safetensors=True)
+            self._processor = WhisperProcessor.from_pretrained(name, trust_remote_code=False)
+            model = WhisperForConditionalGeneration.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise _no_weights(name, "whisper", error) from None
         self._torch = torch

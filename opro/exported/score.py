@@ -14,8 +14,9 @@ if "presentation" in about:
     from presentation import Presentation, present  # beside this file
 base = here / "model" if (here / "model").is_dir() else about["base"]
 device, dtype = ("cuda", getattr(torch, about["dtype"])) if torch.cuda.is_available() else ("cpu", torch.float32)
-processor = transformers.AutoProcessor.from_pretrained(base)
-model = getattr(transformers, about["class"]).from_pretrained(base, dtype=dtype)
+processor = transformers.AutoProcessor.from_pretrained(base, trust_remote_code=False)
+options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+model = getattr(transformers, about["class"]).from_pretrained(base, **options)
 if (here / "adapter").is_dir():
     import peft
     model = peft.PeftModel.from_pretrained(model, str(here / "adapter"))

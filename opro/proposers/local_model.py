@@ -1,12 +1,19 @@
 """A language model in this process."""
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluators.audio_lm.model_folder import check_model_folder, read_model, read_processor
+from evaluators.audio_lm.model_folder import (
+    check_model_folder,
+    check_weights,
+    read_model,
+    read_processor,
+    reason_of,
+)
 from evaluators.errors import UserError
 from opro.proposers.language_model import Message, Reply
 
@@ -49,12 +56,14 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if self._loaded is None:
-            tokenizer = read_processor(self._folder, AutoTokenizer.from_pretrained)
+            read = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+            tokenizer = read_processor(self._folder, read)
             if not tokenizer.chat_template:
                 raise UserError(
                     f"--lm-model {self.name!r}: its tokenizer has no chat template; give a model that"
                     " was trained to chat"
                 )
+            check_weights(AutoModelForCausalLM, self._folder)
             model = read_model(AutoModelForCausalLM, self._folder)
             device = "cuda" if torch.cuda.is_available() else "cpu"
             self._loaded = tokenizer, model.to(device).eval()
@@ -65,13 +74,19 @@ class LocalModel:
         ).to(model.device)
         digest = hashlib.sha256(f"{self._seed}|{messages!r}|{temperature}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:4], "big"))
-        with torch.inference_mode():
-            out = model.generate(
-                **ids,
-                max_new_tokens=max_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-            )
+        try:
+            with torch.inference_mode():
+                out = model.generate(
+                    **ids,
+                    max_new_tokens=max_tokens,
+                    do_sample=temperature > 0,
+                    temperature=temperature or None,
+                )
+        except (ValueError, TypeError, AttributeError) as error:  # of its generation_config.json
+            raise UserError(
+                f"--lm-model {self.name!r} cannot write ({reason_of(error)}); mend its"
+                " generation_config.json, or remove it"
+            ) from error
         new = out[0, ids["input_ids"].shape[1] :]
         return Reply(
             tokenizer.decode(new, skip_special_tokens=True),

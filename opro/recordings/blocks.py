@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from evaluators.audio import RATE, Wave, read_blocks, read_header
+from evaluators.audio import RATE, Wave, check_samples, read_blocks, read_header
 from evaluators.errors import UserError
 
 CONTAINERS = frozenset({"aac", "m4a", "mp4", "mov", "webm", "wma", "mka", "mkv", "amr", "3gp"})
@@ -50,16 +50,12 @@ def blocks(path: Path) -> Iterator[Wave]:
     """A recording in blocks at 16 kHz, channels averaged.
 
     Raises:
-        UserError: It cannot be decoded, is cut short, or holds a sample that is no number.
+        UserError: It cannot be decoded, is cut short, or holds a sample that is no number or too large.
     """
     resample, rate = None, 0
     for block, of in _from_av(path) if read_by_av(path) else read_blocks(path):
+        check_samples(path, block)
         mono = block.mean(axis=1)
-        if not np.isfinite(mono).all():
-            raise UserError(
-                f"audio file {str(path)!r} holds samples that are no numbers (NaN or infinite); write it again"
-                " from its source"
-            )
         if of == RATE:
             yield mono
             continue

@@ -99,8 +99,9 @@ def test_what_decides_nothing_is_no_part_of_the_digest(base, adapter):
     before = digest(adapter)
     for folder in (base, adapter):
         (folder / "training.json").write_text(json.dumps({"sources": ["a"]}))
-        for name in ("README.md", "notes.yaml", "notes.txt", "generation_config.json"):
+        for name in ("README.md", "notes.yaml", "notes.txt", "notes.json"):
             (folder / name).write_text("other words")
+        (folder / "generation_config.json").write_text('{"other": "words"}')
     (adapter / "tokenizer.json").write_text("the base's is read")
     assert digest(adapter) == before
     (base / "merges.txt").rename(base / "vocab.json")

@@ -75,6 +75,7 @@ def test_a_family_scores_as_its_own_whole_forwards(name, folder, clips):
     if name == "qwen2_audio":  # which `open_checkpoint` sends the packed way
         path = tiny_generic.POCKET / "base"
     one, whole = scorer(path), scorer(path, share=False)
+    assert one.fingerprint  # and with it that all tensors have their places
     assert one.way.shared == (name not in APART)
     if one.way.shared:
         assert one.way.parity < 1e-4
@@ -280,10 +281,6 @@ CLASSES = {
     ),
     "an unknown class": ({"architectures": ["Kimi9"]}, "class 'Kimi9', which transformers"),
     "no class": ({"architectures": None}, "class None, which transformers"),
-    "remote code": (
-        {"architectures": ["Phi4MMForCausalLM"], "auto_map": {"AutoModel": "modeling.Phi4MM"}},
-        r"config.json' names class 'Phi4MMForCausalLM', which is code that the folder brings",
-    ),
 }
 
 
@@ -298,17 +295,13 @@ def test_a_class_that_cannot_be_scored_is_refused_with_the_way_round(
     assert "--checkpoint endpoint:MODEL" in str(caught.value)
 
 
-def test_code_of_a_folder_is_never_run(glmasr, clips, tmp_path):
-    """Where transformers has the class it is taken; a processor of the folder's own is refused."""
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_code_of_a_folder_is_never_run(name, glmasr, tmp_path):
+    """Nor is the folder taken where transformers has the class itself: which of the two was meant is not guessed."""
     copy = shutil.copytree(glmasr, tmp_path / "model")
     (copy / "evil.py").write_text("raise SystemExit('remote code ran')")
-    edit(copy / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
-    edit(copy / "processor_config.json", auto_map={"AutoProcessor": "evil.Processor"})
-    expected = scorer(glmasr).score(PROMPTS[:1], clips[:1]).logp
-    assert scorer(copy).checkpoint.digest  # by way of its configuration
-    np.testing.assert_array_equal(scorer(copy).score(PROMPTS[:1], clips[:1]).logp, expected)
-    edit(copy / "processor_config.json", processor_class="EvilProcessor")
-    with pytest.raises(UserError, match="names class 'EvilProcessor', which is code"):
+    edit(copy / name, auto_map={"AutoModel": "evil.Model", "AutoProcessor": "evil.Processor"})
+    with pytest.raises(UserError, match=rf"{name}' sets auto_map, .* never run .* name the server"):
         open_checkpoint(str(copy))
 
 

@@ -121,7 +121,7 @@ BROKEN = {
     "no tokenizer": (without("tokenizer.json"), r"holds no tokenizer\.json; download"),
     "torn tokenizer": (torn("tokenizer.json"), "tokenizer or processor in .* cannot be read"),
     "no front end": (without("processor_config.json"), r"no preprocessor_config\.json, no processor_config\.json"),
-    "torn front end": (torn("processor_config.json"), "tokenizer or processor in .* cannot be read"),
+    "torn front end": (torn("processor_config.json"), r"processor_config\.json: not readable as JSON"),
     "another tokenizer": (without_control_tokens, r"does not know <\|audio_bos\|>, which the chat template needs"),
 }  # fmt: skip
 
