@@ -104,7 +104,7 @@ def read_manifest(
             others[row[kind.column]] += 1
             continue
         clip = _clip(row, finder, label, at)
-        clip = replace(clip, question=question, options=options)
+        clip = replace(clip, question=question, options=options) if options else clip
         if (other := lines.setdefault(clip.clip_id, at)) != at:
             raise UserError(
                 f"{at}: clip_id {clip.clip_id!r} stands in two rows, the other is line"

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("transformers", "peft", "accelerate", "openai")
 TESTS = (  # against the stock model, plain peft, and the plain training step; one file of it trains through Trainer
-    "tests/evaluators/audio_lm/test_scorer.py::test_two_hundred_pairs_equal_the_stock_forward_and_constrained_generation"
+    "tests/evaluators/audio_lm/test_scorer.py::test_pairs_equal_the_stock_forward_and_constrained_generation"
     "[pocket-lora]",
     "tests/evaluators/audio_lm/test_omni.py",
     "tests/evaluators/audio_lm/test_more_families.py",

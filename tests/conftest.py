@@ -1,9 +1,12 @@
 """Shared fixtures: small manifests, the pocket evaluator, verbs as functions."""
 
 import csv
+import gc
 import hashlib
+import io
 import os
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 if (
@@ -25,6 +28,14 @@ from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import read_prompts
 
 settings.register_profile("thorough", max_examples=1000)  # --hypothesis-profile thorough
+settings.register_profile("quick", max_examples=50)  # where a test names no number of its own
+settings.load_profile("quick")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: no garbage collection needs to go through it again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +68,28 @@ def pocket():
     return AudioScorer(open_checkpoint("pocket-base"), "cpu", "float32")
 
 
-@pytest.fixture
-def make_manifest(tmp_path) -> Callable[..., Path]:
+@cache
+def noise(source: int, clip: int, samples: int) -> bytes:
+    """A WAV file. It is made in memory, since libsndfile waits for the disk after each file."""
+    file = io.BytesIO()
+    wave = np.random.default_rng([source, clip]).normal(0, 0.1, samples).astype("float32")
+    soundfile.write(file, wave, 16000, format="WAV")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_manifest() -> Callable[..., Path]:
     """Writes a folder of short noise clips with a manifest; `change` edits the rows before they are written."""
 
-    def make(
+    def write(
+        root: Path,
         sources: int = 24,
         per_source: int = 2,
         change: Callable[[list[dict]], None] = lambda rows: None,
         name: str = "clips",
         columns=NEEDED,
     ) -> Path:
-        folder = tmp_path / name
+        folder = root / name
         folder.mkdir()
         rows = []
         for s in range(sources):
@@ -76,11 +97,7 @@ def make_manifest(tmp_path) -> Callable[..., Path]:
             for k in range(per_source):
                 samples = (200, 500)[k % 2] * 16
                 path = folder / f"s{s}-{k}.wav"
-                soundfile.write(
-                    path,
-                    np.random.default_rng([s, k]).normal(0, 0.1, samples).astype("float32"),
-                    16000,
-                )
+                path.write_bytes(noise(s, k, samples))
                 rows.append(
                     {
                         "clip_id": f"s{s}-{k}",
@@ -103,4 +120,10 @@ def make_manifest(tmp_path) -> Callable[..., Path]:
             writer.writerows(rows)
         return folder
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_manifest(write_manifest, tmp_path) -> Callable[..., Path]:
+    """The same in the folder of the test."""
+    return partial(write_manifest, tmp_path)

@@ -2,12 +2,11 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.xdist_group("ratchet")  # one worker: what all share is made once
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("opro", "evaluators", "data")
@@ -25,11 +24,15 @@ MOST = {  # upper bounds: lower them whenever the source allows
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def trees(folders: tuple[str, ...] = FOLDERS) -> Iterator[tuple[str, ast.Module]]:
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if not str(path.relative_to(ROOT)).startswith(EXPORTED):
-                yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    named = [(path.relative_to(ROOT).as_posix(), path) for path in paths]
+    return [
+        (name, ast.parse(path.read_text(encoding="utf-8")))
+        for name, path in named
+        if not name.startswith(EXPORTED)
+    ]
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:
@@ -73,9 +76,10 @@ def measured() -> dict[str, float]:
     imports = [node for _, tree in trees() for node in inner_imports(tree)]
     probes = [
         node
-        for _, tree in trees(("opro",))
+        for name, tree in trees()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
+        if name.startswith("opro/")
+        and isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("hasattr", "getattr")
     ]

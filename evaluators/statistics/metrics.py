@@ -28,8 +28,8 @@ Bools = NDArray[np.bool_]
 
 def balanced_weights(truth: Ints) -> Floats:
     """Weight of each clip so that the weighted sum of hits is balanced accuracy; absent classes are ignored."""
-    kinds, inverse, counts = np.unique(truth, return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / (len(kinds) * counts[inverse]))
+    counts = np.bincount(truth)
+    return np.asarray(1.0 / (np.count_nonzero(counts) * counts[truth]))
 
 
 def balanced_accuracy(truth: Ints, right: Bools) -> float:

@@ -216,7 +216,7 @@ def encoded(wave, form, kind=None):
 BROKEN = {
     "no samples": "audio file .* holds no sample",
     "nan": "audio file .* no numbers",
-    "truncated": "audio file .* is cut short or damaged: 48000 samples were expected",
+    "truncated": "audio file .* is cut short or damaged: 24000 samples were expected",
     "text": "audio file .* cannot be read .* expected a format",
     "pointer": "audio file .* cannot be read .a pointer of Git LFS.; .* git lfs pull",
     "folder": "path '.*' is no file: .* is a folder",

@@ -47,7 +47,7 @@ nats = arrays.arrays(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(classifiers, min_size=1, max_size=4, unique_by=lambda c: c.prompt.digest))
 def test_what_is_written_is_read_back_equal(tmp_path, written):

@@ -21,9 +21,6 @@ from evaluators.ray_pool import RayPool
 from opro import optimize
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.xdist_group(
-    "ray"
-)  # one cluster; these tests mostly wait for its processes
 
 
 @pytest.fixture(scope="module")

@@ -128,12 +128,19 @@ def test_every_verb_that_runs_a_model_takes_the_flag(monkeypatch, verb, more):
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_a_score_does_not_depend_on_the_number_of_threads(seeds, dev_clips, dtype):
-    clips, tables = balanced_order(dev_clips)[:24], []
-    for count in (1, 2, 3):
+@pytest.mark.parametrize(
+    ("dtype", "counts"),
+    [
+        ("float32", (1, 2)),  # more than there are cores wait for one another
+        pytest.param("float32", (1, 2, 3), marks=pytest.mark.slow),
+        pytest.param("bfloat16", (1, 2, 3), marks=pytest.mark.slow),
+    ],
+)
+def test_a_score_does_not_depend_on_the_number_of_threads(seeds, dev_clips, dtype, counts):
+    clips, tables = balanced_order(dev_clips)[:6], []
+    for count in counts:
         use_threads(count)
         evaluator = AudioScorer(open_checkpoint("pocket-base"), "cpu", dtype)
-        tables.append(evaluator.score(seeds, clips).logp)
+        tables.append(evaluator.score(seeds[:2], clips).logp)
     for other in tables[1:]:
         assert np.abs(other - tables[0]).max() < 1e-5

@@ -18,8 +18,6 @@ from opro.optimize import main as optimize_main
 from opro.results.question_kinds import chance_of, over_orders
 from opro.results.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("choices")  # one worker: what all share is made once
-
 SOUNDS = {
     "speech": "a person",
     "music": "an instrument",

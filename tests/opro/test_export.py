@@ -35,7 +35,7 @@ WORDS = Prompt("Is it human speech?", (("SPEECH", ("speech",)), ("NONSPEECH", ("
 @pytest.fixture(scope="module")
 def clips():
     dev = opro.load_clips("data/demo", "dev")
-    return dev.take([i for i, c in enumerate(dev) if c.duration_ms > 150][:40])
+    return dev.take([i for i, c in enumerate(dev) if c.duration_ms > 150][:28])
 
 
 def finished(clips, folder, evaluator="pocket-base", prompt=LETTERS, **options):

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import pickle
 import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,12 @@ from common import start_processes
 from safetensors.torch import load_file
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
+from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.recipe import Recipe, own_defaults
+from evaluators.finetuning.train import Machine, Training, train
 from evaluators.manifest import read_manifest
 from evaluators.splits import balanced_order
 from opro.finetune import main as finetune
@@ -160,7 +165,7 @@ def kill_in_training(arguments, wait):
 def test_a_killed_training_goes_on_to_the_same_adapter(small, tmp_path, capsys):
     """KILLS=20 pytest tests/opro/test_finetune.py -k killed"""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = ["--batch", "8", "--epochs", "1"]
+    more = ["--clips", "16", "--batch", "4", "--epochs", "1"]
     assert finetune(flags(small, whole, *more)) == 0
     assert capsys.readouterr().err.startswith("step 1/4")
     rng, kills = random.Random(0), 0
@@ -187,31 +192,67 @@ def ends(processes):
     return [(p.returncode, *texts) for p, texts in zip(processes, out, strict=True)]
 
 
+def whole_training(small, prompts):
+    """Sixteen clips in steps of four, without dropout, which two processes draw otherwise than one."""
+    base = open_checkpoint("pocket-base")
+    return Training(
+        checkpoint=base,
+        prompts=tuple(prompts),
+        labels=LABELS,
+        clips=balanced_order(read_manifest(small, LABELS, "train"))[:16],
+        validation=balanced_order(read_manifest(small, LABELS, "dev"))[:12],
+        processor=QWEN2_AUDIO.processor(base.base),
+        recipe=Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=4),
+        plan=TrainingPlan(False, 4, False, 0.0, None),
+        machine=Machine(torch.device("cpu"), torch.float32),
+    )
+
+
 ONE_AFTER_ANOTHER = """
-import json, sys
+import pickle, sys, torch
+from evaluators.finetuning.train import train
 from opro.cli import run_verb
 from opro.finetune import main
 
-for arguments in json.loads(sys.argv[1]):
+training, folder, calls = pickle.load(open(sys.argv[1], "rb"))
+train(training, folder)
+assert torch.distributed.get_world_size() == 2
+for arguments in calls:
+    print("begin", file=sys.stderr)
     code = run_verb(lambda: main(arguments))
     print("exit code", code, file=sys.stderr)
 sys.exit(code)
 """
 
 
-def test_of_several_processes_all_end_after_a_training_over_a_finished_one_and_on_wrong_use(
-    small, tmp_path
+def test_two_processes_train_as_one_and_end_after_a_training_over_a_finished_one_and_on_wrong_use(
+    small, seeds, tmp_path
 ):
     same = [*flags(small, tmp_path / "out")[:-2], "--epochs", "1", "--micro", "8", "--clips", "16"]
-    calls = json.dumps([same, same, [*same, "--seed", "5"]])  # one start of Python for all three
-    first, second = ends(start_processes("-c", ONE_AFTER_ANOTHER, calls))
+    calls = [same, same, [*same, "--seed", "5"]]  # one start of Python for all of it
+    alone = whole_training(small, seeds[:1])
+    halved = replace(
+        alone,
+        plan=replace(alone.plan, micro_batch_size=2),
+        machine=replace(alone.machine, processes=2),
+    )
+    (tmp_path / "work").write_bytes(pickle.dumps((halved, tmp_path / "2", calls)))
+    processes = start_processes("-c", ONE_AFTER_ANOTHER, str(tmp_path / "work"))
+    train(alone, tmp_path / "1")
+    first, second = ends(processes)
     assert first[0] == second[0] == 2, first[2] + second[2]
     assert first[1].count("step 1 kept") == 2 and not second[1]
     for _, _, err in (first, second):
-        trained, shown, wrong, rest = re.split(r"^exit code \d\n", err, flags=re.MULTILINE)
+        _, trained, shown, wrong = re.split(r"^begin\n", err, flags=re.MULTILINE)
         assert re.findall(r"^exit code (\d)", err, re.MULTILINE) == ["0", "0", "2"]
-        assert not shown and re.match("error: .*started with seed", wrong) and not rest
+        assert shown == "exit code 0\n"
+        assert re.fullmatch(r"error: .*started with seed.*\nexit code 2\n", wrong)
         assert err is second[2] or "step 1/1" in trained
+    one, two = (load_file(tmp_path / n / "best" / "adapter_model.safetensors") for n in "12")
+    # Single weights with hardly any gradient differ more: Adam divides by its size.
+    apart = torch.cat([(one[k] - two[k]).flatten() for k in one]).norm()
+    moved = torch.cat([v.flatten() for k, v in one.items() if "lora_B" in k]).norm()
+    assert moved > 0.1 and apart < 0.01 * moved
 
 
 def test_a_study_is_opened_again(small, tmp_path, capsys):

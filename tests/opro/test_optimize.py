@@ -278,7 +278,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("more", "each"), [([], 5), (["--swap"], 8)], ids=["plain", "swap"])
+@pytest.mark.parametrize(("more", "each"), [([], 7), (["--swap"], 11)], ids=["plain", "swap"])
 def test_a_resumed_run_has_spent_what_an_uninterrupted_one_has(tmp_path, monkeypatch, more, each):
     """Interrupted in calls of the model all over: evals are equal, seconds add up."""
     more = [*more, "--clips", "all"]  # races of several blocks
@@ -633,7 +633,7 @@ def test_the_pocket_checkpoint_end_to_end_and_from_the_cache(tmp_path):
         "--checkpoint",
         "pocket-base",
         "--clips",
-        "48",
+        "36",
         "--iterations",
         "1",
         "--candidates",

@@ -15,8 +15,6 @@ from opro.optimize import main as optimize_main
 from opro.results.predictions import read_own
 from opro.results.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("tasks")  # one worker: what all share is made once
-
 
 def verb(main, *argv):
     return run_verb(lambda: main([str(a) for a in argv]))

@@ -74,7 +74,7 @@ def test_every_word_is_read_as_its_single_tokens_or_as_one_sequence_or_refused(p
             read(tokenizer, *groups)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(groups_of_words)
 def test_constrained_generation_may_choose_the_first_token_of_every_answer(groups):
     tokenizer = Pieces(["ab", " a", " c"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +87,7 @@ calls_of = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(calls_of, st.integers(60, 400), st.sampled_from([8, 30]))
 def test_the_budget_is_never_exceeded_and_no_score_depends_on_it(small, calls, places, prefix):
     model, processor, clips, truth = small
@@ -175,20 +176,28 @@ class Failing:
         return self.step(batch, cache)
 
 
-@pytest.mark.parametrize("number", [0, 5, 30, 100])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_that_is_short_for_once_changes_no_key_and_no_bit(small, dtype, number):
+SHORT = Shape(200, 30, 30)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def undisturbed(request, small):
+    """(Makes an evaluator, clips, what it says of them where no memory is short, its steps)."""
     model, processor, clips, _ = small
-    model = model if dtype == "float32" else random_model(1)[0].bfloat16()
+    model = model if request.param == "float32" else random_model(1)[0].bfloat16()
     many = [replace(clip, sha256=f"{clip.sha256} {i}") for i in range(6) for clip in clips]
-    shape = Shape(200, 30, 30)
-    truth = evaluator_with(model, processor, shape, dtype)
+    make = partial(evaluator_with, model, processor, SHORT, request.param)
+    truth = make()
     steps = Failing(truth)
-    expected = truth.score(PROMPTS, many).logp
-    evaluator = evaluator_with(model, processor, shape, dtype)
+    return make, many, truth.score(PROMPTS, many).logp, steps
+
+
+@pytest.mark.parametrize("number", [0, 5, 30, 100])
+def test_memory_that_is_short_for_once_changes_no_key_and_no_bit(undisturbed, number):
+    make, many, expected, steps = undisturbed
+    evaluator = make()
     before, failing = evaluator.fingerprint, Failing(evaluator, number)
     np.testing.assert_array_equal(evaluator.score(PROMPTS, many).logp, expected)
-    assert evaluator.fingerprint == before and evaluator.shape == shape
+    assert evaluator.fingerprint == before and evaluator.shape == SHORT
     batches = [one.sizes.count(200) for one in (failing, steps)]
     assert batches[0] <= batches[1] + 10  # what is scored by then is not scored again
     assert evaluator.forwards == len(PROMPTS) * len(many)

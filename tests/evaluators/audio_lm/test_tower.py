@@ -67,7 +67,7 @@ def apart(table, truths):
     return np.abs(ours - np.array(truths)).max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 16_000 * SECONDS), min_size=1, max_size=6, unique=True))
 def test_any_lengths_together_are_scored_as_the_stock_model_scores_each_alone(tiny, made, lengths):
     clip, truth = made

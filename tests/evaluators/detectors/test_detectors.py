@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import sys
 import types
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,18 @@ DEV = ClipSet(
     SPEECH_TASK,
     tuple(balanced_order(read_manifest(PROJECT / "data" / "demo", LABELS, "dev"))),
 )
-TUNE, JUDGE = DEV[:120], DEV[120:200]
+TUNE, JUDGE = DEV[:64], DEV[64:112]
 TRUTH = JUDGE.targets.truth
 
 
-@pytest.fixture(scope="module", params=["energy", "webrtc", "silero"])
+@cache
+def tuned(name):
+    return tune_detector(name, TUNE)
+
+
+@pytest.fixture(params=["energy", "webrtc", "silero"])
 def fitted(request):
-    return tune_detector(request.param, TUNE)
+    return tuned(request.param)
 
 
 def test_scores_do_not_depend_on_order_company_or_prompt(fitted):
@@ -68,11 +74,11 @@ def test_the_rule_is_the_best_on_dev_and_the_same_again(fitted):
             assert metrics.balanced_accuracy(truth, right) <= own + 1e-9
     again = tune_detector(fitted.name, TUNE)
     assert again.fingerprint == fitted.fingerprint and again.rule == fitted.rule
-    assert tune_detector(fitted.name, TUNE[:60]).fingerprint != fitted.fingerprint
+    assert tune_detector(fitted.name, TUNE[:32]).fingerprint != fitted.fingerprint
 
 
 def test_silero_hears_speech_and_silence_is_none():
-    fitted = tune_detector("silero", TUNE)
+    fitted = tuned("silero")
     decided = decide(fitted.score(PROMPT, JUDGE).logp[0])
     assert metrics.balanced_accuracy(TRUTH, decided == TRUTH) > 0.75
     silent = JUDGE[:20].as_control("silence")

@@ -1,14 +1,11 @@
 """A training: what is refused, which checkpoint is continued, which epoch is kept, several processes."""
 
 import json
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from common import start_processes
-from safetensors.torch import load_file
 
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
@@ -22,7 +19,6 @@ from evaluators.finetuning.train import (
     StopAtNan,
     last_complete,
     make_samples,
-    train,
 )
 
 pytestmark = pytest.mark.tiny
@@ -98,34 +94,3 @@ def test_progress_is_one_line_for_each_loss():
         "trial 1  step 10/10  loss 0.5000  0 s left",
         "trial 1  step 10/10  dev loss 0.2500  0 s left",
     ]
-
-
-SCRIPT = """
-import pickle, sys, torch
-from evaluators.finetuning.train import train
-training, folder = pickle.load(open(sys.argv[1], "rb"))
-train(training, folder)
-assert torch.distributed.get_world_size() == 2
-"""
-
-
-def test_two_processes_train_as_one(make_training, train_clips, tmp_path):
-    recipe, clips = Recipe(epochs=1, lr=1e-3, dropout=0.0, batch=4), train_clips[:16]
-    halved = make_training(
-        recipe,
-        clips=clips,
-        plan=TrainingPlan(False, 2, False, 0.0, None),
-        machine=Machine(torch.device("cpu"), torch.float32, processes=2),
-    )
-    (tmp_path / "training").write_bytes(pickle.dumps((halved, tmp_path / "2")))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    processes = start_processes(str(tmp_path / "script.py"), str(tmp_path / "training"))
-    train(make_training(recipe, clips=clips), tmp_path / "1")
-    for process in processes:
-        _, err = process.communicate()
-        assert process.returncode == 0, err[-3000:]
-    one, two = (load_file(tmp_path / n / "best" / "adapter_model.safetensors") for n in "12")
-    # Single weights with hardly any gradient differ more: Adam divides by its size.
-    apart = torch.cat([(one[k] - two[k]).flatten() for k in one]).norm()
-    moved = torch.cat([v.flatten() for k, v in one.items() if "lora_B" in k]).norm()
-    assert moved > 0.1 and apart < 0.01 * moved

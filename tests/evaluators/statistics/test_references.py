@@ -151,7 +151,7 @@ def agree(found, value, draws):
 # ---- statistics, and the weighted cluster bootstrap of each
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(clips(labels=3), st.integers(0, 99))
 def test_rates_of_any_labels_are_the_references_in_every_resample(rows, seed):
     truth, source, decided, _ = rows
@@ -167,7 +167,7 @@ def test_rates_of_any_labels_are_the_references_in_every_resample(rows, seed):
     )
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clips(), st.integers(0, 99))
 def test_ranking_and_calibration_are_the_references_in_every_resample(rows, seed):
     truth, source, decided, probability = rows
@@ -196,7 +196,7 @@ def stuck(draws):
     return np.ptp(draws) <= 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(clips(least=4), st.integers(0, 999), st.sampled_from([0.025, 0.1]))
 def test_a_paired_comparison_is_the_reference(rows, seed, alpha):
     truth, source, decided, _ = rows

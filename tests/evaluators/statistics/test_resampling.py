@@ -202,7 +202,7 @@ some_draws = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(some_draws, st.integers(2, 60), st.floats(1e-6, 0.6))
 def test_p_is_below_a_level_exactly_where_the_bound_at_that_level_is_above_zero(
     draws, sources, alpha

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from opro import optimize
+from opro.proposers import lm_proposer
 from opro.proposers.language_model import Message
 from opro.proposers.local_model import LocalModel
 
@@ -111,6 +112,8 @@ def test_a_search_with_a_local_model_that_talks_nonsense_ends(
     tiny_chat_model, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(lm_proposer, "REPLY_TOKENS", 10)  # nonsense is no better for being long
+    monkeypatch.setattr(lm_proposer, "FRAGMENTS_TOKENS", 40)
     flags = ["--checkpoint", "fake", "--iterations", "1", "--candidates", "2", "--clips", "80"]
     flags += ["--lm-model", str(tiny_chat_model), "--runs-dir", str(tmp_path), "--name", "local"]
     assert optimize.main(flags) == 0

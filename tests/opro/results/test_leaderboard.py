@@ -22,12 +22,12 @@ def verb(*argv, code=0):
     assert run_verb(lambda: leaderboard.main([str(a) for a in argv])) == code
 
 
-@pytest.fixture
-def runs(make_manifest, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def runs(write_manifest, tmp_path_factory):
     """Two runs on one manifest, one on another, and one that climbs something else."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    first = make_manifest(name="first")
-    second = make_manifest(name="second", per_source=3)
+    root = tmp_path_factory.mktemp("ranked")
+    first = write_manifest(root, name="first")
+    second = write_manifest(root, name="second", per_source=3)
     for name, folder, more in (
         ("one", first, []),
         ("two", second, []),
@@ -35,9 +35,11 @@ def runs(make_manifest, tmp_path, monkeypatch):
         ("four", first, ["--objective", "auroc"]),
     ):
         argv = ["--checkpoint", "fake", "--iterations", "1", "--candidates", "3", *more]
-        argv += ["--manifest", str(folder), "--runs-dir", str(tmp_path / "runs"), "--name", name]
-        assert optimize.main(argv) == 0
-    return tmp_path / "runs", first, second
+        argv += ["--manifest", str(folder), "--runs-dir", str(root / "runs"), "--name", name]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("OPENAI_API_KEY", raising=False)
+            assert optimize.main(argv) == 0
+    return root / "runs", first, second
 
 
 def tables(out):

@@ -89,7 +89,7 @@ def seeds_with_options(count):
     return tuple(Prompt(f"Seed {i}: {OPTIONS}") for i in range(count))
 
 
-@settings(max_examples=30, deadline=None, phases=UNSHRUNK, derandomize=True)
+@settings(max_examples=18, deadline=None, phases=UNSHRUNK, derandomize=True)
 @given(
     strategy=st.sampled_from(["race", "race", "opro", "random"]),
     more=st.integers(0, 3000),

@@ -414,7 +414,7 @@ def test_a_prompt_that_fails_later_keeps_what_it_has(half):
     assert not results[0].error
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 59)), max_size=6), st.integers(0, 400))
 def test_after_a_prompt_that_cannot_be_scored_nothing_is_asked_for_twice(half, faults, evals):
     """Not by the usage that a cache tells either; whoever can be scored is, and the display ends at its total."""

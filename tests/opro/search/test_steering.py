@@ -88,7 +88,7 @@ requests = st.one_of(
 
 
 @settings(
-    max_examples=25, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate),
+    max_examples=12, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 @given(
