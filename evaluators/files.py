@@ -71,8 +71,8 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file as plain data.
+def read_json(path: Path, *, finite: bool = True) -> Any:
+    """A JSON file as plain data; see `evaluators.plain_data.parse_json`.
 
     Raises:
         UserError: It cannot be read, or is no JSON; names the file.
@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: not readable as JSON ({error.strerror})") from None
-    return parse_json(raw, str(path))
+    return parse_json(raw, str(path), finite=finite)
 
 
 def finite_or_none(value: float) -> float | None:

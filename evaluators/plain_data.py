@@ -67,13 +67,14 @@ def brief(value: Any) -> str:
     return type(value).__name__
 
 
-def parse_json(raw: bytes | str, where: str, *, most: int = MOST_BYTES) -> Any:
+def parse_json(raw: bytes | str, where: str, *, most: int = MOST_BYTES, finite: bool = True) -> Any:
     """A JSON text as plain data. NaN, infinity and keys that stand twice are none.
 
     Args:
         raw: UTF-8, with or without a byte order mark.
         where: How a sentence names the place.
         most: Bytes that it may have.
+        finite: Refuse NaN and infinity, which Python's own writer makes, and configurations of models hold.
 
     Raises:
         UserError: It is no JSON, too long, or nested deeper than `DEEPEST`.
@@ -85,9 +86,8 @@ def parse_json(raw: bytes | str, where: str, *, most: int = MOST_BYTES) -> Any:
     if _depth(text) > DEEPEST:
         raise UserError(f"{where}: nested deeper than {DEEPEST} brackets; expected plain data")
     try:
-        return json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite
-        )
+        numbers = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+        return json.loads(text.decode(), object_pairs_hook=_unique, **numbers)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:

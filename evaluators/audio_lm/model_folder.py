@@ -315,7 +315,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not readable as JSON.
     """
-    raw = read_json(path)
+    raw = read_json(path, finite=False)
     return raw if isinstance(raw, dict) else {}
 
 

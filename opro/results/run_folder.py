@@ -187,9 +187,13 @@ class RunFolder:
     def summary(self) -> Summary | None:
         """What a finished run came to, else None. Prompts go by today's ids, whatever version wrote it.
 
+        A run whose journal lost its decision has not ended, whatever file is there.
+
         Raises:
             UserError: The file is damaged.
         """
+        if self.history.selection is None:
+            return None
         return read_summary(self.path / SUMMARY, self._older_ids)
 
     @property

@@ -124,7 +124,6 @@ def test_what_is_not_installed_is_one_sentence(search, monkeypatch, capsys, tmp_
         ("wandb", "wandb is not installed; pip install wandb"),
         ("all", "none of wandb, mlflow, tensorboard is installed"),
         ("aim", "'aim' is unknown; expected wandb, mlflow, tensorboard"),
-        ("", "'' is unknown"),
     ):
         assert search("--report-to", asked) == WRONG_USE
         err = capsys.readouterr().err
