@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
-from evaluators.files import json_text, read_yaml
+from evaluators.files import disk_is_full, json_text, read_yaml
 from evaluators.threads import wait_asleep
 
 T = TypeVar("T")
@@ -330,7 +330,9 @@ def run_verb(main: Callable[[], int]) -> int:
     wait_asleep()
     previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _tell("error", str(error), WRONG_USE)
     except PauseError as error:
@@ -340,9 +342,32 @@ def run_verb(main: Callable[[], int]) -> int:
         return DONE
     except KeyboardInterrupt:
         return _tell("interrupted", "nothing is lost, the same command goes on from here", FAULT)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        return _tell_of_full_disk(error)
     finally:
         for one, handler in previous.items():
             signal.signal(one, handler)
+
+
+def _tell_of_full_disk(error: Exception) -> int:
+    """One sentence, whoever met the full disk: a library in its own words, or what the verb printed to."""
+    try:
+        sys.stdout.flush()
+        place = "" if not isinstance(error, OSError) else error.filename2 or error.filename or ""
+    except (
+        OSError
+    ):  # what was printed is lost, whatever it was; Python would try once more at its end
+        sys.stdout = open(os.devnull, "w")
+        place = "standard output"
+    named = f"{str(place)!r} " if place else "a file "
+    return _tell(
+        "paused",
+        f"{named}cannot be written (the disk is full); make room, then give the same command again, which goes on from"
+        " what is on disk",
+        FAULT,
+    )
 
 
 def _run_for_json(main: Callable[[], int]) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
+from evaluators.files import check_folder
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
 from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
@@ -111,8 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
     use_threads(settings.threads)
     if settings.merge is not None:
+        check_folder(settings.merge, "--merge", new=True)
         return merge(settings, settings.merge)
     folder = settings.out or default_out(settings)
+    check_folder(folder, "--out")
+    check_folder(settings.runs_dir, "--runs-dir")
     training = prepare(settings)
     if space.dry_run:
         plan = [f"{n:11} {text}" for n, text in [("result", str(folder)), *describe(training)]]

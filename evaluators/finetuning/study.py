@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from transformers import TrainerCallback
 
@@ -22,6 +20,7 @@ from evaluators.finetuning.adapter_folder import (
 )
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.train import Progress, Training
+from evaluators.study_file import study_file
 
 JOURNAL = "optuna.log"  # in the folder of the study; Optuna's dashboard opens it
 RANKS = {4, 8, 16, 32}
@@ -87,7 +86,7 @@ def open_study(folder: Path, first: Recipe) -> optuna.Study:
     """The study of a folder; a new one begins with the recipe `first`, an old one with trials that were cut short."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        storage=study_file(folder / JOURNAL),
         study_name=folder.name,
         direction="minimize",
         load_if_exists=True,

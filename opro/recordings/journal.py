@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
-from evaluators.files import append_line, cut_torn_line, read_json, write_json
+from evaluators.files import append_line, cut_torn_line, is_written, read_json, write_json
 
 WINDOWS = "windows.jsonl"  # a line a window
 RECORDINGS = "recordings.jsonl"  # a line a recording that is done, after those of its windows
@@ -37,7 +37,7 @@ class Journal:
             UserError: The folder holds answers that depend on something else, or is damaged.
         """
         path, wanted = folder / SETTINGS, json.loads(json.dumps(identity))
-        if not path.exists():
+        if not is_written(path):
             write_json(path, wanted)
         before = read_json(path)
         if before != wanted:

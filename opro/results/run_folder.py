@@ -19,8 +19,10 @@ from evaluators.files import (
     FORMULA,
     csv_text,
     dump_yaml,
+    is_written,
     read_json,
     read_yaml,
+    remove_torn,
     write_json,
     write_text,
 )
@@ -74,8 +76,9 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             " --runs-dir"
         ) from None
     try:
+        remove_torn(folder)
         path = folder / CONFIG
-        if path.exists():
+        if is_written(path):
             before = read_yaml(path)
             for key in {*before, *config}:
                 if before.get(key) != config.get(key):
@@ -115,7 +118,7 @@ class RunFolder:
         A task of another file is kept in it, so that every verb knows it.
         """
         with open_run(path, config):
-            if task != SPEECH_TASK and not (path / TASK).exists():
+            if task != SPEECH_TASK and not is_written(path / TASK):
                 write_text(path / TASK, task.text())
             yield cls._of(path, config, repair=True)
 
@@ -302,7 +305,7 @@ class RunFolder:
     def scored_with(self) -> dict[str, str] | None:
         """Versions of the libraries that its scores depend on; None of a run that did not record them."""
         path = self.path / PROVENANCE
-        return read_json(path).get("scored_with") if path.is_file() else None
+        return read_json(path).get("scored_with") if is_written(path) else None
 
     def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """Journals what the run is, or checks that it is still that: scores of two kinds are never mixed.
@@ -340,7 +343,7 @@ class RunFolder:
 
     def save_provenance(self, about: Mapping[str, Any]) -> None:
         """Where and how the run began; a resumed run keeps what stands there."""
-        if not (self.path / PROVENANCE).exists():
+        if not is_written(self.path / PROVENANCE):
             write_json(self.path / PROVENANCE, provenance(about))
 
     def save_results(self, decision: Decision, summary: Summary, leaderboard: str) -> None:
