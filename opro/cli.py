@@ -353,19 +353,14 @@ def run_verb(main: Callable[[], int]) -> int:
 
 def _tell_of_full_disk(error: Exception) -> int:
     """One sentence, whoever met the full disk: a library in its own words, or what the verb printed to."""
-    try:
-        sys.stdout.flush()
-        place = "" if not isinstance(error, OSError) else error.filename2 or error.filename or ""
-    except (
-        OSError
-    ):  # what was printed is lost, whatever it was; Python would try once more at its end
-        sys.stdout = open(os.devnull, "w")
-        place = "standard output"
-    named = f"{str(place)!r} " if place else "a file "
+    sys.stdout = open(
+        os.devnull, "w"
+    )  # what was printed may be what is lost: Python would try again at its end
+    name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
     return _tell(
         "paused",
-        f"{named}cannot be written (the disk is full); make room, then give the same command again, which goes on from"
-        " what is on disk",
+        f"{'a file, or what is printed to,' if name is None else repr(str(name))} cannot be written (the disk is full);"
+        " make room, then give the same command again, which goes on from what is on disk",
         FAULT,
     )
 

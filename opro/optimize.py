@@ -120,7 +120,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    check_folder(settings.folder, "--runs-dir")
+    check_folder(settings.runs_dir, "--runs-dir")
     tracker_names(settings.report_to)
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))

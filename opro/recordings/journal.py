@@ -37,7 +37,7 @@ class Journal:
             UserError: The folder holds answers that depend on something else, or is damaged.
         """
         path, wanted = folder / SETTINGS, json.loads(json.dumps(identity))
-        if not is_written(path):
+        if not any(map(is_written, (path, folder / WINDOWS, folder / RECORDINGS))):
             write_json(path, wanted)
         before = read_json(path)
         if before != wanted:

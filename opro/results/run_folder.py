@@ -87,6 +87,12 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
                         f" is {config.get(key)!r}; give another --name"
                     )
         else:
+            if path.exists():
+                log.warning(
+                    "%s was empty, as a crash of the system leaves a file; it is written anew from the settings of"
+                    " this command, which must be those that the run was started with",
+                    path,
+                )
             write_text(path, dump_yaml(dict(config)))
         yield folder
     finally:
