@@ -40,7 +40,7 @@ from opro.cli import DONE, FAULT, check_names, check_values, flag, hand_over, pa
 from opro.recordings.answers import Answers, answers_of_run
 from opro.recordings.blocks import blocks, seconds_of
 from opro.recordings.inputs import find_recordings
-from opro.recordings.journal import Journal
+from opro.recordings.journal import Journal, alone
 from opro.recordings.reference import judge
 from opro.recordings.segments import Merging, Segment, audacity, merge, rttm, union
 from opro.recordings.windows import Cut, Window, windows
@@ -127,8 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if space.dry_run:
         hand_over({"dry_run": True, "folder": str(settings.out), "plan": plan})
         return DONE
-    labelling = _labelled(job)
-    lines, result = _write(labelling, job.recordings, settings.out)
+    with alone(settings.out):
+        labelling = _labelled(job)
+        lines, result = _write(labelling, job.recordings, settings.out)
     print("\n".join(lines))
     rejected = len(result["rejected"])
     if rejected:
@@ -213,9 +214,10 @@ def predict(
         settings = PredictSettings(out=folder, checkpoint=checkpoint, **options)
         check_values(settings)
         job = _open(settings, *_given(settings, classifier), asked, given)
-        labelling = _labelled(job)
-        _write(labelling, job.recordings, folder)
-        return _labels(labelling, job, folder)
+        with alone(folder):
+            labelling = _labelled(job)
+            _write(labelling, job.recordings, folder)
+            return _labels(labelling, job, folder)
 
 
 def _given(

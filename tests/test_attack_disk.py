@@ -33,6 +33,7 @@ from evaluators.files import (
 )
 from opro import export, finetune, matrix, optimize, predict, report, rescore, seal
 from opro.cli import run_verb
+from opro.recordings.journal import alone
 
 pytestmark = pytest.mark.xdist_group("disk")
 RUN = ROOT / "tests/assets/run-v1/finished"
@@ -171,8 +172,6 @@ def test_no_writer_writes_to_what_is_no_regular_file(tmp_path, monkeypatch, kind
 
 
 # Writers whose disk fails at any step.
-
-STEPS = ("write", "fsync", "replace")
 
 
 class Failing:
@@ -435,3 +434,13 @@ def test_an_unfinished_build_whose_recipe_was_left_empty_goes_on(tmp_path):
     argv = [recipe, "--recordings", recordings, "--out", tmp_path / "set", "--processes", "1"]
     assert build.main([*map(str, argv)]) == 0
     assert not state.exists() and not list((tmp_path / "set").rglob("*.tmp"))
+
+
+def test_two_processes_do_not_label_into_one_folder(tmp_path, capsys):
+    out, clip = tmp_path / "answers", next((DEMO / "clips").rglob("*.*"))
+    argv = [str(RUN / "best.yaml"), str(clip), "--checkpoint", "fake", "--out", str(out)]
+    with alone(out):
+        (out / ".labels.csv.7.tmp").write_text("of a process that was killed")
+        assert run_verb(lambda: predict.main(argv)) == 2
+    assert "another process is labelling there; wait for it" in capsys.readouterr().err
+    assert predict.main(argv) == 0 and not list(out.glob(".*.tmp"))
