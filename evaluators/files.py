@@ -318,10 +318,15 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def remove_torn(folder: Path) -> None:
-    """Removes what killed processes were writing. Only for the process that holds the folder's lock."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def remove_torn(folder: Path, names: Sequence[str] = ("*",)) -> None:
+    """Removes what killed processes were writing. Only for the process that holds the folder's lock.
+
+    Args:
+        names: Patterns of the files that nobody writes without the lock.
+    """
+    for name in names:
+        for path in folder.rglob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def is_written(path: Path) -> bool:
@@ -427,6 +432,21 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether it was for want of room that something could not be written, in whatever words a library says so."""
     by_number = isinstance(error, OSError) and error.errno in FULL
     return by_number or any(words in str(error) for words in FULL_WORDS)
+
+
+@contextlib.contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Where libraries write by themselves: raises PauseError if one of them finds the disk full."""
+    try:
+        yield
+    except PauseError:
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise PauseError(
+            f"{str(folder)!r} cannot be written (the disk is full); make room, then give the same command again"
+        ) from None
 
 
 def _cannot_write(path: Path, error: OSError) -> PauseError:

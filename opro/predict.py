@@ -30,7 +30,7 @@ from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Evaluator, require_presents
-from evaluators.files import check_folder, replacing, resolve, settle, write_text
+from evaluators.files import check_folder, disk_faults, replacing, resolve, settle, write_text
 from evaluators.orders import BothOrders, evals_per_clip
 from evaluators.prompts import OPTIONS, Prompt, is_frame
 from evaluators.tasks import task_named
@@ -450,7 +450,8 @@ def _clip(piece: Piece, scratch: Path, number: int) -> Clip:
     path = scratch / f"{number}.wav"
     encoded = io.BytesIO()  # libsndfile does not say that a disk is full
     soundfile.write(encoded, piece.window.wave, RATE, "FLOAT", format="WAV")
-    path.write_bytes(encoded.getvalue())
+    with disk_faults(scratch):
+        path.write_bytes(encoded.getvalue())
     return Clip(
         clip_id=f"{piece.file}:{piece.window.first}",
         path=path,

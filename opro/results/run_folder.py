@@ -49,6 +49,7 @@ PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
 LOCK = ".lock"
+OWN = (CONFIG, TASK, PROVENANCE, BEST, SUMMARY, "*.csv")  # written whole by whoever holds the lock
 PEEKED_S = 1.0  # seconds that a process waits for the lock: `is_open` may hold it for a moment
 SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
 OLD_DASH = tuple(f"'{first}" for first in FORMULA)
@@ -76,7 +77,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             " --runs-dir"
         ) from None
     try:
-        remove_torn(folder)
+        remove_torn(folder, OWN)
         path = folder / CONFIG
         if is_written(path):
             before = read_yaml(path)
