@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluators.errors import PauseError
 from evaluators.files import check_file
 from evaluators.manifest import manifest_path
 from evaluators.tasks import task_named
@@ -73,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for finding in sorted(audit.findings, key=lambda f: not f.fault):
             print(("FAULT  " if finding.fault else "note   ") + finding.text)
         print(f"\n{len(audit.clips):,} clips, {len(audit.faults)} faults", end="", flush=True)
-        write_page(audit, page)  # last: what was found is told, whatever becomes of a picture
+        try:
+            write_page(audit, page)  # last: what was found is told, whatever becomes of a picture
+        except (PauseError, OSError):
+            print()
+            raise
         print(f"; spectrograms and players: {page}")
         found = [{"fault": f.fault, "text": f.text} for f in audit.findings]
         hand_over(
