@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluators.errors import UserError
+from evaluators.errors import PauseError
+from evaluators.files import check_file
 from evaluators.manifest import manifest_path
 from evaluators.tasks import task_named
 from opro.cli import Parser, hand_over, run_verb
@@ -58,15 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
+        folder = manifest_path(args.manifest).resolve()
+        name = folder.parent.name if folder.stem == "manifest" else folder.stem
+        page = args.page or Path("runs") / f"audit-{name}.html"
+        check_file(page, "--page")
         audit = audit_clips(
             args.manifest,
             task_named(args.task) if args.task else args.labels.split(","),
             args.checkpoint,
             not args.no_voice,
         )
-        folder = manifest_path(args.manifest).resolve()
-        name = folder.parent.name if folder.stem == "manifest" else folder.stem
-        page = args.page or Path("runs") / f"audit-{name}.html"
         print("\n".join(table(audit)))
         print()
         for finding in sorted(audit.findings, key=lambda f: not f.fault):
@@ -74,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{len(audit.clips):,} clips, {len(audit.faults)} faults", end="", flush=True)
         try:
             write_page(audit, page)  # last: what was found is told, whatever becomes of a picture
-        except OSError as error:
+        except (PauseError, OSError):
             print()
-            raise UserError(f"--page {str(page)!r} cannot be written ({error.strerror})") from None
+            raise
         print(f"; spectrograms and players: {page}")
         found = [{"fault": f.fault, "text": f.text} for f in audit.findings]
         hand_over(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.errors import PauseError, UserError
-from evaluators.files import read_yaml
+from evaluators.files import check_folder, read_yaml
 from evaluators.manifest import SPLITS
 from evaluators.tasks import task_named
 from opro.cli import Parser, hand_over, run_verb
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     own = args.recipe == FOLDER
     path = None if own else recipe_path(args.recipe)
     _check_flags(args, own)
+    check_folder(args.out, "--out")
     if (args.out / "manifest.csv").exists() != args.check:
         raise UserError(
             f"--out {str(args.out)!r} holds {'no' if args.check else 'a'} manifest.csv; "
@@ -274,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(args)
         except OSError as error:
             raise PauseError(
-                f"{str(error.filename or args.out)!r} cannot be used ({error.strerror}); make room"
+                f"{str(error.filename2 or error.filename or args.out)!r} cannot be used ({error.strerror}); make room"
                 " or mend the folder, then give the same command again"
             ) from None
 

@@ -1,5 +1,6 @@
 """Files: one reader and one atomic writer for YAML, JSON, JSON lines and CSV, and where shipped files lie."""
 
+import contextlib
 import csv
 import errno
 import io
@@ -7,9 +8,11 @@ import json
 import math
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -227,33 +230,69 @@ def _separator(header: str, known: Sequence[str]) -> str:
     return max(SEPARATORS, key=count)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all. It is on disk, under its name, when this returns.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a new file to be written in the block, which takes the place of `path` when the block ends.
+
+    The file is there whole or not at all: it is on disk, under its name, when the block has ended; where the block
+    fails `path` is as it was and nothing else is left. A link to a regular file is followed.
 
     Raises:
+        UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    kind = _kind(path)
+    if kind:
+        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    path = path.resolve() if path.is_symlink() else path
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            _write_through(file, text)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        yield temporary
+        settle(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _write_through(file: IO[str], text: str) -> None:
-    """Writes to a file; the text is on disk when this returns."""
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, of a folder, which must not be there when the block ends; the new one is made in the block.
+
+    Raises:
+        OSError: As of the system.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+        settle(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """The names of a folder's files are on disk when this returns, or the file system cannot tell."""
-    number = os.open(folder, os.O_RDONLY)
+def settle(fresh: Path, path: Path) -> None:
+    """Gives a file or folder that is written to its end the name `path`; its content is on disk before, the name after.
+
+    Raises:
+        OSError: As of the system.
+    """
+    sync(fresh)
+    os.replace(fresh, path)
+    _sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """A file, or all of a folder, is on disk when this returns."""
+    for one in (*path.rglob("*"), path) if path.is_dir() else (path,):
+        _sync(one)
+
+
+def _sync(path: Path) -> None:
+    """What a file holds, or the names of a folder's files, are on disk when this returns, or the system cannot tell."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
@@ -261,6 +300,142 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(number)
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_torn(folder: Path, names: Sequence[str] = ("*",)) -> None:
+    """Removes what killed processes were writing. Only for the process that holds the folder's lock.
+
+    Args:
+        names: Patterns of the files that nobody writes without the lock.
+    """
+    for name in names:
+        for path in folder.rglob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file is there and holds something: a crash of the system may leave the name alone."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, see `replacing`."""
+    with replacing(path) as fresh:
+        fresh.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, see `replacing`."""
+    write_bytes(path, text.encode())
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a file, whole or not at all, see `replacing`."""
+    with replacing(path) as fresh:
+        shutil.copyfile(source, fresh)
+
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _kind(path: Path) -> str:
+    """What a path is, with links followed, where it is neither a regular file nor free."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else ""
+    return "" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def check_file(path: Path, flag: str) -> None:
+    """Whether a file can be written, before there is work for it. A link to a regular file is followed.
+
+    Args:
+        flag: That named it, for the sentence.
+    Raises:
+        UserError: It is no regular file and no new name, or it cannot be written.
+        PauseError: The disk is full.
+    """
+    kind = _kind(path)
+    if kind:
+        raise UserError(f"{flag} {str(path)!r} is {kind}; expected a regular file or a new name")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"{flag} {str(path)!r} is write-protected; give another {flag}")
+    _check_room(Path(os.path.realpath(path)), flag)
+
+
+def check_folder(path: Path, flag: str, new: bool = False) -> None:
+    """Whether files can be written into a folder, before there is work for it; it need not be there.
+
+    Args:
+        flag: That named it, for the sentence.
+        new: It must not be there.
+    Raises:
+        UserError: It is something else, or cannot be written.
+        PauseError: The disk is full.
+    """
+    if new and os.path.lexists(path):
+        raise UserError(f"{flag} {str(path)!r} exists; give a folder that does not")
+    if not path.is_dir() and os.path.lexists(path):
+        raise UserError(f"{flag} {str(path)!r} is {_kind(path) or 'a file'}; expected a folder")
+    _check_room(path.absolute() / "x", flag)
+
+
+def _check_room(path: Path, flag: str) -> None:
+    """Makes and removes a file beside `path`, or in the nearest folder above it that is there."""
+    folder = next(one for one in path.parents if os.path.lexists(one))
+    probe = _temporary(folder / path.name)
+    try:
+        probe.write_bytes(b"")
+    except OSError as error:
+        if error.errno in FULL:
+            raise _cannot_write(path, error) from None
+        raise UserError(
+            f"{flag}: nothing can be written in {str(folder)!r} ({error.strerror}); give another {flag}"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = (  # of libraries that write by themselves
+    "No space left on device",
+    "database or disk is full",
+    "PytorchStreamWriter failed writing",
+)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether it was for want of room that something could not be written, in whatever words a library says so."""
+    by_number = isinstance(error, OSError) and error.errno in FULL
+    return by_number or any(words in str(error) for words in FULL_WORDS)
+
+
+@contextlib.contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Where libraries write by themselves: raises PauseError if one of them finds the disk full."""
+    try:
+        yield
+    except PauseError:
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise PauseError(
+            f"{str(folder)!r} cannot be written (the disk is full); make room, then give the same command again"
+        ) from None
 
 
 def _cannot_write(path: Path, error: OSError) -> PauseError:
@@ -276,19 +451,30 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file. The line is on disk when this returns.
+    """Adds a line to a file. The line is on disk when this returns; where it fails, nothing of it is there.
 
     Raises:
+        UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
+    kind = _kind(path)
+    if kind:
+        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    size = -1  # before the line
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
-        with path.open("a", encoding="utf-8") as file:
-            _write_through(file, line)
+        with path.open("ab") as file:
+            size = file.tell()
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
         if new:
-            _sync_folder(path.parent)
+            _sync(path.parent)
     except OSError as error:
+        if size >= 0:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
         raise _cannot_write(path, error) from None
 
 

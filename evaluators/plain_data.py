@@ -86,7 +86,9 @@ def parse_json(raw: bytes | str, where: str, *, most: int = MOST_BYTES, finite: 
     if _depth(text) > DEEPEST:
         raise UserError(f"{where}: nested deeper than {DEEPEST} brackets; expected plain data")
     try:
-        numbers = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+        numbers: dict[str, Any] = (
+            {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+        )
         return json.loads(text.decode(), object_pairs_hook=_unique, **numbers)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start} is not UTF-8; save it as UTF-8") from None

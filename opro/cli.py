@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from evaluators.errors import PauseError, UserError
-from evaluators.files import json_text, read_yaml
+from evaluators.files import disk_is_full, json_text, read_yaml
 from evaluators.plain_data import brief, inert
 from evaluators.threads import wait_asleep
 
@@ -396,7 +396,9 @@ def run_verb(main: Callable[[], int]) -> int:
     sys.stdout = _Inert(shown)
     previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _tell("error", str(error), WRONG_USE)
     except PauseError as error:
@@ -406,11 +408,29 @@ def run_verb(main: Callable[[], int]) -> int:
         return DONE
     except KeyboardInterrupt:
         return _tell("interrupted", "nothing is lost, the same command goes on from here", FAULT)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        return _tell_of_full_disk(error)
     finally:
         if isinstance(sys.stdout, _Inert):
             sys.stdout = shown
         for one, handler in previous.items():
             signal.signal(one, handler)
+
+
+def _tell_of_full_disk(error: Exception) -> int:
+    """One sentence, whoever met the full disk: a library in its own words, or what the verb printed to."""
+    sys.stdout = open(
+        os.devnull, "w"
+    )  # what was printed may be what is lost: Python would try again at its end
+    name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    return _tell(
+        "paused",
+        f"{'a file, or what is printed to,' if name is None else repr(str(name))} cannot be written (the disk is full);"
+        " make room, then give the same command again, which goes on from what is on disk",
+        FAULT,
+    )
 
 
 def _run_for_json(main: Callable[[], int]) -> int:

@@ -7,7 +7,6 @@ alone: one of the audio tower is merged. README.md in the folder says what is wh
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier, dump_classifiers
 from evaluators.endpoint import request_of
 from evaluators.errors import UserError
-from evaluators.files import json_text, write_text
+from evaluators.files import check_folder, copy_file, json_text, replacing_folder, write_text
 from evaluators.orders import orders_of
 from evaluators.presentation import AS_IS
 from evaluators.prompts import SPECIAL, Prompt
@@ -64,8 +63,7 @@ def export(run: Path, settings: ExportSettings) -> list[str]:
     Raises:
         UserError: The run is not finished, the folder exists, or the run's model cannot be taken elsewhere.
     """
-    if settings.to.exists():
-        raise UserError(f"--to {str(settings.to)!r} exists; give a folder that does not")
+    check_folder(settings.to, "--to", new=True)
     folder = RunFolder.read(run)
     best = folder.best
     if SPECIAL.search(best.prompt.text + best.prompt.system):
@@ -73,14 +71,9 @@ def export(run: Path, settings: ExportSettings) -> list[str]:
             "the prompt spells a control token, which other programs read as one; search without such seeds"
         )
     model = model_settings(None, folder.config)
-    fresh = settings.to.with_name(f"{settings.to.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
+    with replacing_folder(settings.to) as fresh:
+        fresh.mkdir(parents=True)
         told = list(_write(fresh, settings, folder, best, model))
-        fresh.rename(settings.to)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return [*told, f"written to {settings.to}"]
 
 
@@ -172,7 +165,7 @@ def _write_model(
     about |= _presentation(fresh, best.prompt)
     if facts.plain:
         write_text(fresh / "export.json", json_text(about))
-        shutil.copyfile(SCRIPTS / "score.py", fresh / "score.py")
+        copy_file(SCRIPTS / "score.py", fresh / "score.py")
     else:
         yield f"score.py is for Qwen2-Audio, and this is {facts.model_class}"
     if checkpoint.quantization != "none":
@@ -191,7 +184,7 @@ def _presentation(fresh: Path, prompt: Prompt) -> dict[str, Any]:
     how = prompt.presentation.sound
     if how == AS_IS:
         return {}
-    shutil.copyfile(presentation.__file__, fresh / "presentation.py")
+    copy_file(Path(presentation.__file__), fresh / "presentation.py")
     return {"presentation": how.to_dict()}
 
 
@@ -218,7 +211,7 @@ def _write_request(
         **_presentation(fresh, best.prompt),
     }
     write_text(fresh / "request.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    shutil.copyfile(SCRIPTS / "ask.py", fresh / "ask.py")
+    copy_file(SCRIPTS / "ask.py", fresh / "ask.py")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
+from evaluators.files import check_folder, disk_faults
 from evaluators.finetuning.processes import agree, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
@@ -125,8 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, space = parse(FinetuneSettings, argv, __doc__ or "", _add_dry_run)
     use_threads(settings.threads)
     if settings.merge is not None:
+        check_folder(settings.merge, "--merge", new=True)
         return merge(settings, settings.merge)
     folder = settings.out or default_out(settings)
+    check_folder(folder, "--out")
+    check_folder(settings.runs_dir, "--runs-dir")
     training = prepare(settings)
     if space.dry_run:
         plan = [f"{n:11} {text}" for n, text in [("result", str(folder)), *describe(training)]]
@@ -299,7 +303,7 @@ def run(settings: FinetuneSettings, training: "Training", folder: Path) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with contextlib.ExitStack() as opened:
+    with disk_faults(folder), contextlib.ExitStack() as opened:
 
         def begin() -> bool:
             if is_finished(folder) and not (folder / "config.yaml").is_file():
@@ -329,7 +333,8 @@ def merge(settings: FinetuneSettings, folder: Path) -> int:
     checkpoint = open_checkpoint(settings.checkpoint, settings.adapter, settings.quantization)
     checkpoint.need_packed("merging", "merge it with peft (merge_and_unload, then save_pretrained)")
     prompt = checkpoint.prompt or read_wordings(settings, open_data(settings).task)[0]
-    apart, dtype = write_merged(checkpoint, folder, prompt, settings.device, settings.dtype)
+    with disk_faults(folder):
+        apart, dtype = write_merged(checkpoint, folder, prompt, settings.device, settings.dtype)
     print(f"merged      {folder}, {dtype}")
     print(f"self-test   scores of made-up clips differ by {apart:.1e} nats at most")
     hand_over({"dtype": dtype, "selftest_nats": apart, "paths": {"folder": str(folder)}})

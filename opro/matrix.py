@@ -27,7 +27,15 @@ from evaluators.detectors.detectors import open_detector
 from evaluators.detectors.tuned import check_detects, tune_detector
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
-from evaluators.files import csv_text, json_text, read_json, resolve, write_json, write_text
+from evaluators.files import (
+    check_folder,
+    csv_text,
+    json_text,
+    read_json,
+    resolve,
+    write_json,
+    write_text,
+)
 from evaluators.manifest import columns_of, verify
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
@@ -173,7 +181,10 @@ def _extra_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
-    data, out = open_data(settings), Path(str(settings.out))
+    out = Path(str(settings.out))
+    check_folder(out, "--out")
+    check_folder(settings.runs_dir, "--runs-dir")
+    data = open_data(settings)
     clips = _open_clips(data, settings.split)
     models = [
         open_model(settings.model(name), data, [clips.scored], machine=settings)
@@ -182,8 +193,6 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
     for name in space.baselines:
         check_detects(name, data.task.labels)
         open_detector(name)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a file; expected a folder")
     entries = _entries(space.prompts, data, settings)
     plan = list(_plan(settings, models, entries, space.baselines, clips))
     print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)

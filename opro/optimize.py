@@ -17,6 +17,7 @@ from typing import Any, TypedDict, Unpack
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
+from evaluators.files import check_folder
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
@@ -119,6 +120,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
+    check_folder(settings.runs_dir, "--runs-dir")
     tracker_names(settings.report_to)
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
@@ -399,7 +401,8 @@ def _logged(path: Path) -> Iterator[None]:
         yield
     finally:
         root.handlers, root.level = before
-        handler.close()
+        with contextlib.suppress(OSError):  # of a full disk, as above
+            handler.close()
 
 
 make_callable(__name__)

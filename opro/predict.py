@@ -7,8 +7,10 @@ RTTM and as Audacity labels, and rejected.csv with what could not be read. The s
 interrupted. An answer is "unsure" where the run's holdout does not allow it at --error-rate.
 """
 
+import contextlib
 import csv
 import hashlib
+import io
 import itertools
 import sys
 import tempfile
@@ -26,9 +28,9 @@ from evaluators.audio import RATE, Wave
 from evaluators.build import build_evaluator
 from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import Clip
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Evaluator, require_presents
-from evaluators.files import resolve, write_text
+from evaluators.files import check_folder, disk_faults, replacing, resolve, settle, write_text
 from evaluators.orders import BothOrders, evals_per_clip
 from evaluators.prompts import OPTIONS, Prompt, is_frame
 from evaluators.tasks import task_named
@@ -38,7 +40,7 @@ from opro.cli import DONE, FAULT, check_names, check_values, flag, hand_over, pa
 from opro.recordings.answers import Answers, answers_of_run
 from opro.recordings.blocks import blocks, seconds_of
 from opro.recordings.inputs import find_recordings
-from opro.recordings.journal import Journal
+from opro.recordings.journal import Journal, alone
 from opro.recordings.reference import judge
 from opro.recordings.segments import Merging, Segment, audacity, merge, rttm, union
 from opro.recordings.windows import Cut, Window, windows
@@ -127,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if space.dry_run:
         hand_over({"dry_run": True, "folder": str(settings.out), "plan": plan})
         return DONE
-    labelling = _labelled(job)
-    lines, result = _write(labelling, job.recordings, settings.out)
+    with alone(settings.out):
+        labelling = _labelled(job)
+        lines, result = _write(labelling, job.recordings, settings.out)
     print("\n".join(lines))
     rejected = len(result["rejected"])
     if rejected:
@@ -213,9 +216,10 @@ def predict(
         settings = PredictSettings(out=folder, checkpoint=checkpoint, **options)
         check_values(settings)
         job = _open(settings, *_given(settings, classifier), asked, given)
-        labelling = _labelled(job)
-        _write(labelling, job.recordings, folder)
-        return _labels(labelling, job, folder)
+        with alone(folder):
+            labelling = _labelled(job)
+            _write(labelling, job.recordings, folder)
+            return _labels(labelling, job, folder)
 
 
 def _given(
@@ -259,6 +263,7 @@ def _open(
     given: Evaluator | None = None,
 ) -> Job:
     """What is to be labelled, by what; raises UserError for whatever would fail later."""
+    check_folder(settings.out, "--out")
     cut = Cut.of_ms(settings.window_ms, settings.hop_ms)
     recordings = find_recordings(audio)
     if settings.gate and (answers.conformal is None or not answers.conformal.promised[0]):
@@ -445,7 +450,10 @@ def _clip(piece: Piece, scratch: Path, number: int) -> Clip:
     """The window as a clip: a file that the next chunk writes over."""
     assert piece.window is not None
     path = scratch / f"{number}.wav"
-    soundfile.write(path, piece.window.wave, RATE, subtype="FLOAT")
+    encoded = io.BytesIO()  # libsndfile does not say that a disk is full
+    soundfile.write(encoded, piece.window.wave, RATE, "FLOAT", format="WAV")
+    with disk_faults(scratch):
+        path.write_bytes(encoded.getvalue())
     return Clip(
         clip_id=f"{piece.file}:{piece.window.first}",
         path=path,
@@ -559,12 +567,10 @@ def _write_labels(labelling: Labelling, out: Path, names: Mapping[str, str]) -> 
 
 
 def _csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    scratch.replace(path)
 
 
 def _names(recordings: Sequence[Path]) -> dict[str, str]:
@@ -587,28 +593,51 @@ def _write_gate(folder: Path, path: Path, name: str, parts: Sequence[Sequence[fl
         if not (target := folder / f"{name}_{start:010.3f}_{end:010.3f}.wav").exists()
     ]
     done = 0
-    for block in blocks(path) if todo else ():
-        for first, last, target in todo:
-            piece = block[max(0, first - done) : max(0, last - done)]
-            if len(piece):
-                _append(target.with_suffix(".part"), piece, new=first >= done)
-        done += len(block)
-        for _, last, target in todo:
-            if last <= done:
-                target.with_suffix(".part").replace(target)
-        todo = [one for one in todo if one[1] > done]
-    for _, _, target in todo:  # rounding may end a part with the recording
-        if target.with_suffix(".part").exists():
-            target.with_suffix(".part").replace(target)
+    with _parts_of(todo):
+        for block in blocks(path) if todo else ():
+            for first, last, target in todo:
+                piece = block[max(0, first - done) : max(0, last - done)]
+                if len(piece):
+                    _append(_part(target), piece, new=first >= done)
+            done += len(block)
+            for _, last, target in todo:
+                if last <= done:
+                    settle(_part(target), target)
+            todo = [one for one in todo if one[1] > done]
+        for _, _, target in todo:  # rounding may end a part with the recording
+            if _part(target).exists():
+                settle(_part(target), target)
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp")
+
+
+@contextlib.contextmanager
+def _parts_of(todo: Sequence[tuple[int, int, Path]]) -> Iterator[None]:
+    """Nothing is left of parts that were not written to their end."""
+    try:
+        yield
+    finally:
+        for _, _, target in todo:
+            _part(target).unlink(missing_ok=True)
 
 
 def _append(path: Path, wave: Wave, *, new: bool) -> None:
-    if new:
-        soundfile.write(path, wave, RATE, format="WAV", subtype="PCM_16")
-        return
-    with soundfile.SoundFile(path, "r+") as file:
-        file.seek(0, soundfile.SEEK_END)
-        file.write(wave)
+    try:
+        if new:
+            soundfile.write(path, wave, RATE, format="WAV", subtype="PCM_16")
+            return
+        with soundfile.SoundFile(path, "r+") as file:
+            file.seek(0, soundfile.SEEK_END)
+            file.write(wave)
+    except (
+        soundfile.LibsndfileError
+    ) as error:  # it says no more of a full disk than "System error."
+        raise PauseError(
+            f"{str(path.parent)!r} cannot be written ({error.error_string.rstrip('.')}); make room or mend the folder,"
+            " then give the same command again"
+        ) from None
 
 
 make_callable(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
-from evaluators.files import write_text
+from evaluators.files import check_file, check_folder, write_text
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.results.inspect_export import write_logs
 from opro.results.page import page_of
@@ -53,12 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders: list[Path] = space.folders
     several = len(folders) > 1
     out = settings.out or (folders[0].parent if several else folders[0]) / "report.html"
-    if out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a folder; expected a file name")
     if several and settings.inspect is not None:
         raise UserError(
             f"--inspect takes the logs of one folder, and {len(folders)} were given; give it once for each"
         )
+    if folders[0].is_dir():  # what is no run is told as such
+        check_file(out, "--out")
+    if settings.inspect is not None:
+        check_folder(settings.inspect, "--inspect")
     text = page_of(*folders)
     logs = None if settings.inspect is None else write_logs(folders[0], settings.inspect)
     write_text(out, text)

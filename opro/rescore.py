@@ -7,7 +7,6 @@ test split is counted for the project and shown; to show the same numbers again 
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
-from evaluators.files import write_json
+from evaluators.files import check_file, check_folder, write_json
 from evaluators.manifest import verify
 from evaluators.prompts import shown_text
 from evaluators.statistics.compare import compare_many, estimate, resample
@@ -102,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_threads(settings.threads)
     if settings.out is not None and (len(space.prompts) > 1 or space.prompts[0].is_dir()):
         raise UserError("--out goes with a single prompt file; a run folder gets its test.json")
+    check_folder(settings.runs_dir, "--runs-dir")
     # Everything that can be wrong is found before the test split is used.
     jobs = [_open(_asked(settings, path), settings) for path in space.prompts]
     results = []
@@ -205,6 +205,7 @@ def _in_both_orders(classifier: Classifier, settings: RescoreSettings) -> Classi
 
 def _open(asked: Asked, settings: RescoreSettings) -> Job:
     """The job with its clips and model; raises UserError for whatever would fail later."""
+    check_file(asked.out, "--out")
     data = open_data(asked.data)
     clips = data.split(settings.split)
     verify(clips)
@@ -224,8 +225,6 @@ def _open(asked: Asked, settings: RescoreSettings) -> Job:
         warnings.append(
             "half of these clips were searched on: the scores flatter the run's prompts"
         )
-    if not os.access(asked.out.parent, os.W_OK) or asked.out.is_dir():
-        raise UserError(f"{str(asked.out)!r} cannot be written; give another --out")
     # Prompts that this model cannot score are found on silence, which is no use of the split.
     model.evaluator.score(
         [c.prompt for c in asked.classifiers], clips.first(len(names)).as_control("silence")

@@ -15,7 +15,7 @@ from pathlib import Path
 from evaluators.build import build_evaluator
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.files import resolve, write_text
+from evaluators.files import check_file, resolve, write_text
 from evaluators.manifest import verify
 from evaluators.statistics.compare import compare, estimate
 from evaluators.statistics.resampling import Estimate
@@ -66,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     RunFolder.read(space.run)  # first of all, whether it is a run
     out = settings.out or space.run / "card.yaml"
-    if not out.resolve().parent.is_dir() or out.is_dir():
-        raise UserError(
-            f"--out {str(out)!r} cannot be written; give a file in a folder that is there"
-        )
+    check_file(out, "--out")
     card = seal(space.run, settings.runs_dir or space.run.resolve().parent)
     write_text(out, card.text())
     gain = card.holdout.gain

@@ -743,7 +743,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/problem.py", "if path != SEED_PROMPTS or task == SPEECH_TASK:", "if True:"),
     (
         "opro/results/run_folder.py",
-        "if task != SPEECH_TASK and not (path / TASK).exists():",
+        "if task != SPEECH_TASK and not is_written(path / TASK):",
         "if False:",
     ),
     ("opro/results/card.py", "if card.sealed_digest() != card.digest:", "if False:"),
@@ -1603,7 +1603,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/results/run_folder.py", "        lock.acquire(timeout=PEEKED_S)", "        pass"),
     (
         "opro/results/run_folder.py",
-        "        if not (self.path / PROVENANCE).exists():",
+        "        if not is_written(self.path / PROVENANCE):",
         "        if True:",
     ),
     (

@@ -40,7 +40,6 @@ def write_page(audit: Audit, path: Path) -> None:
         plots=_plots(audit),
         shown=[_player(m) for m in shown],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
 
 

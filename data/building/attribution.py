@@ -1,12 +1,11 @@
 """ATTRIBUTION.md of a clip set: its recordings and their licences, with the packages' notices."""
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluators.files import write_text
+from evaluators.files import copy_file, write_text
 
 INTRO = (
     "# Where the clips come from",
@@ -37,8 +36,7 @@ def write_attribution(
             root = folder if folder.is_dir() else folder.parent
             notice = root / "licences" / f"{Path(name).name}.copyright"
             if notice.is_file():
-                (out / "licences").mkdir(exist_ok=True)
-                shutil.copyfile(notice, out / "licences" / notice.name)
+                copy_file(notice, out / "licences" / notice.name)
     write_text(out / "ATTRIBUTION.md", "\n".join(lines) + "\n")
 
 

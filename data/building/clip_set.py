@@ -4,14 +4,16 @@ import contextlib
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from evaluators.errors import PauseError, UserError
-from evaluators.files import append_line, write_text
+from evaluators.files import append_line, is_written, remove_torn, write_bytes, write_text
 from evaluators.manifest import SPLITS
 from evaluators.plain_data import log_lines, parse_json
 from evaluators.splits import Registry, load_registry, registry_path, write_registry
@@ -220,6 +222,14 @@ _activity: VoiceActivity
 def _start_worker(recipe: Made) -> None:
     global _recipe, _activity
     _recipe, _activity = recipe, ACTIVITIES[recipe.voice]()
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when its parent has ended, even where that was killed and could not tell."""
+    parent.join()
+    os._exit(1)
 
 
 def _scan_one(recording: Recording) -> Scan:
@@ -234,10 +244,7 @@ def _scan_one(recording: Recording) -> Scan:
 def _render_one(task: tuple[Job, Path]) -> dict[str, Any]:
     job, folder = task
     encoded, row = render_clip(job, _recipe)
-    target = folder / row["path"]
-    scratch = target.with_suffix(".part")
-    scratch.write_bytes(encoded)
-    scratch.replace(target)  # a clip is there whole or not at all
+    write_bytes(folder / row["path"], encoded)
     return row
 
 
@@ -273,14 +280,13 @@ def _map(
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[list[Path]]:
     """Locks the folder for one build and gives the folders that it had to create; another process is refused."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a file; expected a folder")
     created = [path for path in (out / STATE, out / "clips", out) if not path.exists()]
     (out / STATE).mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / STATE / "lock")
     try:
         with lock.acquire(timeout=0):
             (out / "clips").mkdir(exist_ok=True)
+            remove_torn(out)
             yield created
     except Timeout:
         raise UserError(f"--out {str(out)!r}: another process is building there") from None
@@ -294,7 +300,7 @@ def _check_identity(
     for r in recordings:
         digest.update(repr((r, _stat(r))).encode())
     digest.update(repr(sorted(registry.splits.items())).encode())
-    if path.is_file() and path.read_text() != digest.hexdigest():
+    if is_written(path) and path.read_text() != digest.hexdigest():
         raise UserError(
             f"--out {str(path.parent.parent)!r} holds an unfinished build of another recipe or other"
             " recordings; remove it, or choose another folder"

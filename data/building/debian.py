@@ -24,7 +24,7 @@ import zstandard
 
 from evaluators.audio import RATE, Wave
 from evaluators.errors import PauseError, UserError
-from evaluators.files import read_table
+from evaluators.files import copy_file, is_written, read_table, write_bytes
 
 from .recipe import Packages
 from .recordings import write_table
@@ -102,7 +102,7 @@ def fetch(chosen: Mapping[str, Sequence[dict[str, str]]], out: Path) -> str:
     missing: list[str] = []
     for number, (name, rows) in enumerate(chosen.items(), 1):
         finished = out / ".done" / f"{name}.csv"
-        if not finished.is_file():
+        if not is_written(finished):
             print(f"{number}/{len(chosen)} {name}", file=sys.stderr, flush=True)
             made, lost = _fetch_package(name, rows, out)
             missing += lost
@@ -145,8 +145,7 @@ def _fetch_package(
                 lost.append(f"{name}: {row['file']}: {error}")
         notice = tree / "usr/share/doc" / name / "copyright"
         if notice.exists():
-            (out / "licences").mkdir(exist_ok=True)
-            shutil.copyfile(notice, out / "licences" / f"{name}.copyright")
+            copy_file(notice, out / "licences" / f"{name}.copyright")
     return made, lost
 
 
@@ -171,8 +170,7 @@ def _write_recording(source: Path, row: dict[str, str], out: Path) -> dict[str, 
     stem = row["file"].replace("/", "_").rsplit(".", 1)[0]
     name = f"{stem}-{f'{start_s:g}'.replace('.', 'p')}.ogg"
     target = Path(row["label"].lower()) / row["category"] / row["package"] / name
-    (out / target).parent.mkdir(parents=True, exist_ok=True)
-    (out / target).write_bytes(encode(wave, "opus"))
+    write_bytes(out / target, encode(wave, "opus"))
     changed = {
         "path": target.as_posix(),
         "source_package": row["package"],

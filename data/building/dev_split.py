@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluators.clips import Clip, ClipSet
 from evaluators.errors import UserError
+from evaluators.files import write_bytes
 from evaluators.splits import Registry, halves, write_registry
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.tasks import SPEECH_TASK, Task
@@ -118,7 +119,7 @@ def registered(recipe: Made, out: Path) -> Iterator[None]:
         yield
     except UserError:
         if before is not None:
-            path.write_bytes(before)
+            write_bytes(path, before)
         else:
             path.unlink()
         if made and out.is_dir() and not any(out.iterdir()):

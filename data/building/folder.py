@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from rich.progress import track
 from evaluators.audio import RATE, Wave, load, load_part, read_header
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.files import copy_file, write_bytes
 from evaluators.manifest import NEEDED, SPLITS
 from evaluators.splits import Registry, write_registry
 from evaluators.tasks import SPEECH_TASK, Task
@@ -35,6 +37,7 @@ from .finished import HUB, FinishedClip, Names, is_other, is_speech, read_finish
 from .recordings import LABELS, UNKNOWN_LICENCE, write_table
 
 SPEECH, OTHER = LABELS
+UNFINISHED = ".folder"  # in --out until the set is whole
 OWN = "file"  # --source: every file is a recording of its own
 OWN_CLIP, OWN_FILE = "clip:", "file:"  # what a source by content begins with
 COLUMNS = (*NEEDED, "pcm_sha256", "recording", "language")
@@ -125,9 +128,11 @@ def build_folder(settings: FolderSettings, plan: Plan) -> int:
         How many are hard links to the files that were given.
     """
     out = settings.out
-    created = [p for p in (out / "clips", out) if not p.exists()]
+    created = [p for p in (out / "clips", out / UNFINISHED, out) if not p.exists()]
     try:
-        (out / "clips").mkdir(parents=True)
+        (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / "clips", ignore_errors=True)  # of a build that was killed
+        (out / "clips").mkdir()
         links = 0
         for measured, row in zip(plan.clips, plan.rows, strict=True):
             links += _place(measured, out / row["path"])
@@ -137,6 +142,7 @@ def build_folder(settings: FolderSettings, plan: Plan) -> int:
         write_registry(path, Registry(registry.splits | plan.splits, registry.trained_on))
         columns = (*COLUMNS, "question", "options") if settings.task.choices else COLUMNS
         write_table(out / "manifest.csv", plan.rows, columns)  # last: a set with it is whole
+        (out / UNFINISHED).rmdir()
     except BaseException:
         for path in created:
             shutil.rmtree(path, ignore_errors=True)
@@ -161,9 +167,7 @@ def _check_places(settings: FolderSettings) -> None:
     if not settings.clips and not (settings.speech and settings.other):
         given, missing = ("--speech", "--other") if settings.speech else ("--other", "--speech")
         raise UserError(f"{given} is given and {missing} is not; two kinds are needed: give {how}")
-    if settings.out.exists() and not settings.out.is_dir():
-        raise UserError(f"--out {str(settings.out)!r} is a file; expected a folder")
-    if (settings.out / "clips").exists():
+    if (settings.out / "clips").exists() and not (settings.out / UNFINISHED).exists():
         raise UserError(
             f"--out {str(settings.out)!r} holds a folder 'clips' already; remove it, or choose another folder"
         )
@@ -695,9 +699,11 @@ def _place(measured: Measured, target: Path) -> bool:
             pass
     with _file_of(clip) as path:
         if measured.part.start is None:
-            shutil.copyfile(path, target)
+            copy_file(path, target)
         else:
-            soundfile.write(target, _wave(path, measured.part), RATE, subtype="PCM_16")
+            encoded = io.BytesIO()
+            soundfile.write(encoded, _wave(path, measured.part), RATE, "PCM_16", format="WAV")
+            write_bytes(target, encoded.getvalue())
     return False
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-import shutil
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from evaluators.audio import load
 from evaluators.errors import UserError
-from evaluators.files import read_table
+from evaluators.files import copy_file, read_table
 from evaluators.names import Finder, name_key
 from evaluators.splits import Registry, write_registry
 
@@ -104,9 +103,8 @@ def read_study(recipe: Import, out: Path) -> Study:
 
 def write_study(study: Study, out: Path) -> None:
     """Copies the clips and writes manifest.csv and the registry of `out`."""
-    (out / "clips").mkdir(parents=True, exist_ok=True)
     for row in study.rows:
-        shutil.copyfile(study.files[row["clip_id"]], out / row["path"])
+        copy_file(study.files[row["clip_id"]], out / row["path"])
     write_table(out / "manifest.csv", study.rows, list(study.rows[0]))
     path, registry = project_registry(out)
     write_registry(path, Registry(registry.splits | study.splits, registry.trained_on))

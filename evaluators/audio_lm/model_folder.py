@@ -107,7 +107,7 @@ def refuse_foreign(folder: Path, who: str) -> None:
     for path in sorted(folder.glob("*.json")):
         if not READ_SETTINGS.fullmatch(path.name) or not path.is_file():
             continue
-        for key, value in _values(read_json(path)):
+        for key, value in _values(read_json(path, finite=False)):
             code = ATTENTION.fullmatch(key) and isinstance(value, str) and "/" in value
             if value and (key in FOREIGN or code):
                 raise UserError(
@@ -120,7 +120,7 @@ def refuse_foreign(folder: Path, who: str) -> None:
 def _check_numbers(folder: Path, tensors: int) -> None:
     """Raises UserError for numbers in a folder's settings that its weights cannot have, before memory is taken."""
     path = folder / "config.json"
-    for key, value in _values(read_json(path)):
+    for key, value in _values(read_json(path, finite=False)):
         if not isinstance(value, int | float) or abs(value) < FEW_LAYERS:
             continue
         if abs(value) > LARGEST and isinstance(value, int):
@@ -130,7 +130,7 @@ def _check_numbers(folder: Path, tensors: int) -> None:
                 f"{str(path)!r}: {key} is {value:,}, of a model that has {tensors:,} tensors; expected no more: {AGAIN}"
             )
     for path in (folder / name for name in SETTINGS if (folder / name).is_file()):
-        for key, value in _values(read_json(path)):
+        for key, value in _values(read_json(path, finite=False)):
             low, high = FRONT_END.get(key, (-math.inf, math.inf))
             if isinstance(value, int | float) and not low <= value <= high:
                 raise UserError(

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
 from evaluators.evaluator import Evaluator
-from evaluators.files import read_json
+from evaluators.files import copy_file, is_written, read_json, settle, write_text
 from evaluators.finetuning.generic import GenericModel
 from evaluators.finetuning.model import Adapted
 from evaluators.finetuning.plain_code import plain_code, public_name
@@ -39,7 +38,7 @@ RECORD, CARD = "training.json", "README.md"
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds the result of a training."""
-    return (folder / CONFIG).is_file()
+    return is_written(folder / CONFIG)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -157,11 +156,11 @@ def publish(fresh: Path, folder: Path, record: dict[str, Any], text: str) -> Non
     """
     digest = hashlib.sha256((fresh / WEIGHTS).read_bytes()).hexdigest()
     about = json.dumps({**record, "adapter_sha256": digest}, indent=1, ensure_ascii=False)
-    (fresh / RECORD).write_text(about + "\n", encoding="utf-8")
-    (fresh / CARD).write_text(text, encoding="utf-8")
+    write_text(fresh / RECORD, about + "\n")
+    write_text(fresh / CARD, text)
     for name in (WEIGHTS, RECORD, CARD, CONFIG):
         (fresh / name).chmod(0o644)  # safetensors writes for its owner alone
-        os.replace(fresh / name, folder / name)
+        settle(fresh / name, folder / name)
     shutil.rmtree(folder / CHECKPOINTS)
 
 
@@ -170,13 +169,11 @@ def copy_adapter(source: Path, folder: Path, checkpoint: Checkpoint) -> None:
     config = read_json(source / CONFIG)
     config["base_model_name_or_path"] = base_name(checkpoint, folder)
     for name in (WEIGHTS, RECORD):
-        shutil.copy(source / name, folder / name)
+        copy_file(source / name, folder / name)
     told = (source / CARD).read_text(encoding="utf-8")
     there, here = public_name(checkpoint, source), public_name(checkpoint, folder)
-    (folder / CARD).write_text(told.replace(there, here), encoding="utf-8")
-    fresh = folder / f"{CONFIG}.new"
-    fresh.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    fresh.replace(folder / CONFIG)
+    write_text(folder / CARD, told.replace(there, here))
+    write_text(folder / CONFIG, json.dumps(config, indent=2))
 
 
 def base_name(checkpoint: Checkpoint, folder: Path) -> str:

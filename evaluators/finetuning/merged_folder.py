@@ -17,6 +17,7 @@ from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.model_folder import tensor_types
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
+from evaluators.files import replacing_folder
 from evaluators.finetuning.plain_code import plain_code
 from evaluators.prompts import Prompt
 
@@ -58,27 +59,25 @@ def write_merged(
     model = load_model(checkpoint, family, torch.device("cpu"), stored)
     merge(model, stored, False)
     _refuse_new_parameters(model)
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    del model
-    for path in fresh.glob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes for its owner alone
-    for path in checkpoint.base.iterdir():
-        if path.suffix in KEPT and path.name not in OWN:
-            shutil.copyfile(path, fresh / path.name)
-    if checkpoint.trained_on is not None:
-        sources = {"sources": sorted(checkpoint.trained_on)}
-        (fresh / "training.json").write_text(json.dumps(sources, ensure_ascii=False))
-    beside = AudioScorer(checkpoint, device, dtype)
-    name = str(stored).removeprefix("torch.")
-    lines = [f"# {checkpoint.name}, merged", "", f"Base and adapter as one model in {name}."]
-    if family is QWEN2_AUDIO:
-        code = plain_code(prompt, beside.processor.tokenizer, name, None, False)
-        lines += ["With transformers alone, in this folder:", "", "```python", *code, "```"]
-    (fresh / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    apart = _compare(beside, AudioScorer(open_checkpoint(str(fresh)), device, dtype), prompt)
-    fresh.rename(folder)
+    with replacing_folder(folder) as fresh:
+        model.save_pretrained(fresh)
+        del model
+        for path in fresh.glob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes for its owner alone
+        for path in checkpoint.base.iterdir():
+            if path.suffix in KEPT and path.name not in OWN:
+                shutil.copyfile(path, fresh / path.name)
+        if checkpoint.trained_on is not None:
+            sources = {"sources": sorted(checkpoint.trained_on)}
+            (fresh / "training.json").write_text(json.dumps(sources, ensure_ascii=False))
+        beside = AudioScorer(checkpoint, device, dtype)
+        name = str(stored).removeprefix("torch.")
+        lines = [f"# {checkpoint.name}, merged", "", f"Base and adapter as one model in {name}."]
+        if family is QWEN2_AUDIO:
+            code = plain_code(prompt, beside.processor.tokenizer, name, None, False)
+            lines += ["With transformers alone, in this folder:", "", "```python", *code, "```"]
+        (fresh / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        apart = _compare(beside, AudioScorer(open_checkpoint(str(fresh)), device, dtype), prompt)
     return apart, name
 
 

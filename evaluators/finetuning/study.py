@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from transformers import TrainerCallback
 
@@ -22,10 +20,13 @@ from evaluators.finetuning.adapter_folder import (
 )
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.train import Progress, Training
+from evaluators.study_file import study_file
 
 JOURNAL = "optuna.log"  # in the folder of the study; Optuna's dashboard opens it
 RANKS = {4, 8, 16, 32}
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+LAST = "targets"  # what is suggested last: a trial that has it has its recipe
+FIXED = "fixed_params"  # Optuna's name of what an enqueued trial was given
 
 
 class Report(TrainerCallback):
@@ -74,7 +75,7 @@ def search_recipe(
     study = open_study(folder, training.recipe)
     kept = fixed if training.checkpoint.adapter is None else {*fixed, "rank"}
     while len(study.get_trials(states=ENDED)) < n_trials:
-        trial = study.ask()
+        trial = ask(study, training.recipe)
         recipe = suggest(trial, training.recipe, kept)
         run_trial(study, trial, dataclasses.replace(training, recipe=recipe), folder, tell)
         state = study.trials[trial.number].state.name.lower()
@@ -87,21 +88,31 @@ def open_study(folder: Path, first: Recipe) -> optuna.Study:
     """The study of a folder; a new one begins with the recipe `first`, an old one with trials that were cut short."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        storage=study_file(folder / JOURNAL),
         study_name=folder.name,
         direction="minimize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=first.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=0),
     )
+    waiting = [t.system_attrs[FIXED] for t in study.get_trials(states=(TrialState.WAITING,))]
     for torn in study.get_trials(states=(TrialState.RUNNING,)):
+        # One that was killed before it had its recipe has it from where it comes: what was asked for, or the sampler.
+        params = torn.params if LAST in torn.params else torn.system_attrs.get(FIXED, {})
+        if params and params not in waiting:
+            study.enqueue_trial(params)
         study.tell(torn.number, state=TrialState.FAIL)
-        study.enqueue_trial(torn.params)
     if not study.trials:
         study.enqueue_trial(
             {"lr": first.lr, "rank": first.rank, "epochs": first.epochs, "targets": first.targets}
         )
     return study
+
+
+def ask(study: optuna.Study, first: Recipe) -> optuna.Trial:
+    """The next trial. What is sampled in it depends on the trials that have ended, not on how often it was begun."""
+    ended = len(study.get_trials(states=ENDED))
+    study.sampler = optuna.samplers.TPESampler(seed=first.seed + ended)
+    return study.ask()
 
 
 def suggest(trial: optuna.Trial, first: Recipe, fixed: Set[str] = frozenset()) -> Recipe:
@@ -114,7 +125,7 @@ def suggest(trial: optuna.Trial, first: Recipe, fixed: Set[str] = frozenset()) -
     if "epochs" not in fixed:
         found["epochs"] = trial.suggest_int("epochs", 1, max(4, first.epochs))
     targets = sorted({"attention", "llm-only", first.targets})
-    found["targets"] = trial.suggest_categorical("targets", targets)
+    found[LAST] = trial.suggest_categorical(LAST, targets)
     return dataclasses.replace(first, **found)
 
 

@@ -27,6 +27,7 @@ from evaluators.audio_lm.memory import weight_counts
 from evaluators.audio_lm.model_folder import weight_count
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.files import replacing_folder, sync, write_text
 from evaluators.finetuning.generic import CollateOne, GenericSamples, generic_model
 from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.model import Adapted, AdaptedModel, Graphs, adapted_model, embed_clips
@@ -344,14 +345,12 @@ class KeepBest(TrainerCallback):
         best = self.best()
         if best is None or loss < best["loss"] or best["step"] == state.global_step:
             if state.is_world_process_zero:
-                fresh = self.path.with_name("best.new")
-                shutil.rmtree(fresh, ignore_errors=True)
-                kw["model"].save_pretrained(fresh, save_embedding_layers=False)
-                (fresh / "best.json").write_text(
-                    json.dumps({"step": state.global_step, "loss": loss})
-                )
-                shutil.rmtree(self.path, ignore_errors=True)
-                fresh.rename(self.path)
+                with replacing_folder(self.path) as fresh:
+                    kw["model"].save_pretrained(fresh, save_embedding_layers=False)
+                    (fresh / "best.json").write_text(
+                        json.dumps({"step": state.global_step, "loss": loss})
+                    )
+                    shutil.rmtree(self.path, ignore_errors=True)
         elif state.global_step - best["step"] >= PATIENCE * args.eval_steps:
             control.should_training_stop = True
 
@@ -381,7 +380,8 @@ class Checkpoints(TrainerCallback):
         now = time.perf_counter()
         self.saved, self.saving = now, now - self.saved
         if state.is_world_process_zero:
-            (self.folder / f"checkpoint-{state.global_step}" / DONE_MARKER).touch()
+            sync(self.folder / f"checkpoint-{state.global_step}")
+            write_text(self.folder / f"checkpoint-{state.global_step}" / DONE_MARKER, "")
 
 
 class StopAtNan(TrainerCallback):

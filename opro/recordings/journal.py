@@ -1,19 +1,57 @@
 """What was said so far, on disk as it comes: an interrupted command goes on from there."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluators.errors import UserError
-from evaluators.files import append_line, cut_torn_line, read_json, write_json
+import filelock
+
+from evaluators.errors import PauseError, UserError
+from evaluators.files import (
+    append_line,
+    cut_torn_line,
+    is_written,
+    read_json,
+    remove_torn,
+    write_json,
+)
 from evaluators.plain_data import json_lines, parse_json
 
 WINDOWS = "windows.jsonl"  # a line a window
 RECORDINGS = "recordings.jsonl"  # a line a recording that is done, after those of its windows
 SETTINGS = "predict.json"
 MEND = "remove the folder and give the command again"
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process labels into the folder until the block ends; what a killed one was writing is removed.
+
+    Raises:
+        UserError: Another process is labelling there.
+        PauseError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"--out {str(folder)!r}: another process is labelling there; wait for it, or give another --out"
+        ) from None
+    except OSError as error:
+        raise PauseError(
+            f"{str(folder)!r} cannot be written ({error.strerror}); mend the folder, then give the same command again"
+        ) from None
+    try:
+        remove_torn(folder)
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -40,7 +78,7 @@ class Journal:
         """
         path, wanted = folder / SETTINGS, dict(identity)
         wanted = parse_json(json.dumps(wanted), str(path))  # tuples become lists
-        if not path.exists():
+        if not any(map(is_written, (path, folder / WINDOWS, folder / RECORDINGS))):
             write_json(path, wanted)
         before = read_json(path)
         if before != wanted:

@@ -19,7 +19,7 @@ import numpy as np
 from evaluators.audio import load
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.files import json_text, read_json
+from evaluators.files import json_text, read_json, replacing
 from evaluators.statistics import metrics
 from evaluators.targets import Predictions
 from evaluators.tasks import task_named
@@ -159,9 +159,8 @@ def _write(
     notes: list[str],
 ) -> None:
     """Writes the archive, whole or not at all."""
-    scratch = path.with_suffix(".tmp")
     summaries, room = [], MOST_SOUND
-    with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(path) as fresh, zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(len(one.said.targets)):
             sample, summary = _sample(one, i)
             clip = clips.get(one.said.targets.clip_ids[i].rpartition("|")[2])
@@ -182,7 +181,6 @@ def _write(
         archive.writestr("_journal/start.json", json.dumps(start))
         archive.writestr("summaries.json", json.dumps(summaries))
         archive.writestr("header.json", json_text(header))
-    scratch.replace(path)
 
 
 def _sound(clip: Clip | None, room: int, notes: list[str]) -> str:

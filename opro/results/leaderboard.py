@@ -41,7 +41,7 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
     holdout: dict[str, float] = {}
     if summary is not None:
         holdout = {s.prompt_id: s.score for s in (summary.baseline, *summary.finalists)}
-    chosen = (run.history.selection or {}).get("chosen")
+    chosen = summary.chosen.prompt_id if summary is not None else None
     told = [t for t in run.history.trials if t.state != "waiting"]
     told.sort(key=lambda t: (t.state == "complete", t.state == "dropped", t.rank), reverse=True)
     rows = []
@@ -60,7 +60,7 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
                 "origin": t.candidate.origin,
                 "state": t.state,
                 "fresh_score": holdout.get(t.prompt.prompt_id),
-                "chosen": t.number == chosen,
+                "chosen": t.prompt.prompt_id == chosen,
                 "length": len(t.prompt.text),
                 "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
                 **({"presentation": t.prompt.given} if t.prompt.given else {}),

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evaluators.files import cut_torn_line
 from evaluators.prompts import Prompt
 from opro.search.history import History, Trial
 
@@ -89,17 +88,13 @@ class LiveStudy:
 
     def _open(self) -> None:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+
+        from evaluators.study_file import study_file
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        # Whoever holds the run's lock is alone: a lock of the file is one that a killed process left behind.
-        for lock in self._path.parent.glob(f"{self._path.name}.lock*"):
-            lock.unlink(missing_ok=True)
 
         def opened() -> Any:
-            storage = JournalStorage(JournalFileBackend(str(self._path)))
-            name = self._path.parent.name
+            storage, name = study_file(self._path), self._path.parent.name
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
@@ -107,8 +102,6 @@ class LiveStudy:
             return study, {(a["trial"], a["state"]) for a in attrs}
 
         try:
-            if self._path.exists():
-                cut_torn_line(self._path)
             self._study, self._written = opened()
         except (KeyError, ValueError, AssertionError):  # of an earlier version, or damaged
             log.warning("%s is written anew: it was no study of this version", self._path.name)

@@ -19,8 +19,10 @@ from evaluators.files import (
     FORMULA,
     csv_text,
     dump_yaml,
+    is_written,
     read_json,
     read_yaml,
+    remove_torn,
     write_json,
     write_text,
 )
@@ -47,6 +49,7 @@ PROVENANCE = "provenance.json"
 STUDY = "optuna.log"
 LOG = "log.txt"
 LOCK = ".lock"
+OWN = (CONFIG, TASK, PROVENANCE, BEST, SUMMARY, "*.csv")  # written whole by whoever holds the lock
 PEEKED_S = 1.0  # seconds that a process waits for the lock: `is_open` may hold it for a moment
 SCORES = "scores"  # per-clip log-probabilities on the search half, by prompt id
 OLD_DASH = tuple(f"'{first}" for first in FORMULA)
@@ -74,8 +77,9 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             " --runs-dir"
         ) from None
     try:
+        remove_torn(folder, OWN)
         path = folder / CONFIG
-        if path.exists():
+        if is_written(path):
             before = read_yaml(path)
             for key in {*before, *config}:
                 if before.get(key) != config.get(key):
@@ -84,6 +88,12 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
                         f" is {config.get(key)!r}; give another --name"
                     )
         else:
+            if path.exists():
+                log.warning(
+                    "%s was empty, as a crash of the system leaves a file; it is written anew from the settings of"
+                    " this command, which must be those that the run was started with",
+                    path,
+                )
             write_text(path, dump_yaml(dict(config)))
         yield folder
     finally:
@@ -115,7 +125,7 @@ class RunFolder:
         A task of another file is kept in it, so that every verb knows it.
         """
         with open_run(path, config):
-            if task != SPEECH_TASK and not (path / TASK).exists():
+            if task != SPEECH_TASK and not is_written(path / TASK):
                 write_text(path / TASK, task.text())
             yield cls._of(path, config, repair=True)
 
@@ -306,7 +316,7 @@ class RunFolder:
     def scored_with(self) -> dict[str, str] | None:
         """Versions of the libraries that its scores depend on; None of a run that did not record them."""
         path = self.path / PROVENANCE
-        return read_json(path).get("scored_with") if path.is_file() else None
+        return read_json(path).get("scored_with") if is_written(path) else None
 
     def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """Journals what the run is, or checks that it is still that: scores of two kinds are never mixed.
@@ -344,7 +354,7 @@ class RunFolder:
 
     def save_provenance(self, about: Mapping[str, Any]) -> None:
         """Where and how the run began; a resumed run keeps what stands there."""
-        if not (self.path / PROVENANCE).exists():
+        if not is_written(self.path / PROVENANCE):
             write_json(self.path / PROVENANCE, provenance(about))
 
     def save_results(self, decision: Decision, summary: Summary, leaderboard: str) -> None:

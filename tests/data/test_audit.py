@@ -88,9 +88,9 @@ def test_what_was_found_is_told_before_any_picture_is_drawn(tmp_path, capsys, mo
 
     monkeypatch.setattr(audit, "write_page", fails)
     folder = write_clip_set(tmp_path, plant_source)
-    assert audit.main([str(folder), "--no-voice", "--page", str(tmp_path / "a.html")]) == 2
+    assert audit.main([str(folder), "--no-voice", "--page", str(tmp_path / "a.html")]) == 1
     shown = capsys.readouterr()
-    assert "FAULT  leak: source 'source0'" in shown.out and "No space left" in shown.err
+    assert "FAULT  leak: source 'source0'" in shown.out and "the disk is full" in shown.err
 
 
 def test_clip_names_cannot_bring_markup_into_the_page(tmp_path):

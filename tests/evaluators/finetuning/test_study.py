@@ -1,16 +1,20 @@
 """A study: the recipe that was asked for comes first, interrupted trials are continued, the best adapter is kept."""
 
+import itertools
 import json
 
 import optuna
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages.journal import JournalFileBackend
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.recipe import Recipe
-from evaluators.finetuning.study import Report, open_study, search_recipe, suggest
+from evaluators.finetuning.study import ENDED, Report, ask, open_study, search_recipe, suggest
 from evaluators.finetuning.train import Machine
 
 pytestmark = pytest.mark.tiny
@@ -35,6 +39,44 @@ def test_a_study_is_resumed_and_its_best_adapter_becomes_the_result(
     record = json.loads((folder / "training.json").read_text())
     assert record["dev_loss"] == pytest.approx(study.best_value)
     assert open_checkpoint(str(folder)).base == open_checkpoint("pocket-base").base
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def recipes(folder, deaths):
+    """Recipes of three trials, where processes die after so many lines."""
+    folder.mkdir()
+    first, left = Recipe(), list(deaths)
+    append = JournalFileBackend.append_logs
+    while True:
+        lines = iter(range(left.pop(0))) if left else itertools.count()
+
+        def dying(self, logs, lines=lines):
+            append(self, logs)
+            if next(lines, None) is None:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(JournalFileBackend, "append_logs", dying)
+            try:
+                study = open_study(folder, first)
+                while len(ended := study.get_trials(states=ENDED)) < 3:
+                    suggest(trial := ask(study, first), first)
+                    study.tell(trial, len(ended) / 10)
+                return [t.params for t in study.get_trials(states=ENDED)]
+            except Killed:
+                continue
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=3))
+def test_a_study_that_was_killed_anywhere_tries_the_recipes_of_one_that_was_not(
+    tmp_path_factory, deaths
+):
+    place = tmp_path_factory.mktemp("studies")
+    assert recipes(place / "a", deaths) == recipes(place / "b", [])
 
 
 def test_a_training_that_falls_behind_is_pruned():
