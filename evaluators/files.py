@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import yaml
 
+from evaluators.environment import without_secrets
 from evaluators.errors import PauseError, UserError
 from evaluators.names import name_key
 
@@ -239,7 +240,7 @@ def _separator(header: str, known: Sequence[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all. It is on disk, under its name, when this returns.
+    """Writes a file whole or not at all, without keys. It is on disk, under its name, when this returns.
 
     Raises:
         PauseError: The disk is full or the folder cannot be written.
@@ -248,7 +249,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
-            _write_through(file, text)
+            _write_through(file, without_secrets(text))
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -287,7 +288,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file. The line is on disk when this returns.
+    """Adds a line to a file, without keys. The line is on disk when this returns.
 
     Raises:
         PauseError: The disk is full or the folder cannot be written.
@@ -296,7 +297,7 @@ def append_line(path: Path, line: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
-            _write_through(file, line)
+            _write_through(file, without_secrets(line))
         if new:
             _sync_folder(path.parent)
     except OSError as error:

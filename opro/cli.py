@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+from evaluators.environment import keys_in, without_secrets
 from evaluators.errors import PauseError, UserError
 from evaluators.files import json_text, read_yaml
 from evaluators.threads import wait_asleep
@@ -38,6 +39,7 @@ def hand_over(document: object) -> None:
 
 def _tell(word: str, sentence: str, code: int) -> int:
     """Says why a verb ended early, to people and to ``--json``. Returns the exit code."""
+    sentence = without_secrets(sentence)
     print(f"{word}: {sentence}", file=sys.stderr)
     hand_over({"error": sentence, "exit": code})
     return code
@@ -106,6 +108,12 @@ def parse(
     if config and space.config is not None:
         values = _from_file(space.config, fields)
     values |= {name: getattr(space, name) for name in fields if hasattr(space, name)}
+    for name, value in values.items():
+        for variable in keys_in(str(value)):
+            raise UserError(
+                f"--{name.replace('_', '-')} holds the key of {variable}, which would be written to files; keep it in"
+                " the environment alone"
+            )
     return settings(**values), space
 
 
@@ -359,5 +367,5 @@ def _run_for_json(main: Callable[[], int]) -> int:
         _handed.reset(token)
         if held:
             with contextlib.suppress(BrokenPipeError):
-                sys.stdout.write(json_text(held[0]))
+                sys.stdout.write(without_secrets(json_text(held[0])))
                 sys.stdout.flush()

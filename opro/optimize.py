@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from evaluators.clips import ClipSet
+from evaluators.environment import without_secrets
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
@@ -36,7 +37,7 @@ from opro.problem import (
     problem_of,
 )
 from opro.proposers.factors import levels, surface
-from opro.proposers.open import OwnPlan, ProposerPlan, open_proposer
+from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import LiveStudy
@@ -120,6 +121,7 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
     tracker_names(settings.report_to)
+    check_servers(settings)
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
@@ -166,6 +168,8 @@ def optimize(
             " leave proposer out"
         )
     settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
+    if proposer is None:
+        check_servers(settings)
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
     plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
     _decided(settings, problem, plan)
@@ -380,20 +384,27 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
     ]
 
 
+class _WithoutSecrets(logging.Formatter):
+    """Whatever a library logs, no key is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Logs into a file, and warnings to stderr, until the block ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    screen.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
     logging.raiseExceptions = False  # a full disk is reported once, by the journal
     root = logging.getLogger()
     before = root.handlers, root.level
     root.handlers = [handler, screen]
     root.setLevel(logging.INFO)
-    for noisy in ("httpx", "httpcore", "openai", "urllib3", "filelock"):
+    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         yield

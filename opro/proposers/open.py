@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evaluators.environment import audio_server, language_server
 from evaluators.errors import UserError
 from evaluators.evaluator import require_presents
 from evaluators.files import append_line, cut_torn_line, resolve
@@ -133,6 +134,26 @@ class OwnPlan:
         return Heeding(self.proposer)
 
 
+def _asks_one(settings: OptimizeSettings) -> bool:
+    """Whether a language model is asked where one is configured."""
+    return settings.proposer != "rewriter" and settings.strategy != "random"
+
+
+def check_servers(settings: OptimizeSettings) -> None:
+    """Looks at the addresses, keys and proxies that a run needs, before clips and checkpoints are opened.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    for checkpoint in settings.checkpoints:
+        if checkpoint.startswith("endpoint:"):
+            audio_server()
+    local = settings.lm_model is not None and Path(settings.lm_model).is_dir()
+    named = settings.lm_base_url or os.environ.get("OPENAI_BASE_URL")
+    if _asks_one(settings) and not local and (named or os.environ.get("OPENAI_API_KEY")):
+        language_server(settings.lm_base_url)
+
+
 def open_proposer(
     settings: OptimizeSettings, problem: Problem, shared: Sequence[Candidate] = ()
 ) -> ProposerPlan:
@@ -150,7 +171,7 @@ def open_proposer(
             " --strategy race or opro"
         )
     lm = None
-    if settings.proposer != "rewriter" and settings.strategy != "random":
+    if _asks_one(settings):
         lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
         if isinstance(lm, OpenAIModel):
             lm.thinking = Thinking(settings.lm_reply_tokens, settings.lm_effort)
@@ -264,7 +285,7 @@ def connect(
             "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or"
             " use --max-tokens"
         )
-    return OpenAIModel(model, url, prices)
+    return OpenAIModel(model, base_url, prices)
 
 
 def _prices() -> tuple[float, float] | None:
