@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 LONGEST = 200  # characters that are shown
-MOST_WORDS = 8000  # characters of a refusal that are looked through
+MOST_WORDS = 4000  # characters of a refusal that are looked through
 DEEPEST = 40  # lists and objects within one another
 HIDDEN = "***"
 _SECRETS = (
@@ -54,13 +54,15 @@ def parsed_body(body: bytes, secrets: Sequence[str] = ()) -> Any:
 
 
 def _clean(raw: Any, secrets: Sequence[str], deepest: int) -> Any:
-    """Plain data without the secrets."""
+    """Plain data without the secrets; its lists are changed, for a copy would double what they take."""
     if isinstance(raw, str):
         return _hidden(raw, secrets)
     if isinstance(raw, list | dict) and not deepest:
         raise ValueError(f"nested more than {DEEPEST} deep")
     if isinstance(raw, list):
-        return [_clean(one, secrets, deepest - 1) for one in raw]
+        for i, one in enumerate(raw):
+            raw[i] = _clean(one, secrets, deepest - 1)
+        return raw
     if isinstance(raw, dict):
         return {_hidden(k, secrets): _clean(v, secrets, deepest - 1) for k, v in raw.items()}
     return raw

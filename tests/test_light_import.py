@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "openai")
+HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "httpx2")
 
 
 def loaded(code: str) -> set[str]:
