@@ -428,7 +428,7 @@ def test_usage_that_cannot_be_is_counted_at_its_most_and_said(caplog, usage, tol
 def test_a_log_probability_that_cannot_be_is_named(clip, value):
     with (
         serve(lambda request: listing(("A", value), ("B", -1.0))) as server,
-        pytest.raises(UserError, match="'A' is .*; expected a number up to 0") as caught,
+        pytest.raises(UserError, match=r"'A' is .*; expected a number up to 0") as caught,
     ):
         score(server.url, clip)
     assert len(str(caught.value)) < 400
