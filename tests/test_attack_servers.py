@@ -6,9 +6,13 @@
 import json
 import math
 import re
+import runpy
+import shutil
+import sys
 
 import pytest
 from chat_server import completion, serve
+from common import ROOT
 from hostile_server import CASES, REFUSALS, body, gzipped, hostile
 
 from evaluators import endpoint
@@ -476,3 +480,62 @@ def test_hostile_texts_of_a_reply_are_bounded_where_they_are_fed_back(tmp_path, 
     assert refused and all(len(one["text"]) + len(one["reason"]) < 500 for one in refused)
     assert all(len(line.get("refused", [])) <= MOST_READ + 1 for line in lines)
     assert (tmp_path / "run" / "log.txt").stat().st_size < 200_000
+
+
+# The script that `opro.export` writes for other places.
+
+
+def exported_script(folder):
+    shutil.copy(ROOT / "opro" / "exported" / "ask.py", folder)
+    about = {"labels": ["SPEECH", "NONSPEECH"], "audio": "AUDIO", "bias": [0.0, 0.0]}
+    asked = {"body": {"model": "m"}, "answers": {"SPEECH": ["A"], "NONSPEECH": ["B"]}}
+    (folder / "request.json").write_text(json.dumps(about | {"requests": [asked]}))
+    (folder / "clip.wav").write_bytes(b"RIFF")
+    return folder / "ask.py"
+
+
+def test_the_exported_script_sends_its_key_nowhere_else(environment, tmp_path):
+    script = exported_script(tmp_path)
+    environment.setattr(sys, "argv", ["ask.py", str(tmp_path / "clip.wav")])
+    environment.setenv("OPENAI_API_KEY", KEY)
+    with hostile(CASES["cut"]) as target:
+        for status in (b"302 Go", b"307 Go"):
+            with hostile(body(b"", status, b"location: " + target.url.encode())) as server:
+                environment.setenv("OPENAI_BASE_URL", server.url)
+                with pytest.raises(SystemExit, match="no log-probabilities came back"):
+                    runpy.run_path(str(script))
+    assert target.heads == [] and KEY.lower() in server.heads[0].lower()
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc", "ftp://127.0.0.1:9", "http://me:pw@127.0.0.1:9/v1", "x"]
+)
+def test_the_exported_script_asks_servers_alone(environment, tmp_path, url):
+    script = exported_script(tmp_path)
+    environment.setattr(sys, "argv", ["ask.py", str(tmp_path / "clip.wav")])
+    environment.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(SystemExit, match="OPENAI_BASE_URL is no address like"):
+        runpy.run_path(str(script))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cut",
+        "reset",
+        "hangs up",
+        "body without end",
+        "gzip that is none",
+        "no HTTP",
+        "deep JSON",
+        "500 without end",
+    ],
+)
+def test_a_hostile_reply_to_the_exported_script_is_one_sentence(environment, tmp_path, name):
+    script = exported_script(tmp_path)
+    environment.setattr(sys, "argv", ["ask.py", str(tmp_path / "clip.wav")])
+    with hostile(CASES[name]) as server:
+        environment.setenv("OPENAI_BASE_URL", server.url)
+        with pytest.raises(SystemExit, match="no log-probabilities came back") as caught:
+            runpy.run_path(str(script))
+    assert len(str(caught.value)) < 400
