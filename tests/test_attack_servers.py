@@ -3,6 +3,7 @@
 `python tests/bench_hostile_servers.py` shows memory and time of each.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -67,6 +68,7 @@ SENTENCES = {  # case -> what is said of it
     "500 without end": 'the server answered 500; it says ".*pretended',
     "500 stalls": "the server answered 500",
 }
+WAITS = (*(n for n, said in SENTENCES.items() if said == NO_REPLY), "500 stalls", "400 stalls")
 FREE = ("500, deep", "500 without end", "500 stalls")  # refused, so not charged
 
 
@@ -75,8 +77,15 @@ def environment(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(openai_model, "TRIES", 2)
-    monkeypatch.setattr(endpoint, "TIMEOUT_S", TIMEOUT_S)
     return monkeypatch
+
+
+@pytest.fixture
+def seconds(environment, name):
+    """What a reply may take: no case ends by that but those that must, for the machine may be busy."""
+    seconds = TIMEOUT_S if name in WAITS else 60.0
+    environment.setattr(endpoint, "TIMEOUT_S", seconds)
+    return seconds
 
 
 @pytest.fixture
@@ -84,9 +93,9 @@ def clip(make_manifest):
     return read_manifest(make_manifest(sources=2, per_source=1), ("SPEECH", "NONSPEECH"))[0]
 
 
-def ask(url, lost=None):
+def ask(url, lost=None, seconds=60.0):
     """A reply of the language model; `lost` gets the calls that count without one."""
-    model = OpenAIModel("m", url, wait=lambda s: None, timeout=TIMEOUT_S)
+    model = OpenAIModel("m", url, wait=lambda s: None, timeout=seconds)
     if lost is not None:
         model.on_loss = lambda *about: lost.append(about) or ""
     return model([Message("user", "hello")], temperature=1.0, max_tokens=99)
@@ -113,27 +122,27 @@ def test_every_case_has_its_sentence():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_reply_is_tried_again_counted_at_its_worst_and_one_sentence(name):
+def test_a_hostile_reply_is_tried_again_counted_at_its_worst_and_one_sentence(name, seconds):
     lost = []
     with hostile(CASES[name]) as server, pytest.raises(PauseError, match=SENTENCES[name]) as caught:
-        ask(server.url, lost)
+        ask(server.url, lost, seconds)
     assert len(server.requests) == 2 and len(str(caught.value)) < 600
     assert [about[:2] for about in lost] == ([] if name in FREE else [(2, 99)] * 2)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_reply_of_an_audio_server_is_one_sentence(clip, name):
+def test_a_hostile_reply_of_an_audio_server_is_one_sentence(clip, name, seconds):
     with hostile(CASES[name]) as server, pytest.raises(PauseError, match=SENTENCES[name]) as caught:
         score(server.url, clip)
     assert len(server.requests) == 2 and len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_hostile_refusal_is_one_sentence_and_costs_nothing(clip, name):
+def test_a_hostile_refusal_is_one_sentence_and_costs_nothing(clip, name, seconds):
     lost = []
     with hostile(REFUSALS[name]) as server:
         with pytest.raises(PauseError, match=r"the request was rejected \(400\)") as caught:
-            ask(server.url, lost)
+            ask(server.url, lost, seconds)
         with pytest.raises(UserError, match=r"the request was rejected \(400\)") as other:
             score(server.url, clip)
     assert lost == [] and len(server.requests) == 2
@@ -175,6 +184,59 @@ def test_no_number_of_starts_exceeds_the_tokens_that_a_run_may_take(tmp_path, ca
     assert set(codes) <= {0, 1} and "Traceback" not in told
     assert 0 < len(server.requests) == len(lost)
     assert sum(x["tokens_in"] + x["tokens_out"] for x in lost) <= 8000
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing is done about it."""
+
+
+def killed_in_its_call(folder, *flags):
+    """A start that is ended while its requests are under way."""
+
+    def chat(self, request):
+        sent.append(request)
+        raise Killed
+
+    sent = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluators.chat_client.ChatClient.chat", chat)
+        with contextlib.suppress(Killed):
+            run(folder, *flags)
+    return sent
+
+
+def test_calls_of_killed_starts_count_at_their_worst_case(tmp_path, capsys):
+    flags = ["--lm-base-url", "http://127.0.0.1:9/v1", "--lm-model", "m", "--proposer", "lm"]
+    flags += ["--max-tokens", 6000]
+    sent = [request for _ in range(8) for request in killed_in_its_call(tmp_path, *flags)]
+    lines = (tmp_path / "run" / "calls.jsonl").read_text().splitlines()
+    begun = [x for x in map(json.loads, lines) if "begun" in x]
+    assert 1 <= len(sent) == len(begun) < 8
+    assert sum(x["tokens_in"] + x["tokens_out"] for x in begun) <= 6000
+    assert run(tmp_path, *flags) == 0
+    spent = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (
+        spent["lost"] == len(begun)
+        and 3000 < sum(spent["lm"][k] for k in ("tokens_in", "tokens_out")) <= 6000
+    )
+    assert "were under way when the run was interrupted" in capsys.readouterr().err
+
+
+def test_answered_calls_beside_one_that_failed_are_counted(tmp_path, capsys):
+    """Of calls under way together the first is refused: what the others were told is not kept, but paid."""
+
+    def reply(request):
+        return (401, "no") if request is server.requests[0] else "nothing"
+
+    flags = ["--lm-model", "m", "--proposer", "lm", "--candidates", 20]
+    with serve(reply) as server:
+        flags += ["--lm-base-url", server.url]
+        assert run(tmp_path, *flags) == 1
+        answered = len(server.requests) - 1
+        server.reply = lambda request: "nothing"
+        assert run(tmp_path, *flags) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert answered >= 1 and summary["lost"] + summary["lm"]["calls"] == len(server.requests) - 1
 
 
 # The environment: keys, addresses and proxies, before anything is scored.
@@ -301,7 +363,7 @@ def test_a_proxy_that_makes_no_tunnel_is_no_loss(environment):
         with hostile(CASES[case]) as proxy:
             environment.setenv("https_proxy", proxy.url.removesuffix("/v1"))
             with pytest.raises(PauseError):
-                ask("https://models.invalid/v1", lost)
+                ask("https://models.invalid/v1", lost, TIMEOUT_S)
     assert lost == []
 
 

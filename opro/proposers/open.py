@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from opro.proposers.fallback import OrNothing
 from opro.proposers.frame_rewriter import FrameRewriter
 from opro.proposers.heeding import Heeding
 from opro.proposers.language_model import LanguageModel, Reply
-from opro.proposers.ledger import Call, Ledger, MeteredModel
+from opro.proposers.ledger import Call, Ledger, MeteredModel, open_calls
 from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed, nothing
@@ -36,6 +36,9 @@ from opro.search.proposer import Proposer
 from opro.settings import STRATEGIES, OptimizeSettings
 
 log = logging.getLogger(__name__)
+CALLS = (
+    "calls.jsonl"  # beside the journal of proposals: which calls were begun, and which have ended
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,17 @@ class ProposerPlan:
             def record(entry: dict[str, Any]) -> None:
                 _record(journal, self.ledger, entry)
 
+            calls = journal.with_name(CALLS)
+            _charge_open(calls, self.ledger, paid)
+            metered = MeteredModel(
+                self.lm,
+                self.ledger,
+                record,
+                paid,
+                lambda entry: append_line(calls, json.dumps(entry) + "\n"),
+            )
             asking = LMProposer(
-                MeteredModel(self.lm, self.ledger, record, paid),
+                metered,
                 task,
                 Objective(settings.objective, settings.threshold),
                 strategy=settings.strategy,
@@ -93,7 +105,7 @@ class ProposerPlan:
                 calls=Calls(settings.lm_separate, settings.lm_concurrency),
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
-            self.lm.may_take = self.ledger.hold
+            self.lm.may_take = metered.may_take
             proposer = asking
             if not self._alone:
                 beside = OrNothing(asking, record)
@@ -231,6 +243,36 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
                 " run has spent on its language model; restore the file, or give another --name"
             ) from None
     return paid
+
+
+def _charge_open(calls: Path, ledger: Ledger, paid: Collection[Call]) -> None:
+    """Counts calls that were under way when a process ended, at their worst case: the server may charge them.
+
+    Raises:
+        UserError: A line is damaged.
+    """
+    if not calls.exists():
+        return
+    cut_torn_line(calls)
+    entries = []
+    for number, line in enumerate(calls.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entries.append(json.loads(line))
+            open_calls(entries[-1:], ())
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"{calls}:{number}: damaged line ({type(error).__name__}: {error}), so it is unknown what the run has"
+                " spent on its language model; restore the file, or give another --name"
+            ) from None
+    found = open_calls(entries, paid)
+    for tokens_in, tokens_out in found:
+        ledger.charge_unanswered(tokens_in, tokens_out)
+    if found:
+        ledger.torn = False  # its call is one of these
+        log.warning(
+            "language model: %d calls were under way when the run was interrupted; they count at their worst case",
+            len(found),
+        )
 
 
 def _record(journal: Path, ledger: Ledger, entry: dict[str, Any]) -> None:
