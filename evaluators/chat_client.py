@@ -322,7 +322,7 @@ def _objects(raw: Any) -> Iterator[dict[str, Any]]:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: a number, or a date."""
-    asked = headers.get("retry-after")
+    asked = headers.get("retry-after", "")[:100]
     if not asked:
         return None
     try:

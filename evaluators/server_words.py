@@ -30,9 +30,8 @@ def own_words(body: bytes, secrets: Sequence[str] = ()) -> str:
         secrets: Texts that must not be shown, such as the key.
     """
     try:
-        text = " ".join(_sentences(parsed_body(body, secrets)))[:MOST_WORDS]
+        text = " ".join(_sentences(parsed_body(body, secrets)))
     except ValueError:
-        # Cut once the known secrets are out: in a longer text these searches would take minutes.
         text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), body.decode("utf-8", "replace"))
         text = _hidden(text, _longest_first(secrets))[:MOST_WORDS]
         text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]{0,500}>", " ", text)
@@ -80,8 +79,11 @@ def _hidden(text: str, secrets: Sequence[str]) -> str:
 
 
 def redacted(text: str, secrets: Sequence[str] = ()) -> str:
-    """A text on one line of printable characters, with three stars for each key, password or long run of base64."""
-    text = _hidden(text, _longest_first(secrets))
+    """A text on one line of printable characters, with three stars for each key, password or long run of base64.
+
+    At most `MOST_WORDS` characters of it: in a longer one the searches would take minutes.
+    """
+    text = _hidden(text, _longest_first(secrets))[:MOST_WORDS]
     text = "".join(ch if ch.isprintable() else "?" for ch in " ".join(text.split()))
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)

@@ -169,6 +169,16 @@ def test_a_redirect_is_refused_and_its_target_asked_nothing(environment, clip, s
     assert target.requests == [] and len(server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "header", [b"location: ", b"retry-after: ", b"content-encoding: ", b"set-cookie: "]
+)
+def test_a_hostile_header_is_one_sentence(header):
+    with hostile(body(b"", b"307 Go", header + b"sk-" * 15_000)) as server:
+        with pytest.raises(PauseError, match="the server answered 307") as caught:
+            ask(server.url)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("name", ["gzip that is none", "reset"])
 def test_no_number_of_starts_exceeds_the_tokens_that_a_run_may_take(tmp_path, capsys, name):
     with hostile(CASES[name]) as server:
