@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evaluators.clips import Clip
 from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Around, Evaluator, ScoreTable, Usage
+from evaluators.files import disk_is_full
 from evaluators.prompts import Prompt, exchanged
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,11 @@ class CachedEvaluator(Around):
                 str(self.folder), disk=_PlainDisk, eviction_policy="none", disk_min_file_size=INLINE
             )
         except (OSError, sqlite3.Error) as error:
+            if disk_is_full(error):
+                raise PauseError(
+                    f"the score cache {str(self.folder)!r} cannot be opened (the disk is full); make room, then give"
+                    " the same command again"
+                ) from None
             raise UserError(
                 f"the score cache {str(self.folder)!r} cannot be opened ({error}); give another --runs-dir, or delete"
                 " the cache folder"

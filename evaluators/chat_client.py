@@ -4,28 +4,33 @@ One request, read within a deadline and a size, in the shape that this server ta
 with the server's own words and nothing secret (`server_words`), and says whether trying again may help.
 """
 
-import contextlib
+import asyncio
 import email.utils
+import functools
 import json
 import logging
+import re
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import weakref
+import zlib
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from evaluators.dialect import LEAST_ROOM, TOO_LONG, Dialect, room_left
+from evaluators.environment import Server, is_secret, secrets
 from evaluators.errors import UserError
-from evaluators.server_words import own_words, redacted, shortened
+from evaluators.server_words import own_words, parsed_body, redacted, shortened
 
 log = logging.getLogger(__name__)
 
-LARGEST_BODY = 32 * 2**20  # bytes of a reply that are read at all
+LARGEST_BODY = 4 * 2**20  # bytes of a reply that are read at all, packed or unpacked
 LARGEST_REFUSAL = 64 * 2**10  # bytes of a refusal
 LONGEST_WAIT_S = 60.0  # between two tries, whatever Retry-After asks for
 CONNECT_S = 20.0
 PASSING = (408, 409, 425, 429)  # with 5xx: what may be otherwise at the next try
-OPENAI_URL = "https://api.openai.com/v1"
 _SAID = {
     400: "the request was rejected (400)",
     401: "the key was refused (401)",
@@ -65,40 +70,47 @@ class ChatError(Exception):
 class ChatClient:
     """A server that speaks the chat completions protocol. Safe to use from several threads.
 
-    Proxies of the environment are used, redirects are not followed.
+    Proxies of the environment are used, redirects are not followed: the key would go to another place.
 
     Args:
-        base_url: As in ``http://127.0.0.1:8000/v1``; None: OpenAI's.
-        key: Sent as a bearer token.
-        timeout: Seconds that a reply may take, from its request to its last byte.
+        server: Where requests go, and with which key.
+        timeout: Seconds that a request may take, from looking up the server's name to the last byte of its reply.
         hints: By status what a person may check; None: when the server cannot be reached.
+    Raises:
+        UserError: What the environment says of proxies and certificates cannot be used.
     """
 
-    def __init__(
-        self, base_url: str | None, key: str, timeout: float, hints: Mapping[int | None, str]
-    ) -> None:
-        url = urllib.parse.urlsplit(base_url or OPENAI_URL)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(
-                f"the server's address is {redacted(base_url or '')!r}; expected one like http://127.0.0.1:8000/v1"
-            )
-        key = key.strip()
-        if not (key.isascii() and key.isprintable()):
-            raise UserError("the key holds characters that no key has; copy it once more")
-        import openai
+    def __init__(self, server: Server, timeout: float, hints: Mapping[int | None, str]) -> None:
+        import httpx2
 
-        self.root = f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
+        url = urllib.parse.urlsplit(server.url)
+        self.root = f"{url.scheme}://{url.netloc}"
         self.address = f"{self.root}{url.path}"  # for people
-        self._openai = openai
-        self._timeout, self._hints = timeout, hints
-        self._secrets = [url.password or "", "" if key == "none" else key]
-        self._client = openai.OpenAI(
-            api_key=key,
-            base_url=self.address + (f"?{url.query}" if url.query else ""),
-            timeout=openai.Timeout(timeout, connect=min(CONNECT_S, timeout)),
-            max_retries=0,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        self._chat_url = f"{self.address.rstrip('/')}/chat/completions" + (
+            f"?{url.query}" if url.query else ""
         )
+        self._timeout, self._hints = timeout, hints
+        self._secrets = secrets() + ([server.key] if is_secret(server.key) else [])
+        headers = {
+            "authorization": f"Bearer {server.key}",
+            "content-type": "application/json",
+            "accept": "application/json",
+            "accept-encoding": "identity",  # what is compressed may unpack to anything
+        }
+        try:
+            httpx2.URL(self._chat_url)
+            self._http = httpx2.AsyncClient(
+                headers=headers,
+                follow_redirects=False,
+                timeout=httpx2.Timeout(None, connect=min(CONNECT_S, timeout)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+            )
+        except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
+            raise UserError(
+                f"no connection to {self.address} can be set up ({type(error).__name__}); check the address, and"
+                " HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, no_proxy, SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+            ) from None
+        weakref.finalize(self, _closed, self._http)
         self._dialect = Dialect()
 
     def chat(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +126,7 @@ class ChatClient:
         while True:
             sent = self._dialect.shape(request)
             try:
-                return self._checked(self._completion(sent))
+                return self._checked(self._sent(self._chat_url, sent))
             except ChatError as error:
                 if error.status in (None, 401, 403, *PASSING) or not error.told:
                     raise
@@ -123,50 +135,53 @@ class ChatClient:
                 fits, room = room_left(error.told), request.get("max_tokens", 0)
                 if lowered or fits is None or not LEAST_ROOM <= fits < room:
                     raise
-                log.info("the server's words: %r; this reply has %d tokens", error.told, fits)
+                log.info("the server's words: %r; this reply has %d tokens", error.told[:200], fits)
                 request["max_tokens"], lowered = fits, True
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON that comes back for JSON, from a path below the base URL; ``/`` twice: from the server's root.
+        """The JSON that comes back for JSON, from a path below the server's root.
 
         Raises:
             ChatError: One try failed.
         """
-        path = self.root + path[1:] if path.startswith("//") else path
-        with self._faults():
-            return self._client.post(path, body=dict(body), cast_to=object)
+        return self._sent(self.root + path, body)
 
-    def _completion(self, body: Mapping[str, Any]) -> Any:
-        """A chat completion, read bit by bit: the client's own time-out starts anew with every byte."""
-        end, raw = time.monotonic() + self._timeout, bytearray()
-        rest = {k: v for k, v in body.items() if k not in ("model", "messages")}
-        create = self._client.chat.completions.with_streaming_response.create
-        with (
-            self._faults(),
-            create(model=body["model"], messages=body["messages"], extra_body=rest) as response,
-        ):
-            for part in _received(response.iter_bytes()):
-                raw += part
-                if len(raw) > LARGEST_BODY:
-                    what = f"the reply is larger than {LARGEST_BODY >> 20} MiB"
-                    raise ChatError(what, passes=True, charged=True)
-                if time.monotonic() > end:
-                    raise _BrokenError from TimeoutError()
-        return _parsed(bytes(raw))
+    def _sent(self, url: str, body: Mapping[str, Any]) -> Any:
+        """The JSON of a reply, whatever goes wrong on its way.
 
-    @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
-        """Raises ChatError for whatever the client raises."""
-        refused = None
+        Raises:
+            ChatError: There is none.
+        """
+        answer, fault = _Answer(), None
         try:
-            yield
-        except self._openai.APIStatusError as error:
-            refused = error.response
-        except (self._openai.APIConnectionError, _BrokenError) as error:
-            raise self._broken(error.__cause__ or error) from None
-        if refused is not None:
-            headers = {k.lower(): v for k, v in refused.headers.items()}
-            raise self._refusal(refused.status_code, refused.content[:LARGEST_REFUSAL], headers)
+            _wait(self._exchange(url, json.dumps(body).encode(), answer))
+        except Exception as error:  # whatever transport, compression or event loop raise
+            fault = error
+        if answer.status is not None and not 200 <= answer.status < 300:
+            raise self._refusal(answer.status, bytes(answer.raw), answer.headers)
+        if fault is not None:
+            raise self._broken(fault, answer.left) from None
+        try:
+            return parsed_body(bytes(answer.raw), self._secrets)
+        except ValueError as error:  # a 200 whose body is no JSON
+            what = f"the reply is not readable as JSON ({type(error).__name__})"
+            raise ChatError(what, passes=True, charged=True) from None
+
+    async def _exchange(self, url: str, content: bytes, answer: "_Answer") -> None:
+        """Sends a request and reads the answer, within the deadline and the limits on its size."""
+        ask = self._http.stream("POST", url, content=content, extensions={"trace": answer.trace})
+        async with asyncio.timeout(self._timeout), ask as response:
+            answer.headers = {k.lower(): v for k, v in response.headers.items()}
+            answer.status = response.status_code
+            limit = LARGEST_BODY if response.is_success else LARGEST_REFUSAL
+            unpack = _unpacker(answer.headers.get("content-encoding", ""))
+            received = 0
+            async for part in response.aiter_raw():
+                received += len(part)
+                answer.raw += unpack(part, limit + 1 - len(answer.raw))
+                if max(received, len(answer.raw)) > limit:
+                    del answer.raw[limit:]
+                    raise _UnreadError(f"the reply is larger than {LARGEST_BODY >> 20} MiB")
 
     def _checked(self, raw: Any) -> dict[str, Any]:
         """A reply that is an object and no error."""
@@ -178,8 +193,8 @@ class ChatClient:
         if not error:
             return raw
         told = own_words(json.dumps({"error": error}).encode(), self._secrets)
-        code = error.get("code") if isinstance(error, dict) else None
-        if isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) < 600:
+        code = str(error.get("code")) if isinstance(error, dict) else ""
+        if re.fullmatch("[45][0-9]{2}", code):
             raise self._refusal(int(code), json.dumps({"error": error}).encode(), {})
         what = "the reply is an error"
         raise ChatError(what, told, _named({"error": error}), 200, passes=True, charged=True)
@@ -193,8 +208,8 @@ class ChatClient:
         if status < 400:
             told = redacted(f"go to {headers.get('location', '')}", self._secrets)
         try:
-            parsed = json.loads(body)
-        except (ValueError, RecursionError):
+            parsed = parsed_body(body, self._secrets)
+        except ValueError:
             parsed = None
         spent = b"insufficient_quota" in body
         too_long = bool(TOO_LONG.search(told)) or b"exceed_context_size" in body
@@ -202,45 +217,89 @@ class ChatClient:
         named, wait_s = _named(parsed), _retry_after(headers)
         return ChatError(what, told, named, status, passes, wait_s=wait_s)
 
-    def _broken(self, cause: BaseException) -> ChatError:
-        """What a fault of the line says."""
-        kind = type(cause).__name__  # the transport's module has another name in each version
-        if kind in ("ConnectError", "ConnectTimeout", "ProxyError"):
-            if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-                return ChatError("the server's certificate is not trusted")
+    def _broken(self, fault: Exception, left: bool) -> ChatError:
+        """What a fault of the line says. What never left cannot be charged."""
+        kind = type(fault).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in str(fault):
+            return ChatError("the server's certificate is not trusted")
+        if isinstance(fault, _UnreadError):
+            what = str(fault)
+        elif not left:
             hint = f": {self._hints[None]}" if None in self._hints else ""
-            return ChatError(f"no connection to the server{hint}", passes=True)
-        if kind.endswith(("Timeout", "TimeoutError")):
+            what = f"no connection to the server{hint}"
+        elif isinstance(fault, TimeoutError) or kind.endswith("Timeout"):
             what = f"no whole reply within {self._timeout:g} s"
         else:
             what = f"the reply broke off ({kind})"
-        return ChatError(what, passes=True, charged=True)
+        return ChatError(what, passes=True, charged=left)
+
+
+@dataclass
+class _Answer:
+    """What has come back so far.
+
+    Attributes:
+        left: The request has begun to leave this process, to the server or a proxy that passes it on.
+    """
+
+    left: bool = False
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytearray = field(default_factory=bytearray)
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Hears from the transport what it does."""
+        if event.endswith("send_request_headers.started"):
+            self.left |= info["request"].method != b"CONNECT"  # asks a proxy for a tunnel
+
+
+class _UnreadError(Exception):
+    """A reply that is not read to its end; says why."""
+
+
+def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
+    """What takes a part of a body and the most bytes that it may become."""
+    if encoding.strip().lower() in ("", "identity"):
+        return lambda part, most: part
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        shown = redacted(encoding)[:40]
+        raise _UnreadError(f"the reply is encoded as {shown!r}, which was not asked for")
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # knows both by their beginning
+
+    def unpack(part: bytes, most: int) -> bytes:
+        try:
+            return inflate.decompress(part, max(1, most))
+        except zlib.error:
+            raise _UnreadError("the reply broke off: its compression is damaged") from None
+
+    return unpack
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all clients, in a thread of its own: a deadline there covers all that a request waits for."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()
+    return loop
+
+
+def _wait(work: Coroutine[Any, Any, None]) -> None:
+    """Waits for work of the loop, which ends when its caller is interrupted."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        future.result()
+    finally:
+        future.cancel()
+
+
+def _closed(client: Any) -> None:
+    asyncio.run_coroutine_threadsafe(client.aclose(), _loop())
 
 
 def backoff(error: ChatError, number: int, first_s: float = 2.0) -> float:
     """Seconds to wait after the try of that number: what the server asks for, else growing ones."""
     asked = first_s * 2.0 ** (number - 1) if error.wait_s is None else error.wait_s
     return min(LONGEST_WAIT_S, asked)
-
-
-class _BrokenError(Exception):
-    """A body broke off; its cause says why."""
-
-
-def _received(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts of a body. What the transport raises within it, the client does not translate."""
-    try:
-        yield from parts
-    except Exception as error:
-        raise _BrokenError from error
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:  # a 200 whose body is no JSON
-        what = f"the reply is not readable as JSON ({type(error).__name__})"
-        raise ChatError(what, passes=True, charged=True) from None
 
 
 def _named(raw: Any) -> str:
@@ -263,7 +322,7 @@ def _objects(raw: Any) -> Iterator[dict[str, Any]]:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: a number, or a date."""
-    asked = headers.get("retry-after")
+    asked = headers.get("retry-after", "")[:100]
     if not asked:
         return None
     try:

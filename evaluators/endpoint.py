@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import random
 import threading
 import time
@@ -27,6 +26,7 @@ import soundfile
 from evaluators.audio import RATE
 from evaluators.chat_client import ChatClient, ChatError, backoff
 from evaluators.clips import Clip, clip_wave
+from evaluators.environment import NO_KEY, audio_server
 from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.presentation import Presentation
@@ -42,6 +42,7 @@ PARALLEL = 64  # requests under way at most
 TIMEOUT_S = 60.0
 FIRST_WAIT_S = 0.5
 MISSED = 0.05  # share of a prompt's replies that may list none of its answers
+MOST_IDS = 2**31  # a token's number is below it
 KEPT = 100_000  # scores of calls that failed which are not asked for again
 
 Scores = tuple[
@@ -70,8 +71,8 @@ class _Call:
 class Endpoint(Uncached):
     """An Evaluator behind a server.
 
-    The key comes from OPRO_AUDIO_API_KEY, else OPENAI_API_KEY; servers without keys take any. How many requests are
-    under way at once is learned from the server, see `Throttle`.
+    Server and key are those of `environment.audio_server`. How many requests are under way at once is learned from the
+    server, see `Throttle`.
 
     Args:
         model: The model's name, as the server knows it; after a # a tag of your own for the weights behind it.
@@ -92,20 +93,20 @@ class Endpoint(Uncached):
         retries: int = TRIES,
         wait: Callable[[float], None] | None = None,
     ) -> None:
-        url = base_url or os.environ.get("OPRO_AUDIO_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
+        server = audio_server(base_url)
         name, tagged, self.tag = model.partition("#")
         if tagged and not self.tag:
             raise UserError(
                 f"--checkpoint endpoint:{model} has no tag after its #; give endpoint:MODEL#TAG, or no #"
             )
-        if not name or not url:
+        if not name or server is None:
             raise UserError(
                 "an endpoint needs a model and a server: --checkpoint endpoint:MODEL with"
                 " OPRO_AUDIO_BASE_URL=http://HOST:PORT/v1 in the environment"
             )
-        self.model, self.parallel, self._url, self._retries = name, parallel, url, retries
-        key = os.environ.get("OPRO_AUDIO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = ChatClient(url, key, TIMEOUT_S, {})
+        self.model, self.parallel, self._url, self._retries = name, parallel, server.url, retries
+        self._keyless = server.key == NO_KEY
+        self._client = ChatClient(server, TIMEOUT_S, {})
         self._throttle, self._wait = Throttle(parallel), wait or time.sleep
         self._ids: dict[str, tuple[int, ...]] = {}  # word -> its tokens
         self._tokenizes = True  # until it turns out that the server does not
@@ -247,9 +248,11 @@ class Endpoint(Uncached):
                 "add_special_tokens": False,
             }
             try:
-                raw = self._client.post("//tokenize", body)
+                raw = self._client.post("/tokenize", body)
                 found = raw["tokens"]
-                self._tokenizes = bool(found) and all(type(one) is int for one in found)
+                self._tokenizes = bool(found) and all(
+                    type(one) is int and 0 <= one < MOST_IDS for one in found
+                )
                 self._ids[text] = tuple(found)
             except (ChatError, KeyError, TypeError):
                 self._tokenizes = False
@@ -277,18 +280,26 @@ class Endpoint(Uncached):
                         f"{self._client.address} failed {failed} times ({error}); the same command goes on from here"
                     ) from None
                 self._wait(backoff(error, failed, FIRST_WAIT_S) * random.uniform(0.75, 1.0))
-        listing = Listing.of(reply)
-        if listing is None:
+        try:
+            return Listing.of(reply)
+        except ValueError as error:
             raise UserError(
-                f"{self._client.address}: the reply of model {self.model!r} holds no log-probabilities; start the"
-                " server with them, or choose a model that has them"
-            )
-        return listing
+                f"{self._client.address}: the reply of model {self.model!r} holds no log-probabilities ({error}); start"
+                " the server with them, or choose a model that has them"
+            ) from None
 
     def _refused(self, error: ChatError) -> UserError:
         if error.status in (401, 403):
             words = f'; it says "{shortened(error.told)}"' if error.told else ""
-            return UserError(f"{self._client.address} refuses the key ({error.status}){words}")
+            unset = ""
+            if self._keyless:
+                unset = (
+                    ", for none was sent; set OPRO_AUDIO_API_KEY (OPENAI_API_KEY goes to the server of OPENAI_BASE_URL"
+                    " alone)"
+                )
+            return UserError(
+                f"{self._client.address} refuses the key ({error.status}){words}{unset}"
+            )
         return UserError(
             f"{self._client.address} refuses model {self.model!r} or audio ({error}); expected a model that takes"
             " input_audio and returns logprobs"

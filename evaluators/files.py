@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from evaluators.environment import without_secrets
 from evaluators.errors import PauseError, UserError
 from evaluators.names import name_key
 from evaluators.plain_data import parse_json, parse_yaml
@@ -330,8 +331,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, see `replacing`."""
-    write_bytes(path, text.encode())
+    """Writes a file whole or not at all, without keys; see `replacing`."""
+    write_bytes(path, without_secrets(text).encode())
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -451,7 +452,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file. The line is on disk when this returns; where it fails, nothing of it is there.
+    """Adds a line to a file, without keys. It is on disk when this returns; where it fails, nothing of it is there.
 
     Raises:
         UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
@@ -466,7 +467,7 @@ def append_line(path: Path, line: str) -> None:
         new = not path.exists()
         with path.open("ab") as file:
             size = file.tell()
-            file.write(line.encode())
+            file.write(without_secrets(line).encode())
             file.flush()
             os.fsync(file.fileno())
         if new:

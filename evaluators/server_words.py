@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 LONGEST = 200  # characters that are shown
+MOST_WORDS = 4000  # characters of a refusal that are looked through
+DEEPEST = 40  # lists and objects within one another
 HIDDEN = "***"
 _SECRETS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+"), r"\1 " + HIDDEN),
@@ -16,28 +18,72 @@ _SECRETS = (
     ),
     (re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|nvapi|AIza|AKIA)[-_]?[\w*-]*[\d*][\w*-]{3,}"), HIDDEN),
 )  # fmt: skip
+_ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")  # in JSON that was cut, and so is text
 _RUN = re.compile(r"[A-Za-z0-9+/_=-]{20,}")
 
 
 def own_words(body: bytes, secrets: Sequence[str] = ()) -> str:
-    """What the body of a refusal says, as printable text on one line, whole; empty where it says nothing.
+    """What the body of a refusal says, as printable text on one line; empty where it says nothing.
 
     Args:
         body: JSON in any of the shapes that servers use, or text, or HTML.
         secrets: Texts that must not be shown, such as the key.
     """
-    text = body[:100_000].decode("utf-8", "replace")
     try:
-        text = " ".join(_sentences(json.loads(text)))
-    except (ValueError, RecursionError):
+        text = " ".join(_sentences(parsed_body(body, secrets)))
+    except ValueError:
+        text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), body.decode("utf-8", "replace"))
+        text = _hidden(text, _longest_first(secrets))[:MOST_WORDS]
         text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]{0,500}>", " ", text)
     return redacted(text, secrets)
 
 
-def redacted(text: str, secrets: Sequence[str] = ()) -> str:
-    """A text on one line of printable characters, with three stars for each key, password or long run of base64."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+def parsed_body(body: bytes, secrets: Sequence[str] = ()) -> Any:
+    """JSON of a server as plain data, with three stars for each secret in its texts.
+
+    Args:
+        body: Bounded by who has read it.
+    Raises:
+        ValueError: It is no JSON, or nested more than `DEEPEST` deep.
+    """
+    try:
+        return _clean(json.loads(body), _longest_first(secrets), DEEPEST)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+
+
+def _clean(raw: Any, secrets: Sequence[str], deepest: int) -> Any:
+    """Plain data without the secrets; its lists are changed, for a copy would double what they take."""
+    if isinstance(raw, str):
+        return _hidden(raw, secrets)
+    if isinstance(raw, list | dict) and not deepest:
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    if isinstance(raw, list):
+        for i, one in enumerate(raw):
+            raw[i] = _clean(one, secrets, deepest - 1)
+        return raw
+    if isinstance(raw, dict):
+        return {_hidden(k, secrets): _clean(v, secrets, deepest - 1) for k, v in raw.items()}
+    return raw
+
+
+def _longest_first(secrets: Sequence[str]) -> list[str]:
+    """A secret that holds another one must go before it."""
+    return sorted(filter(None, secrets), key=len, reverse=True)
+
+
+def _hidden(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
         text = text.replace(secret, HIDDEN)
+    return text
+
+
+def redacted(text: str, secrets: Sequence[str] = ()) -> str:
+    """A text on one line of printable characters, with three stars for each key, password or long run of base64.
+
+    At most `MOST_WORDS` characters of it: in a longer one the searches would take minutes.
+    """
+    text = _hidden(text, _longest_first(secrets))[:MOST_WORDS]
     text = "".join(ch if ch.isprintable() else "?" for ch in " ".join(text.split()))
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
@@ -64,8 +110,8 @@ def _sentences(raw: Any, depth: int = 0) -> Iterator[str]:
         return
     if isinstance(raw, str):
         try:  # Mistral and gateways send JSON in a text
-            inner = json.loads(raw) if raw.lstrip()[:1] in ("{", "[") else None
-        except (ValueError, RecursionError):
+            inner = parsed_body(raw.encode()) if raw.lstrip()[:1] in ("{", "[") else None
+        except ValueError:
             inner = None
         if isinstance(inner, dict | list) and (found := list(_sentences(inner, depth + 1))):
             yield from found

@@ -11,6 +11,8 @@ from evaluators.prompts import Prompt
 ROUNDING = 1e-6  # nats by which a log-probability may lie above zero
 THOUGHTS = ("<think", "<|think", "<reason", "<|channel", "<seed:think", "[think", "◁think")
 SHOWN = 5  # tokens that a sentence names
+MOST_LISTED = 1000  # tokens of a list; those asked for are 20, and the answers' own
+LEAST_LOGP = -3.4028235e38  # float32's least number, which some servers tell of what cannot be
 
 
 def _byte_of() -> dict[str, int]:
@@ -45,16 +47,26 @@ class Listing:
     tokens: tuple[tuple[str, float], ...]
 
     @classmethod
-    def of(cls, reply: Mapping[str, Any]) -> "Listing | None":
-        """From a chat completion; None where it holds no log-probabilities."""
+    def of(cls, reply: Mapping[str, Any]) -> "Listing":
+        """From a chat completion.
+
+        Raises:
+            ValueError: It holds no log-probabilities, or some that cannot be; says which.
+        """
         try:
             entries = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-            tokens = dict.fromkeys((_token(e), e["logprob"]) for e in entries)
-        except (KeyError, IndexError, TypeError):
-            return None
-        if not tokens or not all(_is_logp(value) for _, value in tokens):
-            return None
-        return cls(tuple(tokens))
+            if len(entries) > MOST_LISTED:
+                raise ValueError(f"it lists {len(entries)} tokens; expected {MOST_LISTED} at most")
+            pairs = [(_token(e), e["logprob"]) for e in entries]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError("there is no list of them") from None
+        if not pairs:
+            raise ValueError("their list is empty")
+        for token, value in pairs:
+            if not _is_logp(value):
+                told = repr(value)[:20]
+                raise ValueError(f"{_shown(token)} is {told}; expected a number up to 0")
+        return cls(tuple(dict.fromkeys(pairs)))
 
     def scores(self, prompt: Prompt) -> tuple[list[float], list[float]]:
         """Per label the sum over its tokens, and the likeliest of them.
@@ -75,8 +87,8 @@ class Listing:
         first = max(self.tokens, key=lambda entry: entry[1])[0]
         if first.strip().lower().startswith(THOUGHTS):
             return (
-                f"replies begin with {first.strip()!r}: a reasoning model, whose answer comes after its thoughts; serve"
-                " it without thinking, or choose another model"
+                f"replies begin with {_shown(first.strip())}: a reasoning model, whose answer comes after its thoughts;"
+                " serve it without thinking, or choose another model"
             )
         _, best = self.scores(prompt)
         unlisted = [
@@ -122,7 +134,11 @@ def _several(word: str, why: str) -> str:
 
 
 def _quoted(words: Iterator[str]) -> str:
-    return ", ".join(repr("".join(ch if ch.isprintable() else "?" for ch in w)[:20]) for w in words)
+    return ", ".join(map(_shown, words))
+
+
+def _shown(word: str) -> str:
+    return repr("".join(ch if ch.isprintable() else "?" for ch in word[:20]))
 
 
 def _token(entry: Mapping[str, Any]) -> str:
@@ -137,5 +153,5 @@ def _token(entry: Mapping[str, Any]) -> str:
 
 
 def _is_logp(value: Any) -> bool:
-    """A finite number that is not above zero, but for rounding."""
-    return isinstance(value, int | float) and -np.inf < value <= ROUNDING
+    """A number of float32 that is not above zero, but for rounding."""
+    return type(value) in (int, float) and LEAST_LOGP <= value <= ROUNDING

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+from evaluators.environment import keys_in, without_secrets
 from evaluators.errors import PauseError, UserError
 from evaluators.files import disk_is_full, json_text, read_yaml
 from evaluators.plain_data import brief, inert
@@ -43,7 +44,7 @@ def hand_over(document: object) -> None:
 
 def _tell(word: str, sentence: str, code: int) -> int:
     """Says why a verb ended early, to people and to ``--json``. Returns the exit code."""
-    sentence = inert(sentence, lines=False)
+    sentence = shown(sentence, lines=False)
     if len(sentence) > LONGEST:
         sentence = sentence[:LONGEST] + "..."
     print(f"{word}: {sentence}", file=sys.stderr)
@@ -114,6 +115,12 @@ def parse(
     if config and space.config is not None:
         values = _from_file(space.config, fields)
     values |= {name: getattr(space, name) for name in fields if hasattr(space, name)}
+    for name, value in values.items():
+        for variable in keys_in(str(value)):
+            raise UserError(
+                f"--{name.replace('_', '-')} holds the key of {variable}, which would be written to files; keep it in"
+                " the environment alone"
+            )
     return settings(**values), space
 
 
@@ -337,24 +344,33 @@ def _verb(name: str) -> Any:
         return importlib.import_module(f"data.{name}")
 
 
-class InertFormatter(logging.Formatter):
-    """Lines of a log that steer no terminal and stay one line each; a trace follows in lines of its own."""
+def shown(text: str, *, lines: bool = True) -> str:
+    """A text as people may see it: without keys, and steering no terminal."""
+    return inert(without_secrets(text), lines=lines)
+
+
+class ShownFormatter(logging.Formatter):
+    """Lines of a log without keys that steer no terminal and stay one line each; a trace follows in its own lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a trace if there is one."""
+        return shown(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
         """The line, with control characters of the message escaped."""
-        record.message = inert(record.message, lines=False)
+        record.message = shown(record.message, lines=False)
         return super().formatMessage(record)
 
 
-class _Inert(io.TextIOBase):
-    """A stream for people: what stands in files and replies can steer no terminal through it."""
+class _Shown(io.TextIOBase):
+    """A stream for people: nothing from files and replies steers a terminal through it, and no key leaves by it."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Writes the text with its control characters escaped."""
-        self.stream.write(inert(text))
+        """Writes the text without keys, and with its control characters escaped."""
+        self.stream.write(shown(text))
         return len(text)
 
     def flush(self) -> None:
@@ -391,9 +407,9 @@ def run_verb(main: Callable[[], int]) -> int:
 
     wait_asleep()
     if logging.lastResort is not None:  # what prints warnings where a verb keeps no log
-        logging.lastResort.setFormatter(InertFormatter("%(message)s"))
-    shown = sys.stdout
-    sys.stdout = _Inert(shown)
+        logging.lastResort.setFormatter(ShownFormatter("%(message)s"))
+    stream = sys.stdout
+    sys.stdout = _Shown(stream)
     previous = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = main()
@@ -413,8 +429,8 @@ def run_verb(main: Callable[[], int]) -> int:
             raise
         return _tell_of_full_disk(error)
     finally:
-        if isinstance(sys.stdout, _Inert):
-            sys.stdout = shown
+        if isinstance(sys.stdout, _Shown):
+            sys.stdout = stream
         for one, handler in previous.items():
             signal.signal(one, handler)
 
@@ -447,5 +463,5 @@ def _run_for_json(main: Callable[[], int]) -> int:
         _handed.reset(token)
         if held:
             with contextlib.suppress(BrokenPipeError):
-                sys.stdout.write(json_text(held[0]))
+                sys.stdout.write(without_secrets(json_text(held[0])))
                 sys.stdout.flush()

@@ -23,7 +23,7 @@ from evaluators.prompts import Prompt
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
 from opro.callable import make_callable
-from opro.cli import DONE, InertFormatter, check_names, hand_over, parse, run_verb
+from opro.cli import DONE, ShownFormatter, check_names, hand_over, parse, run_verb
 from opro.frames import Asked, classifiers_of, prompt_path
 from opro.problem import (
     OWN,
@@ -37,7 +37,7 @@ from opro.problem import (
     problem_of,
 )
 from opro.proposers.factors import levels, surface
-from opro.proposers.open import OwnPlan, ProposerPlan, open_proposer
+from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import LiveStudy
@@ -122,6 +122,7 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     settings = settings.checked()
     check_folder(settings.runs_dir, "--runs-dir")
     tracker_names(settings.report_to)
+    check_servers(settings)
     problem = _told(open_problem(settings), settings)
     plan = open_proposer(settings, problem, _shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
@@ -168,6 +169,8 @@ def optimize(
             " leave proposer out"
         )
     settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
+    if proposer is None:
+        check_servers(settings)
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
     plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
     _decided(settings, problem, plan)
@@ -386,16 +389,16 @@ def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
 def _logged(path: Path) -> Iterator[None]:
     """Logs into a file, and warnings to stderr, until the block ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(InertFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(ShownFormatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(InertFormatter("%(levelname)s %(message)s"))
+    screen.setFormatter(ShownFormatter("%(levelname)s %(message)s"))
     logging.raiseExceptions = False  # a full disk is reported once, by the journal
     root = logging.getLogger()
     before = root.handlers, root.level
     root.handlers = [handler, screen]
     root.setLevel(logging.INFO)
-    for noisy in ("httpx", "httpcore", "openai", "urllib3", "filelock"):
+    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         yield

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluators.environment import checked_url
 from evaluators.errors import UserError
 from evaluators.statistics.metrics import METRICS
 from opro.cli import check_values, flag
@@ -271,10 +272,8 @@ class OptimizeSettings(
             raise UserError(
                 f"--name {name!r} is no run name; use up to 100 letters, digits, - and _"
             )
-        if self.lm_base_url and "@" in self.lm_base_url:
-            raise UserError(
-                "--lm-base-url holds a user or password, which would be written to files; use OPENAI_API_KEY"
-            )
+        if self.lm_base_url:
+            checked_url(self.lm_base_url, "--lm-base-url")
         for i, one in enumerate(self.checkpoints):
             if not one or "|" in one or one in self.checkpoints[:i]:
                 raise UserError(

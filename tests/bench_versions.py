@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("transformers", "peft", "accelerate", "openai")
+LIBRARIES = ("transformers", "peft", "accelerate", "httpx2")
 TESTS = (  # against the stock model, plain peft, and the plain training step; one file of it trains through Trainer
     "tests/evaluators/audio_lm/test_scorer.py::test_pairs_equal_the_stock_forward_and_constrained_generation"
     "[pocket-lora]",

@@ -103,7 +103,7 @@ def serve(reply: Callable[[dict], str], script: list = ()) -> Iterator[Server]:
             elif fault == "filter":
                 self.send(200, json.dumps(completion("", "content_filter")).encode())
             elif fault == "huge":
-                self.send(200, json.dumps(completion("x" * 10_000_000)).encode())
+                self.send(200, json.dumps(completion("x" * 3_000_000)).encode())
             elif fault == "slow":
                 time.sleep(2.5)
                 self.send(200, json.dumps(completion(state.reply(request))).encode())

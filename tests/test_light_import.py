@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "openai")
+HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "httpx2")
 
 
 def loaded(code: str) -> set[str]:

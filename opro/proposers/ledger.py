@@ -1,13 +1,23 @@
 """Calls to a language model: counted, limited, journalled, and never made twice."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from opro.proposers.language_model import LanguageModel, Message, Reply, SpentError, most_tokens
+from opro.proposers.language_model import (
+    LanguageModel,
+    Message,
+    Reply,
+    SpentError,
+    UnansweredError,
+    most_tokens,
+)
 
 Call = tuple[int, int, str, str]  # iteration, call in it, system message, what is asked
+Begun = tuple[int, int]  # iteration, call in it
+Tokens = tuple[int, int]  # in, out
 
 
 @dataclass
@@ -99,6 +109,40 @@ def _forget(entry: dict[str, Any]) -> None:
     """Keeps no record."""
 
 
+def open_calls(entries: Iterable[Mapping[str, Any]], kept: Collection[Call]) -> list[Tokens]:
+    """Most tokens of each call that was begun and of which it is unknown what came.
+
+    Args:
+        entries: What `MeteredModel.note` was told, in its order.
+        kept: Calls whose replies are known; a crash may have come before that was noted.
+    """
+    begun: dict[Begun, list[Tokens]] = {}
+    ended = Counter[Begun]()
+    for entry in entries:
+        if "ended" in entry:
+            ended[_begun(entry["ended"])] += 1
+            continue
+        known = begun.setdefault(_begun(entry["begun"]), [])
+        most = int(entry["tokens_in"]), int(entry["tokens_out"])
+        if min(most) < 0:
+            raise ValueError(f"tokens are {min(most)}")
+        if entry.get("instead"):
+            known[-1:] = [most]
+        else:
+            known.append(most)
+    answered = Counter(call[:2] for call in kept)
+    return [
+        most
+        for call, tries in begun.items()
+        for most in tries[: max(0, len(tries) - max(ended[call], answered[call]))]
+    ]
+
+
+def _begun(value: Any) -> Begun:
+    iteration, number = value
+    return int(iteration), int(number)
+
+
 @dataclass(frozen=True)
 class MeteredModel:
     """A language model whose calls are counted. Safe to use from several threads.
@@ -106,12 +150,16 @@ class MeteredModel:
     Attributes:
         record: Called with one dictionary a call, one at a time.
         paid: Replies that an interrupted run has had: they are not asked for again.
+        note: Called with one dictionary before a call leaves, and one when it is known what came of it: what is begun
+            and never ends counts on resume, see `open_calls`.
     """
 
     lm: LanguageModel
     ledger: Ledger
     record: Callable[[dict[str, Any]], None] = _forget
     paid: Mapping[Call, Reply] = field(default_factory=dict)
+    note: Callable[[dict[str, Any]], None] = _forget
+    _asking: dict[int, Call] = field(default_factory=dict, repr=False)  # by thread
 
     def ask(
         self,
@@ -131,15 +179,38 @@ class MeteredModel:
                 raise SpentError(stop)
             own = [Message("system", system)] if system else []
             chat = [*own, Message("user", text)]
+            self._asking[threading.get_ident()] = call
+            self._begin(call, most_tokens(system + text), max_tokens)
             reply = self.lm(chat, temperature=temperature, max_tokens=max_tokens, **more)
             self.ledger.add(reply)
             return reply
         except SpentError as stopped:
             with self.ledger.lock:
                 self.record({"iteration": iteration, "call": number, "stopped": str(stopped)})
+            self._end(call)
             return None
+        except UnansweredError:  # its tries are counted, each as it failed
+            self._end(call)
+            raise
         finally:
             self.ledger.release()
+
+    def may_take(self, tokens_in: int, tokens_out: int) -> str:
+        """Why a try of this thread's call may not be made with more room than was asked for, or an empty text."""
+        stop = self.ledger.hold(tokens_in, tokens_out)
+        if not stop:
+            self._begin(self._asking[threading.get_ident()], tokens_in, tokens_out, instead=True)
+        return stop
+
+    def _begin(self, call: Call, tokens_in: int, tokens_out: int, instead: bool = False) -> None:
+        entry = {"begun": call[:2], "tokens_in": tokens_in, "tokens_out": tokens_out}
+        with self.ledger.lock:
+            self.note(entry | ({"instead": True} if instead else {}))
+
+    def _end(self, call: Call) -> None:
+        if self._asking.pop(threading.get_ident(), None) is not None:
+            with self.ledger.lock:
+                self.note({"ended": call[:2]})
 
     def _why_not(self, tokens_in: int, tokens_out: int) -> str:
         """Why a call may not be made, or an empty text: then what it may take is held."""
@@ -171,3 +242,4 @@ class MeteredModel:
         with self.ledger.lock:
             self.ledger.refused += len(refused)
             self.record(entry)
+            self.note({"ended": call[:2]})

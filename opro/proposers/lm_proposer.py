@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.prompts import Prompt
+from evaluators.server_words import shortened
 from evaluators.tasks import Task
 from opro.proposers.evidence import draw_parent
 from opro.proposers.fragments import read_fragments
@@ -32,6 +33,9 @@ WAVES = 3  # of calls an iteration may take to fill its candidates
 EACH = 5  # prompts asked for in a call, more or less: several parents, and replies that are not too long
 OPRO_PARENTS = 3  # best prompts that a new one of OPRO counts as made from
 REPLY_TOKENS = 200  # of a reply's analysis, of each prompt asked for, and of one beyond
+MOST_READ = (
+    40  # entries of a reply that are looked at, or four times those asked for where that is more
+)
 FRAGMENTS_TOKENS = 2500
 FRAGMENTS_CALL = -1  # its number among the calls of the first round
 
@@ -199,9 +203,15 @@ class LMProposer:
             )
         good: list[Candidate] = []
         refused = []
-        for raw in found:
+        most = max(MOST_READ, 4 * wanted)
+        for i, raw in enumerate(found):
             if len(good) == wanted:
                 break  # more than were asked for is no mistake
+            if i == most:
+                refused.append(
+                    {"text": "", "reason": f"{len(found) - most} further entries were not read"}
+                )
+                break
             prompt = check_proposal(raw, self.task, known)
             if isinstance(prompt, Prompt) and (words := forbidden_in(prompt, view.forbidden)):
                 prompt = f"contains the forbidden {words!r}"
@@ -209,7 +219,7 @@ class LMProposer:
                 good.append(self._candidate(view, asked, prompt, raw))
             else:
                 text = str(raw.get("text") if isinstance(raw, Mapping) else raw)[:200]
-                refused.append({"text": text, "reason": prompt})
+                refused.append({"text": text, "reason": shortened(prompt)})
         return good, refused
 
     def _candidate(self, view: SearchView, asked: _Asked, prompt: Prompt, raw: Any) -> Candidate:

@@ -5,14 +5,16 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evaluators.environment import audio_server, language_server
 from evaluators.errors import UserError
 from evaluators.evaluator import require_presents
 from evaluators.files import append_line, cut_torn_line, resolve
+from evaluators.plain_data import inert, json_lines
 from evaluators.presentation import AS_IS, Presentation
 from evaluators.prompts import read_presentations
 from opro.problem import Problem
@@ -21,7 +23,7 @@ from opro.proposers.fallback import OrNothing
 from opro.proposers.frame_rewriter import FrameRewriter
 from opro.proposers.heeding import Heeding
 from opro.proposers.language_model import LanguageModel, Reply
-from opro.proposers.ledger import Call, Ledger, MeteredModel
+from opro.proposers.ledger import Call, Ledger, MeteredModel, open_calls
 from opro.proposers.lm_proposer import Calls, LMProposer
 from opro.proposers.local_model import LocalModel
 from opro.proposers.mixed import Mixed, nothing
@@ -35,6 +37,12 @@ from opro.search.proposer import Proposer
 from opro.settings import STRATEGIES, OptimizeSettings
 
 log = logging.getLogger(__name__)
+UNKNOWN = (  # of a damaged line
+    "what the run has spent on its language model is unknown: restore the file, or give another --name"
+)
+CALLS = (
+    "calls.jsonl"  # beside the journal of proposals: which calls were begun, and which have ended
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,17 @@ class ProposerPlan:
             def record(entry: dict[str, Any]) -> None:
                 _record(journal, self.ledger, entry)
 
+            calls = journal.with_name(CALLS)
+            _charge_open(calls, self.ledger, paid)
+            metered = MeteredModel(
+                self.lm,
+                self.ledger,
+                record,
+                paid,
+                lambda entry: append_line(calls, json.dumps(entry) + "\n"),
+            )
             asking = LMProposer(
-                MeteredModel(self.lm, self.ledger, record, paid),
+                metered,
                 task,
                 Objective(settings.objective, settings.threshold),
                 strategy=settings.strategy,
@@ -92,7 +109,7 @@ class ProposerPlan:
                 calls=Calls(settings.lm_separate, settings.lm_concurrency),
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
-            self.lm.may_take = self.ledger.hold
+            self.lm.may_take = metered.may_take
             proposer = asking
             if not self._alone:
                 beside = OrNothing(asking, record)
@@ -133,6 +150,26 @@ class OwnPlan:
         return Heeding(self.proposer)
 
 
+def _asks_one(settings: OptimizeSettings) -> bool:
+    """Whether a language model is asked where one is configured."""
+    return settings.proposer != "rewriter" and settings.strategy != "random"
+
+
+def check_servers(settings: OptimizeSettings) -> None:
+    """Looks at the addresses, keys and proxies that a run needs, before clips and checkpoints are opened.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    for checkpoint in settings.checkpoints:
+        if checkpoint.startswith("endpoint:"):
+            audio_server()
+    local = settings.lm_model is not None and Path(settings.lm_model).is_dir()
+    named = settings.lm_base_url or os.environ.get("OPENAI_BASE_URL")
+    if _asks_one(settings) and not local and (named or os.environ.get("OPENAI_API_KEY")):
+        language_server(settings.lm_base_url)
+
+
 def open_proposer(
     settings: OptimizeSettings, problem: Problem, shared: Sequence[Candidate] = ()
 ) -> ProposerPlan:
@@ -150,7 +187,7 @@ def open_proposer(
             " --strategy race or opro"
         )
     lm = None
-    if settings.proposer != "rewriter" and settings.strategy != "random":
+    if _asks_one(settings):
         lm = connect(settings.lm_model, settings.lm_base_url, settings.seed, settings.max_cost)
         if isinstance(lm, OpenAIModel):
             lm.thinking = Thinking(settings.lm_reply_tokens, settings.lm_effort)
@@ -188,9 +225,8 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
     if not journal.exists():
         return paid
     ledger.torn = cut_torn_line(journal)
-    for number, line in enumerate(journal.read_bytes().split(b"\n")[:-1], 1):
+    for where, raw in json_lines(journal, UNKNOWN):
         try:
-            raw = json.loads(line)
             if "stopped" in raw or "unanswered" in raw:
                 continue
             for name in ("tokens_in", "tokens_out", "cost"):
@@ -206,10 +242,38 @@ def _restore(journal: Path, ledger: Ledger) -> dict[Call, Reply]:
             ledger.refused += len(raw["refused"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{journal}:{number}: damaged line ({type(error).__name__}: {error}), so it is unknown what the"
-                " run has spent on its language model; restore the file, or give another --name"
+                f"{where}: damaged line ({type(error).__name__}: {inert(str(error), lines=False)}); {UNKNOWN}"
             ) from None
     return paid
+
+
+def _charge_open(calls: Path, ledger: Ledger, paid: Collection[Call]) -> None:
+    """Counts calls that were under way when a process ended, at their worst case: the server may charge them.
+
+    Raises:
+        UserError: A line is damaged.
+    """
+    if not calls.exists():
+        return
+    cut_torn_line(calls)
+    entries = []
+    for where, entry in json_lines(calls, UNKNOWN):
+        try:
+            entries.append(entry)
+            open_calls(entries[-1:], ())
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"{where}: damaged line ({type(error).__name__}: {inert(str(error), lines=False)}); {UNKNOWN}"
+            ) from None
+    found = open_calls(entries, paid)
+    for tokens_in, tokens_out in found:
+        ledger.charge_unanswered(tokens_in, tokens_out)
+    if found:
+        ledger.torn = False  # its call is one of these
+        log.warning(
+            "language model: %d calls were under way when the run was interrupted; they count at their worst case",
+            len(found),
+        )
 
 
 def _record(journal: Path, ledger: Ledger, entry: dict[str, Any]) -> None:
@@ -264,7 +328,7 @@ def connect(
             "--max-cost needs prices: set OPRO_LM_PRICES=IN,OUT (US dollars per million tokens), or"
             " use --max-tokens"
         )
-    return OpenAIModel(model, url, prices)
+    return OpenAIModel(model, base_url, prices)
 
 
 def _prices() -> tuple[float, float] | None:

@@ -1,13 +1,14 @@
 """A language model behind an OpenAI-compatible endpoint."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluators.chat_client import ChatClient, ChatError, backoff
+from evaluators.environment import language_server
+from evaluators.server_words import shortened
 from opro.proposers.language_model import (
     Message,
     Reply,
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 TRIES = 5  # calls of one request before the run pauses
 TIMEOUT_S = 300.0
 LARGEST_REPLY = 200_000  # characters; more is no list of prompts
-MOST_TOLD = 1e9  # tokens or US dollars of one call that a server is believed
+MOST_TOKENS = 2**24  # of one call that a server is believed: more than any model's context
+MOST_COST = 1e4  # US dollars of one call that a server is believed
+LONGEST_FINISH = 40  # characters of a reason for stopping
 THOUGHT_ROOM = 16_384  # tokens of a reply that a model may think in first
 HINTS = {
     None: "check --lm-base-url",
@@ -81,8 +84,8 @@ class OpenAIModel:
         self.may_take: Callable[[int, int], str] = lambda tokens_in, tokens_out: ""
         self._sleep = wait or time.sleep
         self._thinks = False  # thoughts were seen
-        url = base_url or os.environ.get("OPENAI_BASE_URL")
-        self._client = ChatClient(url, os.environ.get("OPENAI_API_KEY") or "none", timeout, HINTS)
+        self._doubted: set[str] = set()  # numbers of the server that were told of
+        self._client = ChatClient(language_server(base_url), timeout, HINTS)
 
     def __call__(
         self,
@@ -178,8 +181,7 @@ class OpenAIModel:
             text = _text(message)
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ChatError("the reply holds no choices", passes=True, charged=True) from None
-        told = raw.get("usage")
-        usage: dict[str, Any] = told if isinstance(told, dict) else {}
+        usage = self._usage(raw.get("usage"))
         cut, begun = finish == "length", (text or "").lstrip().startswith("<think>")
         if cut and (not (text or "").strip() or (begun and "</think>" not in str(text))):
             text = ""  # all of it were thoughts
@@ -195,7 +197,27 @@ class OpenAIModel:
         cost = _cost(usage.get("cost"))
         if cost is None and self.prices is not None:
             cost = (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
-        return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, str(finish))
+        why = str(finish)[:LONGEST_FINISH]
+        return Reply(text[:LARGEST_REPLY], tokens_in, tokens_out, cost, self.name, why)
+
+    def _usage(self, told: Any) -> dict[str, Any]:
+        """What a server tells of a call's tokens and cost, with a warning, once, where it cannot be."""
+        usage: dict[str, Any] = told if isinstance(told, dict) else {}
+        numbers = {n: usage.get(n) for n in ("prompt_tokens", "completion_tokens")}
+        wrong = {n: v for n, v in numbers.items() if v not in (None, 0) and not _count(v)}
+        cost = usage.get("cost")
+        wrong |= {"cost": cost} if cost is not None and _cost(cost) is None else {}
+        wrong |= {"usage": told} if told is not None and usage is not told else {}
+        for name, value in wrong.items():
+            if name not in self._doubted:
+                self._doubted.add(name)
+                log.warning(
+                    "language model: the server tells %s %s, which cannot be; tokens count as the most that the texts"
+                    " may take, and cost by OPRO_LM_PRICES",
+                    name,
+                    shortened(repr(value))[:60],
+                )
+        return usage
 
 
 def _wait(state: Any) -> float:
@@ -228,9 +250,9 @@ def _thoughts(message: Mapping[str, Any], usage: Mapping[str, Any]) -> bool:
 
 def _count(value: Any) -> int:
     """Tokens that a server tells, or 0: it may tell anything."""
-    return value if type(value) is int and 0 < value < MOST_TOLD else 0
+    return value if type(value) is int and 0 < value <= MOST_TOKENS else 0
 
 
 def _cost(value: Any) -> float | None:
     """US dollars that a server tells, or None: it may tell Infinity, NaN, a text, or less than nothing."""
-    return float(value) if type(value) in (int, float) and 0 <= value < MOST_TOLD else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= MOST_COST else None

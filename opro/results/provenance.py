@@ -16,7 +16,7 @@ PACKAGES = (
     "transformers",
     "peft",
     "bitsandbytes",
-    "openai",
+    "httpx2",
     "numpy",
     "scipy",
     "optuna",

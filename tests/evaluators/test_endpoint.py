@@ -679,12 +679,13 @@ def test_the_flag_goes_before_the_audio_server_and_that_before_the_general_one(e
         Endpoint("", urls[0])
 
 
-def test_the_audio_key_goes_before_the_general_one_and_a_server_without_keys_takes_any(
+def test_the_audio_key_goes_before_that_of_the_same_server_and_a_server_without_keys_takes_any(
     environment, clips
 ):
     with serve(answer) as server:
         score_one(server, clips[0])
         environment.setenv("OPENAI_API_KEY", "general")
+        environment.setenv("OPENAI_BASE_URL", server.url)
         score_one(server, clips[0])
         environment.setenv("OPRO_AUDIO_API_KEY", "audio")
         score_one(server, clips[0])

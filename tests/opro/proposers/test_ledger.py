@@ -1,5 +1,6 @@
 """The ledger, against sums that are written out."""
 
+import contextlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opro.proposers.language_model import Message, Reply
-from opro.proposers.ledger import Ledger, MeteredModel
+from opro.proposers.language_model import Message, Reply, SpentError, UnansweredError
+from opro.proposers.ledger import Ledger, MeteredModel, open_calls
 
 
 def test_the_ledger_stops_before_its_limits():
@@ -247,3 +248,61 @@ def test_a_schema_goes_with_the_call_where_there_is_one():
     model.ask(CALL, temperature=1.0, max_tokens=9)
     model.ask(CALL, temperature=1.0, max_tokens=9, schema={"type": "object"})
     assert seen == [None, {"type": "object"}]
+
+
+# ---- calls of which it is unknown what came
+
+
+def noted(model_of):
+    """A metered model over `model_of`, and what was noted of its calls."""
+    notes = []
+    return MeteredModel(model_of, Ledger(max_tokens=9000), note=notes.append), notes
+
+
+def lm_that(raises):
+    def lm(messages, *, temperature, max_tokens):
+        if raises is not None:
+            raise raises
+        return REPLY
+
+    return lm
+
+
+@pytest.mark.parametrize(
+    ("raises", "kept", "still_open"),
+    [(None, True, 0), (None, False, 1), (SpentError("x"), False, 0), (UnansweredError("x"), False, 0),
+     (KeyboardInterrupt(), False, 1)],
+)  # fmt: skip
+def test_a_call_is_open_until_it_is_known_what_came_of_it(raises, kept, still_open):
+    model, notes = noted(lm_that(raises))
+    with contextlib.suppress(UnansweredError, KeyboardInterrupt):
+        reply = model.ask(CALL, temperature=0.7, max_tokens=900)
+        if kept:
+            model.keep(CALL, reply, 0, [])
+    found = open_calls(notes, ())
+    assert len(found) == still_open and all(tokens_out == 900 for _, tokens_out in found)
+    assert (
+        open_calls(notes, [CALL]) == []
+    )  # its reply is in the journal: the crash came just before the note
+
+
+def test_a_call_with_more_room_is_open_with_that():
+    model, notes = noted(lambda *messages, **options: model.may_take(50, 4000) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.ask(CALL, temperature=0.7, max_tokens=900)
+    assert open_calls(notes, ()) == [(50, 4000)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["begun", "ended"]), st.integers(0, 2)), max_size=20))
+def test_each_beginning_without_an_end_is_counted(steps):
+    entries = [
+        {kind: [1, call]} | ({"tokens_in": 3, "tokens_out": 4} if kind == "begun" else {})
+        for kind, call in steps
+    ]
+    counts = [
+        [(kind, call) for kind, call in steps].count((k, c))
+        for c in range(3)
+        for k in ("begun", "ended")
+    ]
+    expected = sum(max(0, b - e) for b, e in zip(counts[::2], counts[1::2], strict=True))
+    assert open_calls(entries, ()) == [(3, 4)] * expected

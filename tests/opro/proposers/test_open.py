@@ -343,3 +343,17 @@ def test_an_unknown_cost_is_none_and_counts_nothing(tmp_path):
     plan.resume(journal)
     assert (plan.ledger.calls, plan.ledger.cost, plan.ledger.tokens_in) == (1, 0.0, 3)
     assert not math.isnan(plan.ledger.cost) and Reply("", 3, 4, None, "m", "stop").cost is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[]", "5", "{", "{}", '{"begun": [1, 0]}', '{"begun": 1, "tokens_in": 1, "tokens_out": 1}', '{"ended": "x"}',
+     '{"begun": [1, 0], "tokens_in": -1, "tokens_out": 1}',
+     '{"begun": [1, 0], "tokens_in": Infinity, "tokens_out": 1}'],
+)  # fmt: skip
+def test_a_damaged_line_of_calls_stops_the_run_for_what_it_cost_is_unknown(tmp_path, line):
+    (tmp_path / "calls.jsonl").write_text('{"ended": [1, 0]}\n' + line + "\n")
+    with pytest.raises(
+        UserError, match=r"calls\.jsonl:2: damaged line .*; restore the file, or give another"
+    ):
+        plan_with(ScriptedLM(), proposer="lm").resume(tmp_path / "p.jsonl")

