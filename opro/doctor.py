@@ -239,7 +239,7 @@ def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
     for name, key in (("training.json", "curve"), ("trainer_state.json", "log_history")):
         path = checkpoint.adapter / name
         if path.is_file() and not losses:
-            raw = read_json(path).get(key) or []
+            raw = read_json(path, finite=False).get(key) or []
             losses += [float(entry["loss"]) for entry in raw if "loss" in entry]
     if not losses:
         yield Finding("look", "training", "the adapter tells nothing of its losses")

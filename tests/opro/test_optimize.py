@@ -724,7 +724,7 @@ def test_no_money_means_no_call(tmp_path, monkeypatch):
     assert server.requests == [] and (folder / "summary.json").exists()
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "test_openings.jsonl", ".x", "a/b", "\udcff"])
+@pytest.mark.parametrize("name", ["a" * 300, "test_openings.jsonl", ".x", "a/b"])
 def test_names_that_cannot_be_folders_are_refused(tmp_path, capsys, name):
     run(tmp_path, name=name, code=2)
     assert "is no run name" in capsys.readouterr().err

@@ -271,7 +271,7 @@ def test_what_is_wrong_is_found_before_the_test_split_is_opened(small, tmp_path,
         sentence = "was trained on 1 of the sources"
     elif what == "out":
         (tmp_path / "out.json").mkdir()
-        sentence = "cannot be written"
+        sentence = "is a folder; expected a regular file or a new name"
     else:
         more = ["--task", "birds"]
         sentence = "--task is 'birds'"

@@ -354,6 +354,7 @@ def test_an_unknown_cost_is_none_and_counts_nothing(tmp_path):
 def test_a_damaged_line_of_calls_stops_the_run_for_what_it_cost_is_unknown(tmp_path, line):
     (tmp_path / "calls.jsonl").write_text('{"ended": [1, 0]}\n' + line + "\n")
     with pytest.raises(
-        UserError, match=r"calls\.jsonl:2: damaged line .*; restore the file, or give another"
+        UserError,
+        match=r"calls\.jsonl:2: damaged line .* spent .*: restore the file, or give another",
     ):
         plan_with(ScriptedLM(), proposer="lm").resume(tmp_path / "p.jsonl")
