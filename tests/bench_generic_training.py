@@ -5,6 +5,7 @@ step of 16 samples and the largest memory, beside what the plan says. Tiny weigh
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -76,14 +77,16 @@ def row(way, training, folder):
     watch = Stamps()
     trained = train(training, folder / way, [watch])
     gib = torch.cuda.max_memory_allocated() / 2**30 if on_card else 0.0
-    del trained.model.peft.base_model
+    loss = trained.best_loss
+    del trained
+    gc.collect()
     if on_card:
         torch.cuda.empty_cache()
     step = 1e3 * float(np.median(np.diff(watch.at)))
     plan = training.plan
     print(
         f"| {way} | {plan.micro_batch_size} | {step:.0f} | {plan.gib:.1f} | {gib:.1f} |"
-        f" {trained.best_loss:.3f} |",
+        f" {loss:.3f} |",
         flush=True,
     )
 
@@ -117,15 +120,16 @@ def main() -> int:
             clips=clips, validation=clips[:16], processor=found.processor, plan=found.plan,
             machine=machine,
         )  # fmt: skip
-        row("packed", training, folder)
+        row("packed, llm-only", training, folder)
         chat = read_chat(checkpoint.base, "it")
-        plan = measure.plan_generic(
-            measure.AutoConfig.from_pretrained(checkpoint.base),
-            training.active_weights,
-            found.plan.row.tokens + 750,
-            machine.gib,
-        )
-        row("generic", replace(training, plan=plan, chat=chat), folder)
+        for targets in ("llm-only", "attention"):
+            recipe = replace(recipe, targets=targets)
+            plan = measure.measure_generic(checkpoint, recipe, shown, prompts, room).plan
+            row(
+                f"generic, {targets}",
+                replace(training, recipe=recipe, plan=plan, chat=chat),
+                folder,
+            )
     return 0
 
 

@@ -51,13 +51,14 @@ def measure(
     Raises:
         UserError: It has no layers of `recipe.targets`, it cannot be asked a prompt, or memory does not suffice.
     """
-    one = _packed if checkpoint.is_packed else _generic
+    one = measure_packed if checkpoint.is_packed else measure_generic
     return one(checkpoint, recipe, clips, prompts, room)
 
 
-def _packed(
+def measure_packed(
     checkpoint: Checkpoint, recipe: Recipe, clips: ClipSet, prompts: Sequence[Prompt], room: Room
 ) -> Measured:
+    """As `measure`, on a packed path."""
     config = audio_config(checkpoint.base)
     experts: int = getattr(config.text_config, "num_experts", 0)
     if experts and recipe.targets == "attention+mlp":
@@ -82,9 +83,10 @@ def _packed(
     return Measured(processor, _fitting(plan, checkpoint, room, mend))
 
 
-def _generic(
+def measure_generic(
     checkpoint: Checkpoint, recipe: Recipe, clips: ClipSet, prompts: Sequence[Prompt], room: Room
 ) -> Measured:
+    """As `measure`, the generic way."""
     who = f"checkpoint {checkpoint.name!r}"
     if room.micro not in (None, 1):
         raise UserError(
