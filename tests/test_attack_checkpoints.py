@@ -299,13 +299,12 @@ def little_room():
 
 def copied(kind, change, where):
     """A copy of the pocket's base, or of its adapter beside a base, to which something was done."""
-    for name in {"base", kind}:
-        shutil.copytree(POCKET / name, where / name, copy_function=os.link)
+    for name in {
+        "base",
+        kind,
+    }:  # no hard links: they would change the times of the files that others read
+        shutil.copytree(POCKET / name, where / name)
     folder = where / kind
-    for path in folder.iterdir():  # links are cut before they are written to
-        raw = path.read_bytes()
-        path.unlink()
-        path.write_bytes(raw)
     change(folder)
     return folder
 
