@@ -315,6 +315,13 @@ def search(folder, where):
     return optimize.run_verb(lambda: optimize.main(argv))
 
 
+@pytest.fixture(autouse=True)
+def tidy(tmp_path):
+    """Copies of the pocket take room: they go when the test has ended."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
 def see(case, where):
     kind, change, _ = case
     return search(copied(kind, change, where), where)
