@@ -242,9 +242,7 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
-    kind = _kind(path)
-    if kind:
-        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    check_regular(path)
     path = path.resolve() if path.is_symlink() else path
     temporary = _temporary(path)
     try:
@@ -359,6 +357,13 @@ def _kind(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
+def check_regular(path: Path) -> None:
+    """Raises UserError for a device, a pipe, a socket, a folder, or a link that leads nowhere."""
+    kind = _kind(path)
+    if kind:
+        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+
+
 def check_file(path: Path, flag: str) -> None:
     """Whether a file can be written, before there is work for it. A link to a regular file is followed.
 
@@ -458,9 +463,7 @@ def append_line(path: Path, line: str) -> None:
         UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
-    kind = _kind(path)
-    if kind:
-        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    check_regular(path)
     size = -1  # before the line
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,11 @@ ATTACKS = [  # verb, flags, part of the sentence
     ("stats", ("--resamples", "1000000000", "x.csv"), "expected at most 1,000,000"),
     ("stats", ("--seed", "-1", "x.csv"), "--seed: is '-1'; expected at least 0"),
     ("rescore", ("nowhere\udcff",), "does not exist"),
+    ("rescore", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
+    ("seal", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
+    ("optimize", (*FAKE, "--runs-dir", "n" * 5000), "nnn...' is too long; give a shorter one"),
+    ("optimize", ("",), "flag '' is unknown"),
+    ("doctor", ("",), "flag '' is unknown"),
 ]
 
 
