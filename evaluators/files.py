@@ -314,7 +314,8 @@ def remove_torn(folder: Path, names: Sequence[str] = ("*",)) -> None:
     """
     for name in names:
         for path in folder.rglob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+            if path.stem.rpartition(".")[2].isdigit():  # as `_temporary` names it, not a person
+                path.unlink(missing_ok=True)
 
 
 def is_written(path: Path) -> bool:

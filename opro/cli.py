@@ -280,6 +280,8 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
                 f"{path}: key {key!r} is unknown"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}")
             )
+        if name in values:
+            raise UserError(f"{path}: key {name!r} stands twice, with - and with _; keep one")
         field = fields[name]
         if value is None:
             if type(None) not in get_args(field.type):

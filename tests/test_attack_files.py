@@ -14,7 +14,7 @@ from evaluators.errors import UserError
 from evaluators.files import read_json, read_yaml
 from evaluators.plain_data import DEEPEST, MOST_NODES, json_lines, parse_json, parse_yaml
 from evaluators.prompts import Prompt
-from opro import leaderboard, optimize, rescore, seal
+from opro import leaderboard, optimize, report, rescore, seal
 from opro.cli import run_verb
 from opro.search.history import Candidate, History, Outcome
 
@@ -207,6 +207,7 @@ FILES = [
     ("provenance.json", "[]", rescore, "scored_with is []; expected libraries"),
     ("provenance.json", '{"scored_with": "x"}', seal, "scored_with is 'x'; expected libraries"),
     ("provenance.json", '{"scored_with": {"torch": 2}}', rescore, "scored_with is {'torch': 2}"),
+    ("provenance.json", "[]", report, "provenance.json: no names with values; restore the file"),
     ("trials.jsonl", os.mkdir, optimize, "trials.jsonl' is a folder; expected a regular file"),
     ("trials.jsonl", os.mkfifo, optimize, "trials.jsonl' is a pipe; expected a regular file"),
     ("log.txt", os.mkdir, optimize, "log.txt' is a folder; expected a regular file"),

@@ -112,3 +112,10 @@ def test_what_a_reader_says_steers_no_terminal(tmp_path, monkeypatch, capsys):
     assert "\x1b" not in out + err and "\u202e" not in out
     assert r"shown \x1b[31mred\x1b[0m\u202e" in out and r"refused \x1b[2J" in err
     assert len(err) < 5_000
+
+
+def test_a_setting_that_stands_twice_in_two_spellings_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["optimize"])
+    (tmp_path / "c.yaml").write_text("max-cost: 1\nmax_cost: 2\n")
+    assert run("optimize", *FAKE, "--config", str(tmp_path / "c.yaml")) == 2
+    assert "key 'max_cost' stands twice" in capsys.readouterr().err
