@@ -242,9 +242,7 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
-    kind = _kind(path)
-    if kind:
-        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    check_regular(path)
     path = path.resolve() if path.is_symlink() else path
     temporary = _temporary(path)
     try:
@@ -316,7 +314,8 @@ def remove_torn(folder: Path, names: Sequence[str] = ("*",)) -> None:
     """
     for name in names:
         for path in folder.rglob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+            if path.stem.rpartition(".")[2].isdigit():  # as `_temporary` names it, not a person
+                path.unlink(missing_ok=True)
 
 
 def is_written(path: Path) -> bool:
@@ -357,6 +356,13 @@ def _kind(path: Path) -> str:
     except OSError:
         return "a link that leads nowhere" if os.path.islink(path) else ""
     return "" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def check_regular(path: Path) -> None:
+    """Raises UserError for a device, a pipe, a socket, a folder, or a link that leads nowhere."""
+    kind = _kind(path)
+    if kind:
+        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
 
 
 def check_file(path: Path, flag: str) -> None:
@@ -458,9 +464,7 @@ def append_line(path: Path, line: str) -> None:
         UserError: `path` is a device, a pipe, a socket, a folder, or a link that leads nowhere.
         PauseError: The disk is full or the folder cannot be written.
     """
-    kind = _kind(path)
-    if kind:
-        raise UserError(f"{str(path)!r} is {kind}; expected a regular file or a new name")
+    check_regular(path)
     size = -1  # before the line
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

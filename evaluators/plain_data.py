@@ -18,6 +18,9 @@ MOST_BYTES = 2**28  # of a text
 MOST_LINE = 2**24  # bytes of a line of JSON lines
 DEEPEST = 64  # brackets within brackets
 MOST_NODES = 200_000  # of a YAML document, with those that its aliases repeat
+LONGEST_INTEGER = (
+    1000  # characters in YAML; Python writes none above 4,300 digits, hexadecimal ones have more
+)
 SHOWN = 120  # characters of a value that a sentence repeats
 BIDI = frozenset(
     "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -227,6 +230,10 @@ def _check_growth(root: yaml.Node) -> None:
     def measure(node: yaml.Node, depth: int) -> tuple[int, int]:
         if id(node) not in known:
             known[id(node)] = MOST_NODES, DEEPEST  # of a node that holds itself
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_INTEGER:
+                raise UserError(
+                    f"a number of {len(node.value):,} characters; expected at most {LONGEST_INTEGER}"
+                )
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.SequenceNode):
                 inner = list(node.value)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib
 import inspect
 import io
@@ -67,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints the sentence, exits with 2."""
         if message.startswith("unrecognized arguments:"):
-            flag = message.split(":", 1)[1].split()[0]
+            flag = next(iter(message.split(":", 1)[1].split()), "")
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(flag.split("=")[0], known, 1)
             message = f"flag {flag!r} is unknown" + (
@@ -251,6 +252,21 @@ def check_values(settings: object) -> None:
             raise UserError(f"{field.name} is {brief(value)}; expected {expected}")
 
 
+def check_kinds(given: Mapping[str, Any], settings: type, where: str) -> None:
+    """What a run kept of its settings, in any version: each is empty or of its flag's type.
+
+    Raises:
+        UserError: Names the first one that is not.
+    """
+    for field in dataclasses.fields(settings):
+        value, kind = given.get(field.name), _base(field.type)
+        kind = str if kind is Path or get_origin(kind) is Literal else kind
+        if value is not None and type(value) not in ((int, float) if kind is float else (kind,)):
+            raise UserError(
+                f"{where}: {field.name} is {brief(value)}; expected {kind.__name__}, so restore the file"
+            )
+
+
 def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
@@ -264,6 +280,8 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
                 f"{path}: key {key!r} is unknown"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}")
             )
+        if name in values:
+            raise UserError(f"{path}: key {name!r} stands twice, with - and with _; keep one")
         field = fields[name]
         if value is None:
             if type(None) not in get_args(field.type):
@@ -425,6 +443,12 @@ def run_verb(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _tell("interrupted", "nothing is lost, the same command goes on from here", FAULT)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _tell(
+                "error",
+                f"path {brief(str(error.filename))} is too long; give a shorter one",
+                WRONG_USE,
+            )
         if not disk_is_full(error):
             raise
         return _tell_of_full_disk(error)

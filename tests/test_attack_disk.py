@@ -300,6 +300,21 @@ def test_files_that_a_crash_left_empty_are_written_anew(tmp_path, caplog):
     assert "config.yaml was empty" in caplog.text and not list(run.glob(".*.tmp"))
 
 
+def test_labelling_into_a_folder_of_other_things_removes_none_of_them(tmp_path):
+    theirs = [tmp_path / "work/.draft.7.tmp", tmp_path / ".notes.txt.1.tmp"]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (tmp_path / ".predict.json.5.tmp").write_text("of a process that was killed")
+    with alone(tmp_path):
+        assert all(path.exists() for path in theirs)
+    assert not (tmp_path / ".predict.json.5.tmp").exists()
+    (tmp_path / "predict.json").write_text("{}")
+    (tmp_path / ".old.draft.tmp").write_text("mine")
+    with alone(tmp_path):
+        assert (tmp_path / ".old.draft.tmp").exists() and not theirs[1].exists()
+
+
 def test_a_folder_of_answers_that_a_crash_left_empty_is_begun_anew(tmp_path):
     (tmp_path / "answers").mkdir()
     (tmp_path / "answers" / "predict.json").write_bytes(b"")
@@ -439,6 +454,7 @@ def test_two_processes_do_not_label_into_one_folder(tmp_path, capsys):
     out, clip = tmp_path / "answers", next((DEMO / "clips").rglob("*.*"))
     argv = [str(RUN / "best.yaml"), str(clip), "--checkpoint", "fake", "--out", str(out)]
     with alone(out):
+        (out / "predict.json").write_bytes(b"")
         (out / ".labels.csv.7.tmp").write_text("of a process that was killed")
         assert run_verb(lambda: predict.main(argv)) == 2
     assert "another process is labelling there; wait for it" in capsys.readouterr().err

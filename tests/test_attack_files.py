@@ -1,16 +1,21 @@
 """Files that somebody damaged or made with intent: plain data, or one sentence with the place."""
 
 import json
+import os
+import shutil
+import sys
 import tracemalloc
 from dataclasses import replace
 
 import pytest
-from common import LABELS
+from common import LABELS, ROOT
 
 from evaluators.errors import UserError
 from evaluators.files import read_json, read_yaml
 from evaluators.plain_data import DEEPEST, MOST_NODES, json_lines, parse_json, parse_yaml
 from evaluators.prompts import Prompt
+from opro import leaderboard, optimize, report, rescore, seal
+from opro.cli import run_verb
 from opro.search.history import Candidate, History, Outcome
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -30,6 +35,8 @@ YAML = {
     "an alias as a key": ("? &a [1]\n: 1\n", "not readable as YAML"),
     "a control character": ("a: \x07", "not readable as YAML"),
     "an escape code in a key": ('"\\e[2J": 1\n"\\e[2J": 2', r"key '\x1b[2J' stands twice"),
+    "an integer that cannot be written out": ("a: 0x" + "f" * 5000, "a number of 5,002 characters"),
+    "the same in base 60": ("a: " + ":".join(["59"] * 3000), "a number of 8,999 characters"),
     "two documents": ("a: 1\n---\nb: 2\n", "not readable as YAML"),
     "a date that is none": ("a: 2026-13-45", "not readable as YAML"),
 }
@@ -184,3 +191,60 @@ def test_a_journal_that_was_changed_is_refused_with_its_line(
     assert sentence in said and said.isprintable() and "pydantic" not in said
     path.write_text("".join(json.dumps(line) + "\n" for line in events))
     assert History(path, LABELS).selection["chosen"] == 0
+
+
+# Files of a run besides its journal: what is written to one, the verb that reads it, part of the sentence.
+FILES = [
+    ("config.yaml", "[]", optimize, "config.yaml: no settings; restore the file"),
+    ("config.yaml", "5", optimize, "config.yaml: no settings; restore the file"),
+    ("config.yaml", "null", optimize, "config.yaml: no settings; restore the file"),
+    ("config.yaml", "also: 0.5", seal, "config.yaml: also is 0.5; expected str"),
+    ("config.yaml", "also: 0.5", leaderboard, "config.yaml: also is 0.5; expected str"),
+    ("config.yaml", "manifest: -1", rescore, "config.yaml: manifest is -1; expected str"),
+    ("config.yaml", "manifest:", rescore, "config.yaml: no settings of a run"),
+    ("config.yaml", "train_manifest: {a: 1}", rescore, "train_manifest is {'a': 1}; expected str"),
+    ("config.yaml", "seed: true", seal, "config.yaml: seed is True; expected int"),
+    ("provenance.json", "[]", rescore, "scored_with is []; expected libraries"),
+    ("provenance.json", '{"scored_with": "x"}', seal, "scored_with is 'x'; expected libraries"),
+    ("provenance.json", '{"scored_with": {"torch": 2}}', rescore, "scored_with is {'torch': 2}"),
+    ("provenance.json", "[]", report, "provenance.json: no names with values; restore the file"),
+    ("trials.jsonl", os.mkdir, optimize, "trials.jsonl' is a folder; expected a regular file"),
+    ("trials.jsonl", os.mkfifo, optimize, "trials.jsonl' is a pipe; expected a regular file"),
+    ("log.txt", os.mkdir, optimize, "log.txt' is a folder; expected a regular file"),
+    ("log.txt", os.mkfifo, optimize, "log.txt' is a pipe; expected a regular file"),
+    ("log.txt", lambda path: path.symlink_to("a/b"), optimize, "is a link that leads nowhere"),
+]
+SEARCH = ["--checkpoint", "fake", "--iterations", "0", "--clips", "40", "--name", "run"]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    assert optimize.main([*SEARCH, "--runs-dir", str(folder)]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("name", "change", "verb", "sentence"), FILES)
+def test_a_damaged_file_of_a_run_is_one_sentence(
+    name, change, verb, sentence, searched, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(searched, run)
+    if callable(change):
+        (run / name).unlink()
+        change(run / name)
+    elif ":" in change and name == "config.yaml":
+        key = change.split(":")[0]
+        kept = (run / name).read_text().splitlines()
+        (run / name).write_text("\n".join([*(x for x in kept if x.split(":")[0] != key), change]))
+    else:
+        (run / name).write_text(change)
+    flags = {
+        optimize: [*SEARCH, "--runs-dir", str(tmp_path)],
+        rescore: [str(run), "--split", "dev"],
+    }
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["verb", *flags.get(verb, [str(run)])])
+    assert run_verb(verb.main) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ") and sentence in said

@@ -52,6 +52,11 @@ ATTACKS = [  # verb, flags, part of the sentence
     ("stats", ("--resamples", "1000000000", "x.csv"), "expected at most 1,000,000"),
     ("stats", ("--seed", "-1", "x.csv"), "--seed: is '-1'; expected at least 0"),
     ("rescore", ("nowhere\udcff",), "does not exist"),
+    ("rescore", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
+    ("seal", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
+    ("optimize", (*FAKE, "--runs-dir", "n" * 5000), "nnn...' is too long; give a shorter one"),
+    ("optimize", ("",), "flag '' is unknown"),
+    ("doctor", ("",), "flag '' is unknown"),
 ]
 
 
@@ -107,3 +112,10 @@ def test_what_a_reader_says_steers_no_terminal(tmp_path, monkeypatch, capsys):
     assert "\x1b" not in out + err and "\u202e" not in out
     assert r"shown \x1b[31mred\x1b[0m\u202e" in out and r"refused \x1b[2J" in err
     assert len(err) < 5_000
+
+
+def test_a_setting_that_stands_twice_in_two_spellings_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["optimize"])
+    (tmp_path / "c.yaml").write_text("max-cost: 1\nmax_cost: 2\n")
+    assert run("optimize", *FAKE, "--config", str(tmp_path / "c.yaml")) == 2
+    assert "key 'max_cost' stands twice" in capsys.readouterr().err

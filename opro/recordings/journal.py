@@ -48,7 +48,12 @@ def alone(folder: Path) -> Iterator[None]:
             f"{str(folder)!r} cannot be written ({error.strerror}); mend the folder, then give the same command again"
         ) from None
     try:
-        remove_torn(folder)
+        if (
+            folder / SETTINGS
+        ).exists():  # otherwise it may be a home folder, whose files are not ours
+            remove_torn(folder)
+        for torn in folder.glob(f".{SETTINGS}.*.tmp"):
+            torn.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

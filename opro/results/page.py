@@ -157,7 +157,7 @@ def _run_page(run: RunFolder) -> dict[str, Any]:
         "where": "the holdout of dev",
         **_by_clip(drawn, clips),
         "notes": [*notes, *_warnings(run)],
-        "provenance": _flat(read_json(provenance)) if provenance.is_file() else [],
+        "provenance": _flat(_mapping(provenance)) if provenance.is_file() else [],
     }
 
 
@@ -578,6 +578,13 @@ def _player(kind: str, clip: Clip, probability: float, label: str) -> dict[str, 
         "about": f"{clip.category}, {clip.duration_ms:.0f} ms, {snr}, {clip.source_id}",
         **sound,
     }
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: no names with values; restore the file, or remove it")
+    return raw
 
 
 def _flat(raw: dict[str, Any]) -> list[tuple[str, str]]:

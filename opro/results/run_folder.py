@@ -17,6 +17,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import (
     FORMULA,
+    check_regular,
     csv_text,
     dump_yaml,
     is_written,
@@ -26,14 +27,16 @@ from evaluators.files import (
     write_json,
     write_text,
 )
+from evaluators.plain_data import brief
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK, Task, read_task, shipped_tasks, task_named
+from opro.cli import check_kinds
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance, version_changes
 from opro.results.summary import Summary, read_summary
 from opro.search.history import History, Trial
 from opro.search.select import Decision
-from opro.settings import checkpoint_names
+from opro.settings import OptimizeSettings, checkpoint_names
 
 log = logging.getLogger(__name__)
 JOURNAL = "trials.jsonl"
@@ -81,6 +84,8 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         path = folder / CONFIG
         if is_written(path):
             before = read_yaml(path)
+            if not isinstance(before, dict):
+                raise UserError(f"{path}: no settings; restore the file, or give another --name")
             for key in {*before, *config}:
                 if before.get(key) != config.get(key):
                     raise UserError(
@@ -125,6 +130,8 @@ class RunFolder:
         A task of another file is kept in it, so that every verb knows it.
         """
         with open_run(path, config):
+            for name in (JOURNAL, LOG):  # read, or kept open, before anything is written to them
+                check_regular(path / name)
             if task != SPEECH_TASK and not is_written(path / TASK):
                 write_text(path / TASK, task.text())
             yield cls._of(path, config, repair=True)
@@ -144,9 +151,10 @@ class RunFolder:
         if (
             not isinstance(config, dict)
             or not (config.get("task") in shipped_tasks() or (path / TASK).is_file())
-            or "checkpoint" not in config
+            or None in (config.get("checkpoint"), config.get("manifest"))
         ):
             raise UserError(f"{path / CONFIG}: no settings of a run; restore the file")
+        check_kinds(config, OptimizeSettings, str(path / CONFIG))
         return cls._of(path, config)
 
     @classmethod
@@ -316,7 +324,15 @@ class RunFolder:
     def scored_with(self) -> dict[str, str] | None:
         """Versions of the libraries that its scores depend on; None of a run that did not record them."""
         path = self.path / PROVENANCE
-        return read_json(path).get("scored_with") if is_written(path) else None
+        made = read_json(path) if is_written(path) else {}
+        found = made.get("scored_with") if isinstance(made, dict) else made
+        if found is None:
+            return None
+        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+            raise UserError(
+                f"{path}: scored_with is {brief(found)}; expected libraries with their versions, so restore the file"
+            )
+        return found
 
     def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         """Journals what the run is, or checks that it is still that: scores of two kinds are never mixed.
