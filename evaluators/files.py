@@ -489,6 +489,7 @@ def cut_torn_line(path: Path) -> bool:
     Returns:
         Whether there was one.
     """
+    check_regular(path)
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if whole < len(raw):

@@ -12,6 +12,7 @@ from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.files import dump_yaml, read_yaml
+from evaluators.plain_data import BIDI
 from evaluators.presentation import AS_IS, LONGEST_MS, Presentation
 
 SYSTEM = "You classify audio content."  # system message of the published study
@@ -105,7 +106,8 @@ def exchanged(prompt: Prompt) -> Prompt | None:
     return replace(prompt, answers=((first, other), (second, own)))
 
 
-BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # show text in another order than it is read
+LONGEST_TEXT = 50_000  # characters of a prompt's words, and of its system message
+MOST_WORDS = 1_000  # of a label's answers
 
 
 def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Prompt:
@@ -124,6 +126,10 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
         raise UserError(
             f"{where}: text is {text!r}; expected the prompt's words as a quoted string"
         )
+    if len(text) > LONGEST_TEXT or len(str(raw.get("system", ""))) > LONGEST_TEXT:
+        raise UserError(
+            f"{where}: the prompt has {len(text):,} characters; expected at most {LONGEST_TEXT:,}"
+        )
     system = raw.get("system", SYSTEM)
     if not isinstance(system, str):
         raise UserError(f"{where}: system is {system!r}; expected a quoted string")
@@ -135,6 +141,10 @@ def prompt_from(raw: Mapping[str, Any], labels: Sequence[str], where: str) -> Pr
     answers = []
     for label in labels:
         words = given[label] if isinstance(given[label], list) else [given[label]]
+        if len(words) > MOST_WORDS:
+            raise UserError(
+                f"{where}: {label} has {len(words):,} answers; expected at most {MOST_WORDS:,}"
+            )
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
             raise UserError(
                 f"{where}: answer of {label} is {given[label]!r}; expected words in quotes "

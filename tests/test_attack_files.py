@@ -13,9 +13,10 @@ from common import LABELS, ROOT
 from evaluators.errors import UserError
 from evaluators.files import read_json, read_yaml
 from evaluators.plain_data import DEEPEST, MOST_NODES, json_lines, parse_json, parse_yaml
-from evaluators.prompts import Prompt
+from evaluators.prompts import Prompt, prompt_from
 from opro import leaderboard, optimize, report, rescore, seal
 from opro.cli import run_verb
+from opro.results.looks import count_uses, record_use
 from opro.search.history import Candidate, History, Outcome
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -248,3 +249,26 @@ def test_a_damaged_file_of_a_run_is_one_sentence(
     assert run_verb(verb.main) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("error: ") and sentence in said
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_count_of_uses_that_is_no_file_neither_hangs_nor_traces(make, tmp_path):
+    make(tmp_path / "test_openings.jsonl")
+    for use in (lambda: count_uses(tmp_path, "a"), lambda: record_use(tmp_path, "a", "v", "x", [])):
+        with pytest.raises(UserError, match="expected a regular file or a new name"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"text": "x" * 50_001}, "the prompt has 50,001 characters"),
+        ({"system": "x" * 50_001}, "expected at most 50,000"),
+        ({"answers": {"SPEECH": ["A"] * 1001, "NONSPEECH": "B"}}, "SPEECH has 1,001 answers"),
+        ({"text": "Is it\u200f speech?"}, r"control character U\+200F"),
+        ({"text": "Is it\u2028 speech?"}, r"control character U\+2028"),
+    ],
+)
+def test_a_prompt_that_no_one_means_is_refused(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prompt_from({"text": "Is it speech?", **change}, LABELS, "it")

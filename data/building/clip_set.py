@@ -286,7 +286,8 @@ def _locked(out: Path) -> Iterator[list[Path]]:
     try:
         with lock.acquire(timeout=0):
             (out / "clips").mkdir(exist_ok=True)
-            remove_torn(out)
+            if out / STATE not in created:  # a folder that was never built into keeps what it has
+                remove_torn(out)
             yield created
     except Timeout:
         raise UserError(f"--out {str(out)!r}: another process is building there") from None

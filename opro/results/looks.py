@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
-from evaluators.files import append_line
+from evaluators.files import append_line, check_regular
 from evaluators.plain_data import parse_json
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def count_uses(runs_dir: Path, digest: str) -> int:
 def _uses(runs_dir: Path, digest: str) -> list[set[str]]:
     """What each use showed; empty of version 0.1, which did not note it."""
     path = runs_dir / USES
+    check_regular(path)
     if not path.exists():
         return []
     found, damaged = list[set[str]](), list[str]()

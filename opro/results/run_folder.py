@@ -228,6 +228,7 @@ class RunFolder:
         Raises:
             UserError: The run has not ended.
         """
+        check_regular(self.path / BEST)
         summary = self.summary
         if summary is None or self.history.selection is None or not (self.path / BEST).is_file():
             raise UserError(
