@@ -8,11 +8,15 @@ together, and accuracies differ between sources, half of that shared by the prom
 Every test sees totals of sources. With T right answers gained of n clips in each source, a class gains D = sum T / sum
 n, and a source's residual is u = T - D n; the value is the mean of D over the classes. The tests:
 
-- today: the expanded percentile bound (`evaluators.statistics.resampling.percentile_bounds`);
+- fewest: the percentile bound, expanded as if each class had as many sources as the one with the fewest;
+- pooled: the same, expanded by the degrees of freedom of Satterthwaite (1946), where a class counts by its part of the
+  variance and by its effective number of sources (Kish 1965);
 - welch: t, a class's variance being S / (S - 1) sum u^2 / N^2, degrees of freedom by Satterthwaite (1946);
 - cr2: u^2 / (1 - n / N) for u^2 and the degrees of freedom of Bell and McCaffrey (2002), clips taken as independent;
 - cr2 welch: the same variances, and Satterthwaite's sum over the classes' own degrees of freedom by Bell and
   McCaffrey, where clips of a source are taken as wholly alike (Imbens and Kolesar 2016 take them so in part);
+- hall: `cr2 welch` with the skewness of the value taken off by the transformation of Hall (1992), where that makes a
+  gain less certain;
 - flip: studentised sign flips of T (Hemerik, Goeman and Finos 2020);
 - wild: wild cluster bootstrap-t, signs of restricted residuals (Cameron, Gelbach and Miller 2008).
 """
@@ -22,7 +26,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr
+from scipy.special import ndtri, stdtr
 
 from evaluators.statistics.compare import ALPHA
 from evaluators.statistics.resampling import ALIKE, clusters
@@ -31,7 +35,7 @@ from opro.search.power import SHARED
 
 ACCURACY, SPREAD = 0.8, 0.08  # the defaults of opro.power
 DRAWS = 1999  # resamples, or draws of signs
-TESTS = ("today", "welch", "cr2", "cr2 welch", "flip", "wild")
+TESTS = ("fewest", "pooled", "welch", "cr2", "cr2 welch", "hall", "flip", "wild")
 AT_ONCE = 4_000_000  # answers drawn at once
 
 
@@ -115,7 +119,7 @@ def effects(shape, rng, size):
 
 
 def gained(shape, half, gain, finalists, trials, rng):
-    """``[trial, finalist, source]`` right answers that finalists gain over the baseline; the first is better by `gain`."""
+    """``[trial, finalist, source]`` right answers gained over the baseline; the first finalist is better by `gain`."""
     sources, index = len(half.kind), np.repeat(np.arange(len(half.kind)), half.clips)
     accuracy = np.full((1 + finalists, sources), ACCURACY)
     accuracy[1] += gain
@@ -197,14 +201,23 @@ def cr2(t):
     return p_of_t(t, parts.sum(-1), found[:, 0].sum() ** 2 / found[:, 1].sum())
 
 
-def cr2_welch(t):
-    parts = t.variances(t.residual**2 / (1 - t.share))
+def cr2_welch(t, skewed=False):
+    """`skewed` takes skewness off where it speaks against a gain."""
+    scaled = t.residual / np.sqrt(1 - t.share)
+    parts = t.variances(scaled**2)
     found = np.array([moments(t, k, True) for k in t.half.kinds])
-    return p_of_t(t, parts.sum(-1), satterthwaite(parts, found[:, 0] ** 2 / found[:, 1]))
+    variance, degrees = parts.sum(-1), satterthwaite(parts, found[:, 0] ** 2 / found[:, 1])
+    if not skewed:
+        return p_of_t(t, variance, degrees)
+    third = sum((scaled[:, own] ** 3).sum(-1) / t.scale[k] ** 3 for k, own in enumerate(t.per))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skew, x = np.minimum(third / variance**1.5, 0), t.value / np.sqrt(variance)
+        x = x + skew / 3 * x**2 + skew**2 / 27 * x**3 + skew / 6
+    return np.where(variance > ALIKE, stdtr(degrees, -x), 1.0)
 
 
-def today(t, rng):
-    """`Clusters.p_of_gain` of many gains at once."""
+def expanded(t, rng):
+    """`level_at_zero` of many gains at once, ways to expand it by name."""
     sources = [str(i) for i in range(len(t.half.kind))]
     c = clusters(t.half.kind, sources, resamples=DRAWS, seed=int(rng.integers(2**31)))
     order = np.argsort(sources)  # `clusters` sorts names
@@ -223,9 +236,19 @@ def today(t, rng):
     with np.errstate(invalid="ignore", divide="ignore"):
         tail = (below - 1 - draws[row, at - 1] / step) / (DRAWS - 1)
     tail = np.maximum(np.where(below > 0, tail, 0.0), 1 / (DRAWS + 1))
-    fewest = t.s.min()
-    p = stdtr(fewest - 1, ndtri(np.minimum(tail, 1)) * np.sqrt((fewest - 1) / fewest))
-    return np.where((below == DRAWS) | (np.ptp(draws, -1) <= ALIKE), 1.0, p)
+    nothing, z = (below == DRAWS) | (np.ptp(draws, -1) <= ALIKE), ndtri(np.minimum(tail, 1))
+    parts = t.variances(t.residual**2)
+    kish = np.array(
+        [t.half.clips[own].sum() ** 2 / (t.half.clips[own] ** 2).sum() for own in t.per]
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        widened = (parts * kish / (kish - 1)).sum(-1) / parts.sum(-1)
+    few = t.s.min() - 1
+    p = {
+        "fewest": stdtr(few, z * np.sqrt(few / (few + 1))),
+        "pooled": stdtr(satterthwaite(parts, kish - 1), z / np.sqrt(widened)),
+    }
+    return {name: np.where(nothing, 1.0, one) for name, one in p.items()}
 
 
 def by_signs(t, moved, rng):
@@ -260,28 +283,33 @@ def all_p(half, total, rng):
     """Test -> ``[difference]`` one-sided p."""
     t = Totals(half, total)
     return {
-        "today": today(t, rng),
+        **expanded(t, rng),
         "welch": welch(t),
         "cr2": cr2(t),
         "cr2 welch": cr2_welch(t),
+        "hall": cr2_welch(t, skewed=True),
         "flip": by_signs(t, t.total, rng),
         "wild": by_signs(t, restricted(t), rng),
     }
 
 
-def winners(p, value):
+def winners(p, value, alpha=ALPHA):
     """``[trial]`` index of the finalist that Holm lets win with the largest value, or -1."""
     order = np.argsort(p, axis=-1, kind="stable")
     count = p.shape[1]
     ranked = np.take_along_axis(p, order, -1) * (count - np.arange(count))
     passed = np.empty(p.shape, dtype=bool)
-    np.put_along_axis(passed, order, np.maximum.accumulate(ranked, -1) < ALPHA, -1)
+    np.put_along_axis(passed, order, np.maximum.accumulate(ranked, -1) < alpha, -1)
     best = np.where(passed, value, -np.inf)
     return np.where(passed.any(-1), best.argmax(-1), -1)
 
 
-def replaced(shape, gain, trials, seed=0):
-    """Test -> share of decisions in which the better finalist (at gain 0, any) replaced the baseline."""
+def replaced(shape, gain, trials, seed=0, level=None):
+    """Test -> share of decisions in which the better finalist (at gain 0, any) replaced the baseline.
+
+    Args:
+        level: Test -> one-sided level; `ALPHA` for all.
+    """
     rng = np.random.default_rng([seed, *shape.sources, int(100 * gain)])
     finalists = most_finalists(min(shape.sources))
     found, parts = dict.fromkeys(TESTS, 0), 20  # each with its own sizes of sources and draws
@@ -291,9 +319,21 @@ def replaced(shape, gain, trials, seed=0):
         flat = total.reshape(-1, total.shape[-1])
         value = Totals(half, flat).value.reshape(n, finalists)
         for name, p in all_p(half, flat, rng).items():
-            won = winners(p.reshape(n, finalists), value)
+            won = winners(p.reshape(n, finalists), value, (level or {}).get(name, ALPHA))
             found[name] += int((won >= 0).sum() if gain == 0 else (won == 0).sum())
     return {name: count / (parts * n) for name, count in found.items()}
+
+
+def levels(shape, trials, seed=1):
+    """Test -> the level at which it errs in exactly `ALPHA` of decisions on a shape."""
+    rng = np.random.default_rng([seed, *shape.sources])
+    finalists, found, parts = most_finalists(min(shape.sources)), {t: [] for t in TESTS}, 20
+    for _ in range(parts):
+        half = drawn_half(shape, rng)
+        total = gained(shape, half, 0.0, finalists, max(1, trials // parts), rng)
+        for name, p in all_p(half, total.reshape(-1, total.shape[-1]), rng).items():
+            found[name] += list(finalists * p.reshape(-1, finalists).min(-1))
+    return {name: float(np.quantile(p, ALPHA)) for name, p in found.items()}
 
 
 def table(title, rows):
@@ -306,21 +346,26 @@ def table(title, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=4000)
-    parser.add_argument("--gains", action="store_true", help="the tables of gains alone")
-    parser.add_argument("--nulls", action="store_true", help="the table of false wins alone")
+    parser.add_argument("--part", choices=("nulls", "gains", "equal"), help="one table alone")
     args = parser.parse_args()
     begin = time.perf_counter()
-    if not args.gains:
+    if args.part in (None, "nulls"):
         rows = ((s.name, replaced(s, 0.0, args.trials)) for s in NULLS)
         table("false wins, % of decisions", rows)
-    if not args.nulls:
-        rows = (
-            (f"{s.name}, {100 * g:+.0f} points", replaced(s, g, args.trials // 4))
-            for s in POWERS
-            for g in GAINS
-        )
-        table("gains found, %", rows)
-    print(f"\n{args.trials} decisions a shape, {time.perf_counter() - begin:.0f} s")
+    few = max(20, args.trials // 4)
+    for part, title in (("gains", "found, %"), ("equal", "found at equal false wins, %")):
+        if args.part in (None, part):
+            table(title, gains(few, at_equal=part == "equal"))
+    print(f"\n{args.trials} decisions a shape ({few} a gain), {time.perf_counter() - begin:.0f} s")
+
+
+def gains(trials, at_equal):
+    """Rows: a shape and a gain, how often it is found."""
+    for shape in POWERS:
+        level = levels(shape, 4 * trials) if at_equal else None
+        for gain in GAINS:
+            name = f"{shape.name}, {100 * gain:+.0f} points"
+            yield name, replaced(shape, gain, trials, level=level)
 
 
 if __name__ == "__main__":
