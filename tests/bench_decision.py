@@ -1,4 +1,4 @@
-"""Which test should decide: python tests/bench_decision.py --trials 4000
+"""Which test should decide: python tests/bench_decision.py --trials 4000 (a quarter of an hour on one core)
 
 Draws what a baseline and some finalists say on a fresh half, many times, and counts how often each test replaces the
 baseline: by a prompt that is no better (false wins), and by one that is. Finalists, their number and Holm's correction
