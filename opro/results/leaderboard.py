@@ -78,7 +78,7 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
 
 def length_unit(rows: Sequence[Row]) -> str:
     """What the lengths of these rows are told in: ``tokens``, or ``words`` where none has any."""
-    return WORDS if all(row["tokens"] is None for row in rows) else TOKENS
+    return WORDS if all(row.get("tokens") is None for row in rows) else TOKENS
 
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
@@ -130,7 +130,7 @@ def leaderboard_sheet(
                 interval,
                 str(row["clips"]),
                 _percent(row["fresh_score"]),
-                "" if row[unit] is None else str(row[unit]),
+                "" if row.get(unit) is None else str(row[unit]),
                 *(f"{100 * row.get(name, 0.0):.0f} %" for name in _marks(rows)),
                 row["origin"],
                 ("-> " if row["chosen"] else "")

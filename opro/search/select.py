@@ -220,11 +220,15 @@ def shorter_tie(
         ahead: How much better `best` is than another one, on the same clips.
     """
     tied = [best]
-    for i, gain in enumerate(gains):
-        if gain.p is not None and gain.p < ALPHA and lengths[i] < lengths[best]:
+    for i in _confirmed(gains):
+        if lengths[i] < lengths[best]:
             low = ahead(i).low
             tied += [i] if low is not None and low <= 0 else []
     return min(tied, key=lambda i: (lengths[i], -gains[i].value))
+
+
+def _confirmed(gains: Sequence[Estimate]) -> list[int]:
+    return [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
 
 
 def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
@@ -234,7 +238,7 @@ def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
         gains: From `compare_many`: p is corrected.
         fewest_sources: Of the rarest label.
     """
-    real = [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+    real = _confirmed(gains)
     if not real or fewest_sources < MIN_SOURCES:
         return None
     return max(real, key=lambda i: gains[i].value)
