@@ -2,7 +2,7 @@
 
 Simulated finalists whose true gains over the baseline are drawn evenly from 0 to 15 points, or are all zero, and whose
 lengths have nothing to do with it, on holdouts of so many sources a label, 8 clips each, with effects of the source
-that belong to a prompt. Decided by the corrected test, then by the largest gain alone, and as `opro.search.select` does.
+that belong to a prompt. Decided by the corrected test, then by the largest gain alone, and as the search does.
 """
 
 import argparse
