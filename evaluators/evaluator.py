@@ -179,6 +179,16 @@ def require_presents(evaluator: Evaluator, prompts: Sequence[Prompt]) -> None:
         )
 
 
+def prompt_tokens(evaluator: Evaluator, prompt: Prompt) -> int | None:
+    """Tokens of a prompt's system message and text; None where no tokenizer of the model is at hand.
+
+    What is the same for all prompts (chat template, clip) and the answers are left out. The innermost evaluator counts,
+    of several checkpoints the first, if it has `prompt_tokens`. Loads no weights.
+    """
+    count = getattr(evaluator.innermost, "prompt_tokens", None)
+    return None if count is None else int(count(prompt))
+
+
 class Uncached:
     """The part of `Evaluator` that is the same for all that compute scores themselves and keep none.
 

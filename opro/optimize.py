@@ -50,6 +50,7 @@ from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.results.trackers import Reported, open_trackers, tracker_names
 from opro.search.budget import fit_budget
 from opro.search.history import Candidate
+from opro.search.lengths import TOKENS, Limit
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
 from opro.search.proposer import Proposer
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     threshold: str
     swap: bool
     max_evals: int
+    max_prompt_tokens: int
     seed: int
     adapter: str | Path
     quantization: str
@@ -230,7 +232,7 @@ def _digest(given: object) -> str:
 
 def _told(problem: Problem, settings: OptimizeSettings) -> Problem:
     """Fitted to the budget, with warnings of what its clips cannot show."""
-    problem = fit_budget(problem, settings)
+    problem = _told_of_length(fit_budget(problem, settings), settings)
     return _told_of_few_sources(_told_of_thresholds(problem, settings))
 
 
@@ -249,6 +251,32 @@ def _decided(
         if folder.summary is None:
             _search(settings, problem, plan, folder)
         return folder
+
+
+def _told_of_length(problem: Problem, settings: OptimizeSettings) -> Problem:
+    """With a warning where ``--max-prompt-tokens`` counts words.
+
+    Raises:
+        UserError: A seed prompt is longer: what candidates are compared with would break the limit itself.
+    """
+    if settings.max_prompt_tokens is None:
+        return problem
+    seeds = problem.seed_prompts
+    limit = Limit.of(problem.evaluator, settings.max_prompt_tokens, seeds[0])
+    longest = max(seeds, key=limit.length)
+    if limit.why_not(longest):
+        count = sum(bool(limit.why_not(p)) for p in seeds)
+        raise UserError(
+            f"--max-prompt-tokens is {limit.most}, and {count} of {len(seeds)} seed prompts are longer, up to"
+            f" {limit.length(longest)} {limit.unit} with the system message ({longest.text[:60]!r}); give at least"
+            f" {limit.length(longest)}, or shorter ones with --seeds FILE"
+        )
+    if limit.unit == TOKENS:
+        return problem
+    warning = (
+        f"--max-prompt-tokens {limit.most} counts words, for this checkpoint has no tokenizer here"
+    )
+    return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 
 def _told_of_thresholds(problem: Problem, settings: OptimizeSettings) -> Problem:

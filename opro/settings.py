@@ -22,6 +22,7 @@ ADDED = (
     "lm_reply_tokens",
     "lm_effort",
     "presentations",
+    "max_prompt_tokens",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -150,6 +151,12 @@ class SearchSettings:
     )
     max_evals: int | None = flag(
         None, "evals of search and selection at most (the controls come on top)", min=1
+    )
+    max_prompt_tokens: int | None = flag(
+        None,
+        "tokens of a candidate at most, system message and text, by the checkpoint's own tokenizer (words where it has"
+        " none here)",
+        min=1,
     )
     seed: int = flag(0, "makes the search repeatable", min=0)
 

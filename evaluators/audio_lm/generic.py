@@ -42,6 +42,7 @@ from evaluators.audio_lm.identity import versions
 from evaluators.audio_lm.memory import cache_bytes
 from evaluators.audio_lm.model_folder import AGAIN, weight_count
 from evaluators.audio_lm.scorer import AudioScorer, check_finite, check_whole, loader
+from evaluators.audio_lm.templates import count_tokens
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -223,6 +224,10 @@ class GenericScorer(Uncached):
     def reading(self, prompt: Prompt) -> str:
         """See `Evaluator.reading`."""
         return reading_of(prompt, lambda: self.processor.tokenizer)
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """See `evaluators.evaluator.prompt_tokens`."""
+        return count_tokens(self.processor.tokenizer, (prompt.system, prompt.text))
 
     def about(self) -> About:
         """See `Evaluator.about`."""

@@ -59,7 +59,7 @@ from evaluators.audio_lm.packing import (
     to_device,
 )
 from evaluators.audio_lm.prefixes import Before, Prefixes
-from evaluators.audio_lm.templates import encode, parts_of
+from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
@@ -296,6 +296,10 @@ class AudioScorer(Uncached):
     def reading(self, prompt: Prompt) -> str:
         """See `Evaluator.reading`."""
         return reading_of(prompt, lambda: self.processor.tokenizer)
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """See `evaluators.evaluator.prompt_tokens`."""
+        return count_tokens(self.processor.tokenizer, (prompt.system, prompt.text))
 
     def about(self) -> About:
         """See `Evaluator.about`."""

@@ -160,3 +160,8 @@ def encode(tokenizer: Any, pieces: Iterable[Piece]) -> list[int]:
         else:
             ids += tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids
+
+
+def count_tokens(tokenizer: Any, texts: Iterable[str]) -> int:
+    """Tokens of texts, each by itself, as they stand in a prompt."""
+    return len(encode(tokenizer, [(text, False) for text in texts if text]))

@@ -17,7 +17,6 @@ from evaluators.tasks import Task
 from opro.proposers import surrogate
 from opro.search.history import Candidate
 from opro.search.proposer import SearchView
-from opro.search.steering import forbidden_in
 
 PARENTS = 6  # prompts that are rewritten: the best so far
 PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surrogate picks
@@ -97,7 +96,7 @@ class FrameRewriter:
         size = n * PROPOSALS_PER_PICK if self.learn else n
         for _ in range(200 * n if parents else 0):
             candidate = self._rewrite(parents, rng)
-            if candidate.prompt.digest in known or forbidden_in(candidate.prompt, view.forbidden):
+            if candidate.prompt.digest in known or view.why_not(candidate.prompt):
                 continue
             known.add(candidate.prompt.digest)
             out.append(candidate)

@@ -24,7 +24,6 @@ from opro.search.history import Candidate, Trial
 from opro.search.objective import Objective
 from opro.search.presentations import wording
 from opro.search.proposer import SearchView
-from opro.search.steering import forbidden_in
 
 log = logging.getLogger(__name__)
 
@@ -213,13 +212,15 @@ class LMProposer:
                 )
                 break
             prompt = check_proposal(raw, self.task, known)
-            if isinstance(prompt, Prompt) and (words := forbidden_in(prompt, view.forbidden)):
-                prompt = f"contains the forbidden {words!r}"
             if isinstance(prompt, Prompt):
-                good.append(self._candidate(view, asked, prompt, raw))
-            else:
-                text = str(raw.get("text") if isinstance(raw, Mapping) else raw)[:200]
-                refused.append({"text": text, "reason": shortened(prompt)})
+                candidate = self._candidate(view, asked, prompt, raw)
+                why = view.why_not(candidate.prompt)
+                if not why:
+                    good.append(candidate)
+                    continue
+                prompt = why
+            text = str(raw.get("text") if isinstance(raw, Mapping) else raw)[:200]
+            refused.append({"text": text, "reason": shortened(prompt)})
         return good, refused
 
     def _candidate(self, view: SearchView, asked: _Asked, prompt: Prompt, raw: Any) -> Candidate:

@@ -14,7 +14,6 @@ from opro.proposers.replies import dedup_key
 from opro.search.history import Candidate, Trial
 from opro.search.presentations import effects, wording
 from opro.search.proposer import Proposer, SearchView
-from opro.search.steering import forbidden_in
 
 SHARE = 2  # of a round's candidates one in so many is a known wording with another presentation
 WORDINGS = 6  # that are tried so: the best so far
@@ -92,7 +91,7 @@ class Presenting:
         for trial in list(best.values())[:WORDINGS]:
             for how in ways:
                 prompt = replace(trial.prompt, presentation=how)
-                if dedup_key(prompt) not in known and not forbidden_in(prompt, view.forbidden):
+                if dedup_key(prompt) not in known and not view.why_not(prompt):
                     yield trial, how
 
 

@@ -16,6 +16,7 @@ from opro.proposers.factors import factors
 from opro.proposers.replies import MAX_CHARACTERS
 from opro.proposers.table import shown_trials, table
 from opro.search.history import Trial
+from opro.search.lengths import Limit
 from opro.search.objective import Objective
 from opro.search.proposer import SearchView
 
@@ -130,6 +131,8 @@ class MetaPrompt:
         if view.forbidden:
             words = ", ".join(map(json.dumps, view.forbidden))
             text += f"\n\nNo prompt may contain these words, which are refused in any case: {words}"
+        if view.limit is not None:
+            text += f"\n\n{_limited(view, view.limit)}"
         return Request(self._fill(self._system, static), text)
 
     def _static(self, view: SearchView) -> dict[str, Any]:
@@ -156,6 +159,16 @@ class MetaPrompt:
     @staticmethod
     def _fill(template: Template, values: Mapping[str, Any]) -> str:
         return re.sub(r"\n{3,}", "\n\n", template.substitute(values)).strip()
+
+
+def _limited(view: SearchView, limit: Limit) -> str:
+    """The longest that a prompt may be, and how long known ones are: a language model counts badly."""
+    seeds = [t.prompt for t in view.trials if t.iteration == 0]
+    known = [f"{limit.length(p)} for the seed prompt {json.dumps(p.text)}" for p in seeds[:1]]
+    return (
+        f"No prompt may be longer than {limit.most} {limit.unit}, its system message counted; a longer one is refused."
+        + "".join(f" It is {one}." for one in known)
+    )
 
 
 def _listed(head: str, lines: Sequence[str]) -> str:

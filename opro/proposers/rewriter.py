@@ -23,7 +23,6 @@ from evaluators.tasks import FORMATS, FRAGMENTS, Task
 from opro.proposers import surrogate
 from opro.search.history import Candidate
 from opro.search.proposer import SearchView
-from opro.search.steering import forbidden_in
 
 BANKS = shipped("prompts/rewriter")  # fragments by task
 PROPOSALS_PER_PICK = 10  # proposals for each that is wanted, of which the surrogate picks
@@ -140,7 +139,7 @@ class Rewriter:
             if len(out) == size:
                 break
             candidate = self.rewrite(parents, rng, redraw_share)
-            if candidate is None or forbidden_in(candidate.prompt, view.forbidden):
+            if candidate is None or view.why_not(candidate.prompt):
                 continue
             if candidate.prompt.digest not in known:
                 known.add(candidate.prompt.digest)

@@ -12,6 +12,7 @@ import soundfile
 from evaluators.audio import RATE, Wave
 from evaluators.statistics.describe import AXES
 from evaluators.statistics.psychometrics import Psychometric
+from opro.search.lengths import front
 
 INK = "#010203"  # becomes the page's text colour
 COLOURS = ("#2a78b8", "#d1661f", "#3a9a5f", "#a05bb5", "#b8902a", "#c23b5a", "#5b7f95")
@@ -153,6 +154,34 @@ def history(
     axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
     if shared is not None:
         axis.set_ylim(*shared)
+    legend(figure)
+    return svg(figure)
+
+
+def lengths(rows: Sequence[dict[str, Any]], unit: str, scores: str = "balanced accuracy") -> str:
+    """Score over length of the trials that were scored on all clips, with the front that nothing beats in both.
+
+    Args:
+        rows: length, score, mark ("baseline", "chosen" or "") of each, scores as shares.
+        unit: Of the lengths.
+    """
+    figure, axis = axes(7.0, 3.2)
+    x, y = [r["length"] for r in rows], [100 * r["score"] for r in rows]
+    axis.plot(x, y, "o", ms=4, color="#999999", label="all clips")
+    steps = front(list(zip(x, y, strict=True)))
+    if steps:
+        right = [*(x[i] for i in steps), max(x)]
+        axis.step(
+            right, [*(y[i] for i in steps), y[steps[-1]]], where="post", color=COLOURS[0], lw=1
+        )
+        axis.plot([x[i] for i in steps], [y[i] for i in steps], "o", ms=5, color=COLOURS[0],
+                  label="front: none is as short and scores higher")  # fmt: skip
+    for name, colour, mark in (("baseline", INK, "s"), ("chosen", COLOURS[1], "D")):
+        some = [i for i, r in enumerate(rows) if r["mark"] == name]
+        axis.plot([x[i] for i in some], [y[i] for i in some], mark, ms=8, mfc="none", color=colour,
+                  label=name if some else None)  # fmt: skip
+    axis.set_xlabel(f"{unit} of system message and text")
+    axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
     legend(figure)
     return svg(figure)
 

@@ -8,6 +8,7 @@ from evaluators.prompts import shown_text
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import Summary
+from opro.search.lengths import TOKENS, WORDS, words
 from opro.search.objective import NAMES
 
 COLUMNS = (
@@ -23,6 +24,8 @@ COLUMNS = (
     "chosen",
     "origin",
     "length",
+    "tokens",
+    "words",
     "text",
     "slices",
 )
@@ -35,7 +38,8 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
     `score`, `low` and `high` are the objective on `clips` search clips; `fresh_score` that on the holdout, for
     finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed. `unlisted`,
     where there are any, is the share of the answers that a server did not list: their scores are upper bounds;
-    `presentation`, likewise, says in words how the clip is given.
+    `presentation`, likewise, says in words how the clip is given. `length` counts characters, `tokens` those of system
+    message and text by the checkpoint's own tokenizer, None where it was not at hand; `words` always.
     """
     summary = summary or run.summary
     holdout: dict[str, float] = {}
@@ -62,12 +66,19 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
                 "fresh_score": holdout.get(t.prompt.prompt_id),
                 "chosen": t.prompt.prompt_id == chosen,
                 "length": len(t.prompt.text),
+                "tokens": one.tokens if one else None,
+                "words": words(t.prompt),
                 "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
                 **({"presentation": t.prompt.given} if t.prompt.given else {}),
                 **({"unlisted": one.unlisted} if one and one.unlisted else {}),
             }
         )
     return rows
+
+
+def length_unit(rows: Sequence[Row]) -> str:
+    """What the lengths of these rows are told in: ``tokens``, or ``words`` where none has any."""
+    return WORDS if all(row.get("tokens") is None for row in rows) else TOKENS
 
 
 def leaderboard_csv(rows: Sequence[Row]) -> str:
@@ -91,7 +102,7 @@ def leaderboard_sheet(
         objective: What the scores are.
     """
     runs = {row["run"] for row in rows}
-    several = len(runs) > 1
+    several, unit = len(runs) > 1, length_unit(rows)
     title = "" if several else "".join(f"run {run}: " for run in runs)
     title += (
         f"{NAMES.get(objective, objective)}{about} on the search half; * dropped early, a forecast from"
@@ -103,6 +114,7 @@ def leaderboard_sheet(
         Column("95 %", 5),
         Column("clips", 2),
         Column("holdout"),
+        Column(unit, 4),
         *(Column(name, 8) for name in _marks(rows)),
         Column("origin", 1, text=True),
         Column("prompt", text=True),
@@ -118,6 +130,7 @@ def leaderboard_sheet(
                 interval,
                 str(row["clips"]),
                 _percent(row["fresh_score"]),
+                "" if row.get(unit) is None else str(row[unit]),
                 *(f"{100 * row.get(name, 0.0):.0f} %" for name in _marks(rows)),
                 row["origin"],
                 ("-> " if row["chosen"] else "")

@@ -37,7 +37,7 @@ from evaluators.tasks import Task, task_named
 from opro.results import figures
 from opro.results.calibrated import calibration_of, decided_by
 from opro.results.confusion import by_label, confusion_sheet
-from opro.results.leaderboard import leaderboard_rows
+from opro.results.leaderboard import Row, leaderboard_rows, length_unit
 from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_own
@@ -212,6 +212,8 @@ def _run(run: RunFolder) -> dict[str, Any]:
         for t in run.history.trials
         if t.outcome
     ]
+    board = leaderboard_rows(run, summary)
+    unit = length_unit(board)
     return {
         "name": run.name,
         "lead": summary.reason if summary else _unfinished(run),
@@ -224,11 +226,32 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "trials": trials,
         "baseline_score": baseline.reward if baseline else None,
         "scores": scores,
+        "unit": unit,
+        "lengths": _lengths(board, baseline.prompt.prompt_id if baseline else "", scores),
         "board": [
-            {**row, "diff": _changes(text, row["text"], row.get("presentation", ""))}
-            for row in leaderboard_rows(run, summary)
+            {
+                **row,
+                "long": row[unit],
+                "diff": _changes(text, row["text"], row.get("presentation", "")),
+            }
+            for row in board
         ],
     }
+
+
+def _lengths(board: Sequence[Row], baseline: str, scores: str) -> str:
+    """The picture of score over length; "" without a trial that was scored on all clips."""
+    unit = length_unit(board)
+    rows = [
+        {
+            "length": row[unit],
+            "score": row["score"],
+            "mark": "chosen" if row["chosen"] else "baseline" * (row["prompt_id"] == baseline),
+        }
+        for row in board
+        if row["state"] == "complete" and row[unit] is not None
+    ]
+    return figures.lengths(rows, unit, scores) if rows else ""
 
 
 def _unfinished(run: RunFolder) -> str:

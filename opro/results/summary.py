@@ -26,7 +26,8 @@ class Part(BaseModel):
 class Scored(Part):
     """A classifier with its score on the holdout and on the search half; `bias` in the order of the task's labels.
 
-    `presentation` says in words how the clip is given; "" of the clip as it is.
+    `presentation` says in words how the clip is given; "" of the clip as it is. `tokens` counts system message and text
+    by the checkpoint's own tokenizer; None where it has none here.
     """
 
     prompt_id: str
@@ -37,6 +38,7 @@ class Scored(Part):
     search_score: float | None = None
     bias: Bias = 0.0
     presentation: str = ""
+    tokens: int | None = None
 
     @classmethod
     def of(cls, trial: Trial, score: Estimate, **more: Any) -> Self:
@@ -50,6 +52,7 @@ class Scored(Part):
             search_score=trial.outcome.score if trial.outcome else None,
             bias=trial.classifier.bias,
             presentation=trial.prompt.given,
+            tokens=trial.outcome.tokens if trial.outcome else None,
             **more,
         )
 

@@ -106,6 +106,7 @@ class Tell(Line):
     profile: ProfileLine | None = None
     outside: Share | None = None
     unlisted: Share = 0.0
+    tokens: NonNegativeInt | None = None
     error: Text
 
 

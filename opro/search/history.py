@@ -49,6 +49,8 @@ class Outcome:
         profile: How its answers behave, of a dropped trial a forecast; None in older journals.
         outside: Mean probability that goes to no answer, over the clips scored; None in older journals.
         unlisted: Share of the answers that a server did not list; their scores are upper bounds.
+        tokens: Of system message and text, by the checkpoint's own tokenizer; None where it has none here, and in older
+            journals.
     """
 
     reward: float
@@ -65,6 +67,7 @@ class Outcome:
     profile: Profile | None = None
     outside: float | None = None
     unlisted: float = 0.0
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,8 @@ class History:
     def tell(self, trial: Trial) -> None:
         """Journals a trial's outcome."""
         one = trial.outcome
-        marked = {"unlisted": one.unlisted} if one and one.unlisted else {}
+        marked: dict[str, Any] = {"unlisted": one.unlisted} if one and one.unlisted else {}
+        marked |= {"tokens": one.tokens} if one and one.tokens is not None else {}
         self._write(
             {
                 "event": "tell",
@@ -368,6 +372,7 @@ def _told(trial: Trial, event: Tell) -> Trial:
         profile=_profile(event.profile),
         outside=event.outside,
         unlisted=event.unlisted,
+        tokens=event.tokens,
     )
     return replace(trial, state=event.state, outcome=outcome, error=event.error)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evaluators.classifier import Classifier
 from evaluators.errors import PauseError, UserError
-from evaluators.evaluator import predictions
+from evaluators.evaluator import predictions, prompt_tokens
 from evaluators.prompts import OPTIONS, is_frame
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import METRICS
@@ -21,11 +21,12 @@ from evaluators.statistics.resampling import Clusters
 from opro.problem import Problem
 from opro.search.budget import Budget
 from opro.search.history import Candidate, History, Outcome, Trial, best_first
+from opro.search.lengths import Limit
 from opro.search.objective import Objective, slice_scores
 from opro.search.proposer import Proposer, SearchView
 from opro.search.race import Entry, Race
 from opro.search.select import pick_finalists
-from opro.search.steering import HAND, Request, forbidden_in, pauses
+from opro.search.steering import HAND, Request, pauses
 from opro.settings import SearchSettings
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,13 @@ class Search:
     def objective(self) -> Objective:
         """What it climbs."""
         return Objective(self.settings.objective, self.settings.threshold)
+
+    @property
+    def limit(self) -> Limit | None:
+        """The longest that its candidates may be."""
+        most = self.settings.max_prompt_tokens
+        seed = self.problem.seed_prompts[0]
+        return None if most is None else Limit.of(self.problem.evaluator, most, seed)
 
     def run(self) -> None:
         """Runs all iterations, from wherever the history stands.
@@ -202,8 +210,8 @@ class Search:
             self.logp.update({t.number: table.logp[i] for i, t in enumerate(missing)})
         logp = {t.number: self.logp[t.number] for t in best}
         rounds = max(number, self.settings.iterations)
-        forbidden = self.history.steering.forbidden
-        return SearchView(number, trials, self.problem.search_clips, logp, rounds, forbidden)
+        forbidden, clips = self.history.steering.forbidden, self.problem.search_clips
+        return SearchView(number, trials, clips, logp, rounds, forbidden, self.limit)
 
     def _propose(self, view: SearchView, wanted: int) -> None:
         """Journals the iteration's candidates."""
@@ -229,16 +237,15 @@ class Search:
     def _allowed(
         self, view: SearchView, candidates: Sequence[Candidate]
     ) -> tuple[list[Candidate], list[dict[str, str]]]:
-        """Candidates that may be tried, and those that may not with the reason. Without steering all frames may."""
+        """Candidates that may be tried, and those that may not with the reason: without steering and limit none."""
         choices = self.problem.task.choices
-        if not self.history.steering.taken and not choices:
+        if not self.history.steering.taken and not choices and view.limit is None:
             return list(candidates), []
         known = {t.prompt.prompt_id for t in view.trials}
         allowed, refused = list[Candidate](), list[dict[str, str]]()
         for one in candidates:
-            words = forbidden_in(one.prompt, view.forbidden)
             why = "already tried or proposed" if one.prompt.prompt_id in known else ""
-            why = why if words is None else f"contains the forbidden {words!r}"
+            why = view.why_not(one.prompt) or why
             if choices and not is_frame(one.prompt):
                 why = f"has no {OPTIONS}, where each clip's own options are put"
             known.add(one.prompt.prompt_id)
@@ -331,6 +338,7 @@ class Search:
             profile=entry.profile,
             outside=max(0.0, 1.0 - float(np.exp(entry.logp).sum(axis=-1).mean())),
             unlisted=entry.unlisted / len(entry.scored),
+            tokens=prompt_tokens(self.problem.evaluator, trial.prompt),
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
 

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.clips import ClipSet
+from evaluators.prompts import Prompt
 from opro.search.history import Candidate, Trial, best_first
+from opro.search.lengths import Limit
+from opro.search.steering import forbidden_in
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class SearchView:
         logp: ``[clip, label]`` nats by trial number, of the best trials that were scored on every clip, best first.
         rounds: Iterations of proposals that the run has; 0: unknown.
         forbidden: Words that no candidate may contain; the loop refuses those that do.
+        limit: The longest that a candidate may be, likewise; None: any length.
     """
 
     iteration: int
@@ -31,11 +35,19 @@ class SearchView:
     logp: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     rounds: int = 0
     forbidden: tuple[str, ...] = ()
+    limit: Limit | None = None
 
     @cached_property
     def scored(self) -> list[Trial]:
         """Complete and dropped trials, best first."""
         return best_first(t for t in self.trials if t.scored)
+
+    def why_not(self, prompt: Prompt) -> str:
+        """Why the loop would refuse a prompt as a candidate; "" where it would not."""
+        words = forbidden_in(prompt, self.forbidden)
+        if words is not None:
+            return f"contains the forbidden {words!r}"
+        return self.limit.why_not(prompt) if self.limit is not None else ""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from opro.problem import Problem
 from opro.search import budget
 from opro.search.budget import most_finalists, most_selected
 from opro.search.history import History, Trial
+from opro.search.lengths import length_of, unit_of
 from opro.settings import SearchSettings
 
 CONTROLS: tuple[Audio, ...] = ("silence", "shuffled")
@@ -64,7 +65,7 @@ class Decision:
         baseline: The seed prompt that scored best on the search half, decided as the finalists are.
         baseline_score: Its score on the holdout.
         finalists: Best search reward first; empty when none beat the baseline on the search half.
-        winner: The finalist that replaces the baseline, or None.
+        winner: The finalist that replaces the baseline, see `shorter_tie`, or None.
         to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
         two_by_two: How much is wording, how much threshold; None where no threshold is known.
@@ -127,8 +128,8 @@ def decide(
     ``--threshold dev`` says so: then wording must gain beyond a threshold. Trials that a race dropped are passed over,
     see `Search.finish_finalists`. A finalist replaces the baseline when the p of its gain, corrected by Holm over the
     finalists, is below 2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the
-    largest gain. With fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often
-    the rule errs.
+    largest gain, or a shorter one that cannot be told from it (`shorter_tie`). With fewer than ten sources of a label
+    no claim is made. `tests/bench_coverage.py` shows how often the rule errs.
 
     Args:
         advance: Called with the pairs scored, and the pairs that will never be asked for.
@@ -149,8 +150,7 @@ def decide(
         Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
         for t, gain in zip(rivals, gains, strict=True)
     ]
-    best = winner_of(gains, fewest)
-    winner = None if best is None else finalists[best]
+    winner, why = _handed_over(problem, settings, finalists, said)
     chosen = winner.trial if winner else baseline
     found = winner or max(finalists, key=lambda f: f.gain.value, default=None)
     shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
@@ -163,7 +163,7 @@ def decide(
         finalists=tuple(finalists),
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
-        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)),
+        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)) + why,
         two_by_two=two_by_two(
             table, baseline, found.trial if found else None, metric, settings.seed
         ),
@@ -172,14 +172,73 @@ def decide(
     )
 
 
+def _handed_over(
+    problem: Problem,
+    settings: SearchSettings,
+    finalists: Sequence[Finalist],
+    said: Mapping[int, Predictions],
+) -> tuple[Finalist | None, str]:
+    """(What replaces the baseline, or None; in words why it is not the finalist that gains most, or "").
+
+    Args:
+        said: On the holdout, by number of the trial.
+    """
+    gains = [f.gain for f in finalists]
+    best = winner_of(gains, problem.holdout_clips.targets.fewest_sources)
+    if best is None:
+        return None, ""
+    prompts = [f.trial.prompt for f in finalists]
+    lengths = [length_of(problem.evaluator, prompt) for prompt in prompts]
+
+    def ahead(i: int) -> Estimate:
+        first, other = (said[finalists[k].trial.number] for k in (best, i))
+        return compare(first, other, settings.objective, seed=settings.seed)
+
+    taken = shorter_tie(best, gains, lengths, ahead)
+    if taken == best:
+        return finalists[best], ""
+    return finalists[taken], (
+        f"; another one gains {points(gains[best])}, which is more by {points(ahead(taken))}: the holdout does not tell"
+        f" them apart, so the shorter is handed over, {lengths[taken]} {unit_of(problem.evaluator, prompts[taken])}"
+        f" in place of {lengths[best]}"
+    )
+
+
+def shorter_tie(
+    best: int, gains: Sequence[Estimate], lengths: Sequence[int], ahead: Callable[[int], Estimate]
+) -> int:
+    """Index of the shortest finalist among `best` and those that the holdout does not tell from it.
+
+    Only finalists that replace the baseline by the corrected test are looked at. That test errs in none of them with
+    its probability, so that which of them is taken, by whatever rule, does not raise the error. Not told apart is where
+    the 95 % interval of the difference to `best` holds zero: that is no proof of being alike.
+
+    Args:
+        best: From `winner_of`.
+        gains: As there.
+        lengths: Tokens or words of each.
+        ahead: How much better `best` is than another one, on the same clips.
+    """
+    tied = [best]
+    for i in _confirmed(gains):
+        if lengths[i] < lengths[best]:
+            low = ahead(i).low
+            tied += [i] if low is not None and low <= 0 else []
+    return min(tied, key=lambda i: (lengths[i], -gains[i].value))
+
+
+def _confirmed(gains: Sequence[Estimate]) -> list[int]:
+    return [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+
+
 def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
-    """Index of the gain that replaces the baseline, or None.
+    """Index of the largest gain that replaces the baseline, or None.
 
     Args:
         gains: From `compare_many`: p is corrected.
         fewest_sources: Of the rarest label.
     """
-    real = [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+    real = _confirmed(gains)
     if not real or fewest_sources < MIN_SOURCES:
         return None
     return max(real, key=lambda i: gains[i].value)

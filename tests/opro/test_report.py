@@ -169,6 +169,12 @@ def test_all_trials_stand_there_and_the_chosen_one_is_marked(run):
     assert text.count('data-label="clips"') == len(trials) > page.FIRST_ROWS
     assert f"The other {len(trials) - page.FIRST_ROWS} trials" in shown.text
     assert text.count('<tr class="chosen">') == 1
+    # Score over length is drawn, and its unit told.
+    assert "Score and length" in shown.text and "the run knows no tokens" in shown.text
+    assert "Length in words of system message and text" in shown.text
+    assert ">words of system message and text<" in text  # the picture's axis
+    assert text.count('data-label="words"') == len(trials)
+    assert "front: none is as short" in text
 
 
 def test_an_unfinished_run_has_a_page_that_says_so(run):
