@@ -2011,7 +2011,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/race.py", "return sorted(out)", "return out[::-1]"),
     ("opro/search/select.py", "and t.rank > baseline.rank", "and t.rank < baseline.rank"),
     ("opro/search/select.py", "and t.reward > baseline.reward\n", "and True\n"),
-    ("opro/search/select.py", "gain.p < ALPHA", "gain.p < 2 * ALPHA"),
+    ("opro/search/select.py", "gain.p < alpha", "gain.p < 2 * alpha"),
     ("opro/search/select.py", "if not real or fewest_sources < MIN_SOURCES:", "if not real:"),
     (
         "opro/search/select.py",

@@ -26,6 +26,53 @@ PART = 100  # clips between two signs of progress
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Which decision on a half one is, and the level that it has.
+
+    The level is spent over the decisions on a half by a fixed series (alpha spending: Foster and Stine 2008, J. R.
+    Stat. Soc. B 70; Tian and Ramdas 2021, Stat. Methods Med. Res. 30): 2.5 % for the first one, which has it alone,
+    and 2.5 % / (n (n - 1)) for the n-th. All later ones together have another 2.5 %, since the series telescopes. So
+    any number of decisions errs with at most 5 %, by the union bound, whatever their order and however they depend
+    on each other; not where prompts are made from what was seen of the half.
+    """
+
+    number: int = 1
+
+    @property
+    def level(self) -> float:
+        """One-sided, of this decision.
+
+        >>> [round(Turn(n).level, 6) for n in (1, 2, 3, 20)]
+        [0.025, 0.0125, 0.004167, 6.6e-05]
+        """
+        return ALPHA if self.number == 1 else ALPHA / (self.number * (self.number - 1))
+
+    @property
+    def left(self) -> float:
+        """Of all decisions after it together: what later terms of the series add up to."""
+        return ALPHA / self.number
+
+    def said(self) -> str:
+        """In words, with what is left; empty of the first one."""
+        if self.number == 1:
+            return ""
+        return (
+            f"; {ordinal(self.number)} decision on this half, level {self.level:.2g}, {self.left:.2g} left for all"
+            f" later ones: a holdout of recordings that no run has decided on has {ALPHA} again"
+        )
+
+
+def ordinal(number: int) -> str:
+    """A place in words.
+
+    >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112)]
+    ['1st', '2nd', '3rd', '4th', '11th', '12th', '13th', '21st', '112th']
+    """
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+@dataclass(frozen=True)
 class Finalist:
     """A trial on the holdout: its score, and its gain over the baseline with bounds and p corrected by Holm."""
 
@@ -70,6 +117,7 @@ class Decision:
         two_by_two: How much is wording, how much threshold; None where no threshold is known.
         controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
         predictions: On the holdout, by prompt id.
+        turn: Which decision on this half it is; None where nothing could replace the baseline, which spends nothing.
     """
 
     baseline: Trial
@@ -81,6 +129,7 @@ class Decision:
     two_by_two: TwoByTwo | None
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Predictions]
+    turn: Turn | None = None
 
     @property
     def chosen(self) -> Trial:
@@ -120,36 +169,45 @@ def decide(
     settings: SearchSettings,
     history: History,
     advance: Callable[[int, int], None] = lambda scored, skipped: None,
+    take_turn: Callable[[Sequence[Trial]], Turn] = lambda compared: Turn(),
 ) -> Decision:
     """Scores finalists and baseline on the holdout and decides.
 
     The objective itself is compared, and each trial with the bias that was fitted on the search half where
     ``--threshold dev`` says so: then wording must gain beyond a threshold. Trials that a race dropped are passed over,
     see `Search.finish_finalists`. A finalist replaces the baseline when the p of its gain, corrected by Holm over the
-    finalists, is below 2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the
-    largest gain. With fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often
-    the rule errs.
+    finalists, is below the level: 2.5 % one-sided in the first decision on a half, less in later ones, see `Turn`. Then
+    the lower bound that is shown, of this level, is above zero. Of several, the one with the largest gain. With fewer
+    than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often the rule errs, and
+    `tests/bench_reruns.py` how often many decisions on one half do.
 
     Args:
         advance: Called with the pairs scored, and the pairs that will never be asked for.
+        take_turn: Called with baseline and finalists before they are scored, where one could replace the other.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
     metric, complete = settings.objective, history.complete
     baseline, rivals = pick_finalists(complete, fewest)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
+    turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
+    alpha = turn.level if turn else ALPHA
     trials = list({t.number: t for t in [baseline, first, *rivals]}.values())
     table = score_in_parts(
         problem.evaluator, [t.prompt for t in trials], problem.holdout_clips, advance
     )
     said = {t.number: table.predict(t.classifier) for t in trials}
     gains = compare_many(
-        [said[t.number] for t in rivals], said[baseline.number], metric, seed=settings.seed
+        [said[t.number] for t in rivals],
+        said[baseline.number],
+        metric,
+        seed=settings.seed,
+        alpha=alpha,
     )
     finalists = [
         Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
         for t, gain in zip(rivals, gains, strict=True)
     ]
-    best = winner_of(gains, fewest)
+    best = winner_of(gains, fewest, alpha)
     winner = None if best is None else finalists[best]
     chosen = winner.trial if winner else baseline
     found = winner or max(finalists, key=lambda f: f.gain.value, default=None)
@@ -163,23 +221,25 @@ def decide(
         finalists=tuple(finalists),
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
-        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)),
+        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline), turn),
         two_by_two=two_by_two(
             table, baseline, found.trial if found else None, metric, settings.seed
         ),
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
+        turn=turn,
     )
 
 
-def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
+def winner_of(gains: Sequence[Estimate], fewest_sources: int, alpha: float = ALPHA) -> int | None:
     """Index of the gain that replaces the baseline, or None.
 
     Args:
         gains: From `compare_many`: p is corrected.
         fewest_sources: Of the rarest label.
+        alpha: Level, one-sided.
     """
-    real = [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+    real = [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < alpha]
     if not real or fewest_sources < MIN_SOURCES:
         return None
     return max(real, key=lambda i: gains[i].value)
@@ -234,7 +294,11 @@ def _unfinished(history: History, baseline: Trial) -> int:
 
 
 def _reason(
-    finalists: Sequence[Finalist], winner: Finalist | None, fewest: int, unfinished: int = 0
+    finalists: Sequence[Finalist],
+    winner: Finalist | None,
+    fewest: int,
+    unfinished: int = 0,
+    turn: Turn | None = None,
 ) -> str:
     if not finalists and unfinished:
         return (
@@ -250,12 +314,16 @@ def _reason(
             f"baseline kept: the holdout has only {fewest} sources of one label,"
             f" {MIN_SOURCES} are needed for a claim (the best finalist shows {gain})"
         )
+    turn = turn or Turn()
+    # A p of three digits would read as 0.000 beside a level that is spent.
+    p = f"{best.gain.p:.3f}" if turn.number == 1 else f"{best.gain.p:.2g}"
     if winner is None:
+        counts = f"{ALPHA:.3f}" if turn.number == 1 else f"{turn.level:.2g}"
         return (
-            f"baseline kept: the best finalist gains {gain}, corrected p {best.gain.p:.3f}; a gain"
-            f" counts below {ALPHA:.3f}"
+            f"baseline kept: the best finalist gains {gain}, corrected p {p}; a gain counts below {counts}"
+            f"{turn.said()}"
         )
-    return f"replaced: gains {gain}, corrected p {best.gain.p:.3f}"
+    return f"replaced: gains {gain}, corrected p {p}{turn.said()}"
 
 
 def points(gain: Estimate) -> str:

@@ -63,8 +63,19 @@ def trial(number, reward, iteration=1, bias=0.0, sd=0.0, loss=0.5, both_orders=F
     return scored_trial(number, reward, iteration, prompt=prompt, bias=bias, sd=sd, loss=loss)
 
 
+def rivals_of(decision):
+    return [f.trial.number for f in decision.finalists]
+
+
 def decided(
-    scored, margin, holdout, heard=None, seed=0, display=None, objective="balanced_accuracy"
+    scored,
+    margin,
+    holdout,
+    heard=None,
+    seed=0,
+    display=None,
+    objective="balanced_accuracy",
+    number=1,
 ):
     """What the decision says, in plain values. Numbers are those of trials."""
     still = {k: np.zeros(len(holdout)) for k in margin}
@@ -74,9 +85,15 @@ def decided(
     complete = [t for t in best_first(scored) if t.state == "complete"]
     history = SimpleNamespace(complete=complete, trials=complete)
     display = display or Display()
-    s = select.decide(
-        problem, SearchSettings(seed=seed, objective=objective), history, display.advance
-    )
+    asked = []
+
+    def take_turn(compared):
+        asked.append([t.number for t in compared])
+        return select.Turn(number)
+
+    settings = SearchSettings(seed=seed, objective=objective)
+    s = select.decide(problem, settings, history, display.advance, take_turn)
+    assert asked == ([] if s.turn is None else [[s.baseline.number, *rivals_of(s)]])
     number = {t.prompt.prompt_id: t.number for t in scored}
     winner = None if s.winner is None else s.winner.trial
     assert s.chosen == (winner or s.baseline)
@@ -91,6 +108,7 @@ def decided(
         to_first=s.to_first_seed,
         cells=s.two_by_two,
         reason=s.reason,
+        turn=s.turn,
         controls={number[k]: v for k, v in s.controls.items()},
         predictions={number[k]: v for k, v in s.predictions.items()},
         evaluator=evaluator,
