@@ -186,7 +186,7 @@ def decide(
         take_turn: Called with baseline and finalists before they are scored, where one could replace the other.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
-    metric, complete = settings.objective, history.complete
+    metric, seed, complete = settings.objective, settings.seed, history.complete
     baseline, rivals = pick_finalists(complete, fewest)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
@@ -197,11 +197,7 @@ def decide(
     )
     said = {t.number: table.predict(t.classifier) for t in trials}
     gains = compare_many(
-        [said[t.number] for t in rivals],
-        said[baseline.number],
-        metric,
-        seed=settings.seed,
-        alpha=alpha,
+        [said[t.number] for t in rivals], said[baseline.number], metric, seed=seed, alpha=alpha
     )
     finalists = [
         Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
