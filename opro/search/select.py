@@ -186,7 +186,8 @@ def decide(
         take_turn: Called with baseline and finalists before they are scored, where one could replace the other.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
-    metric, seed, complete = settings.objective, settings.seed, history.complete
+    metric, complete = settings.objective, history.complete
+    seed = settings.seed
     baseline, rivals = pick_finalists(complete, fewest)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
