@@ -237,6 +237,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/results/logs/harness_log.py": ("tests/opro/results/logs/test_harness_log.py",),
     "opro/results/logs/inspect_log.py": ("tests/opro/results/logs/test_inspect_log.py",),
     "opro/results/optuna_study.py": ("tests/opro/results/test_optuna_study.py",),
+    "opro/results/decisions.py": ("tests/opro/results/test_decisions.py",),
     "opro/results/run_folder.py": ("tests/opro/results/test_run_folder.py",),
     "opro/results/scored.py": ("tests/opro/results/test_scored.py",),
     "opro/results/sheet.py": ("tests/opro/results/test_sheet.py",),
@@ -2012,6 +2013,15 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/select.py", "and t.rank > baseline.rank", "and t.rank < baseline.rank"),
     ("opro/search/select.py", "and t.reward > baseline.reward\n", "and True\n"),
     ("opro/search/select.py", "gain.p < alpha", "gain.p < 2 * alpha"),
+    ("opro/search/select.py", "ALPHA / (self.number * (self.number - 1))", "ALPHA / self.number"),
+    ("opro/search/select.py", "return ALPHA / self.number\n", "return ALPHA\n"),
+    ("opro/results/decisions.py", "if compared in before:", "if False:"),
+    ("opro/results/decisions.py", "not marks.isdisjoint(line.clips)", "marks == set(line.clips)"),
+    (
+        "opro/results/decisions.py",
+        "json.dumps([c.sha256, c.label])",
+        "json.dumps([c.name, c.label])",
+    ),
     ("opro/search/select.py", "if not real or fewest_sources < MIN_SOURCES:", "if not real:"),
     (
         "opro/search/select.py",
