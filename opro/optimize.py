@@ -39,6 +39,7 @@ from opro.problem import (
 from opro.proposers.factors import levels, surface
 from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
 from opro.proposers.shared import PastRun, shared_candidates
+from opro.results.decisions import comparison_id, record_decision
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import LiveStudy
 from opro.results.progress import Displays, Progress
@@ -49,12 +50,12 @@ from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
 from opro.results.summary import Evals, LmUsage, Seconds, Summary
 from opro.results.trackers import Reported, open_trackers, tracker_names
 from opro.search.budget import fit_budget
-from opro.search.history import Candidate
+from opro.search.history import Candidate, Trial
 from opro.search.lengths import TOKENS, Limit
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
 from opro.search.proposer import Proposer
-from opro.search.select import decide
+from opro.search.select import Turn, decide
 from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
 
@@ -343,7 +344,13 @@ def _search(
             display.stage(settings.iterations + 1, "selection on the holdout")
             before = problem.evaluator.usage.requested
             with clock.stage("scoring"):
-                decision = decide(problem, settings, history, display.advance)
+                decision = decide(
+                    problem,
+                    settings,
+                    history,
+                    display.advance,
+                    lambda compared: _turn(settings, problem, folder, compared),
+                )
         # What an interrupted process asked for and this one asked for again is one request.
         requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
         requested += problem.evaluator.usage.requested - before
@@ -354,6 +361,18 @@ def _search(
         rows = leaderboard_rows(folder, summary)
         folder.save_results(decision, summary, leaderboard_csv(rows))
         reported.finish(summary)
+
+
+def _turn(
+    settings: OptimizeSettings, problem: Problem, folder: RunFolder, compared: Sequence[Trial]
+) -> Turn:
+    """Which decision on its half a run makes: as its journal has it, else as the ledger of all runs says."""
+    made = folder.history.selection
+    if made is not None:  # its results were lost, and are written again as they were
+        return Turn(made["turn"])
+    fingerprint = problem.evaluator.fingerprint
+    what = comparison_id(fingerprint, settings.objective, settings.seed, compared)
+    return record_decision(settings.runs_dir, problem.holdout_clips, folder.name, what)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import check_file, resolve, write_text
 from evaluators.manifest import verify
-from evaluators.statistics.compare import compare, estimate
+from evaluators.statistics.compare import ALPHA, compare, estimate
 from evaluators.statistics.resampling import Estimate
 from evaluators.targets import Predictions
 from opro.cli import DONE, flag, hand_over, parse, run_verb
@@ -38,9 +38,9 @@ from opro.search.history import Trial
 from opro.search.select import DECIDED
 from opro.settings import DataSettings, model_settings
 
-RULE = (
+RULE = (  # with the level of the run's decision
     "dev halved by source; the best seed prompt of the search half is the baseline, at most five prompts that beat it"
-    " there are finalists; one replaces it when its gain on the holdout has a p, corrected by Holm, below 0.025,"
+    " there are finalists; one replaces it when its gain on the holdout has a p, corrected by Holm, below {level:.3g},"
     " one-sided, over resampled sources"
 )
 
@@ -124,7 +124,7 @@ def seal(run: Path, runs_dir: Path) -> Card:
             seed=seed,
             trials=len(folder.history.trials),
             finalists=len(summary.finalists),
-            text=RULE,
+            text=RULE.format(level=summary.turn.level if summary.turn else ALPHA),
             decisions=_decisions(runs_dir, data.digest),
             test_uses=count_uses(runs_dir, data.digest),
         ),

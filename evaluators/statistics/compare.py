@@ -24,6 +24,7 @@ from evaluators.targets import Predictions, Scores, Targets
 
 ALPHA = 0.025  # one-sided
 POWER = 0.8
+MOST_RESAMPLES = 10 * RESAMPLES
 
 
 def resample(targets: Targets, *, resamples: int = RESAMPLES, seed: int = 0) -> Clusters:
@@ -90,10 +91,15 @@ def compare_many(
     """
     if not rivals:
         return []
-    c = resample(reference.targets, seed=seed)
+    c = resample(reference.targets, resamples=_resamples_at(alpha), seed=seed)
     base = METRICS[metric](c, reference)
     gains = [METRICS[metric](c, one) - base for one in rivals]
     return step_down(c, gains, alpha=alpha)
+
+
+def _resamples_at(alpha: float) -> int:
+    """Resamples that leave as many beyond a bound at this level as at `ALPHA`; `MOST_RESAMPLES` at most."""
+    return min(MOST_RESAMPLES, RESAMPLES * math.ceil(max(1.0, ALPHA / alpha)))
 
 
 def step_down(c: Clusters, gains: Sequence[Statistic], *, alpha: float = ALPHA) -> list[Estimate]:

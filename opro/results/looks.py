@@ -5,8 +5,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,8 @@ from evaluators.plain_data import parse_json
 log = logging.getLogger(__name__)
 USES = "test_openings.jsonl"  # in the runs folder, since the data folder may be read-only
 
+Kind = TypeVar("Kind", bound=BaseModel)
+
 
 def count_uses(runs_dir: Path, digest: str) -> int:
     """How often the test split of the manifest with this digest was used."""
@@ -27,34 +30,43 @@ def count_uses(runs_dir: Path, digest: str) -> int:
 
 def _uses(runs_dir: Path, digest: str) -> list[set[str]]:
     """What each use showed; empty of version 0.1, which did not note it."""
-    path = runs_dir / USES
+    lines = journal_lines(runs_dir / USES, Use, "one use of this test split")
+    # Of a damaged line the manifest is unknown: rather one too many than one too few.
+    return [set(use.shows if use else ()) for use in lines if use is None or use.manifest == digest]
+
+
+def journal_lines(path: Path, kind: type[Kind], counts: str) -> list[Kind | None]:
+    """The lines of a journal of looks; None for one that is damaged, which is warned of.
+
+    Args:
+        counts: What a damaged line counts as, in words.
+    """
     check_regular(path)
     if not path.exists():
         return []
-    found, damaged = list[set[str]](), list[str]()
+    found, damaged = list[Kind | None](), list[str]()
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line:
             continue
         try:
-            use = _Use.model_validate(parse_json(line, f"{path}:{number}"))
+            found.append(kind.model_validate(parse_json(line, f"{path}:{number}")))
         except (UserError, ValidationError):
             damaged.append(str(number))
-            found.append(
-                set()
-            )  # of which manifest is unknown: rather one too many than one too few
-        else:
-            if use.manifest == digest:
-                found.append(set(use.shows))
+            found.append(None)
     if damaged:
-        log.warning(
-            "%s: line %s is damaged and counts as one use of this test split",
-            path,
-            ", ".join(damaged),
-        )
+        log.warning("%s: line %s is damaged and counts as %s", path, ", ".join(damaged), counts)
     return found
 
 
-class _Use(BaseModel):
+def append_event(path: Path, event: Mapping[str, Any]) -> None:
+    """Adds a line to a journal of looks, with the time; after one that a crash tore, on a line of its own."""
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    timed = {**event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    line = json.dumps(timed, ensure_ascii=False) + "\n"
+    append_line(path, "\n" + line if torn else line)
+
+
+class Use(BaseModel):
     """A line of the journal of uses."""
 
     model_config = ConfigDict(strict=True)
@@ -76,7 +88,7 @@ def record_use(runs_dir: Path, digest: str, verb: str, about: str, shows: Sequen
     Args:
         shows: From `look_id`.
     """
-    with _alone(runs_dir):
+    with alone(runs_dir / USES, "count of test uses"):
         uses = _uses(runs_dir, digest)
         if shows and set().union(*uses).issuperset(shows):
             return len(uses)
@@ -85,24 +97,25 @@ def record_use(runs_dir: Path, digest: str, verb: str, about: str, shows: Sequen
             "verb": verb,
             "about": about,
             "shows": sorted(shows),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        torn = (runs_dir / USES).exists() and not (runs_dir / USES).read_bytes().endswith(b"\n")
-        line = json.dumps(event, ensure_ascii=False) + "\n"
-        append_line(runs_dir / USES, "\n" + line if torn else line)
+        append_event(runs_dir / USES, event)
         return len(uses) + 1
 
 
 @contextlib.contextmanager
-def _alone(runs_dir: Path) -> Iterator[None]:
-    """No other process counts or notes a use until the block ends."""
+def alone(path: Path, what: str) -> Iterator[None]:
+    """No other process counts or notes in a journal of looks until the block ends.
+
+    Args:
+        what: The journal in words.
+    """
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(runs_dir / f".{USES}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path.parent / f".{path.name}.lock")
         lock.acquire()
     except OSError as error:
         raise PauseError(
-            f"the count of test uses in {str(runs_dir)!r} cannot be written ({error.strerror}); mend the"
+            f"the {what} in {str(path.parent)!r} cannot be written ({error.strerror}); mend the"
             " folder, then give the same command again"
         ) from None
     try:

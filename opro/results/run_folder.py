@@ -379,12 +379,14 @@ class RunFolder:
         for prompt_id, said in decision.predictions.items():
             write_predictions(self.holdout(prompt_id), said)
         write_text(self.path / BEST, dump_classifiers([decision.chosen.classifier]))
+        turn = decision.turn
         self.history.close(
             {
                 "chosen": decision.chosen.number,
                 "baseline": decision.baseline.number,
                 "reason": decision.reason,
                 "finalists": [f.trial.number for f in decision.finalists],
+                **({"turn": turn.number} if turn and turn.number > 1 else {}),
             }
         )
         write_text(self.path / LEADERBOARD, leaderboard)

@@ -9,6 +9,7 @@ from evaluators.orders import evals_per_clip
 from evaluators.prompts import shown_text
 from evaluators.tasks import Task
 from opro.problem import Problem
+from opro.results.decisions import count_decisions
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
 from opro.results.run_folder import RunFolder
@@ -19,6 +20,7 @@ from opro.search.budget import most_evals
 from opro.search.objective import NAMES
 from opro.search.power import Half, Simulation, shown_by
 from opro.search.presentations import effects
+from opro.search.select import Turn
 from opro.settings import STRATEGIES, OptimizeSettings
 
 SHOWN = 10  # prompts of a finished run
@@ -54,7 +56,7 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
             f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
             " through the model anew, which the time below leaves out"
         )
-    yield f"selection   on {_clips_of(holdout)}"
+    yield f"selection   on {_clips_of(holdout)}{_spent(count_decisions(settings.runs_dir, holdout))}"
     proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
     yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
@@ -68,6 +70,11 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         yield f"tokens      at most about {tokens}"
     for text in problem.warnings:
         yield f"warning     {text}"
+
+
+def _spent(decisions: int) -> str:
+    """What earlier decisions on a half leave for the next one."""
+    return Turn(decisions + 1).said()
 
 
 def _clips_of(clips: ClipSet) -> str:

@@ -13,7 +13,7 @@ from evaluators.files import read_json
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
 from opro.search.history import History, Trial
-from opro.search.select import Decision, TwoByTwo
+from opro.search.select import Decision, Turn, TwoByTwo
 from opro.settings import OptimizeSettings
 
 
@@ -74,6 +74,19 @@ class Gain(Part):
     high: float | None
     clips: int | None = None
     sources: int | None = None
+
+
+class TurnPart(Part):
+    """Which decision on its holdout half it was, the one-sided level that it had, and what all later ones have left."""
+
+    number: int
+    level: float
+    left: float
+
+    @classmethod
+    def of(cls, turn: Turn) -> Self:
+        """From what the ledger said."""
+        return cls(number=turn.number, level=turn.level, left=turn.left)
 
 
 class Interval(Part):
@@ -162,6 +175,7 @@ class Summary(Part):
     chosen: Scored
     baseline_kept: bool
     reason: str
+    turn: TurnPart | None = None
     gain: Gain
     gain_to_first_seed: Gain
     finalists: tuple[ScoredFinalist, ...]
@@ -212,6 +226,7 @@ class Summary(Part):
             chosen=Scored.of(decision.chosen, decision.chosen_score),
             baseline_kept=decision.winner is None,
             reason=decision.reason,
+            turn=TurnPart.of(decision.turn) if decision.turn else None,
             gain=Gain(
                 estimate=gain.value,
                 low=gain.low,

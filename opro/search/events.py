@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     NonNegativeInt,
+    PositiveInt,
     TypeAdapter,
     ValidationError,
 )
@@ -118,6 +119,9 @@ class Select(Line):
     baseline: NonNegativeInt
     reason: Text
     finalists: list[NonNegativeInt]
+    turn: PositiveInt = (
+        1  # which decision on its half; of the first one, and of older journals, not there
+    )
 
 
 Event = Start | Propose | Steer | Tell | Select

@@ -27,6 +27,53 @@ PART = 100  # clips between two signs of progress
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Which decision on a half one is, and the level that it has.
+
+    The level is spent over the decisions on a half by a fixed series (alpha spending: Foster and Stine 2008, J. R.
+    Stat. Soc. B 70; Tian and Ramdas 2021, Stat. Methods Med. Res. 30): 2.5 % for the first one, which has it alone,
+    and 2.5 % / (n (n - 1)) for the n-th. All later ones together have another 2.5 %, since the series telescopes. So
+    any number of decisions errs with at most 5 %, by the union bound, whatever their order and however they depend
+    on each other; not where prompts are made from what was seen of the half.
+    """
+
+    number: int = 1
+
+    @property
+    def level(self) -> float:
+        """One-sided, of this decision.
+
+        >>> [round(Turn(n).level, 6) for n in (1, 2, 3, 20)]
+        [0.025, 0.0125, 0.004167, 6.6e-05]
+        """
+        return ALPHA if self.number == 1 else ALPHA / (self.number * (self.number - 1))
+
+    @property
+    def left(self) -> float:
+        """Of all decisions after it together: what later terms of the series add up to."""
+        return ALPHA / self.number
+
+    def said(self) -> str:
+        """In words, with what is left; empty of the first one."""
+        if self.number == 1:
+            return ""
+        return (
+            f"; {ordinal(self.number)} decision on this half, level {self.level:.2g}, {self.left:.2g} left for all"
+            f" later ones: a holdout of recordings that no run has decided on has {ALPHA} again"
+        )
+
+
+def ordinal(number: int) -> str:
+    """A place in words.
+
+    >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112)]
+    ['1st', '2nd', '3rd', '4th', '11th', '12th', '13th', '21st', '112th']
+    """
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+@dataclass(frozen=True)
 class Finalist:
     """A trial on the holdout: its score, and its gain over the baseline with bounds and p corrected by Holm."""
 
@@ -71,6 +118,7 @@ class Decision:
         two_by_two: How much is wording, how much threshold; None where no threshold is known.
         controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
         predictions: On the holdout, by prompt id.
+        turn: Which decision on this half it is; None where nothing could replace the baseline, which spends nothing.
     """
 
     baseline: Trial
@@ -82,6 +130,7 @@ class Decision:
     two_by_two: TwoByTwo | None
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Predictions]
+    turn: Turn | None = None
 
     @property
     def chosen(self) -> Trial:
@@ -121,36 +170,43 @@ def decide(
     settings: SearchSettings,
     history: History,
     advance: Callable[[int, int], None] = lambda scored, skipped: None,
+    take_turn: Callable[[Sequence[Trial]], Turn] = lambda compared: Turn(),
 ) -> Decision:
     """Scores finalists and baseline on the holdout and decides.
 
     The objective itself is compared, and each trial with the bias that was fitted on the search half where
     ``--threshold dev`` says so: then wording must gain beyond a threshold. Trials that a race dropped are passed over,
     see `Search.finish_finalists`. A finalist replaces the baseline when the p of its gain, corrected by Holm over the
-    finalists, is below 2.5 % one-sided; then the lower bound that is shown is above zero. Of several, the one with the
-    largest gain, or a shorter one that cannot be told from it (`shorter_tie`). With fewer than ten sources of a label
-    no claim is made. `tests/bench_coverage.py` shows how often the rule errs.
+    finalists, is below the level: 2.5 % one-sided in the first decision on a half, less in later ones, see `Turn`. Then
+    the lower bound that is shown, of this level, is above zero. Of several, the one with the largest gain, or a shorter
+    one that cannot be told from it (`shorter_tie`). With fewer than ten sources of a label no claim is made.
+    `tests/bench_coverage.py` shows how often the rule errs, and `tests/bench_reruns.py` how often many decisions on one
+    half do.
 
     Args:
         advance: Called with the pairs scored, and the pairs that will never be asked for.
+        take_turn: Called with baseline and finalists before they are scored, where one could replace the other.
     """
     fewest = problem.holdout_clips.targets.fewest_sources
     metric, complete = settings.objective, history.complete
+    seed = settings.seed
     baseline, rivals = pick_finalists(complete, fewest)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
+    turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
+    alpha = turn.level if turn else ALPHA
     trials = list({t.number: t for t in [baseline, first, *rivals]}.values())
     table = score_in_parts(
         problem.evaluator, [t.prompt for t in trials], problem.holdout_clips, advance
     )
     said = {t.number: table.predict(t.classifier) for t in trials}
     gains = compare_many(
-        [said[t.number] for t in rivals], said[baseline.number], metric, seed=settings.seed
+        [said[t.number] for t in rivals], said[baseline.number], metric, seed=seed, alpha=alpha
     )
     finalists = [
         Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
         for t, gain in zip(rivals, gains, strict=True)
     ]
-    winner, why = _handed_over(problem, settings, finalists, said)
+    winner, why = _handed_over(problem, settings, finalists, said, alpha)
     chosen = winner.trial if winner else baseline
     found = winner or max(finalists, key=lambda f: f.gain.value, default=None)
     shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
@@ -163,12 +219,13 @@ def decide(
         finalists=tuple(finalists),
         winner=winner,
         to_first_seed=compare(said[chosen.number], said[first.number], metric, seed=settings.seed),
-        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline)) + why,
+        reason=_reason(finalists, winner, fewest, _unfinished(history, baseline), turn) + why,
         two_by_two=two_by_two(
             table, baseline, found.trial if found else None, metric, settings.seed
         ),
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
+        turn=turn,
     )
 
 
@@ -177,6 +234,7 @@ def _handed_over(
     settings: SearchSettings,
     finalists: Sequence[Finalist],
     said: Mapping[int, Predictions],
+    alpha: float,
 ) -> tuple[Finalist | None, str]:
     """(What replaces the baseline, or None; in words why it is not the finalist that gains most, or "").
 
@@ -184,7 +242,7 @@ def _handed_over(
         said: On the holdout, by number of the trial.
     """
     gains = [f.gain for f in finalists]
-    best = winner_of(gains, problem.holdout_clips.targets.fewest_sources)
+    best = winner_of(gains, problem.holdout_clips.targets.fewest_sources, alpha)
     if best is None:
         return None, ""
     prompts = [f.trial.prompt for f in finalists]
@@ -194,7 +252,7 @@ def _handed_over(
         first, other = (said[finalists[k].trial.number] for k in (best, i))
         return compare(first, other, settings.objective, seed=settings.seed)
 
-    taken = shorter_tie(best, gains, lengths, ahead)
+    taken = shorter_tie(best, gains, lengths, ahead, alpha)
     if taken == best:
         return finalists[best], ""
     return finalists[taken], (
@@ -205,7 +263,11 @@ def _handed_over(
 
 
 def shorter_tie(
-    best: int, gains: Sequence[Estimate], lengths: Sequence[int], ahead: Callable[[int], Estimate]
+    best: int,
+    gains: Sequence[Estimate],
+    lengths: Sequence[int],
+    ahead: Callable[[int], Estimate],
+    alpha: float = ALPHA,
 ) -> int:
     """Index of the shortest finalist among `best` and those that the holdout does not tell from it.
 
@@ -218,27 +280,29 @@ def shorter_tie(
         gains: As there.
         lengths: Tokens or words of each.
         ahead: How much better `best` is than another one, on the same clips.
+        alpha: Level of the corrected test, one-sided.
     """
     tied = [best]
-    for i in _confirmed(gains):
+    for i in _confirmed(gains, alpha):
         if lengths[i] < lengths[best]:
             low = ahead(i).low
             tied += [i] if low is not None and low <= 0 else []
     return min(tied, key=lambda i: (lengths[i], -gains[i].value))
 
 
-def _confirmed(gains: Sequence[Estimate]) -> list[int]:
-    return [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < ALPHA]
+def _confirmed(gains: Sequence[Estimate], alpha: float) -> list[int]:
+    return [i for i, gain in enumerate(gains) if gain.p is not None and gain.p < alpha]
 
 
-def winner_of(gains: Sequence[Estimate], fewest_sources: int) -> int | None:
+def winner_of(gains: Sequence[Estimate], fewest_sources: int, alpha: float = ALPHA) -> int | None:
     """Index of the largest gain that replaces the baseline, or None.
 
     Args:
         gains: From `compare_many`: p is corrected.
         fewest_sources: Of the rarest label.
+        alpha: Level, one-sided.
     """
-    real = _confirmed(gains)
+    real = _confirmed(gains, alpha)
     if not real or fewest_sources < MIN_SOURCES:
         return None
     return max(real, key=lambda i: gains[i].value)
@@ -293,7 +357,11 @@ def _unfinished(history: History, baseline: Trial) -> int:
 
 
 def _reason(
-    finalists: Sequence[Finalist], winner: Finalist | None, fewest: int, unfinished: int = 0
+    finalists: Sequence[Finalist],
+    winner: Finalist | None,
+    fewest: int,
+    unfinished: int = 0,
+    turn: Turn | None = None,
 ) -> str:
     if not finalists and unfinished:
         return (
@@ -309,12 +377,16 @@ def _reason(
             f"baseline kept: the holdout has only {fewest} sources of one label,"
             f" {MIN_SOURCES} are needed for a claim (the best finalist shows {gain})"
         )
+    turn = turn or Turn()
+    # A p of three digits would read as 0.000 beside a level that is spent.
+    p = f"{best.gain.p:.3f}" if turn.number == 1 else f"{best.gain.p:.2g}"
     if winner is None:
+        counts = f"{ALPHA:.3f}" if turn.number == 1 else f"{turn.level:.2g}"
         return (
-            f"baseline kept: the best finalist gains {gain}, corrected p {best.gain.p:.3f}; a gain"
-            f" counts below {ALPHA:.3f}"
+            f"baseline kept: the best finalist gains {gain}, corrected p {p}; a gain counts below {counts}"
+            f"{turn.said()}"
         )
-    return f"replaced: gains {gain}, corrected p {best.gain.p:.3f}"
+    return f"replaced: gains {gain}, corrected p {p}{turn.said()}"
 
 
 def points(gain: Estimate) -> str:

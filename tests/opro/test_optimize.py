@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -913,3 +914,74 @@ def test_a_useless_language_model_changes_nothing_and_the_run_says_so(tmp_path, 
     summary = json.loads((folder / "summary.json").read_text())
     assert "lm" not in summary["proposed"] and summary["refused"] > 0
     assert "of the language model's were refused" in capsys.readouterr().out
+
+
+# ---- decisions on one half
+
+
+def ledger(tmp_path):
+    path = tmp_path / "holdout_decisions.jsonl"
+    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+
+def told(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    journal = [json.loads(x) for x in (folder / "trials.jsonl").read_text().splitlines()]
+    return summary, journal[-1]
+
+
+def test_each_run_on_a_half_has_its_number_and_level_and_the_same_run_keeps_them(tmp_path, capsys):
+    flags = ["--clips", "all", "--threshold", "argmax"]
+    first, second = (run(tmp_path, *flags, "--seed", s, name=f"s{s}") for s in (0, 2))
+    (one, select_one), (two, select_two) = told(first), told(second)
+    assert one["finalists"] and two["finalists"]
+    assert one["turn"] == {"number": 1, "level": 0.025, "left": 0.025} and "turn" not in select_one
+    assert two["turn"] == {"number": 2, "level": 0.0125, "left": 0.0125} and select_two["turn"] == 2
+    assert "2nd decision on this half, level 0.013" in two["reason"]
+    assert [x["run"] for x in ledger(tmp_path)] == ["s0", "s2"]
+
+    capsys.readouterr()
+    run(tmp_path, *flags, "--seed", 2, name="s2")  # shown again
+    assert "2nd decision on this half" in capsys.readouterr().out
+    journal = (first / "trials.jsonl").read_bytes()
+    shutil.rmtree(first)
+    run(tmp_path, *flags, "--seed", 0, name="s0")  # repeated from nothing
+    assert (first / "trials.jsonl").read_bytes() == journal and len(ledger(tmp_path)) == 2
+    run(tmp_path, *flags, "--dry-run", name="new")
+    assert "3rd decision on this half, level 0.0042" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_in_its_decision_keeps_its_number(tmp_path, monkeypatch):
+    flags = ["--clips", "all", "--threshold", "argmax"]
+    run(tmp_path, *flags, name="first")
+    with monkeypatch.context() as patched:
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        patched.setattr(optimize.RunFolder, "save_results", stop)
+        with pytest.raises(KeyboardInterrupt):
+            optimize.main(
+                [
+                    *SMALL,
+                    *flags,
+                    "--seed",
+                    "2",
+                    "--runs-dir",
+                    str(tmp_path),
+                    "--name",
+                    "k",
+                ]
+            )
+    assert len(ledger(tmp_path)) == 2 and not (tmp_path / "k" / "summary.json").exists()
+    with (tmp_path / "holdout_decisions.jsonl").open("a") as file:  # of another run in between
+        file.write(json.dumps(ledger(tmp_path)[0] | {"compared": "other"}) + "\n")
+    folder = run(tmp_path, *flags, "--seed", 2, name="k")
+    summary, decision = told(folder)
+    assert summary["turn"]["number"] == decision["turn"] == 2 and len(ledger(tmp_path)) == 3
+    # Results that are lost are written again at the level of the journal, whatever became of the ledger.
+    (folder / "summary.json").unlink()
+    (tmp_path / "holdout_decisions.jsonl").unlink()
+    run(tmp_path, *flags, "--seed", 2, name="k")
+    again = told(folder)[0]
+    assert (again["turn"], again["reason"]) == (summary["turn"], summary["reason"])

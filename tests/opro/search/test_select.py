@@ -63,8 +63,19 @@ def trial(number, reward, iteration=1, bias=0.0, sd=0.0, loss=0.5, both_orders=F
     return scored_trial(number, reward, iteration, prompt=prompt, bias=bias, sd=sd, loss=loss)
 
 
+def rivals_of(decision):
+    return [f.trial.number for f in decision.finalists]
+
+
 def decided(
-    scored, margin, holdout, heard=None, seed=0, display=None, objective="balanced_accuracy"
+    scored,
+    margin,
+    holdout,
+    heard=None,
+    seed=0,
+    display=None,
+    objective="balanced_accuracy",
+    number=1,
 ):
     """What the decision says, in plain values. Numbers are those of trials."""
     still = {k: np.zeros(len(holdout)) for k in margin}
@@ -74,9 +85,15 @@ def decided(
     complete = [t for t in best_first(scored) if t.state == "complete"]
     history = SimpleNamespace(complete=complete, trials=complete)
     display = display or Display()
-    s = select.decide(
-        problem, SearchSettings(seed=seed, objective=objective), history, display.advance
-    )
+    asked = []
+
+    def take_turn(compared):
+        asked.append([t.number for t in compared])
+        return select.Turn(number)
+
+    settings = SearchSettings(seed=seed, objective=objective)
+    s = select.decide(problem, settings, history, display.advance, take_turn)
+    assert asked == ([] if s.turn is None else [[s.baseline.number, *rivals_of(s)]])
     number = {t.prompt.prompt_id: t.number for t in scored}
     winner = None if s.winner is None else s.winner.trial
     assert s.chosen == (winner or s.baseline)
@@ -91,6 +108,7 @@ def decided(
         to_first=s.to_first_seed,
         cells=s.two_by_two,
         reason=s.reason,
+        turn=s.turn,
         controls={number[k]: v for k, v in s.controls.items()},
         predictions={number[k]: v for k, v in s.predictions.items()},
         evaluator=evaluator,
@@ -505,3 +523,38 @@ def test_without_a_finalist_the_seeds_cells_stand_alone_and_without_thresholds_n
     assert cells.both.value == cells.threshold["seed"].value == pytest.approx(0.5)
     assert decided([one, trial(1, 0.5)], margin, holdout).cells is None
     assert decided([one, trial(1, 0.7)], margin, holdout).cells is None
+
+
+# ---- the level of the n-th decision on a half
+
+
+@pytest.mark.parametrize(("number", "most"), [(2, 3), (20, 0)])
+def test_a_later_decision_replaces_only_below_its_own_level(number, most):
+    """After so many that resamples tell no p that small, nothing counts, whatever bound is shown."""
+    replaced = 0
+    for gain in (0.1, 0.15, 0.2, 0.25):
+        scored, margin, clips, *_ = planted([gain, 0.05])
+        d = decided(scored, margin, clips, number=number)
+        real = [k for k, one in d.gains.items() if one.p < select.Turn(number).level]
+        assert all(d.gains[k].low > 0 for k in real)
+        assert (d.chosen is not None) == bool(real) and d.turn == select.Turn(number)
+        replaced += bool(real)
+    assert replaced <= most and (replaced > 0) == (most > 0)
+
+
+def test_the_first_decision_says_nothing_more_and_a_later_one_what_is_left():
+    scored, margin, clips, *_ = planted([0.1])
+    first, third = (decided(scored, margin, clips, number=n) for n in (1, 3))
+    assert "decision on this half" not in first.reason
+    assert first.gains[1].value == third.gains[1].value and first.gains[1].low > third.gains[1].low
+    assert "a gain counts below 0.0042; 3rd decision on this half, level 0.0042" in third.reason
+    scored, margin, clips, *_ = planted([0.35])
+    assert "3rd decision on this half" in decided(scored, margin, clips, number=3).reason
+
+
+def test_where_nothing_can_be_replaced_no_turn_is_taken():
+    """`decided` asserts that none is asked for."""
+    scored, margin, clips, *_ = planted([0.3])
+    worse = [trial(t.number, 0.6 if t.iteration == 0 else 0.5, t.iteration) for t in scored]
+    few = planted([0.3], per_label=9)
+    assert decided(worse, margin, clips).turn is None and decided(*few[:3]).turn is None
