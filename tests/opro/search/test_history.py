@@ -142,7 +142,7 @@ def test_a_run_is_closed_once(tmp_path, seeds):
     propose(history, 0, seeds)
     history.close(DECIDED | {"chosen": 1})
     history.close(DECIDED | {"chosen": 2})
-    assert history.selection == DECIDED | {"chosen": 1} == opened(path).selection
+    assert history.selection == DECIDED | {"turn": 1} | {"chosen": 1} == opened(path).selection
     assert path.read_bytes().count(b"\n") == 3
 
 
