@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.build import build_evaluator
 from evaluators.choices import in_orders
+from evaluators.classifier import read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.errors import LeakError, UserError
 from evaluators.evaluator import Evaluator
 from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.names import shared_names
-from evaluators.prompts import Prompt, read_prompts
+from evaluators.prompts import Prompt
 from evaluators.several import PerCheckpoint
 from evaluators.splits import (
     Registry,
@@ -38,6 +40,7 @@ from opro.settings import (
     clip_count,
 )
 
+log = logging.getLogger(__name__)
 OWN = "python:"  # before the class of an evaluator that was given as an object
 CACHE = ".cache"  # scores, under the runs folder, shared by all runs
 
@@ -332,16 +335,25 @@ def _seeds_digest(seeds: Sequence[Prompt]) -> str:
 def seeds_of(task: Task, path: Path) -> list[Prompt]:
     """The prompts of a file; of the default one, which is of the task `speech`, the task's own.
 
+    A file may be a run's best.yaml: its decision rules are not taken, and it is said.
+
     Raises:
         UserError: The file is no prompt file, or neither file nor task has any.
     """
     if path != SEED_PROMPTS or task == SPEECH_TASK:
-        return read_prompts(resolve(path), task.labels)
+        return _prompts_of(resolve(path), task)
     if not task.prompts:
         raise UserError(
             f"task {task.name!r} has no prompts of its own; give some with --seeds FILE, or as prompts in its file"
         )
     return list(task.prompts)
+
+
+def _prompts_of(path: Path, task: Task) -> list[Prompt]:
+    found = read_classifiers(path, task.labels)
+    if any(any(one.bias_of_each) or one.calibration for one in found):
+        log.warning("%s: thresholds and calibration of these prompts are not taken here", path)
+    return [one.prompt for one in found]
 
 
 def task_id(task: Task) -> str:
@@ -355,7 +367,7 @@ def open_seeds(settings: OptimizeSettings, task: Task) -> tuple[Prompt, ...]:
     """The seed prompts, each once; with ``--swap`` in both orders."""
     found = seeds_of(task, settings.seeds)
     if settings.prompt_spec is not None:
-        found += read_prompts(settings.prompt_spec, task.labels)
+        found += _prompts_of(settings.prompt_spec, task)
     unique = {p.digest: p for p in found}.values()
     return tuple(dataclasses.replace(p, both_orders=p.both_orders or settings.swap) for p in unique)
 

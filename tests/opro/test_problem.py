@@ -12,6 +12,7 @@ from evaluators.manifest import manifest_digest, read_manifest
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.several import PerCheckpoint
 from evaluators.splits import Registry, halves, write_registry
+from evaluators.tasks import SPEECH_TASK
 from opro import problem
 from opro.problem import open_data, open_model, open_problem, open_seeds
 from opro.settings import DataSettings, ModelSettings, OptimizeSettings
@@ -104,6 +105,18 @@ def test_seeds_stand_once_and_carry_their_order(wanted, tmp_path):
     assert not any(p.both_orders for p in found)
     both = open_seeds(wanted(prompt_spec=spec, swap=True), task)
     assert all(p.both_orders for p in both) and [p.text for p in both] == [p.text for p in found]
+
+
+def test_rules_of_seeds_are_read_and_said_not_to_be_taken(wanted, tmp_path, caplog):
+    path = tmp_path / "best.yaml"
+    one = "prompts:\n- text: Is it speech?\n  bias: {}\n"
+    path.write_text(one.format(0.5))
+    (seed,) = open_seeds(wanted(seeds=path), SPEECH_TASK)
+    assert seed.text == "Is it speech?"
+    assert "thresholds and calibration of these prompts are not taken here" in caplog.text
+    path.write_text(one.format(".nan"))
+    with pytest.raises(UserError, match="bias"):
+        open_seeds(wanted(seeds=path), SPEECH_TASK)
 
 
 def test_several_checkpoints_are_one_evaluator_and_each_clip_stands_once_for_each(wanted):
