@@ -27,17 +27,21 @@ from data.building.readers import Collection, read_collection, read_rttm
 from data.building.recipe import Import
 from evaluators.audio import load, load_part, read_header, read_sound
 from evaluators.errors import UserError
-from evaluators.files import read_table
+from evaluators.files import read_json, read_table, read_yaml
 from evaluators.levels import measure_levels
 from evaluators.manifest import NEEDED, read_manifest
 from evaluators.prompts import Prompt, read_prompts
 from evaluators.splits import load_registry
 from evaluators.tasks import SPEECH_TASK
 from opro.proposers.replies import check_proposal, parse
+from opro.results.decisions import DECISIONS
 from opro.results.logs.read import is_log, read_log
+from opro.results.looks import USES, count_uses
 from opro.results.predictions import read_foreign
 from opro.results.scored import as_predictions, compare_logs, open_scored
+from opro.results.spending import read_spent
 from opro.search.history import Candidate, History
+from opro.search.steering import read_requests
 
 quietly = settings(
     max_examples=1000 if settings.get_current_profile_name() == "thorough" else 50,
@@ -546,3 +550,39 @@ def test_any_json_as_a_journal(tmp_path, events):
     path.write_text("".join(json.dumps(e) + "\n" for e in events))
     with pytest.raises(UserError, match=r"trials\.jsonl"):
         History(path, LABELS)
+
+
+shapes = st.text("[]{}\"',:&*!|>-?#%@ \n\t0123456789.eE+-aN\\u\x1b\u2028", max_size=120)
+
+
+@quietly
+@given(st.binary(max_size=120) | shapes.map(lambda text: text.encode()) | anything.map(
+    lambda data: json.dumps(data).encode()
+))  # fmt: skip
+def test_any_bytes_as_json_and_yaml(tmp_path, raw):
+    path = tmp_path / "any"
+    path.write_bytes(raw)
+    for read in (read_json, read_yaml):
+        try:
+            read(path)
+        except UserError as error:
+            sentence(error)
+            assert str(error).startswith(f"{path}: ")
+
+
+@quietly
+@given(st.lists(shapes | anything.map(json.dumps), max_size=4))
+def test_any_lines_as_a_log_of_a_folder(tmp_path, lines):
+    raw = "\n".join(lines).encode()
+    for name in (USES, DECISIONS, "steering.jsonl", "usage.jsonl"):
+        (tmp_path / name).write_bytes(raw)
+    assert count_uses(tmp_path, "m") >= 0
+    assert read_requests(tmp_path / "steering.jsonl", LABELS) is not None
+    for read in (
+        lambda: read_spent(tmp_path / "usage.jsonl", repair=False),
+        lambda: History(tmp_path / "steering.jsonl", LABELS),
+    ):
+        try:
+            read()
+        except UserError as error:
+            sentence(error)
