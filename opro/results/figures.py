@@ -166,8 +166,9 @@ def lengths(rows: Sequence[dict[str, Any]], unit: str, scores: str = "balanced a
         unit: Of the lengths.
     """
     figure, axis = axes(7.0, 3.2)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     x, y = [r["length"] for r in rows], [100 * r["score"] for r in rows]
-    axis.plot(x, y, "o", ms=4, color="#999999", label="all clips")
+    axis.plot(x, y, "o", ms=4, color="#999999", label="scored on all clips")
     steps = front(list(zip(x, y, strict=True)))
     if steps:
         right = [*(x[i] for i in steps), max(x)]
