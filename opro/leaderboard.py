@@ -91,7 +91,7 @@ def _about(run: RunFolder) -> tuple[str, str]:
     config = run.config
     digest = str((run.history.header or {}).get("data", ""))[:8]
     manifest = f"{config['manifest']} [{digest}]" if digest else str(config["manifest"])
-    about = f" of {run.task.name} on {manifest}, {config['split']}"
+    about = f" of {run.task.name} on {manifest}, {config.get('split', 'dev')}"
     if config.get("clips", "all") != "all":
         about += f", {config['clips']} clips"
     return f"{about},", str(config.get("objective", "balanced_accuracy"))

@@ -658,6 +658,15 @@ def test_a_damaged_run_is_left_out_of_the_leaderboard_and_named(folder, capsys):
     verb(leaderboard, folder.parent / "two", code=2)
 
 
+def test_a_run_whose_settings_lack_a_key_of_later_versions_is_ranked(folder, capsys):
+    path = folder.parent / "two" / "config.yaml"
+    before = path.read_text()
+    path.write_text("".join(x for x in before.splitlines(True) if not x.startswith("split:")))
+    assert path.read_text() != before
+    verb(leaderboard, "--runs-dir", folder.parent, "--format", "json")
+    assert {row["run"] for row in json.loads(capsys.readouterr().out)} == {"one", "two"}
+
+
 def test_finished_runs_show_fresh_scores_in_their_csv(folder):
     rows = list(csv.DictReader((folder / "leaderboard.csv").open()))
     assert sum(bool(row["fresh_score"]) for row in rows) >= 1
