@@ -1,9 +1,12 @@
 """What many tests need: where the project lies, the labels of its task, two processes of one training."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evaluators.tasks import SPEECH_TASK
@@ -30,3 +33,15 @@ def start_processes(*arguments: str) -> "list[subprocess.Popen[str]]":
         )
         for rank in "01"
     ]
+
+
+@contextmanager
+def little_room(more: int) -> Iterator[None]:
+    """No more addresses than the process has, and `more` bytes."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

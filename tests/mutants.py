@@ -273,6 +273,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "data/building/folder.py": ("tests/data/test_folder.py", "tests/data/test_finished.py"),
     "data/building/finished.py": ("tests/data/test_finished.py", "tests/data/test_folder.py"),
     "data/building/json_lines.py": ("tests/data/test_finished.py",),
+    "evaluators/plain_data.py": ("tests/test_attack_files.py",),
     "data/building/dev_split.py": ("tests/data/test_dev_split.py",),
 }
 
@@ -291,7 +292,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("data/building/finished.py", 'if text.endswith("|"):', "if False:"),
     ("data/building/finished.py", "{t.lower() for t in tops} <= SPLIT_NAMES", "False"),
-    ("data/building/json_lines.py", "if len(out) < len(pairs):", "if False:"),
+    ("evaluators/plain_data.py", "if len(out) < len(pairs):", "if False:"),
     ("opro/search/power.py", "replaced >= OFTEN", "replaced <= OFTEN"),
     ("opro/search/power.py", "if fewest < MIN_SOURCES:", "if fewest < 0:"),
     ("data/building/dev_split.py", "        path.unlink()\n", "        pass\n"),

@@ -7,14 +7,13 @@ import csv
 import hashlib
 import io
 import re
-import resource
 import struct
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from common import little_room
 
 from data import audit, build
 from evaluators import audio
@@ -113,18 +112,6 @@ EMPTY = ("no sample", "a header", "less than 1 sample")  # where a stream ends b
 BROKEN = {title: case for title, case in FILES.items() if case[2]}
 
 
-@contextmanager
-def little_room():
-    """No more addresses than the process has, and some."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def written(folder, titles=FILES, number=0):
     """The files by their titles, under names of their own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +159,7 @@ def table(path):
 @pytest.mark.parametrize("title", FILES)
 def test_a_hostile_file_is_one_sentence_or_read_as_far_as_it_is_there(title, tmp_path):
     path, sentence = written(tmp_path, [title])[title], FILES[title][2]
-    with little_room():
+    with little_room(ROOM):
         if not sentence:
             sound = read_sound(path)
             assert 0 < len(sound.wave) <= 2 * len(WAVE) and np.isfinite(sound.wave).all()
@@ -222,7 +209,7 @@ def test_a_build_leaves_them_out_with_their_sentence(tmp_path, capsys):
     argv = ["folder", "--speech", tmp_path / "speech", "--other", tmp_path / "other"]
     argv += ["--source", "file"]
     argv += ["--out", tmp_path / "out", "--processes", "1"]
-    with little_room():
+    with little_room(ROOM):
         assert build.run_verb(lambda: build.main(list(map(str, argv)))) == 0
     assert "Traceback" not in capsys.readouterr().err
     rejected = {
@@ -241,7 +228,7 @@ def test_an_audit_names_some_and_counts_all(tmp_path, capsys):
     paths = written(tmp_path, BROKEN)
     path = manifest(tmp_path, paths.values())
     argv = [path, "--page", tmp_path / "page.html", "--no-voice"]
-    with little_room():
+    with little_room(ROOM):
         assert audit.run_verb(lambda: audit.main(list(map(str, argv)))) == 1
     said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("FAULT")]
     named = {t: x for t in BROKEN for x in said if paths[t].name in x}
@@ -255,7 +242,7 @@ def test_predictions_leave_them_out_with_their_sentence(tmp_path, capsys):
     prompt.write_text("prompts:\n- text: Is this speech? A) yes B) no\n")
     argv = [prompt, tmp_path / "sound", "--checkpoint", "fake", "--out", tmp_path / "out"]
     argv += ["--runs-dir", tmp_path / "runs"]
-    with little_room():
+    with little_room(ROOM):
         assert predict.run_verb(lambda: predict.main(list(map(str, argv)))) == 1
     assert "Traceback" not in capsys.readouterr().err
     rejected = {Path(r["file"]).name: r["reason"] for r in table(tmp_path / "out" / "rejected.csv")}

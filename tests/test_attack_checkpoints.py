@@ -8,15 +8,12 @@ import ast
 import json
 import os
 import re
-import resource
 import shutil
 import struct
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, little_room
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -285,18 +282,6 @@ CASES = {
 }
 
 
-@contextmanager
-def little_room():
-    """No more addresses than the process has, and some."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def copied(kind, change, where):
     """A copy of the pocket's base, or of its adapter beside a base, to which something was done."""
     for name in {
@@ -339,7 +324,7 @@ def imported():
 @pytest.mark.parametrize("title", CASES)
 def test_a_hostile_folder_is_one_sentence_and_nothing_is_written(title, tmp_path, capsys):
     case = CASES[title]
-    with little_room():
+    with little_room(ROOM):
         code = see(case, tmp_path)
     said = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in said if line.startswith("error: ")]
@@ -458,7 +443,7 @@ def test_what_may_be_absent_or_old_still_loads(tmp_path):
         LocalModel(copy)([Message("user", "Hm.")], temperature=0.0, max_tokens=2)
     edit("config.json", vocab_size=10**9)(tmp_path)
     with (
-        little_room(),
+        little_room(ROOM),
         pytest.raises(UserError, match=r"'model\.embed_tokens\.weight' is missing or of another"),
     ):
         LocalModel(tmp_path)([Message("user", "Hm.")], temperature=0.0, max_tokens=2)

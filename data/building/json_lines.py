@@ -1,11 +1,11 @@
 """JSON lines of other people's tools, read strictly: every refusal names file and line."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from evaluators.errors import UserError
+from evaluators.plain_data import brief, parse_json
 
 MAX_LINE = 2**20  # bytes of one record
 MAX_ARRAY = 2**28  # bytes of a file that is one JSON array
@@ -37,7 +37,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
-                    yield where, _object(_parsed(line, where), where)
+                    yield where, _object(parse_json(line, where), where)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror})") from None
 
@@ -47,38 +47,12 @@ def _array(path: Path, raw: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(
             f"{path}: a JSON array of more than {MAX_ARRAY:,} bytes; write one object a line (JSONL)"
         )
-    for i, record in enumerate(_parsed(raw.removeprefix(b"\xef\xbb\xbf"), str(path)), 1):
+    for i, record in enumerate(parse_json(raw, str(path)), 1):
         where = f"{path}: entry {i}"
         yield where, _object(record, where)
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {str(record)[:40]!r} is no object; expected {{...}}")
+        raise UserError(f"{where}: {brief(record)} is no object; expected {{...}}")
     return record
-
-
-def _parsed(raw: bytes, where: str) -> Any:
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
-    try:
-        return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=constant)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply; expected a flat object") from None
-    except ValueError as error:
-        reason = getattr(error, "msg", str(error))
-        raise UserError(f"{where}: not readable as JSON ({reason})") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"key {twice[:40]!r} stands twice")
-    return out
