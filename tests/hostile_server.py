@@ -174,7 +174,7 @@ CASES: dict[str, Case] = {
     "encoding that is none": body(b"\x00\x01", b"200 OK", b"content-encoding: br, zstd"),
     "no HTTP": lambda talk: talk.say(b"SSH-2.0-OpenSSH_9.6\r\n"),
     "101": lambda talk: talk.say(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
-    "204": lambda talk: talk.say(b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "204": lambda talk: talk.say(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"),
     "deep JSON": body(b"[" * 200_000),
     "deep objects": body(b'{"error":' * 900 + b"1" + b"}" * 900),
     "deep choices": body(b'{"choices":[{"message":{"content":' + b"[" * 500 + b"]" * 500 + b"}}]}"),

@@ -490,7 +490,7 @@ DEAD_ENDS = {
         "expected NAME=TEXT, each name once, of path, label",
     ),
     "no JSON": (lines('{"a": 1', "x"), "t.jsonl:1: not readable as JSON"),
-    "no object": (lines("[1]", name="t.json"), "entry 1: '1' is no object"),
+    "no object": (lines("[1]", name="t.json"), "entry 1: 1 is no object"),
     "a key twice": (lines('{"audio": "a", "audio": "b"}'), "t.jsonl:1: .*key 'audio' stands twice"),
     "a number that is none": (lines('{"duration": NaN}'), "t.jsonl:1: .*NaN is no number"),
     "two files in a row": (
