@@ -53,11 +53,10 @@ def difference(
     `p` is one-sided, for a > b: below `alpha` exactly where the lower bound is above zero. `two_sided` asks for a
     difference in either direction: twice the smaller of the two.
     """
-    gain = a - b
-    p = c.p_of_gain(gain)
-    if two_sided:
-        p = min(1.0, 2 * min(p, c.p_of_gain(b - a)))
-    return replace(c.estimate(gain, 1 - 2 * alpha), p=p)
+    found = c.gain(a - b, alpha)
+    if two_sided and found.p is not None:
+        return replace(found, p=min(1.0, 2 * min(found.p, c.p_of_gain(b - a))))
+    return found
 
 
 def compare(
@@ -108,10 +107,7 @@ def step_down(c: Clusters, gains: Sequence[Statistic], *, alpha: float = ALPHA) 
     corrected = holm(p)
     order = sorted(range(len(p)), key=lambda i: p[i])
     return [
-        replace(
-            c.estimate(gain, 1 - 2 * alpha / (len(p) - order.index(i))),
-            p=corrected[i],
-        )
+        replace(c.gain(gain, alpha / (len(p) - order.index(i))), p=corrected[i])
         for i, gain in enumerate(gains)
     ]
 
@@ -180,7 +176,7 @@ def compare_pairs(
 def mean_of(c: Clusters, value: Floats) -> Statistic:
     """Mean of ``[..., sample]`` scores; between 0 and 1 it is a share, which has bounds where all are alike."""
     inside = bool(((value >= 0) & (value <= 1)).all())
-    return c.share(value, np.ones(len(c.truth))) if inside else c.mean(value)
+    return c.accuracy(value) if inside else c.mean(value)
 
 
 def resample_scores(scores: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> Clusters:

@@ -279,6 +279,7 @@ def _likelihood(c: Clusters, said: Predictions) -> Statistic:
     return Statistic(
         np.asarray(1 - np.mean([p.value for p in parts], axis=0)),
         np.asarray(1 - np.mean([p.draws for p in parts], axis=0)),
+        residuals=-c.residuals(loss) / len(parts),
     )
 
 

@@ -7,6 +7,11 @@ A share that is alike in all sources, such as no miss in 25, is moved by no resa
 interval of no width. Such a share has the bounds of Clopper and Pearson (1934) at its effective number of sources, as
 Korn and Graubard (1998) do for surveys, sources taken as alike within (each counts once, however many its clips); what
 it is a part of, as balanced accuracy is of two, has them added to its own percentiles as squares (Zou and Donner 2008).
+
+A difference of two means on the same clips has Student's bounds, by the variance CR2 of its sources' totals and degrees
+of freedom by Satterthwaite over the kinds (Bell and McCaffrey 2002; Imbens and Kolesar 2016). Where it lies it is about
+normal, while shares near an end are not, and with few sources it finds more at the same error than percentiles do
+(`tests/bench_decision.py`, `tests/bench_answers.py`).
 """
 
 import functools
@@ -101,11 +106,13 @@ class Statistic:
         value: ``[...]``; NaN where it is undefined, as a hit rate without clips of the first label is.
         draws: ``[..., resample]``.
         unmoved: Its parts that are alike in all sources; None where it is no share.
+        residuals: ``[..., kind, source]``, see `Clusters.residuals`; None where it is no mean.
     """
 
     value: Floats
     draws: Floats
     unmoved: Unmoved | None = None
+    residuals: Floats | None = None
 
     def __sub__(self, other: "Statistic") -> "Statistic":
         """The difference on the same resamples.
@@ -114,6 +121,8 @@ class Statistic:
         two that are equal in every resample have no difference to bound.
         """
         gain = Statistic(_exactly(self.value - other.value), _exactly(self.draws - other.draws))
+        if self.residuals is not None and other.residuals is not None:
+            gain = replace(gain, residuals=_exactly(self.residuals - other.residuals))
         if self.unmoved is None or other.unmoved is None:
             return gain
         stuck = ((np.ptp(gain.draws, axis=-1) <= ALIKE) & (np.abs(gain.value) > ALIKE))[..., None]
@@ -123,7 +132,8 @@ class Statistic:
     def __getitem__(self, i: int) -> "Statistic":
         own = self.unmoved
         parts = own and Unmoved(own.weight[i], own.share[i], own.sources[i])
-        return Statistic(self.value[i], self.draws[i], parts)
+        residuals = None if self.residuals is None else self.residuals[i]
+        return Statistic(self.value[i], self.draws[i], parts, residuals)
 
 
 @dataclass(frozen=True)
@@ -164,9 +174,55 @@ class Clusters:
                 np.asarray(a.sum(-1) / b.sum(-1)), (a @ self.weights.T) / (b @ self.weights.T)
             )
 
+    @functools.cached_property
+    def held(self) -> Floats:
+        """``[kind, source]`` clips, of the kinds that occur."""
+        kinds = [self.kinds == k for k in np.unique(self.kinds)]
+        return np.stack([np.bincount(self.index, own, self.sources) for own in kinds])
+
+    def residuals(self, value: Numbers) -> Floats:
+        """``[..., kind, source]`` of ``[..., clip]``: a source's total less its clips times the mean of their kind.
+
+        Over the clips of the kind, and over the root of what is left of 1 when the source's share of them is taken off
+        (CR2 of a mean: Bell and McCaffrey 2002), so that their squares add up to the variance of the kind's mean.
+        """
+        out, size = [], self.held.sum(-1)
+        for k, n, whole in zip(np.unique(self.kinds), self.held, size, strict=True):
+            total = self.totals(value * (self.kinds == k))
+            left = np.maximum(1 - n / whole, ALIKE)
+            out.append((total - total.sum(-1, keepdims=True) / whole * n) / whole / np.sqrt(left))
+        return np.stack(out, axis=-2)
+
+    @functools.cached_property
+    def degrees(self) -> Floats:
+        """``[kind]`` degrees of freedom of its part of the variance: those of Bell and McCaffrey (2002).
+
+        A source's total is taken to vary as its clips squared, as where its clips are wholly alike; with sources of
+        equal size that gives one less than their number.
+        """
+        out = []
+        for n in self.held:
+            share, varies = n / n.sum(), n**2
+            weight = np.where(n > 0, 1 / np.maximum(1 - share, ALIKE), 0.0)
+            cross = (
+                varies.sum() * share**2 - 2 * share * varies
+            )  # of a source with itself, less `varies`
+            a, b, ab = (float((weight * x).sum()) for x in (share**2, varies**2, share * varies))
+            trace = (weight * (varies + cross)).sum()
+            pairs = 2 * a * b + varies.sum() ** 2 * a**2 + 2 * ab**2 - 4 * varies.sum() * a * ab
+            squared = pairs + (weight**2 * (varies**2 + 2 * varies * cross)).sum()
+            out.append(trace**2 / max(squared, ALIKE))
+        return np.array(out)
+
     def mean(self, value: Numbers) -> Statistic:
         """Mean over clips of ``[..., clip]``."""
-        return self.ratio(value, np.ones(len(self.truth)))
+        whole = self.ratio(value, np.ones(len(self.truth)))
+        return replace(whole, residuals=self.residuals(value) * self._parts)
+
+    @property
+    def _parts(self) -> Floats:
+        """``[kind, 1]`` share of the clips."""
+        return self.held.sum(-1, keepdims=True) / len(self.truth)
 
     def share(self, over: Numbers, under: Numbers) -> Statistic:
         """`ratio` of what lies between 0 and `under` (``[clip]``, 0 or 1), as a count of some of its clips does."""
@@ -187,7 +243,7 @@ class Clusters:
             own = self.share(value * (self.kinds == k), self.kinds == k).unmoved
             assert own is not None
             parts = parts.and_of(own.times(moved * (self.kinds == k).mean()))
-        return replace(whole, unmoved=parts)
+        return replace(whole, unmoved=parts, residuals=self.residuals(value) * self._parts)
 
     def balanced(self, value: Numbers) -> Statistic:
         """Mean over the labels that occur of the mean over their clips of ``[..., clip]``, between 0 and 1."""
@@ -198,6 +254,7 @@ class Clusters:
             np.mean([p.value for p in parts], axis=0),
             np.mean([p.draws for p in parts], axis=0),
             unmoved.times(1 / len(parts)),
+            self.residuals(value) / len(parts),
         )
 
     def bounds(self, statistic: Statistic, alpha: float) -> tuple[float, float]:
@@ -215,6 +272,9 @@ class Clusters:
 
     def p_of_gain(self, gain: Statistic) -> float:
         """The smallest level at which the lower bound of a gain is not above zero: its one-sided p."""
+        if (found := self._student(gain)) is not None:
+            error, degrees = found
+            return float(stdtr(degrees, -float(gain.value) / error))
         p = level_at_zero(gain.draws, self.fewest)
         if gain.unmoved is None or not gain.unmoved.weight.any() or self.bounds(gain, p)[0] > 0:
             return p
@@ -223,6 +283,34 @@ class Clusters:
             middle = (low + high) / 2
             low, high = (low, middle) if self.bounds(gain, middle)[0] > 0 else (middle, high)
         return high
+
+    def bounds_of_gain(self, gain: Statistic, alpha: float) -> tuple[float, float]:
+        """Bounds of a difference of two configurations, each one-sided at `alpha`: Student's, of means.
+
+        Of what is no mean, as AUROC, and of a gain that is alike in all sources they are those of `bounds`.
+        """
+        if (found := self._student(gain)) is None:
+            return self.bounds(gain, alpha)
+        error, degrees = found
+        reach, value = -float(stdtrit(degrees, alpha)) * error, float(gain.value)
+        most = math.inf if gain.unmoved is None else 1.0  # a difference of shares
+        return max(value - reach, -most), min(value + reach, most)
+
+    def _student(self, gain: Statistic) -> tuple[float, float] | None:
+        """(Standard error, degrees of freedom) of a difference of means; None where sources do not tell them."""
+        if gain.residuals is None or self.fewest < 2:
+            return None
+        variance = float((gain.residuals.sum(-2) ** 2).sum())
+        parts = (gain.residuals**2).sum(-1)
+        if not variance > ALIKE**2 or not parts.sum() > 0:
+            return None
+        return math.sqrt(variance), float(parts.sum() ** 2 / (parts**2 / self.degrees).sum())
+
+    def gain(self, gain: Statistic, alpha: float) -> Estimate:
+        """A difference of two configurations with its bounds, each one-sided at `alpha`, and its p."""
+        bounds = map(finite_or_none, self.bounds_of_gain(gain, alpha))
+        size = len(self.truth), self.sources
+        return Estimate(float(gain.value), *bounds, *size, p=self.p_of_gain(gain))
 
     def estimate(self, statistic: Statistic, level: float = 0.95) -> Estimate:
         """The statistic of one configuration with its interval, see `bounds`."""

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from common import LABELS
+from plain_statistics import balanced_gain
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.fakes import FakeEvaluator
@@ -16,7 +17,7 @@ from evaluators.files import read_yaml
 from evaluators.manifest import manifest_digest, read_manifest
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.splits import Registry, write_registry
-from evaluators.statistics.resampling import clusters, level_at_zero, percentile_bounds
+from evaluators.statistics.resampling import clusters
 from opro import leaderboard, optimize, problem, rescore
 from opro.results.looks import times
 from opro.results.sheet import render
@@ -103,17 +104,6 @@ def written_out_holm(p):
     return out
 
 
-def level_of_zero(draws, sources):
-    """The level at which the interval's own lower bound is zero, by halving; never below one resample."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        at = percentile_bounds(draws, sources, middle)[0]
-        low, high = (low, middle) if at > 0 else (middle, high)
-    least = (np.sort(draws) <= 0).sum() == 0
-    return level_at_zero(draws, sources) if least else high
-
-
 def area(positive, negative):
     wins = [(a > b) + (a == b) / 2 for a in positive for b in negative]
     return sum(wins) / len(wins)
@@ -159,13 +149,12 @@ def check_rows(rows, prompts, clips, biases=None):
         assert set(row["slices"]) == set(expected)
         for name, value in expected.items():
             assert row["slices"][name] == pytest.approx(value), name
-        gain = c.balanced(right.astype(float)) - c.balanced(rights[0].astype(float))
-        low, high = percentile_bounds(gain.draws, c.fewest, 0.025)
+        low, high, p = balanced_gain(truth, np.array(sources), right, rights[0])
         found = row["difference"]
         assert found["value"] == pytest.approx(balanced[i] - balanced[0])
         assert (found["low"], found["high"]) == pytest.approx((low, high))
         if i:
-            assert found["p"] == pytest.approx(level_of_zero(gain.draws, c.fewest), abs=1e-6)
+            assert found["p"] == pytest.approx(p, abs=1e-9)
             assert (found["p"] < 0.025) == (found["low"] > 0)
     p = [row["difference"]["p"] for row in rows[1:]]
     assert [r["difference"]["p_holm"] for r in rows[1:]] == pytest.approx(written_out_holm(p))

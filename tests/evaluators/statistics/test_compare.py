@@ -1,11 +1,13 @@
 """The one comparison. Its p is the level at which its bound is zero, so the two never disagree."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_statistics import bounds as student_bounds
 from scipy import stats
 
 from evaluators.statistics import metrics
@@ -122,19 +124,16 @@ def test_p_is_below_alpha_exactly_where_the_lower_bound_is_above_zero(seed, one,
         assert (d.p < alpha) == (d.low > 0)
 
 
-def test_p_falls_when_the_gain_grows():
-    """Clip by clip more right answers."""
+def test_p_falls_when_the_gain_grows_and_its_spread_stays():
     t = uneven()
-    reference = answers(0.5, t)
-    wrong = np.random.default_rng(3).permutation(np.flatnonzero(~reference.right))
-    found = []
-    for count in range(0, len(wrong), 12):
-        right = reference.right.copy()
-        right[wrong[:count]] = True
-        found.append(compare(said(t, right), reference))
-    assert [d.value for d in found] == sorted(d.value for d in found)
-    p = [d.p for d in found]
-    assert p == sorted(p, reverse=True) and p[0] == 1 and p[-1] < 0.004
+    c = resample(t)
+    gain = c.balanced(answers(0.6, t, seed=1).right) - c.balanced(answers(0.5, t).right)
+    more = [replace(gain, value=gain.value + x) for x in np.linspace(-0.2, 0.4, 13)]
+    p = [c.p_of_gain(one) for one in more]
+    assert p == sorted(p, reverse=True) and p[0] > 0.5 and p[-1] < 1e-6
+    low = [c.bounds_of_gain(one, ALPHA)[0] for one in more]
+    assert np.diff(low) == pytest.approx(0.05)
+    assert compare(answers(0.5, t), answers(0.5, t)).p == 1
 
 
 def test_two_sided_is_twice_the_smaller_one():
@@ -162,9 +161,14 @@ def test_every_metric_is_compared_on_the_same_resamples(metric):
     one, other = (metrics.METRICS[metric](c, x) for x in (a, b))
     d = compare(a, b, metric, seed=4, alpha=0.1)
     assert d.value == pytest.approx(float(one.value - other.value))
-    low, high = percentile_bounds(one.draws - other.draws, 12, 0.1)
-    assert (d.low, d.high) == pytest.approx((low, high))
-    assert d.p == level_at_zero((one - other).draws, 12)
+    if metric == "auroc":  # no mean: percentiles of its resamples
+        low, high = percentile_bounds(one.draws - other.draws, 12, 0.1)
+        p = level_at_zero((one - other).draws, 12)
+    else:
+        gained = a.right * 1.0 - b.right
+        balanced = [np.mean(t.truth == k) for k in (0, 1)] if metric == "accuracy" else [0.5, 0.5]
+        low, high, p = student_bounds(t.truth, t.sources, gained, balanced, 0.1)
+    assert (d.low, d.high, d.p) == pytest.approx((low, high, p))
     assert compare(a, a, metric).p == 1
 
 
@@ -201,7 +205,7 @@ def test_holms_step_down_is_what_is_written_out():
     shares = (0.72, 0.9, 0.78, 0.6)
     reference = c.balanced(answers(0.65, seed=9).right)
     gains = [c.balanced(answers(s, seed=i).right) - reference for i, s in enumerate(shares)]
-    plain = [level_at_zero(g.draws, c.fewest) for g in gains]
+    plain = [c.p_of_gain(g) for g in gains]
     found = step_down(c, gains, alpha=0.05)
     order = sorted(range(4), key=lambda i: plain[i])
     assert order == [1, 2, 0, 3]  # by the shares' size
@@ -209,8 +213,7 @@ def test_holms_step_down_is_what_is_written_out():
     for left, i in zip((4, 3, 2, 1), order, strict=True):
         least = max(least, min(1.0, left * plain[i]))
         assert found[i].p == pytest.approx(least)
-        low, high = percentile_bounds(gains[i].draws, c.fewest, 0.05 / left)
-        assert (found[i].low, found[i].high) == pytest.approx((low, high))
+        assert (found[i].low, found[i].high) == c.bounds_of_gain(gains[i], 0.05 / left)
         assert found[i].value == pytest.approx(float(gains[i].value))
     assert step_down(c, []) == []
 
@@ -315,9 +318,15 @@ def test_numbers_of_today_are_drawn_with_seed_0():
     t = targets(TRUTH, SOURCES)
     one, two = said(t, RNG.random(300) < 0.8), said(t, RNG.random(300) < 0.7)
     assert np.array_equal(resample(t).weights, resample(t, seed=0).weights)
-    assert compare(one, two) == compare(one, two, seed=0) != compare(one, two, seed=1)
-    assert compare_many([one], two) == compare_many([one], two, seed=0)
-    assert compare_many([one], two) != compare_many([one], two, seed=1)
+    assert estimate(one) == estimate(one, seed=0) != estimate(one, seed=1)
+    assert compare(one, two) == compare(one, two, seed=1)  # of means nothing is drawn
+    by = RNG.normal(size=(2, 300))
+    one, two = (
+        Predictions("x", t, x.decided, score=y) for x, y in zip((one, two), by, strict=True)
+    )
+    for function, a in ((compare, one), (compare_many, [one])):
+        found = [function(a, two, "auroc", **seed) for seed in ({}, {"seed": 0}, {"seed": 1})]
+        assert found[0] == found[1] != found[2]
 
 
 # ---- scores of samples

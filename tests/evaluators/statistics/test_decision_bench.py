@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.statistics.compare import compare
+from evaluators.statistics.compare import compare, resample
+from evaluators.statistics.resampling import level_at_zero
 from evaluators.targets import Predictions, Targets
 
 
@@ -15,7 +16,9 @@ def totals(half, seed=0, trials=6):
     return bench.Totals(half, bench.gained(shape, half, 0.05, 1, trials, rng)[:, 0])
 
 
-def test_the_bound_expanded_by_the_fewest_sources_is_the_decisions(monkeypatch):
+def test_cr2_welch_is_the_decisions_and_the_bound_expanded_by_the_fewest_that_of_resamples(
+    monkeypatch,
+):
     """Answers of clips that have the drawn totals, through `compare`, on the same resamples."""
     half = bench.drawn_half(
         bench.Shape("", (10, 24), (9, 2), unequal=0.5), np.random.default_rng(3)
@@ -32,14 +35,17 @@ def test_the_bound_expanded_by_the_fewest_sources_is_the_decisions(monkeypatch):
         def integers(self, below):
             return 0
 
-    found = bench.expanded(t, Seeded())["fewest"]
+    expanded, student = bench.expanded(t, Seeded())["fewest"], bench.cr2_welch(t)
+    c = resample(clips)
     for i, total in enumerate(t.total):
         gains, losses = place < total[index], place < -total[index]
         a, b = (
             Predictions(n, clips, np.where(right, truth, 1 - truth))
             for n, right in (("a", ~losses), ("b", ~gains))
         )
-        assert found[i] == pytest.approx(compare(a, b).p, abs=1e-6)
+        assert student[i] == pytest.approx(compare(a, b).p, abs=1e-9)
+        draws = (c.balanced(a.right) - c.balanced(b.right)).draws
+        assert expanded[i] == pytest.approx(level_at_zero(draws, c.fewest), abs=1e-6)
 
 
 def test_with_one_clip_a_source_welchs_t_is_scipys_and_cr2_has_its_degrees_of_freedom():
