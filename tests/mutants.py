@@ -918,31 +918,26 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/statistics/compare.py", "ALPHA = 0.025", "ALPHA = 0.05"),
     (
         "evaluators/statistics/compare.py",
-        "replace(c.estimate(gain, 1 - 2 * alpha), p=p)",
-        "replace(c.estimate(gain, 1 - alpha), p=p)",
-    ),
-    (
-        "evaluators/statistics/compare.py",
-        "1 - 2 * alpha / (len(p) - order.index(i))",
-        "1 - 2 * alpha",
+        "alpha / (len(p) - order.index(i))",
+        "alpha",
     ),
     ("evaluators/statistics/compare.py", "order.index(i))", "i)"),
     (
         "evaluators/statistics/compare.py",
-        "p = c.p_of_gain(gain)\n",
-        "p = c.p_of_gain(a)\n",
+        "found = c.gain(a - b, alpha)",
+        "found = c.gain(a, alpha)",
     ),
     (
         "evaluators/statistics/compare.py",
-        "p = c.p_of_gain(gain)\n",
-        "p = c.p_of_gain(b - a)\n",
+        "found = c.gain(a - b, alpha)",
+        "found = c.gain(b - a, alpha)",
     ),
     (
         "evaluators/statistics/compare.py",
-        "min(1.0, 2 * min(p, c.p_of_gain(b - a)))",
-        "min(1.0, 2 * p)",
+        "min(1.0, 2 * min(found.p, c.p_of_gain(b - a)))",
+        "min(1.0, 2 * found.p)",
     ),
-    ("evaluators/statistics/compare.py", "p=corrected[i],", "p=p[i],"),
+    ("evaluators/statistics/compare.py", "p=corrected[i])", "p=p[i])"),
     (
         "evaluators/statistics/compare.py",
         "gains = [METRICS[metric](c, one) - base for one in rivals]",
@@ -1031,6 +1026,56 @@ DIRECTED: list[tuple[str, str, str]] = [
         "evaluators/statistics/resampling.py",
         "& (np.abs(gain.value) > ALIKE))[..., None]",
         ")[..., None] * 0",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "self.residuals(value) / len(parts),",
+        "self.residuals(value),",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "residuals=self.residuals(value) * self._parts)\n\n    def balanced",
+        "residuals=self.residuals(value))\n\n    def balanced",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "total.sum(-1, keepdims=True) / whole * n",
+        "total.sum(-1, keepdims=True) * 0 * n",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "np.maximum(1 - n / whole, ALIKE)",
+        "np.maximum(1 - 0 * n, ALIKE)",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "gain.residuals.sum(-2) ** 2",
+        "gain.residuals**2",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "(parts**2 / self.degrees).sum()",
+        "(parts**2 / self.degrees).max()",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "- 2 * share * varies",
+        "- share * varies",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "most = math.inf if gain.unmoved is None else 1.0",
+        "most = math.inf",
+    ),
+    (
+        "evaluators/statistics/resampling.py",
+        "-float(stdtrit(degrees, alpha)) * error",
+        "-float(stdtrit(degrees, 2 * alpha)) * error",
+    ),
+    (
+        "evaluators/statistics/metrics.py",
+        "residuals=-c.residuals(loss) / len(parts)",
+        "residuals=c.residuals(loss) / len(parts)",
     ),
     (
         "evaluators/statistics/resampling.py",

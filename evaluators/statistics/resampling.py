@@ -201,17 +201,17 @@ class Clusters:
         equal size that gives one less than their number.
         """
         out = []
-        for n in self.held:
-            share, varies = n / n.sum(), n**2
-            weight = np.where(n > 0, 1 / np.maximum(1 - share, ALIKE), 0.0)
-            cross = (
-                varies.sum() * share**2 - 2 * share * varies
-            )  # of a source with itself, less `varies`
-            a, b, ab = (float((weight * x).sum()) for x in (share**2, varies**2, share * varies))
-            trace = (weight * (varies + cross)).sum()
-            pairs = 2 * a * b + varies.sum() ** 2 * a**2 + 2 * ab**2 - 4 * varies.sum() * a * ab
-            squared = pairs + (weight**2 * (varies**2 + 2 * varies * cross)).sum()
-            out.append(trace**2 / max(squared, ALIKE))
+        for clips in self.held:
+            n = clips[clips > 0]
+            share, varies, whole = n / n.sum(), n**2, (n**2).sum()
+            weight = 1 / np.maximum(1 - share, ALIKE)
+            # Residuals i and j vary together as whole s_i s_j - s_i v_j - v_i s_j, and i with itself by v_i more.
+            cross = whole * share**2 - 2 * share * varies
+            ss, vv, sv = (float(weight @ x) for x in (share**2, varies**2, share * varies))
+            trace = weight @ (varies + cross)
+            squares = whole**2 * ss**2 + 2 * ss * vv + 2 * sv**2 - 4 * whole * ss * sv
+            squares += weight**2 @ (varies**2 + 2 * varies * cross)
+            out.append(trace**2 / max(squares, ALIKE))
         return np.array(out)
 
     def mean(self, value: Numbers) -> Statistic:
@@ -308,9 +308,9 @@ class Clusters:
 
     def gain(self, gain: Statistic, alpha: float) -> Estimate:
         """A difference of two configurations with its bounds, each one-sided at `alpha`, and its p."""
-        bounds = map(finite_or_none, self.bounds_of_gain(gain, alpha))
+        low, high = map(finite_or_none, self.bounds_of_gain(gain, alpha))
         size = len(self.truth), self.sources
-        return Estimate(float(gain.value), *bounds, *size, p=self.p_of_gain(gain))
+        return Estimate(float(gain.value), low, high, *size, self.p_of_gain(gain))
 
     def estimate(self, statistic: Statistic, level: float = 0.95) -> Estimate:
         """The statistic of one configuration with its interval, see `bounds`."""
