@@ -41,7 +41,7 @@ from opro.results.summary import FourCells
 from opro.results.two_by_two import share_line, two_by_two_sheet
 from opro.search.history import Trial
 from opro.search.objective import slice_scores
-from opro.search.select import two_by_two
+from opro.search.select import p_text, two_by_two
 from opro.settings import (
     DataSettings,
     Dtype,
@@ -359,7 +359,7 @@ def result_sheet(result: dict[str, Any]) -> Sheet:
         against = (
             ("baseline", "")
             if row["baseline"]
-            else (percent(gain, signed=True), f"{gain['p_holm']:.3f}")
+            else (percent(gain, signed=True), p_text(gain["p_holm"]))
         )
         bounds = "" if row["low"] is None else f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
         body.append(

@@ -379,7 +379,7 @@ def _reason(
         )
     turn = turn or Turn()
     # A p of three digits would read as 0.000 beside a level that is spent.
-    p = f"{best.gain.p:.3f}" if turn.number == 1 else f"{best.gain.p:.2g}"
+    p = p_text(best.gain.p) if turn.number == 1 else f"{best.gain.p:.2g}"
     if winner is None:
         counts = f"{ALPHA:.3f}" if turn.number == 1 else f"{turn.level:.2g}"
         return (
@@ -387,6 +387,17 @@ def _reason(
             f"{turn.said()}"
         )
     return f"replaced: gains {gain}, corrected p {p}{turn.said()}"
+
+
+def p_text(p: float | None) -> str:
+    """A p of three digits behind the point, or of one that counts.
+
+    >>> p_text(0.0123), p_text(0.00021), p_text(None)
+    ('0.012', '0.0002', '-')
+    """
+    if p is None:
+        return "-"
+    return f"{p:.1g}" if 0 < p < 0.0005 else f"{p:.3f}"
 
 
 def points(gain: Estimate) -> str:

@@ -212,7 +212,7 @@ def test_a_prompt_that_is_no_better_on_the_holdout_replaces_nothing(gain):
     d = decided(scored, margin, clips)
     assert d.finalists == [1] and d.chosen is None
     assert d.reason.startswith("baseline kept")
-    assert f"corrected p {d.gains[1].p:.3f}; a gain counts below 0.025" in d.reason
+    assert f"corrected p {select.p_text(d.gains[1].p)}; a gain counts below 0.025" in d.reason
     found = metrics.balanced_accuracy(truth, right[1]) - metrics.balanced_accuracy(truth, right[0])
     assert f"{100 * found:+.1f} points" in d.reason
 
