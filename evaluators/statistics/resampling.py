@@ -222,7 +222,7 @@ class Clusters:
     @property
     def _parts(self) -> Floats:
         """``[kind, 1]`` share of the clips."""
-        return self.held.sum(-1, keepdims=True) / len(self.truth)
+        return np.asarray(self.held.sum(-1, keepdims=True) / len(self.truth))
 
     def share(self, over: Numbers, under: Numbers) -> Statistic:
         """`ratio` of what lies between 0 and `under` (``[clip]``, 0 or 1), as a count of some of its clips does."""
