@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached
+from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, prompt_tokens
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
 
-CHUNKS = 4  # of a call's clips for each worker: small enough to share the end, large enough to fill batches
-AHEAD = 2  # chunks a worker has at once, so that it never waits for the next
+CHUNKS = 4  # of a call's clips for each worker at most: small enough to share the end
+BATCHES = 8  # that a chunk fills at least, or all that a worker has: a batch costs as much when it is not full
+AHEAD = 2  # of its own chunks a worker has at once, so that it never waits for the next
+TEMPLATE = 12  # tokens of a row besides its prompt, about
 LOSSES = 3  # workers that may die on one chunk
 WAIT_S = 120.0  # without any worker at all
 
@@ -164,14 +166,16 @@ class RayPool(Uncached):
         shape = (len(prompts), len(clips), len(prompts[0].answers) if prompts else 0)
         logp, top = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
         self._calls += 1
-        queues = self._hand_out(clips)
+        queues = self._hand_out(prompts, clips)
         left = sum(map(len, queues))
         losses: Counter[bytes] = Counter()
         while left:
             for number, seat in enumerate(self._seats):
-                while seat.usable and len(seat.flight) < AHEAD and any(queues):
-                    queue = queues[number] or max(queues, key=len)
-                    chunk = queue.popleft()
+                while seat.usable and any(queues):
+                    # Another one's chunk only when it has nothing to do: else one takes all of a small call.
+                    if len(seat.flight) >= (AHEAD if queues[number] else 1):
+                        break
+                    chunk = (queues[number] or max(queues, key=len)).popleft()
                     ref = seat.actor.score.remote(prompts, [clips[i] for i in chunk])
                     seat.flight[ref] = (self._calls, chunk)
             for seat, job, answer in self._next():
@@ -194,7 +198,7 @@ class RayPool(Uncached):
                 left -= 1
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
-    def _hand_out(self, clips: Sequence[Clip]) -> list[deque[Chunk]]:
+    def _hand_out(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[deque[Chunk]]:
         """Each seat's chunks: its own clips, new ones to whoever has the fewest."""
         own: list[list[int]] = [[] for _ in self._seats]
         for i, clip in enumerate(clips):
@@ -202,11 +206,20 @@ class RayPool(Uncached):
             if key not in self._home:
                 self._home[key] = min(range(len(own)), key=lambda s: (len(own[s]), s))
             own[self._home[key]].append(i)
-        size = max(1, -(-len(clips) // (CHUNKS * len(own))))
+        size = max(1, -(-len(clips) // (self._chunks(prompts, clips) * len(own))))
         return [
             deque(np.array(mine[at : at + size], np.int64) for at in range(0, len(mine), size))
             for mine in own
         ]
+
+    def _chunks(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
+        """For each worker: as many as fill `BATCHES` of its batches, one at least; `CHUNKS` where none are known."""
+        batch = getattr(self._wait_for_one()[1], "tokens", None)
+        lengths = [prompt_tokens(self._local, prompt) for prompt in prompts]
+        if batch is None or None in lengths:
+            return CHUNKS
+        tokens = len(clips) * sum(length + TEMPLATE for length in lengths if length is not None)
+        return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
 
     def _next(self) -> list[tuple[Seat, tuple[int, Chunk] | None, Any]]:
         """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
