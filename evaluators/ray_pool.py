@@ -47,6 +47,10 @@ class Worker:
             self.evaluator.shape = shape
         return self.evaluator.fingerprint, self.evaluator.shape
 
+    def forget(self) -> None:
+        """Drops what it keeps of clips."""
+        self.evaluator.forget()
+
     def score(
         self, prompts: Sequence[Prompt], clips: Sequence[Clip]
     ) -> tuple[Any, Any, tuple[str, Any]]:
@@ -116,6 +120,13 @@ class RayPool(Uncached):
 
         for seat in self.__dict__.pop("_seats", ()):
             ray.kill(seat.actor)
+        self._home.clear()
+
+    def forget(self) -> None:
+        """Makes every worker drop what it keeps of clips, as `AudioScorer.forget` does: for benchmarks."""
+        import ray
+
+        ray.get([seat.actor.forget.remote() for seat in self._seats])
         self._home.clear()
 
     @functools.cached_property
