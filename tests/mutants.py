@@ -1472,7 +1472,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/proposers/rewriter.py",
-        "closing=_renamed(parts.closing, parts.letters, letters),",
+        "closing=renamed(parts.closing, parts.letters, letters),",
         "closing=parts.closing,",
     ),
     ("opro/proposers/rewriter.py", "weights = [2.0**-i for", "weights = [1.0 for"),
