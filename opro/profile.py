@@ -32,10 +32,10 @@ from evaluators.files import (
 from evaluators.manifest import verify
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import dump_prompts, prompt_from, read_prompts
-from evaluators.tasks import SPEECH_TASK
+from evaluators.tasks import SPEECH_TASK, Task
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
-from opro.problem import Data, Model, open_data, open_model, seeds_of
+from opro.problem import Model, open_data, open_model, seeds_of
 from opro.profiling.document import Heard, Setting, document
 from opro.profiling.effects import can_tell
 from opro.profiling.page import page_of
@@ -123,11 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = open_data(settings)
     if data.task.choices:
         raise UserError(
-            f"task {data.task.name!r} has a question and options of each clip's own, so there are no wordings to profile"
-            " it with; give a --task whose labels are the same for all clips"
+            f"task {data.task.name!r} has a question and options of each clip's own, so there is nothing to profile it"
+            " with; give a --task whose labels are the same for all clips"
         )
+    design, wordings = _wordings(data.task, settings)
     clips, _ = data.halves(settings)
-    design, wordings = _wordings(data, settings)
     models = [open_model(settings.model(n), data, [clips], machine=settings) for n in names]
     verify(clips)
     plan = list(_plan(settings, models, wordings, clips, design))
@@ -161,13 +161,12 @@ def _name(settings: ProfileSettings, names: Sequence[str]) -> str:
     return f"profile-{file_name(Path(settings.task).stem)}-{models}-s{settings.seed}"
 
 
-def _wordings(data: Data, settings: ProfileSettings) -> tuple[Design, list[Wording]]:
+def _wordings(task: Task, settings: ProfileSettings) -> tuple[Design, list[Wording]]:
     """The grammar's design, and all wordings: its own first.
 
     Raises:
         UserError: There is nothing to profile with, or the file of further prompts cannot be used.
     """
-    task = data.task
     given = [] if settings.prompts is None else read_prompts(resolve(settings.prompts), task.labels)
     design = Design((), ())
     if has_grammar(task):

@@ -57,9 +57,7 @@ def document(setting: Setting, heard: Sequence[Heard]) -> dict[str, Any]:
     failed = {i: why for one in heard for i, why in one.scored.failed.items()}
     kept = [i for i in range(len(setting.wordings)) if i not in failed]
     wordings = tuple(setting.wordings[i] for i in kept)
-    design = replace(
-        setting.design, wordings=tuple(w for w in wordings if w.group == GRAMMAR)
-    )
+    design = replace(setting.design, wordings=tuple(w for w in wordings if w.group == GRAMMAR))
     targets = setting.clips.targets
     asked = Asked(
         design,
@@ -69,9 +67,7 @@ def document(setting: Setting, heard: Sequence[Heard]) -> dict[str, Any]:
         TwoWay.of(targets, [w.group for w in wordings], seed=setting.seed),
     )
     profiles = [
-        profile(
-            one.name, (one.fingerprint, _warnings(one)), asked, targets, one.scored.logp[kept]
-        )
+        profile(one.name, (one.fingerprint, _warnings(one)), asked, targets, one.scored.logp[kept])
         for one in heard
     ]
     first, *others = profiles
@@ -89,7 +85,10 @@ def document(setting: Setting, heard: Sequence[Heard]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "unit": asked.unit,
         "factors": [{"name": f.name, "levels": list(f.levels)} for f in design.factors],
-        "notes": [*_left_out(setting, failed), *([why] if why else confounded(design, grammar, asked.unit))],
+        "notes": [
+            *_left_out(setting, failed),
+            *([why] if why else confounded(design, grammar, asked.unit)),
+        ],
         "wordings": [
             {
                 "prompt_id": w.prompt.prompt_id,

@@ -5,8 +5,7 @@ alike. Intervals come from the same resamples of wordings and sources as everyth
 that they hold what the factors do together and the model leaves out. Pure numpy.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,8 +85,8 @@ class Coding:
 
     def without(self, factor: str) -> Floats:
         """`x` without the columns of one factor."""
-        own = self.levels[[name == factor for name, _ in self.names]].any(axis=0)
-        return self.x[:, ~own]
+        mine = self.levels[[name == factor for name, _ in self.names]]
+        return self.x[:, ~np.asarray(mine.any(axis=0), dtype=bool)]
 
 
 def can_tell(design: Design) -> str:
@@ -116,7 +115,9 @@ def effects(
         outcomes: ``[wording]`` by name.
     """
     coding = Coding.of(design)
-    count = np.array([sum(w.levels.get(f) == at for w in design.wordings) for f, at in coding.names])
+    count = np.array(
+        [sum(w.levels.get(f) == at for w in design.wordings) for f, at in coding.names]
+    )
     moved: dict[str, list[Value]] = {}
     shown: dict[str, list[float]] = {}
     for name, each in outcomes.items():
@@ -137,7 +138,7 @@ def effects(
 
 
 def _fitted(coding: Coding, times: Ints, value: Floats, draws: Floats) -> tuple[Floats, Floats]:
-    """(``[level]``, ``[level, resample]``) effects by least squares, each resample with its own wordings and sources."""
+    """(``[level]``, ``[level, resample]``) effects by least squares; each resample has its own wordings and sources."""
     x = coding.x
     products = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
     inner = (times @ products).reshape(-1, x.shape[1], x.shape[1])
@@ -154,25 +155,38 @@ def _p(one: Statistic, sources: int) -> float:
     spread = float(np.nanstd(one.draws))
     if sources < 2 or not spread > 0:
         return 1.0
-    return float(2 * stdtr(sources - 1, -abs(float(one.value)) / spread))
+    return float(2.0 * stdtr(sources - 1, -abs(float(one.value)) / spread))
 
 
 def explained(design: Design, value: Floats) -> dict[str, float]:
-    """Share of an outcome's variance over wordings: of ``all`` factors together, and lost where one is left out."""
+    """Share of an outcome's variance over wordings: of ``all`` factors together, and what each adds to the others.
+
+    Omega squared (Hays 1963): what as many numbers without any meaning would explain is taken off.
+    """
     coding = Coding.of(design)
-    total = float(((value - value.mean()) ** 2).sum()) or math.inf
+    total = float(((value - value.mean()) ** 2).sum())
 
     def rest(x: Floats) -> float:
         fit = np.linalg.lstsq(x, value, rcond=None)[0]
-        return float(((value - x @ fit) ** 2).sum())
+        return float(np.square(value - x @ fit).sum())
 
     whole = rest(coding.x)
-    out = {"all": 1 - whole / total}
-    return out | {f.name: (rest(coding.without(f.name)) - whole) / total for f in design.factors}
+    each = whole / (len(value) - coding.x.shape[1])
+    if not total + each > 0:
+        return dict.fromkeys(("all", *(f.name for f in design.factors)), 0.0)
+
+    def share(square: float, columns: int) -> float:
+        return float(max(0.0, (square - columns * each) / (total + each)))
+
+    out = {"all": share(total - whole, coding.x.shape[1] - 1)}
+    return out | {
+        f.name: share(rest(coding.without(f.name)) - whole, len(f.levels) - 1)
+        for f in design.factors
+    }
 
 
 def slope(lengths: Floats, t: TwoWay, rows: Ints, each: Statistic) -> Statistic:
-    """What ten more tokens (or words) go with, of some wordings: a line through outcome over length, by least squares."""
+    """What ten more tokens (or words) go with, of some wordings: a line through outcome over length (least squares)."""
     x, times = lengths[rows] / 10, t.times[:, rows].T
 
     def line(weight: Floats, y: Floats) -> Floats:
@@ -192,10 +206,12 @@ def confounded(design: Design, lengths: Floats, unit: str) -> Iterator[str]:
     Args:
         lengths: ``[wording]`` of the design's, in `unit`.
     """
-    share = explained(design, lengths)["all"]
+    x = Coding.of(design).x
+    fit = x @ np.linalg.lstsq(x, lengths, rcond=None)[0]
+    share = 1 - ((lengths - fit) ** 2).sum() / max(((lengths - lengths.mean()) ** 2).sum(), 1e-9)
     yield (
-        f"length is the sum of the other parts ({100 * share:.0f} % of it follows from them): what it goes with is not told"
-        f" from what hint, definition, closing and option words do; lengths are {unit}"
+        f"length is the sum of the other parts ({100 * share:.0f} % of it follows from them): what it goes with is not"
+        f" told from what hint, definition, closing and option words do; lengths are {unit}"
     )
     names = {f.name for f in design.factors}
     if "thing" in names and any("thing" not in w.levels for w in design.wordings):
@@ -216,22 +232,9 @@ def _inflation(design: Design, factor: str) -> float:
     Generalized variance inflation, per coefficient (Fox and Monette 1992).
     """
     coding = Coding.of(design)
-    own = coding.levels[[name == factor for name, _ in coding.names]].any(axis=0)
-    rest = ~own
-    rest[0] = False
-    if not rest.any():
-        return 1.0
-    r = np.corrcoef(coding.x[:, 1:], rowvar=False)
-    own, rest = own[1:], rest[1:]
-    logs = [np.linalg.slogdet(r[np.ix_(m, m)])[1] for m in (own, rest, own | rest)]
-    return float(np.exp((logs[0] + logs[1] - logs[2]) / own.sum()))
-
-
-def largest(found: Sequence[Effect], count: int) -> list[Effect]:
-    """The effects that are shown, the one that moves an outcome furthest first."""
-    clear = [e for e in found if e.clear]
-    return sorted(clear, key=_size, reverse=True)[:count]
-
-
-def _size(effect: Effect) -> float:
-    return max(abs(v["value"] or 0.0) for v in effect.moved.values())
+    mine = coding.levels[[name == factor for name, _ in coding.names]]
+    own = np.flatnonzero(mine[:, 1:].any(axis=0))
+    r = np.atleast_2d(np.corrcoef(coding.x[:, 1:], rowvar=False))
+    rest = np.setdiff1d(np.arange(len(r)), own)
+    logs = [np.linalg.slogdet(r[np.ix_(m, m)])[1] for m in (own, rest, np.arange(len(r)))]
+    return float(np.exp((logs[0] + logs[1] - logs[2]) / len(own)))

@@ -77,7 +77,7 @@ class Profile:
     def best(self) -> list[int]:
         """The wordings, best first: balanced accuracy with its threshold, then AUROC, then the order."""
         tuned, area = self.answers.tuned, self.outcomes["auroc"].value
-        return sorted(range(len(tuned)), key=lambda i: (-round(tuned[i], 9), -area[i], i))
+        return sorted(range(len(tuned)), key=lambda i: (-round(float(tuned[i]), 9), -area[i], i))
 
     def places(self, asked: Asked) -> list[tuple[int, float]]:
         """Of the hand-written wordings, the share of the largest group that scores lower; ties count half."""
@@ -111,9 +111,7 @@ def profile(
         answers,
         outcomes,
         {g: summary(t, answers, outcomes, asked.rows(g)) for g in asked.groups},
-        {
-            g: {n: noise(outcomes[n], asked.rows(g)) for n in OUTCOMES[:3]} for g in asked.groups
-        },
+        {g: {n: noise(outcomes[n], asked.rows(g)) for n in OUTCOMES[:3]} for g in asked.groups},
         effects(asked.design, t, grammar, some) if tellable else (),
         {n: explained(asked.design, outcomes[n].value[grammar]) for n in MOVED} if tellable else {},
         {n: slope(asked.lengths, t, grammar, outcomes[n]) for n in MOVED} if len(grammar) else {},

@@ -60,12 +60,10 @@ def _lead(document: Mapping[str, Any]) -> list[str]:
     for one in document["checkpoints"]:
         for group, about in list(one["groups"].items())[:1]:
             n = about["numbers"]
-            low, high = (
-                f"{100 * n[f'balanced_accuracy_{q}']['value']:.0f}" for q in ("q5", "q95")
-            )
+            low, high = (f"{100 * n[f'balanced_accuracy_{q}']['value']:.0f}" for q in ("q5", "q95"))
             out.append(
-                f"{one['name']}: nine of ten {group} wordings have {low} to {high} % balanced accuracy, half of them above"
-                f" {percent(n['balanced_accuracy_q50'])}; two wordings give a clip the same answer in"
+                f"{one['name']}: nine of ten {group} wordings have {low} to {high} % balanced accuracy, half of them"
+                f" above {percent(n['balanced_accuracy_q50'])}; two wordings give a clip the same answer in"
                 f" {percent(n['consistency'])} % of the cases."
             )
     return out

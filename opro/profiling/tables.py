@@ -112,7 +112,9 @@ def shares_sheet(document: Document) -> Sheet:
         for name in names
     ]
     return Sheet(
-        "share of the variance over the grammar's wordings by each part alone", columns, rows
+        "share of the variance over the grammar's wordings that each part explains beyond the others (omega squared)",
+        columns,
+        rows,
     )
 
 
@@ -152,7 +154,11 @@ def best_sheet(document: Document, one: Document, count: int = 3) -> Sheet:
         text = document["wordings"][i]
         rows.append([*cells, text["group"], json.dumps(text["text"], ensure_ascii=False)])
     names = ["accuracy", "with threshold", "AUROC", "hits", "false alarms"]
-    columns = [*(Column(n) for n in names), Column("group", 5, text=True), Column("wording", text=True)]
+    columns = [
+        *(Column(n) for n in names),
+        Column("group", 5, text=True),
+        Column("wording", text=True),
+    ]
     return Sheet(
         f"{one['name']}: the best and the worst wordings, flattered for they are picked by these clips",
         columns,

@@ -65,6 +65,8 @@ class TwoWay:
     def interval(self, statistic: Statistic) -> Value:
         """{value, low, high} of one number, 95 %."""
         value = float(statistic.value)
+        if not np.isfinite(value):
+            return {"value": None, "low": None, "high": None}
         moved = statistic.draws - np.nanmedian(statistic.draws) + value
         low, high = percentile_bounds(moved, self.sources.fewest, ALPHA)
         return {
@@ -155,7 +157,7 @@ class Answers:
 
     @cached_property
     def tuned(self) -> Floats:
-        """``[wording]`` balanced accuracy with the best threshold of each, fitted on the same clips, as a search does."""
+        """``[wording]`` balanced accuracy with the best threshold of each, fitted on the same clips as in a search."""
         truth = self.targets.truth
         out = []
         for logp in self.logp:
@@ -186,7 +188,7 @@ class Answers:
 
 
 def _auroc(c: Clusters, logp: Floats) -> Statistic:
-    """Area under the ROC curve of ``[clip, label]`` nats; of more than two labels the mean over each against the rest."""
+    """Area under the ROC curve of ``[clip, label]`` nats; of more labels the mean over each against the rest."""
     if logp.shape[-1] == 2:
         return auroc_statistic(c, log_odds(logp))
     odds = odds_of_each(logp)
@@ -198,7 +200,7 @@ def _auroc(c: Clusters, logp: Floats) -> Statistic:
 
 
 def noise(each: Statistic, rows: Ints) -> float:
-    """Standard deviation over wordings that the sampling of sources alone gives: what equal wordings would differ by."""
+    """Standard deviation over wordings by the sampling of sources alone: what equal wordings would differ by."""
     apart = each.draws[rows] - each.draws[rows].mean(axis=0)
     return float(np.sqrt(np.nanmean(np.nanvar(apart, axis=1))))
 

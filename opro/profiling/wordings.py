@@ -1,8 +1,8 @@
 """Wordings to profile a checkpoint with: a balanced sample of the rewriter's grammar, and what people have written.
 
-The grammar is a task's fragments: each part of a prompt is a factor, each fragment one of its levels. Every level stands
-in as many wordings as any other of its factor, give or take one, and the factors are drawn independently of each
-other, so that the effect of each can be told (a random balanced design; what it cannot tell is said by `confounded`).
+The grammar is a task's fragments: each part of a prompt is a factor, each fragment one of its levels. Every level is in
+as many wordings as any other of its factor, give or take one, and the factors are drawn independently of each other, so
+that the effect of each can be told (a random balanced design; what it cannot tell is said by `effects.confounded`).
 """
 
 import math
@@ -20,6 +20,7 @@ from opro.proposers.rewriter import Parts, Rewriter, renamed
 NONE = "none"  # the level of a part that is left out
 GRAMMAR, HELD_OUT, HAND, GIVEN = "grammar", "held-out", "hand-written", "given"
 GROUPS = (GRAMMAR, HELD_OUT, HAND, GIVEN)
+SPARE = 3  # samples to fill up from
 TRIES = 200  # exchanges for each row that makes no sense
 
 Rows = NDArray[np.int64]
@@ -184,8 +185,8 @@ def _rows(grammar: Grammar, count: int, rng: np.random.Generator) -> Rows:
         rows = rng.permutation(every)
         return rows[[not grammar.why_not(row) for row in rows]]
     rows = _sensible(grammar, _balanced(sizes, count, rng), rng)
-    spare = _balanced(sizes, count, rng)  # for those that turn out to be equal
-    return np.concatenate([rows, [row for row in spare if not grammar.why_not(row)]])
+    spare = [_balanced(sizes, count, rng) for _ in range(SPARE)]  # for those that turn out equal
+    return np.concatenate([rows, *([r for r in part if not grammar.why_not(r)] for part in spare)])
 
 
 def _balanced(sizes: Sequence[int], count: int, rng: np.random.Generator) -> Rows:
