@@ -11,7 +11,7 @@ from evaluators.files import finite_or_none
 from evaluators.statistics.resampling import Statistic
 from evaluators.targets import Targets
 from opro.profiling.effects import Effect, can_tell, effects, explained, slope
-from opro.profiling.two_way import OUTCOMES, Answers, TwoWay, Value, noise, summary
+from opro.profiling.two_way import OUTCOMES, Answers, TwoWay, Value, noise, possible, summary
 from opro.profiling.wordings import GRAMMAR, GROUPS, HAND, Design, Wording
 
 FEWEST = 10  # wordings of a group whose spread is told
@@ -136,7 +136,7 @@ def plain(one: Profile, asked: Asked) -> dict[str, Any]:
         "groups": {
             group: {
                 "wordings": len(asked.rows(group)),
-                "numbers": {name: t.interval(s) for name, s in own.items()},
+                "numbers": {name: t.interval(s, *possible(name)) for name, s in own.items()},
                 "noise": one.noises[group],
             }
             for group, own in one.summaries.items()
