@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chat_server import serve
 from common import DEMO
 
 import opro.optimize as optimize
@@ -180,6 +181,27 @@ def test_a_search_starts_from_its_best(made, tmp_path):
         )
         == 0
     )
+
+
+def test_its_language_model_is_told_what_parts_do(tmp_path, document):
+    """In every request, of the fragments too; and a search without a profile asks as it ever did."""
+    one = dict(document["checkpoints"][0])
+    strong = {"value": 0.31, "low": 0.2, "high": 0.4}
+    one["effects"] = [
+        {**one["effects"][0], "level": "a strange one", "hit_rate": strong, "clear": True}
+    ]
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "profile.json").write_text(json.dumps({**document, "checkpoints": [one]}))
+    flags = "--checkpoint fake --iterations 1 --candidates 4 --clips 120 --lm-model m".split()
+    told = {}
+    for name, more in (("with", ["--share", str(folder)]), ("without", [])):
+        with serve("{}") as server:
+            argv = [*flags, *more, "--runs-dir", str(tmp_path), "--name", name]
+            assert optimize.main([*argv, "--lm-base-url", server.url]) == 0
+        told[name] = [json.dumps(r["messages"]) for r in server.requests]
+    assert told["with"] and all("a strange one" in m and "+31.0" in m for m in told["with"])
+    assert told["without"] and not any("Measured before the search" in m for m in told["without"])
 
 
 def test_a_profile_of_held_out_sources_is_refused(made, tmp_path, document):
