@@ -257,8 +257,10 @@ def _show(found: dict[str, Any], settings: ProfileSettings, out: Path) -> None:
         print(csv_text(rows, tuple(rows[0])), end="")
         return
     for sheet in all_sheets(found):
-        title = f"{sheet.title}\n\n" if settings.format == "markdown" else ""
-        print(f"{title}{render(sheet, settings.format)}\n")
+        if settings.format == "markdown" or not sheet.rows:
+            print(sheet.title + "\n" * bool(sheet.rows))
+        if sheet.rows:
+            print(render(sheet, settings.format), end="\n\n")
     for text in (*hand_lines(found), *length_lines(found)):
         print(text)
     for text in found["notes"]:

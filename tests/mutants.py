@@ -2227,7 +2227,11 @@ DIRECTED: list[tuple[str, str, str]] = [
         "weights = c.weights[:1][:, c.index]",
     ),
     ("opro/profiling/two_way.py", "(passed > place)", "(passed >= place)"),
-    ("opro/profiling/effects.py", "right = (times * draws.T) @ x", "right = draws.T @ x"),
+    (
+        "opro/profiling/effects.py",
+        "right = (times[part] * draws.T[part]) @ x",
+        "right = draws.T[part] @ x",
+    ),
     ("opro/profiling/effects.py", "(square - columns * each)", "square"),
     (
         "opro/profiling/effects.py",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.clips import ClipSet
+from evaluators.statistics.resampling import MIN_SOURCES
 from opro.profiling.effects import can_tell, confounded
 from opro.profiling.measured import Asked, differences, plain, profile
 from opro.profiling.scoring import Scored
@@ -87,6 +88,7 @@ def document(setting: Setting, heard: Sequence[Heard]) -> dict[str, Any]:
         "factors": [{"name": f.name, "levels": list(f.levels)} for f in design.factors],
         "notes": [
             *_left_out(setting, failed),
+            *_few(asked.two_way.sources.fewest),
             *([why] if why else confounded(design, grammar, asked.unit)),
         ],
         "wordings": [
@@ -120,6 +122,15 @@ def _warnings(one: Heard) -> tuple[str, ...]:
         f"up to {100 * share:.0f} % of a wording's answers are not among the tokens that the server lists: their scores"
         " are upper bounds",
     )
+
+
+def _few(sources: int) -> list[str]:
+    """A sentence where there are too few sources to claim anything."""
+    if sources >= MIN_SOURCES:
+        return []
+    return [
+        f"no part is shown to move an outcome: the clips have {sources} sources of one label, {MIN_SOURCES} are needed"
+    ]
 
 
 def _left_out(setting: Setting, failed: dict[int, str]) -> list[str]:

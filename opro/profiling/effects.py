@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from evaluators.statistics.compare import holm
-from evaluators.statistics.resampling import Statistic
-from opro.profiling.two_way import TwoWay, Value
+from evaluators.statistics.resampling import MIN_SOURCES, Statistic
+from opro.profiling.two_way import AT_ONCE, TwoWay, Value
 from opro.profiling.wordings import Design
 
 ROWS_EACH = 3  # wordings for each number of the model, at least
@@ -140,20 +140,26 @@ def effects(
 def _fitted(coding: Coding, times: Ints, value: Floats, draws: Floats) -> tuple[Floats, Floats]:
     """(``[level]``, ``[level, resample]``) effects by least squares; each resample has its own wordings and sources."""
     x = coding.x
-    products = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
-    inner = (times @ products).reshape(-1, x.shape[1], x.shape[1])
     # A level that a resample lacks has no effect there, rather than one of any size.
-    inner += 1e-6 * np.eye(x.shape[1])
-    right = (times * draws.T) @ x
-    drawn = np.linalg.solve(inner, right[:, :, None])[:, :, 0]
+    small = 1e-6 * np.eye(x.shape[1])
+    drawn = []
+    step = max(1, AT_ONCE // x.size)
+    for begin in range(0, len(times), step):
+        part = slice(begin, begin + step)
+        inner = (x.T * times[part][:, None, :]) @ x + small
+        right = (times[part] * draws.T[part]) @ x
+        drawn.append(np.linalg.solve(inner, right[:, :, None])[:, :, 0])
     found = np.linalg.lstsq(x, value, rcond=None)[0]
-    return coding.levels @ found, coding.levels @ drawn.T
+    return coding.levels @ found, coding.levels @ np.concatenate(drawn).T
 
 
 def _p(one: Statistic, sources: int) -> float:
-    """Two-sided p by the spread of the resamples, with one degree of freedom less than sources of the rarer label."""
+    """Two-sided p by the spread of the resamples, with one degree of freedom less than sources of the rarer label.
+
+    1 with fewer than `MIN_SOURCES`, of which no claim is made.
+    """
     spread = float(np.nanstd(one.draws))
-    if sources < 2 or not spread > 0:
+    if sources < MIN_SOURCES or not spread > 0:
         return 1.0
     return float(2.0 * stdtr(sources - 1, -abs(float(one.value)) / spread))
 

@@ -24,7 +24,7 @@ def spread_sheet(document: Document) -> Sheet:
         Column("sd", 7),
         Column("by noise", 5),
         Column("AUROC, median", 7),
-        Column("lowest 5 %", 4),
+        Column("AUROC, lowest 5 %", 4),
         Column("bias, median", 4),
         Column("sd of bias", 3),
         Column(PAIRS, 8),
@@ -40,7 +40,7 @@ def spread_sheet(document: Document) -> Sheet:
             name = f"{gain['checkpoint']} less {gain['reference']}"
             rows.append([name, group, *_cells(numbers, "", signed=True)])
     title = (
-        f"balanced accuracy in percent over wordings, {document['clips']} clips of {document['sources']} sources"
+        f"Balanced accuracy in percent over wordings, {document['clips']} clips of {document['sources']} sources"
         f" ({document['judged_on']}); 95 % over wordings and sources drawn together"
     )
     return Sheet(title, columns, rows)
@@ -112,7 +112,7 @@ def shares_sheet(document: Document) -> Sheet:
         for name in names
     ]
     return Sheet(
-        "share of the variance over the grammar's wordings that each part explains beyond the others (omega squared)",
+        "Share of the variance over the grammar's wordings that each part explains beyond the others (omega squared)",
         columns,
         rows,
     )

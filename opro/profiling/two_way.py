@@ -69,7 +69,9 @@ class TwoWay:
         if not np.isfinite(value):
             return {"value": None, "low": None, "high": None}
         moved = statistic.draws - 2 * (np.nanmedian(statistic.draws) - value)
-        low, high = np.clip(percentile_bounds(moved, self.sources.fewest, ALPHA), least, most)
+        low, high = percentile_bounds(moved, self.sources.fewest, ALPHA)
+        if np.isfinite(low):  # there are sources enough for an interval
+            low, high = np.clip([low, high], least, most)
         return {
             "value": finite_or_none(value),
             "low": finite_or_none(float(low)),

@@ -93,6 +93,20 @@ def test_nothing_is_shown_of_noise(design, two_way):
     assert wrong <= 1
 
 
+def test_few_sources_show_nothing(design):
+    truth = np.arange(36) % 2
+    targets = Targets(
+        ("A", "B"), tuple(map(str, range(36))), truth, (np.arange(36) % 18).astype(str)
+    )
+    t = TwoWay.of(targets, ["g"] * len(design.wordings), resamples=RESAMPLES)
+    assert t.sources.fewest == 9
+    value = 0.5 * has(design, "lines", "one line")
+    found = effects(
+        design, t, np.arange(len(value)), {"y": outcome(value, np.random.default_rng(0))}
+    )
+    assert not any(e.clear for e in found)
+
+
 def test_few_wordings_tell_no_parts(design):
     few = sample(SPEECH_TASK, 50, 0)
     assert "give --wordings 162 or more" in can_tell(few)
