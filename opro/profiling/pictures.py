@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from opro.profiling.tables import MOVED
-from opro.profiling.two_way import QUANTILES
+from opro.profiling.two_way import DRAWN
 from opro.profiling.wordings import GRAMMAR, HAND, HELD_OUT
 from opro.results.figures import COLOURS, INK, axes, legend, plain, svg
 
@@ -28,11 +28,11 @@ def spread(document: Document) -> str:
         share = 100 * np.arange(len(value)) / max(1, len(value) - 1)
         axis.plot(share, value, color=colour, label=plain(f"{one['name']}, {group}"))
         numbers = one["groups"][group]["numbers"]
-        at = [numbers[f"balanced_accuracy_q{round(100 * q)}"] for q in QUANTILES]
+        at = [numbers[f"balanced_accuracy_q{round(100 * q)}"] for q in DRAWN]
         ends = [(v["low"], v["high"]) for v in at]
         if all(low is not None and high is not None for low, high in ends):
             low, high = (100 * np.array(end) for end in zip(*ends, strict=True))
-            x = [100 * q for q in QUANTILES]
+            x = [100 * q for q in DRAWN]
             axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         for row in one["hand_written"]:
             score = 100 * one["wordings"][row["wording"]]["balanced_accuracy"]

@@ -7,7 +7,7 @@ and its resamples lie further out by about as much again: each interval is moved
 holds the truth: `python tests/bench_profile.py --coverage 200`). Pure numpy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,7 @@ from evaluators.targets import Targets
 RESAMPLES = 2000
 ALPHA = 0.025  # of each bound
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DRAWN = tuple(percent / 100 for percent in range(5, 100, 5))  # of what is drawn
 AT_ONCE = 2**24  # numbers of a block of resamples
 OUTCOMES = ("balanced_accuracy", "auroc", "bias", "hit_rate", "false_alarm_rate")
 
@@ -90,19 +91,22 @@ class TwoWay:
         square = ((each.draws[rows] - middle.draws) ** 2 * times).sum(0) / times.sum(0)
         return Statistic(np.asarray(each.value[rows].std()), np.sqrt(square))
 
-    def quantile(self, each: Statistic, rows: Ints, share: float) -> Statistic:
-        """A quantile over some wordings of ``[wording]``, linear between two of them, as numpy's is."""
+    def quantiles(
+        self, each: Statistic, rows: Ints, shares: Sequence[float]
+    ) -> Iterator[Statistic]:
+        """Quantiles over some wordings of ``[wording]``, linear between two of them, as numpy's are."""
         draws, times = each.draws[rows], self.times[:, rows].T
         order = np.argsort(draws, axis=0)
         passed = np.cumsum(np.take_along_axis(times, order, axis=0), axis=0)
         ordered = np.take_along_axis(draws, order, axis=0)
-        at = (len(rows) - 1) * share
-        ends = []
-        for place in (int(np.floor(at)), int(np.ceil(at))):
-            first = (passed > place).argmax(axis=0)
-            ends.append(np.take_along_axis(ordered, first[None], axis=0)[0])
-        drawn = ends[0] + (at - np.floor(at)) * (ends[1] - ends[0])
-        return Statistic(np.asarray(np.quantile(each.value[rows], share)), drawn)
+        for share in shares:
+            at = (len(rows) - 1) * share
+            ends = []
+            for place in (int(np.floor(at)), int(np.ceil(at))):
+                first = (passed > place).argmax(axis=0)
+                ends.append(np.take_along_axis(ordered, first[None], axis=0)[0])
+            drawn = ends[0] + (at - np.floor(at)) * (ends[1] - ends[0])
+            yield Statistic(np.asarray(np.quantile(each.value[rows], share)), drawn)
 
     def consistency(self, decided: Ints, rows: Ints, labels: int) -> Statistic:
         """How often two different wordings of some give a clip the same answer; clips of each label weigh alike.
@@ -214,8 +218,9 @@ def summary(
     """Every number that is told of some wordings, by name: ``balanced_accuracy_q50``, ``auroc_sd``, ``consistency``."""
     out: dict[str, Statistic] = {}
     for name in OUTCOMES[:3]:
-        for share in QUANTILES:
-            out[f"{name}_q{round(100 * share)}"] = t.quantile(outcomes[name], rows, share)
+        shares = DRAWN if name == OUTCOMES[0] else QUANTILES
+        for share, one in zip(shares, t.quantiles(outcomes[name], rows, shares), strict=True):
+            out[f"{name}_q{round(100 * share)}"] = one
         out[f"{name}_mean"] = t.mean(outcomes[name], rows)
         out[f"{name}_sd"] = t.spread(outcomes[name], rows)
     out["consistency"] = t.consistency(answers.decided, rows, len(answers.targets.labels))
