@@ -196,7 +196,7 @@ def test_its_language_model_is_told_what_parts_do(tmp_path, document):
     flags = "--checkpoint fake --iterations 1 --candidates 4 --clips 120 --lm-model m".split()
     told = {}
     for name, more in (("with", ["--share", str(folder)]), ("without", [])):
-        with serve("{}") as server:
+        with serve(lambda request: json.dumps({"prompts": ["Speech? A) yes B) no"]})) as server:
             argv = [*flags, *more, "--runs-dir", str(tmp_path), "--name", name]
             assert optimize.main([*argv, "--lm-base-url", server.url]) == 0
         told[name] = [json.dumps(r["messages"]) for r in server.requests]
