@@ -219,6 +219,7 @@ def test_the_page_shows_text_as_text(made, document):
     found = json.loads(json.dumps(document))
     found["wordings"][-1]["text"] = found["wordings"][0]["text"] = "<script>alert(1)</script>"
     found["checkpoints"][0]["name"] = "<b>x</b>"
+    found["factors"] = found["factors"][:1]  # pictures take a second
     page = profile.page_of(found)
     assert "<script" not in page and "<b>x" not in page and "&lt;b&gt;x" in page
 

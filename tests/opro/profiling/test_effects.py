@@ -85,7 +85,7 @@ def test_effects_of_a_factor_add_to_nothing_and_agree_with_least_squares(design,
 def test_nothing_is_shown_of_noise(design, two_way):
     rng = np.random.default_rng(2)
     wrong = 0
-    for _ in range(8):
+    for _ in range(4):
         value = rng.normal(size=len(design.wordings))
         rows = np.arange(len(value))
         wrong += any(e.clear for e in effects(design, two_way, rows, {"y": outcome(value, rng)}))
