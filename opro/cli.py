@@ -323,6 +323,7 @@ VERBS = {  # of the `opro` command
     "view": "one local page over all runs, to look at and to steer",
     "stats": "statistics of predictions made elsewhere",
     "power": "what gains a dev set can show",
+    "profile": "how a checkpoint reacts to hundreds of wordings",
     "doctor": "what usually goes wrong, before hours are spent",
     "finetune": "train a LoRA adapter on the train split",
     "build": "build a clip set from recordings, or of clips of your own",

@@ -38,6 +38,7 @@ from opro.problem import (
 )
 from opro.proposers.factors import levels, surface
 from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
+from opro.proposers.profiled import is_profile, read_profile
 from opro.proposers.shared import PastRun, shared_candidates
 from opro.results.decisions import comparison_id, record_decision
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
@@ -127,7 +128,7 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     tracker_names(settings.report_to)
     check_servers(settings)
     problem = _told(open_problem(settings), settings)
-    plan = open_proposer(settings, problem, _shared(settings, problem))
+    plan = open_proposer(settings, problem, *_shared(settings, problem))
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
@@ -418,18 +419,24 @@ def _costs(requested: int, spent: Spent, plan: ProposerPlan | OwnPlan) -> dict[s
     }
 
 
-def _shared(settings: OptimizeSettings, problem: Problem) -> list[Candidate]:
-    """What ``--share`` brings from other runs."""
-    runs = []
-    for name in settings.share.split(",") if settings.share else []:
-        folder = RunFolder.read(Path(name.strip()), flag="--share ")
+def _shared(settings: OptimizeSettings, problem: Problem) -> tuple[list[Candidate], str]:
+    """What ``--share`` brings from other runs and profiles: candidates, and what profiles tell a language model."""
+    runs, told = list[PastRun](), list[str]()
+    for path in (Path(p.strip()) for p in (settings.share or "").split(",") if settings.share):
+        if is_profile(path):
+            profiled = read_profile(path, problem.task, settings.checkpoint)
+            runs.append(profiled.run)
+            told.append(profiled.table)
+            continue
+        folder = RunFolder.read(path, flag="--share ")
         trials = folder.history.scored[: settings.candidates]
         runs.append(PastRun(folder.name, trials, folder.searched_sources(trials)))
     found = shared_candidates(runs, problem.holdout_clips, settings.candidates)
-    return [  # in the orders of this run, whatever the other one scored
+    candidates = [  # in the orders of this run, whatever the other one scored
         dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, both_orders=settings.swap))
         for c in found
     ]
+    return candidates, "\n\n".join(filter(None, told))
 
 
 @contextlib.contextmanager

@@ -203,8 +203,8 @@ class ProposerSettings:
     )
     share: str | None = flag(
         None,
-        "run folders, with commas between, whose best prompts are tried in the first round: of another"
-        " checkpoint, say",
+        "folders of runs and of profiles (opro.profile), with commas between, whose best prompts are tried in the first"
+        " round: of another checkpoint, say; a language model is told what a profile knows",
     )
 
 

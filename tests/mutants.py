@@ -205,6 +205,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/proposers/evidence.py": ("tests/opro/proposers/test_evidence.py",),
     "opro/proposers/language_model.py": ("tests/opro/proposers/test_language_model.py",),
     "evaluators/presentation.py": ("tests/evaluators/test_presentation.py",),
+    "opro/profiling/effects.py": ("tests/opro/profiling/test_effects.py",),
+    "opro/profiling/two_way.py": ("tests/opro/profiling/test_two_way.py",),
+    "opro/profiling/wordings.py": ("tests/opro/profiling/test_wordings.py",),
+    "opro/proposers/profiled.py": ("tests/opro/proposers/test_profiled.py",),
     "opro/proposers/presenting.py": ("tests/opro/proposers/test_presenting.py",),
     "opro/proposers/exchange.py": ("tests/opro/proposers/test_exchange.py",),
     "opro/proposers/factors.py": ("tests/opro/proposers/test_factors.py",),
@@ -1517,7 +1521,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/proposers/rewriter.py",
-        "closing=_renamed(parts.closing, parts.letters, letters),",
+        "closing=renamed(parts.closing, parts.letters, letters),",
         "closing=parts.closing,",
     ),
     ("opro/proposers/rewriter.py", "weights = [2.0**-i for", "weights = [1.0 for"),
@@ -2261,6 +2265,35 @@ DIRECTED: list[tuple[str, str, str]] = [
         "if False:",
     ),
     ("opro/search/race.py", "found[p] = table.logp[0], table.unlisted[0]", "pass"),
+    ("opro/profiling/two_way.py", "- twice) / (times.sum", ") / (times.sum"),
+    (
+        "opro/profiling/two_way.py",
+        "weights = c.weights[part][:, c.index]",
+        "weights = c.weights[:1][:, c.index]",
+    ),
+    ("opro/profiling/two_way.py", "(passed > place)", "(passed >= place)"),
+    (
+        "opro/profiling/effects.py",
+        "right = (times[part] * draws.T[part]) @ x",
+        "right = draws.T[part] @ x",
+    ),
+    ("opro/profiling/effects.py", "(square - columns * each)", "square"),
+    (
+        "opro/profiling/effects.py",
+        "holm([_p(one, t.sources.fewest) for one in ones])",
+        "[_p(one, t.sources.fewest) for one in ones]",
+    ),
+    ("opro/profiling/wordings.py", "options[first:] + options[:first]", "options"),
+    (
+        "opro/profiling/wordings.py",
+        'closing=renamed(at["closing"], usual, letters),',
+        'closing=at["closing"],',
+    ),
+    ("opro/profiling/wordings.py", "for part in spare)])", "for part in spare[:0])])"),
+    ("opro/proposers/profiled.py", "if e.clear and not SPECIAL", "if not SPECIAL"),
+    ("opro/proposers/profiled.py", "key=lambda e: -e.size)[:TOLD]", "key=lambda e: -e.size)"),
+    ("opro/proposers/profiled.py", "line[:LONGEST]", "line"),
+    ("opro/proposers/request.py", "if self.told else system, text)", "if False else system, text)"),
 ]
 
 ANY = ""  # of every module

@@ -47,6 +47,8 @@ ATTACKS = [  # verb, flags, part of the sentence
     ("finetune", ("--epochs", "1" + "0" * 15), "expected at most 1,000"),
     ("finetune", ("--batch", "1" + "0" * 9), "expected at most 65,536"),
     ("finetune", ("--device", "meta"), "invalid choice: 'meta'"),
+    ("profile", ("--wordings", "0"), "--wordings: is '0'; expected at least 1"),
+    ("profile", ("--split", "test"), "invalid choice: 'test'"),
     ("power", ("--seed", "-3"), "--seed: is '-3'; expected at least 0"),
     ("power", ("--accuracy", "2"), "--accuracy is 2"),
     ("stats", ("--resamples", "1000000000", "x.csv"), "expected at most 1,000,000"),

@@ -60,10 +60,12 @@ class Calls:
     Attributes:
         separate: One call a prompt and none again, as in the paper.
         concurrency: Calls under way at once.
+        told: What requests say besides, of a profile; strategy ``opro`` leaves it out, as the paper does.
     """
 
     separate: bool = False
     concurrency: int = 1
+    told: str = ""
 
 
 class LMProposer:
@@ -101,8 +103,9 @@ class LMProposer:
         self.calls = calls
         name = "opro.txt" if strategy == "opro" else "propose.txt"
         self._schema = None if strategy == "opro" else reply_schema(task)
-        self._meta = MetaPrompt(folder / name, task, objective)
-        self._about_fragments = MetaPrompt(META / "fragments.txt", task, objective)
+        told = "" if self.opro else calls.told
+        self._meta = MetaPrompt(folder / name, task, objective, told)
+        self._about_fragments = MetaPrompt(META / "fragments.txt", task, objective, told)
         self._fragments: Fragments | None = None
 
     def propose(self, view: SearchView, n: int) -> list[Candidate]:

@@ -54,6 +54,7 @@ class ProposerPlan:
         ledger: What the run has spent on it.
         shared: Candidates of other runs.
         presentations: That are searched beside the wording.
+        told: What profiles tell the language model.
         name: What a resumed run must find again.
     """
 
@@ -63,6 +64,7 @@ class ProposerPlan:
     ledger: Ledger
     shared: Sequence[Candidate] = field(default_factory=tuple)
     presentations: Sequence[Presentation] = ()
+    told: str = ""
 
     @property
     def name(self) -> str:
@@ -106,7 +108,7 @@ class ProposerPlan:
                 strategy=settings.strategy,
                 seed=settings.seed,
                 both_orders=settings.swap,
-                calls=Calls(settings.lm_separate, settings.lm_concurrency),
+                calls=Calls(settings.lm_separate, settings.lm_concurrency, self.told),
             )
             self.lm.on_loss = lambda *lost: _lose(journal, self.ledger, *lost)
             self.lm.may_take = metered.may_take
@@ -171,12 +173,13 @@ def check_servers(settings: OptimizeSettings) -> None:
 
 
 def open_proposer(
-    settings: OptimizeSettings, problem: Problem, shared: Sequence[Candidate] = ()
+    settings: OptimizeSettings, problem: Problem, shared: Sequence[Candidate] = (), told: str = ""
 ) -> ProposerPlan:
     """The proposer that the settings ask for.
 
     Args:
         shared: Candidates of other runs.
+        told: What profiles tell the language model.
     Raises:
         UserError: A language model is asked for and none is configured, or it cannot be reached so, or the strategy
             asks none.
@@ -198,7 +201,8 @@ def open_proposer(
             )
     prices = lm.prices if lm is not None else None
     ledger = Ledger(settings.max_tokens, settings.max_cost, prices)
-    return ProposerPlan(settings, problem, lm, ledger, shared, _presentations(settings, problem))
+    ways = _presentations(settings, problem)
+    return ProposerPlan(settings, problem, lm, ledger, shared, ways, told)
 
 
 def _presentations(settings: OptimizeSettings, problem: Problem) -> list[Presentation]:

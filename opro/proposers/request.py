@@ -68,12 +68,13 @@ class MetaPrompt:
 
     Args:
         path: A text with ``$name`` for each of `STATIC` (in both parts) and `CHANGING` (below the line).
+        told: What stands behind the system message in every request.
     Raises:
         UserError: It cannot be read or names something else.
     """
 
-    def __init__(self, path: Path, task: Task, objective: Objective) -> None:
-        self.task, self.objective = task, objective
+    def __init__(self, path: Path, task: Task, objective: Objective, told: str = "") -> None:
+        self.task, self.objective, self.told = task, objective, told
         try:
             above, line, below = (
                 path.read_text(encoding="utf-8").replace("\r\n", "\n").partition(PARTED)
@@ -133,7 +134,8 @@ class MetaPrompt:
             text += f"\n\nNo prompt may contain these words, which are refused in any case: {words}"
         if view.limit is not None:
             text += f"\n\n{_limited(view, view.limit)}"
-        return Request(self._fill(self._system, static), text)
+        system = self._fill(self._system, static)
+        return Request(f"{system}\n\n{self.told}".strip() if self.told else system, text)
 
     def _static(self, view: SearchView) -> dict[str, Any]:
         """What seed prompts, clips and task say: the same in every round."""

@@ -255,12 +255,12 @@ def _letters(parts: Parts, letters: Sequence[str]) -> Parts:
     return replace(
         parts,
         letters=letters,
-        question=_renamed(parts.question, parts.letters, letters),
-        closing=_renamed(parts.closing, parts.letters, letters),
+        question=renamed(parts.question, parts.letters, letters),
+        closing=renamed(parts.closing, parts.letters, letters),
     )
 
 
-def _renamed(text: str, old: Sequence[str], new: Sequence[str]) -> str:
+def renamed(text: str, old: Sequence[str], new: Sequence[str]) -> str:
     """The words with other letters where the old ones stand side by side, as in "A or B"."""
     names = dict(zip(old, new, strict=True))
     either = "|".join(map(re.escape, old))
@@ -291,7 +291,7 @@ _OPERATORS: dict[str, _Operator] = {
     "explain": lambda p, m, b, r, t: _explain(p, r.choice(b["explanations"]), t),
     "hint": lambda p, m, b, r, t: replace(p, hint=r.choice(b["hints"])),
     "closing": lambda p, m, b, r, t: replace(
-        p, closing=_renamed(r.choice(b["closings"]), ascii_uppercase[: len(p.letters)], p.letters)
+        p, closing=renamed(r.choice(b["closings"]), ascii_uppercase[: len(p.letters)], p.letters)
     ),
     "layout": lambda p, m, b, r, t: replace(
         p,
@@ -310,9 +310,9 @@ _OPERATORS: dict[str, _Operator] = {
     ),
     "cross": lambda p, m, b, r, t: r.choice(
         (
-            replace(p, question=_renamed(m.question, m.letters, p.letters)),
+            replace(p, question=renamed(m.question, m.letters, p.letters)),
             replace(p, options=m.options),
-            replace(p, closing=_renamed(m.closing, m.letters, p.letters), mark=m.mark),
+            replace(p, closing=renamed(m.closing, m.letters, p.letters), mark=m.mark),
         )
     ),
 }

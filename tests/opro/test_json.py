@@ -48,6 +48,7 @@ def argv_of(verb, folder):
         "report": "{0}/r",
         "stats": "{0}/p.csv --resamples 100",
         "power": "--searches 10 --candidates 1",
+        "profile": "--checkpoint fake --wordings 20 --clips 120 --runs-dir {0}",
         "doctor": "--checkpoint fake --clips 8",
         "finetune": "--dry-run --runs-dir {0}",
         "build": "folder --speech {0}/speech --other {0}/noise --out {0}/clips --dry-run",
