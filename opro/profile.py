@@ -7,7 +7,8 @@ and which parts of a wording move hits and false alarms; of several checkpoints,
 fine-tuning, all of it side by side on the same wordings. Intervals resample wordings and sources together. Written to
 --out: profile.json, wordings.csv, effects.csv, report.html, and best-CHECKPOINT.yaml with the best wordings.
 opro.optimize --share FOLDER starts a search from them and tells its language model what moves what. What was scored
-before comes from the cache, so an interrupted profile goes on.
+before comes from the cache, so an interrupted profile goes on. --predict NEW predicts the leaderboard of a relative of
+two or more --checkpoint, such as another epoch, from their scores and 2 % of its own; --share starts from that, too.
 """
 
 import argparse
@@ -39,10 +40,12 @@ from opro.problem import Model, open_data, open_model, seeds_of
 from opro.profiling.document import Heard, Setting, document
 from opro.profiling.effects import can_tell
 from opro.profiling.page import page_of
+from opro.profiling.predicted import SHARE, check, predicted
 from opro.profiling.scoring import score, telling
 from opro.profiling.tables import (
     all_sheets,
     effect_rows,
+    forecast_rows,
     hand_lines,
     length_lines,
     rows_of,
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise UserError(f"--checkpoint {twice[0]!r} is given twice")
-    out = settings.out or settings.runs_dir / _name(settings, names)
+    out = settings.out or settings.runs_dir / _name(settings, [*names, *space.predict])
     check_folder(out, "--out")
     check_folder(settings.runs_dir, "--runs-dir")
     data = open_data(settings)
@@ -126,17 +129,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"task {data.task.name!r} has a question and options of each clip's own, so there is nothing to profile it"
             " with; give a --task whose labels are the same for all clips"
         )
+    check(names, space.predict, data.task.labels)
     design, wordings = _wordings(data.task, settings)
     clips, _ = data.halves(settings)
-    models = [open_model(settings.model(n), data, [clips], machine=settings) for n in names]
+    models, new = (
+        [open_model(settings.model(n), data, [clips], machine=settings) for n in some]
+        for some in (names, space.predict)
+    )
     verify(clips)
     plan = list(_plan(settings, models, wordings, clips, design))
+    for model in new:
+        evals = round(SHARE * len(wordings) * len(clips))
+        plan.append(f"{model.name}: predicted, from about {evals:,} evals of its own")
     print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
     if space.dry_run:
         hand_over({"dry_run": True, "folder": str(out), "plan": plan})
         return DONE
     setting = Setting(clips, design, wordings, settings.seed)
-    found = _written(out, _measured(settings, models, setting))
+    found = _written(out, _measured(settings, models, new, setting))
     _show(found, settings, out)
     hand_over(found)
     return DONE
@@ -149,6 +159,14 @@ def _extra_flags(parser: argparse.ArgumentParser) -> None:
         default=["pocket-base"],
         metavar="TEXT",
         help="shipped names, directories or hub ids; differences are to the first one (default: pocket-base)",
+    )
+    parser.add_argument(
+        "--predict",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="checkpoints whose leaderboard is predicted from 2 %% of their evals and the scores of those of"
+        " --checkpoint, two or more relatives of theirs",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and its cost; score nothing"
@@ -209,9 +227,9 @@ def _plan(
 
 
 def _measured(
-    settings: ProfileSettings, models: Sequence[Model], setting: Setting
+    settings: ProfileSettings, models: Sequence[Model], new: Sequence[Model], setting: Setting
 ) -> dict[str, Any]:
-    """The document: every checkpoint asked with every wording."""
+    """The document: every checkpoint asked with every wording, the new ones with a few."""
     prompts, heard = [w.prompt for w in setting.wordings], []
     for model in models:
         evaluator = model.evaluator
@@ -222,24 +240,45 @@ def _measured(
             Heard(model.name, evaluator.fingerprint, model.warnings, scored, lengths, unit)
         )
         evaluator.release()  # its memory is the next one's
+    forecasts = [_predicted(model, heard, setting) for model in new]
     print("statistics", file=sys.stderr, flush=True)
     found = document(setting, heard)
     about = {k: str(v) for k, v in dataclasses.asdict(settings).items()}
     return {
         **found,
+        "predicted": forecasts,
         "judged_on": f"search half of {settings.split}",
         "provenance": provenance({"settings": about}),
+    }
+
+
+def _predicted(model: Model, heard: Sequence[Heard], setting: Setting) -> dict[str, Any]:
+    """What the document says of a checkpoint that is predicted."""
+    failed = {i for one in heard for i in one.scored.failed}
+    kept = [i for i in range(len(setting.wordings)) if i not in failed]
+    bank = [one.scored.logp[kept] for one in heard]
+    asked = [setting.wordings[i].prompt for i in kept], setting.clips
+    found = predicted(model.evaluator, bank, asked, setting.seed)
+    model.evaluator.release()
+    return {
+        "name": model.name,
+        "fingerprint": model.evaluator.fingerprint,
+        "warnings": list(model.warnings),
+        **found,
     }
 
 
 def _written(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The document with the paths of its files, which are written."""
     write_json(out / DOCUMENT, found)
-    for name, rows in (("wordings.csv", rows_of(found)), ("effects.csv", effect_rows(found))):
+    tables = {"wordings.csv": rows_of(found), "effects.csv": effect_rows(found)}
+    if found["predicted"]:
+        tables["predicted.csv"] = forecast_rows(found)
+    for name, rows in tables.items():
         write_text(out / name, csv_text(rows, tuple(rows[0]) if rows else ()))
     write_text(out / "report.html", page_of(found))
     best = {}
-    for one in found["checkpoints"]:
+    for one in (*found["checkpoints"], *found["predicted"]):
         path = out / f"best-{file_name(Path(one['name']).name)}.yaml"
         prompts = [prompt_from(raw, found["labels"], "best") for raw in one["best"]]
         write_text(path, dump_prompts(prompts))
@@ -265,7 +304,9 @@ def _show(found: dict[str, Any], settings: ProfileSettings, out: Path) -> None:
         print(text)
     for text in found["notes"]:
         print(f"note: {text}")
-    for text in dict.fromkeys(w for one in found["checkpoints"] for w in one["warnings"]):
+    for text in dict.fromkeys(
+        w for one in (*found["checkpoints"], *found["predicted"]) for w in one["warnings"]
+    ):
         print(f"warning: {text}")
     print(f"written to {out}; open {out / 'report.html'}, start a search with --share {out}")
 

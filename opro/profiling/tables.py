@@ -166,6 +166,33 @@ def best_sheet(document: Document, one: Document, count: int = 3) -> Sheet:
     )
 
 
+def forecast_sheet(document: Document, one: Document, count: int = 5) -> Sheet:
+    """The wordings that are predicted to be best for a checkpoint that was hardly scored."""
+    texts = {w["prompt_id"]: w for w in document["wordings"]}
+    order = sorted(one["wordings"], key=lambda w: -w["tuned"]["value"])
+    rows = [
+        [
+            percent(w["balanced_accuracy"]),
+            percent(w["tuned"]),
+            texts[w["prompt_id"]]["group"],
+            json.dumps(texts[w["prompt_id"]]["text"], ensure_ascii=False),
+        ]
+        for w in order[:count]
+    ]
+    columns = [
+        Column("accuracy"),
+        Column("with threshold"),
+        Column("group", 5, text=True),
+        Column("wording", text=True),
+    ]
+    return Sheet(
+        f"{one['name']}, predicted from {one['evals']:,} of its {one['of']:,} evals and the others' scores: the best"
+        " wordings; 95 % of what it would score on these clips",
+        columns,
+        rows,
+    )
+
+
 def quoted(text: str) -> str:
     """A text of a wording, shortened, in quotes."""
     return json.dumps(
@@ -204,6 +231,19 @@ def effect_rows(document: Document) -> list[dict[str, Any]]:
     return out
 
 
+def forecast_rows(document: Document) -> list[dict[str, Any]]:
+    """A row for each predicted checkpoint and wording, as the CSV file holds them."""
+    texts = {w["prompt_id"]: w["text"] for w in document["wordings"]}
+    out = []
+    for one in document["predicted"]:
+        for w in one["wordings"]:
+            row = {"checkpoint": one["name"], "prompt_id": w["prompt_id"]}
+            for name in ("balanced_accuracy", "tuned"):
+                row |= {f"{name}{'' if k == 'value' else '_' + k}": v for k, v in w[name].items()}
+            out.append({**row, "text": texts[w["prompt_id"]]})
+    return out
+
+
 def all_sheets(document: Document) -> Sequence[Sheet]:
     """All tables, in the order in which they are told."""
     told = [one for one in document["checkpoints"] if one["effects"]]
@@ -212,4 +252,5 @@ def all_sheets(document: Document) -> Sequence[Sheet]:
         *(effects_sheet(one) for one in told),
         *([shares_sheet(document)] if told else []),
         *(best_sheet(document, one) for one in document["checkpoints"]),
+        *(forecast_sheet(document, one) for one in document["predicted"]),
     ]

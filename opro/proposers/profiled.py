@@ -52,12 +52,19 @@ class _Checkpoint(BaseModel):
     best: list[dict[str, Any]]
 
 
+class _Predicted(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str
+    best: list[dict[str, Any]]
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(strict=True)
     profile: Literal[1]
     labels: list[str]
     heard_sources: list[str]
     checkpoints: list[_Checkpoint]
+    predicted: list[_Predicted] = []
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ def is_profile(folder: Path) -> bool:
 def read_profile(folder: Path, task: Task, checkpoint: str) -> Profiled:
     """The profile of a folder; of several checkpoints that of the one named, else the first.
 
+    Of a checkpoint that it predicts the predicted best, and what the first one's parts do.
+
     Raises:
         UserError: It is damaged, or of another task's labels.
     """
@@ -100,9 +109,8 @@ def read_profile(folder: Path, task: Task, checkpoint: str) -> Profiled:
     if not found.checkpoints:
         raise UserError(f"{path} holds no checkpoint; make it anew with opro.profile")
     one = next((c for c in found.checkpoints if c.name == checkpoint), found.checkpoints[0])
-    prompts = [
-        prompt_from(raw, task.labels, f"{path}: best {i}") for i, raw in enumerate(one.best, 1)
-    ]
+    best = next((p.best for p in found.predicted if p.name == checkpoint), one.best)
+    prompts = [prompt_from(raw, task.labels, f"{path}: best {i}") for i, raw in enumerate(best, 1)]
     trials = [Trial(i, 0, Candidate(prompt, "profile")) for i, prompt in enumerate(prompts)]
     run = PastRun(folder.name, trials, frozenset(found.heard_sources))
     return Profiled(run, _table(one.effects, one.name == checkpoint))

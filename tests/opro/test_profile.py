@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from evaluators.prompts import read_prompts
 from evaluators.splits import halves
 from evaluators.tasks import SPEECH_TASK, task_named
 from opro import profile
+from opro.proposers.profiled import read_profile
 from opro.results.run_folder import RunFolder
 
 
@@ -112,6 +114,36 @@ def test_two_checkpoints_stand_side_by_side(tmp_path, monkeypatch, no_page):
     )
 
 
+def test_a_relative_is_predicted_and_a_search_of_it_starts_there(tmp_path, monkeypatch, no_page):
+    """From 2 % of its evals; the bank here is the new one itself, so that the best is known."""
+    opened, asked = profile.open_model, []
+
+    def open_fake(settings, *a, **k):
+        model = opened(profile.ModelSettings(checkpoint="fake"), *a, **k)
+        return replace(model, name=settings.checkpoint)
+
+    monkeypatch.setattr(profile, "open_model", open_fake)
+    plain = FakeEvaluator.score
+    monkeypatch.setattr(FakeEvaluator, "score", lambda self, prompts, clips: (
+        asked.append(len(prompts) * len(clips)), plain(self, prompts, clips))[1])  # fmt: skip
+    argv = ["--wordings", 20, "--clips", 120, "--out", tmp_path / "p", "--predict", "fake"]
+    run(tmp_path, "--checkpoint", "a", "b", *argv)
+    found = json.loads((tmp_path / "p" / "profile.json").read_text())
+    (one,) = found["predicted"]
+    assert [w["prompt_id"] for w in one["wordings"]] == [w["prompt_id"] for w in found["wordings"]]
+    assert one["of"] == 63 * found["clips"] and 63 < one["evals"] <= 90
+    for told, true in zip(one["wordings"], found["checkpoints"][0]["wordings"], strict=True):
+        assert told["tuned"]["low"] <= told["tuned"]["value"] <= told["tuned"]["high"]
+        assert told["tuned"]["value"] == pytest.approx(true["tuned"], abs=0.1)
+    rows = list(csv.DictReader((tmp_path / "p" / "predicted.csv").open()))
+    assert [float(r["tuned"]) for r in rows] == [w["tuned"]["value"] for w in one["wordings"]]
+    best = read_prompts(tmp_path / "p" / "best-fake.yaml", SPEECH_TASK.labels)
+    assert [p.to_dict() for p in best] == one["best"]
+    told = read_profile(tmp_path / "p", SPEECH_TASK, "fake")
+    assert [t.prompt.digest for t in told.run.trials] == [p.digest for p in best]
+    assert read_profile(tmp_path / "p", SPEECH_TASK, "a").run.trials != told.run.trials
+
+
 def test_more_labels_work(tmp_path, capsys, no_page):
     run(tmp_path, "--checkpoint", "fake", "--task", "animal", "--wordings", 60, "--clips", 200,
         "--format", "json")  # fmt: skip
@@ -129,6 +161,10 @@ def test_more_labels_work(tmp_path, capsys, no_page):
         (["--task", "choices"], "task 'choices' has"),
         (["--checkpoint", "fake", "fake"], "'fake' is given twice"),
         (["--prompts", "no.yaml"], "no.yaml"),
+        (["--predict", "pocket-base"], "--predict needs the scores of 2"),
+        (["pocket-lora", "--predict", "fake"], "'fake' is named twice"),
+        (["pocket-lora", "--predict", "a", "a"], "'a' is named twice"),
+        (["pocket-lora", "--task", "animal", "--predict", "a"], "works for tasks of two labels"),
     ],
 )
 def test_what_cannot_be_profiled_is_said(tmp_path, flags, sentence):
