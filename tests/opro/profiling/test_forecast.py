@@ -21,8 +21,9 @@ def relatives(count, seed=0, apart=0.5):
     base = base + u @ v.T
 
     def moved():
-        """Prompts that are alike move alike, all clips with them and each by itself."""
-        return u @ rng.normal(0, apart, (2, CLIPS)) + u @ rng.normal(0, 4 * apart, (2, 1))
+        """Prompts that are alike move alike, the classes apart or together and each clip by itself."""
+        apart_more = u @ rng.normal(0, 2 * apart, (2, 1)) * (1 - 2 * TRUTH)
+        return apart_more + u @ rng.normal(0, apart / 2, (2, CLIPS))
 
     return np.array([base + moved() for _ in range(count)])
 
