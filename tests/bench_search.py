@@ -68,6 +68,7 @@ from opro.settings import SearchSettings
 
 BUDGETS = (300, 1000, 3000, 10_000)
 WANTED = re.compile(r"Write (\d+) (?:new|prompts)")  # how many our request asks for
+STEPS = 1000  # of a package that would go on for ever on prompts it has paid for
 FEW = 32  # clips of a half, where a budget does not cover more
 POPULATION = 10  # of the methods that keep one: the seeds and rewritings of them
 
@@ -402,7 +403,7 @@ def promptolution(meter, seeds, seed, search, holdout, *, name, strategy, size=3
         )
     meter.choose(seeds[0])
     logging.disable(logging.CRITICAL)  # it reports the exhausted budget as an error, and ends
-    method.optimize(10_000)
+    method.optimize(STEPS)
     logging.disable(logging.NOTSET)
 
 
@@ -472,7 +473,7 @@ def gepa(meter, seeds, seed, search, holdout, *, valid, parallel=1, sure=False):
             trainset=search,
             valset=validation,
             adapter=Adapter(),
-            max_metric_calls=meter.budget,
+            max_metric_calls=3 * meter.budget,  # it counts repeated pairs too; the meter ends it
             skip_perfect_score=False,
             callbacks=[Watch()],
             seed=seed,
