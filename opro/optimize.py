@@ -86,6 +86,7 @@ class Options(TypedDict, total=False):
     max_tokens: int
     heard: str
     presentations: str | Path
+    renderings: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
