@@ -80,50 +80,51 @@ class Data:
     def halves(self, settings: SplitSettings) -> tuple[ClipSet, ClipSet]:
         """(search half, holdout) of a split, halved by source and then cut down to ``--clips``.
 
-        In this order, so that a source that is held out in one run is never searched by another. The holdout is heard
-        in as many renderings as ``--renderings`` says, its first clips those of the manifest.
+        In this order, so that a source that is held out in one run is never searched by another. Both are heard in as
+        many renderings as ``--renderings`` says, their first clips those of the manifest.
 
         Raises:
-            UserError: A half lacks a class, or as `split` and `holdout_again`.
+            UserError: A half lacks a class, or as `split` and `again`.
         """
         everything = self.split(settings.split)
         count = clip_count(settings.clips, len(everything), settings.split)
         search, holdout = halve(everything, count)
-        again = self.holdout_again(holdout, settings.renderings)
-        if again and count < len(everything):
+        if settings.renderings == "1":
+            return search, holdout
+        if count < len(everything):
             raise UserError(
                 f"--renderings {settings.renderings} with --clips {settings.clips}: renderings are of all clips;"
                 " leave one of the two out"
             )
-        more = tuple(clip for one in again for clip in one)
-        return search, dataclasses.replace(holdout, clips=(*holdout.clips, *more))
+        return self.again(search, settings.renderings), self.again(holdout, settings.renderings)
 
     def heard(self, name: str) -> ClipSet:
         """The clips of a split, those of the manifest first, then those of all further renderings.
 
         Raises:
-            UserError: As `split` and `holdout_again`.
+            UserError: As `split` and `again`.
         """
-        first = self.split(name)
-        more = (clip for one in self.holdout_again(first) for clip in one)
-        return dataclasses.replace(first, clips=(*first.clips, *more))
+        return self.again(self.split(name))
 
-    def holdout_again(self, holdout: ClipSet, asked: str = "all") -> list[ClipSet]:
-        """Further renderings of a holdout's sources, each in balanced order; as many as are asked for.
+    def again(self, first: ClipSet, asked: str = "all") -> ClipSet:
+        """Clips of one split, then further renderings of their sources, each in balanced order.
 
         Args:
-            holdout: As the manifest has it.
+            first: As the manifest has them.
             asked: Value of ``--renderings``.
         Raises:
             UserError: There are not so many, or they cannot be read.
         """
-        if asked == "1":
-            return []
-        sources = {clip.source_id for clip in holdout}
-        every = read_renderings(self.manifest, self.task, holdout[0].split)
+        sources = {clip.source_id for clip in first}
+        every = read_renderings(self.manifest, self.task, first[0].split)
         taken = every[: rendering_count(asked, len(every) + 1) - 1]
-        own = [balanced_order([c for c in one if c.source_id in sources]) for one in taken]
-        return [dataclasses.replace(holdout, clips=tuple(one)) for one in own if one]
+        own = (balanced_order([c for c in one if c.source_id in sources]) for one in taken)
+        more = (clip for one in own for clip in one)
+        return dataclasses.replace(first, clips=(*first.clips, *more))
+
+    def renderings(self, split: str) -> int:
+        """How many renderings of a split there are, the manifest's own included."""
+        return 1 + len(read_renderings(self.manifest, self.task, split))
 
 
 def halve(clips: ClipSet, count: int | None = None) -> tuple[ClipSet, ClipSet]:

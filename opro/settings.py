@@ -219,7 +219,7 @@ class SplitSettings(DataSettings):
     clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
     renderings: str = flag(
         "1",
-        "renderings of each holdout source that the decision hears: all, or N; 1 is the manifest alone, further ones"
+        "in how many renderings search and decision hear each source: all, or N; 1 is the manifest alone, further ones"
         " stand in renderings.csv beside it",
     )
 

@@ -9,6 +9,16 @@ from evaluators.manifest import SPLITS
 Row = Mapping[str, Any]
 
 
+def by_rendering(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(Rows of the manifest, rows of further renderings)."""
+    return (
+        [row for row in rows if "rendering" not in row],
+        [row for row in rows if "rendering" in row],
+    )
+
+
 def told(first: Sequence[Row], more: Sequence[Row]) -> list[str]:
     """A sentence for each rendering of each split.
 
@@ -36,7 +46,7 @@ def told(first: Sequence[Row], more: Sequence[Row]) -> list[str]:
         if again[number, place]:
             text += (
                 f"; {again[number, place]:,} are of a cut that an earlier clip has, with other noise, for their sources"
-                " have no further one"
+                " have no further one that long"
             )
         if len(rows) < len(own):
             text += f"; {len(own) - len(rows):,} clips of the manifest have no further one, for nothing would differ"
