@@ -437,13 +437,7 @@ def outline(recipe: Made, out: Path, splits: Mapping[str, str] | None = None) ->
     if left_out:
         rows = [{"reason": reason} for reason in left_out.values()]
         warnings.append(f"left out: {_left_out(rows, everything, out)}")
-    if recipe.renderings > 1:
-        n = sum(2 * cuts.get(split, 0) for split in ("dev", "test"))
-        n *= 1 if isinstance(recipe, Factorial) else len(cells)
-        warnings.append(
-            f"note: {recipe.renderings - 1} further renderings of dev and test, of {n:,} clips each: other cuts of the"
-            " same sources, where these have them"
-        )
+    warnings += _renderings_note(recipe, cuts)
     whole = sum(recipe.categories.values())
     shares = {"speech": 1.0} | {k: v / whole for k, v in recipe.categories.items()}
     for split in (s for s in SPLITS if recipe.splits.get(s)):
@@ -470,6 +464,18 @@ def outline(recipe: Made, out: Path, splits: Mapping[str, str] | None = None) ->
         decoded = "all were decoded" if known == len(everything) else "as far as names tell"
         warnings.append(f"nothing is missing, {decoded}")
     return [*lines, "", *warnings]
+
+
+def _renderings_note(recipe: Made, cuts: Mapping[str, int]) -> list[str]:
+    """How many further renderings there would be; nothing where there are none."""
+    if recipe.renderings == 1:
+        return []
+    each = 1 if isinstance(recipe, Factorial) else len(conditions(recipe))
+    count = 2 * each * sum(cuts.get(split, 0) for split in ("dev", "test"))
+    return [
+        f"note: {recipe.renderings - 1} further renderings of dev and test, of {count:,} clips each: other cuts of the"
+        " same sources, where these have them"
+    ]
 
 
 def _known_reasons(

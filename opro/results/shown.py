@@ -7,6 +7,7 @@ from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import shown_text
+from evaluators.renderings import renderings_path
 from evaluators.tasks import Task
 from opro.problem import Problem
 from opro.results.decisions import count_decisions
@@ -59,6 +60,12 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
     turn = Turn(count_decisions(settings.runs_dir, holdout) + 1)
     yield f"selection   on {_clips_of(holdout)}{_heard(settings.renderings)}{turn.said()}"
     proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
+    manifest = holdout.manifest
+    if settings.renderings == "1" and manifest and renderings_path(manifest).is_file():
+        yield (
+            "renderings  the set has further ones, more clips of the same sources: --renderings all hears them, and"
+            " python -m opro.power says what they buy"
+        )
     yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed, turn.level)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
     yield f"time        {time_of(evaluator, most - cached, settings)}"
