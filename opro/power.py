@@ -109,7 +109,7 @@ def read_dev(settings: DataSettings) -> Dev:
     return Dev([(data.again(first[0], str(n)), data.again(first[1], str(n))) for n in counts])
 
 
-def power_sheet(cells: Sequence[Cell], settings: PowerSettings, turn: Turn) -> Sheet:
+def power_sheet(cells: Sequence[Cell], settings: PowerSettings, turn: Turn | None = None) -> Sheet:
     """The cells as a table: a row a dev set, a column a gain."""
     gains = sorted({c.gain for c in cells})
     columns = [
@@ -130,7 +130,7 @@ def power_sheet(cells: Sequence[Cell], settings: PowerSettings, turn: Turn) -> S
         f" {settings.candidates} candidates, seeds at {100 * settings.accuracy:.0f} %,"
         f" {100 * settings.spread:.0f} points between sources, {settings.searches} searches"
     )
-    if turn.number > 1:
+    if turn and turn.number > 1:
         title += f"; {ordinal(turn.number)} decision on this holdout, level {turn.level:.2g}"
     return Sheet(title, columns, rows)
 
