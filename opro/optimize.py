@@ -87,6 +87,7 @@ class Options(TypedDict, total=False):
     max_tokens: int
     heard: str
     presentations: str | Path
+    renderings: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +195,11 @@ def _asked(
         raise UserError(
             f"clips is a {type(clips).__name__}; expected a manifest, a ClipSet as opro.load_clips gives it, or a pair"
             " of them: search half and holdout"
+        )
+    if not isinstance(clips, str | Path) and options.get("renderings", "1") != "1":
+        raise UserError(
+            f"renderings is {options['renderings']!r}, and clips are given as objects; give the manifest's path, or"
+            " clip sets that hold the further clips, from evaluators.renderings.read_renderings"
         )
     options["runs_dir"] = Path(options.get("runs_dir", "runs"))
     for name in ("adapter", "presentations"):

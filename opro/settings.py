@@ -23,6 +23,7 @@ ADDED = (
     "lm_effort",
     "presentations",
     "max_prompt_tokens",
+    "renderings",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -216,6 +217,11 @@ class SplitSettings(DataSettings):
         "dev", "split to search on; halved by source into search and holdout clips"
     )
     clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
+    renderings: str = flag(
+        "1",
+        "in how many renderings search and decision hear each source: all, or N; 1 is the manifest alone, further ones"
+        " stand in renderings.csv beside it",
+    )
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,25 @@ def checkpoint_names(checkpoint: str, also: str | None) -> list[str]:
 def file_name(text: str) -> str:
     """A text as a part of a file's name: letters, digits, - and _."""
     return "".join(ch if ch.isalnum() or ch in "-_" else "-" for ch in text)
+
+
+def rendering_count(text: str, most: int) -> int:
+    """How many renderings ``--renderings`` asks for, the manifest's own included.
+
+    Args:
+        most: That there are.
+    Raises:
+        UserError: It is no number, or more than there are.
+    """
+    if text == "all":
+        return most
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text) or int(text) > most:
+        has = "the manifest alone is there" if most == 1 else f"there are {most}"
+        raise UserError(
+            f"--renderings is {text!r}; expected all, or a number up to {most}: {has}, and data.build makes more where"
+            " its recipe says renderings"
+        )
+    return int(text)
 
 
 def clip_count(text: str, most: int, split: str) -> int:

@@ -274,6 +274,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/opro/search/test_lengths.py",
     ),
     "opro/search/power.py": ("tests/opro/test_power.py",),
+    "evaluators/renderings.py": ("tests/data/test_renderings.py",),
+    "data/building/renderings.py": ("tests/data/test_renderings.py",),
     "data/building/folder.py": ("tests/data/test_folder.py", "tests/data/test_finished.py"),
     "data/building/finished.py": ("tests/data/test_finished.py", "tests/data/test_folder.py"),
     "data/building/json_lines.py": ("tests/data/test_finished.py",),
@@ -298,6 +300,9 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("data/building/finished.py", "{t.lower() for t in tops} <= SPLIT_NAMES", "False"),
     ("evaluators/plain_data.py", "if len(out) < len(pairs):", "if False:"),
     ("opro/search/power.py", "replaced >= OFTEN", "replaced <= OFTEN"),
+    ("evaluators/renderings.py", "or clip.sha256 in digests", ""),
+    ("evaluators/renderings.py", "if own.split != clip.split:", "if False:"),
+    ("data/building/renderings.py", "if again[number, place]:", "if False:"),
     ("opro/search/power.py", "if fewest < MIN_SOURCES:", "if fewest < 0:"),
     ("data/building/dev_split.py", "        path.unlink()\n", "        pass\n"),
     (

@@ -19,8 +19,9 @@ from evaluators.classifier import among_labels, bias_from, dump_classifiers, spe
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
-from evaluators.manifest import SPLITS, read_manifest
+from evaluators.manifest import SPLITS
 from evaluators.prompts import shown_text
+from evaluators.renderings import read_all
 from evaluators.statistics import calibration
 from evaluators.statistics.describe import (
     AXES,
@@ -454,7 +455,7 @@ def _texts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[tuple[
 def clips_of(manifest: str, task: Task, notes: list[str]) -> dict[str, Clip]:
     """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
-        return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), task)}
+        return {c.clip_id: c for c in read_all(resolve(Path(manifest)), task)}
     except UserError as error:
         notes.append(f"no clip can be played: {error}")
         return {}

@@ -7,6 +7,7 @@ from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import shown_text
+from evaluators.renderings import renderings_path
 from evaluators.tasks import Task
 from opro.problem import Problem
 from opro.results.decisions import count_decisions
@@ -49,16 +50,23 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
     )
     yield (
         f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
-        f" on {_clips_of(search)}, strategy {settings.strategy}"
+        f" on {_clips_of(search)}{_heard(settings.renderings)}, strategy {settings.strategy}"
     )
     if settings.presentations is not None:
         yield (
             f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
             " through the model anew, which the time below leaves out"
         )
-    yield f"selection   on {_clips_of(holdout)}{_spent(count_decisions(settings.runs_dir, holdout))}"
+    turn = Turn(count_decisions(settings.runs_dir, holdout) + 1)
+    yield f"selection   on {_clips_of(holdout)}{_heard(settings.renderings)}{turn.said()}"
     proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
-    yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
+    manifest = holdout.manifest
+    if settings.renderings == "1" and manifest and renderings_path(manifest).is_file():
+        yield (
+            "renderings  the set has further ones, more clips of the same sources: --renderings all hears them, and"
+            " python -m opro.power says what they buy"
+        )
+    yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed, turn.level)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
     yield f"time        {time_of(evaluator, most - cached, settings)}"
     for line in about.memory:
@@ -72,9 +80,12 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         yield f"warning     {text}"
 
 
-def _spent(decisions: int) -> str:
-    """What earlier decisions on a half leave for the next one."""
-    return Turn(decisions + 1).said()
+def _heard(renderings: str) -> str:
+    """In how many renderings each source is heard; empty where the manifest alone is."""
+    if renderings == "1":
+        return ""
+    count = "all" if renderings == "all" else f"the first {int(renderings)}"
+    return f", each heard in {count} of its renderings"
 
 
 def _clips_of(clips: ClipSet) -> str:
@@ -126,6 +137,11 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     yield "decision", f"{verdict.upper()}:{why}"
     if summary.objective != "balanced_accuracy":
         yield "scores", f"{NAMES[summary.objective]} (gain, baseline, chosen)"
+    if str(folder.config.get("renderings", "1")) != "1":
+        yield (
+            "heard",
+            f"each source in {folder.config['renderings']} of its renderings; it counts as one source all the same",
+        )
     if summary.two_by_two:
         yield "of which", share_line(summary.two_by_two)
     if verdict_on_wording := verdict_line(summary):
