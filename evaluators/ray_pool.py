@@ -230,7 +230,7 @@ class RayPool(Uncached):
         if batch is None or None in lengths:
             return CHUNKS
         tokens = len(clips) * sum(length + TEMPLATE for length in lengths if length is not None)
-        return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
+        return max(1, min(CHUNKS, int(tokens) // (batch * BATCHES * len(self._seats))))
 
     def _next(self) -> list[tuple[Seat, tuple[int, Chunk] | None, Any]]:
         """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
