@@ -59,7 +59,7 @@ from opro.search.lengths import TOKENS, Limit
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
 from opro.search.proposer import Proposer
-from opro.search.repeats import best_of, journal_pool, pool
+from opro.search.repeats import best_of, journal_pool, pool, wins_of
 from opro.search.select import Decision, Turn, decide, score_in_parts
 from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
@@ -186,9 +186,7 @@ def optimize(
     if proposer is None:
         check_servers(settings)
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
-    plan = (
-        open_proposer(settings.searches()[0], problem) if proposer is None else OwnPlan(proposer)
-    )
+    plan = open_proposer(settings.searches()[0], problem) if proposer is None else OwnPlan(proposer)
     _decided(settings, problem, plan)
     return Result(settings.folder)
 
@@ -390,11 +388,15 @@ def _working(
 
 
 def _note_origin(problem: Problem, folder: RunFolder) -> None:
-    """Where and how the run began, and what is to be told of it."""
+    """Where and how the run began."""
     found = problem.evaluator.about()
     about = {"warnings": list(problem.warnings), "device": found.device}
     libraries = {"scored_with": dict(found.versions)}
     folder.save_provenance({**(folder.history.header or {}), **about, **libraries})
+
+
+def _warn(problem: Problem) -> None:
+    """What is to be told of a run before it searches."""
     for text in problem.warnings:
         log.warning(text)
 
@@ -407,6 +409,7 @@ def _search(
 ) -> None:
     """Runs what is left of a search, decides, and writes the results."""
     _note_origin(problem, folder)
+    _warn(problem)
     with _working(settings, problem, folder) as work:
         with work.spending.noted():
             _find(settings, plan, work)
@@ -470,10 +473,12 @@ def _search_repeatedly(
 ) -> None:
     """Runs what is left of several searches, pools them, decides once over all, and writes the results.
 
-    The pool is a history like any other, so that finalists, test, and level are those of a single search: Holm pays for
-    the finalists that are heard, however many trials they are the best of (`tests/bench_repeats.py`).
+    The pool is a history like any other, so that number of finalists, test and level are those of a single search, and
+    Holm pays for the finalists that are heard. First of these is what most searches found best: more trials make more
+    that lead by luck, and each search's luck is its own. `tests/bench_repeats.py` compares it with other rules.
     """
     _note_origin(problem, folder)
+    _warn(problem)
     made, ledgers = list[RunFolder](), list[Ledger]()
     each = settings.searches()
     for number, one in enumerate(each):
@@ -484,9 +489,16 @@ def _search_repeatedly(
         made.append(_one_of_several(one, problem, own))
         ledgers.append(own.ledger)
     pooled = pool([search.history.trials for search in made], settings.iterations)
-    for one_trial in pooled:
-        folder.take_scores(made[one_trial.search], one_trial.trial)
+    for known in pooled:
+        folder.take_scores(made[known.search], known.trial)
     journal_pool(folder.history, pooled)
+    folder.history.wins = wins_of(search.history.trials for search in made)
+    steered = [
+        f"seed {one.seed}: {text}"
+        for one, search in zip(each, made, strict=True)
+        for text in search.history.steering.told(one.max_evals)
+    ]
+    problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
     spent = sum((read_spent(search.usage) for search in made), Spent())
     with _working(settings, problem, folder, problem.evaluator.usage.forward) as work:
         for trial in folder.history.trials:
@@ -534,9 +546,8 @@ def _described(
         for one in best
     ]
     seeds = [one.seed for one in settings.searches()]
-    trials = [len(search.history.trials) for search in made]
     asked = problem.evaluator.usage.requested - before
-    return repeats_of(seeds, trials, best, heard), asked
+    return repeats_of(seeds, [search.history.trials for search in made], heard), asked
 
 
 def _requested(history: History) -> int:

@@ -1,44 +1,44 @@
 """What searches that differ in their seed alone came to: spread of their best prompts, and which won how often."""
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 
 from evaluators.prompts import shown_text
 from opro.results.sheet import Column, Sheet
 from opro.results.summary import Repeat, Repeats, Spread
 from opro.search.history import Trial
+from opro.search.repeats import best_of, wins_of
 
 WITHIN = 2.8  # 1.96 sqrt(2): sd of a difference of two, and 95 % of such; the repeatability limit of ISO 5725
 
 
 def repeats_of(
-    seeds: Sequence[int], trials: Sequence[int], best: Sequence[Trial], heard: Sequence[float]
+    seeds: Sequence[int], searches: Sequence[Sequence[Trial]], heard: Sequence[float]
 ) -> Repeats:
     """The summary's part.
 
     Args:
         seeds: Of each search.
-        trials: How many it made.
-        best: From `opro.search.repeats.best_of`.
-        heard: Score of that prompt on the holdout.
+        searches: Its trials.
+        heard: Score of its best prompt on the holdout.
     """
+    best = map(best_of, searches)
     each = tuple(
         Repeat(
             seed=seed,
-            trials=count,
+            trials=len(trials),
             prompt_id=one.prompt.prompt_id,
             text=shown_text(one.prompt.text, one.prompt.given),
             search_score=one.reward,
             score=score,
         )
-        for seed, count, one, score in zip(seeds, trials, best, heard, strict=True)
+        for seed, trials, one, score in zip(seeds, searches, best, heard, strict=True)
     )
     return Repeats(
         each=each,
         search=_spread([one.search_score for one in each]),
         holdout=_spread([one.score for one in each]),
-        wins=dict(Counter(one.prompt_id for one in each).most_common()),
+        wins=wins_of(searches),
     )
 
 
@@ -87,7 +87,7 @@ def spread_line(repeats: Repeats) -> str:
     limit = WITHIN * 100 * repeats.holdout.sd
     return (
         f"the best prompts of {len(repeats.each)} seeds score {apart}: two single searches on these clips may differ by"
-        f" some {limit:.1f} points on the holdout through their seed alone"
+        f" some {limit:.1f} points on the holdout through their seed alone (95 %)"
     )
 
 

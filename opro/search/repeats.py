@@ -1,6 +1,7 @@
 """Several searches that differ in their seed alone, pooled into one history that decides as any other does."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,11 @@ def _knows(trial: Trial) -> tuple[int, int]:
     return STATES.index(trial.state), trial.n_scored
 
 
+def wins_of(searches: Iterable[Sequence[Trial]]) -> dict[str, int]:
+    """By prompt id, in how many searches it was best on the search half, most first."""
+    return dict(Counter(best_of(t).prompt.prompt_id for t in searches).most_common())
+
+
 def journal_pool(history: History, pooled: Iterable[Pooled]) -> None:
     """Journals pooled trials as those of one run, from wherever a process that was killed left it."""
     for iteration, group in itertools.groupby(pooled, key=lambda one: one.iteration):
@@ -55,8 +61,6 @@ def journal_pool(history: History, pooled: Iterable[Pooled]) -> None:
         for mine, trial in zip(history.of(iteration), trials, strict=True):
             if mine.state == "waiting" and trial.state != "waiting":
                 history.tell(replace(trial, number=mine.number, iteration=iteration))
-
-
 
 
 def best_of(trials: Iterable[Trial]) -> Trial:
