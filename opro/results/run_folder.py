@@ -204,8 +204,12 @@ class RunFolder:
     @property
     def repeats(self) -> list[Path]:
         """Folders of its searches that have begun, in their order, where ``--repeats`` made several."""
-        found = (path.parent for path in (self.path / REPEATS).glob(f"*/{JOURNAL}"))
-        return sorted(found, key=lambda path: int(path.name.rpartition("-seed")[2]))
+        found = {
+            int(seed): path.parent
+            for path in (self.path / REPEATS).glob(f"*-seed*/{JOURNAL}")
+            if (seed := path.parent.name.rpartition("-seed")[2]).isdecimal()
+        }
+        return [found[seed] for seed in sorted(found)]
 
     @property
     def ended(self) -> bool:

@@ -168,7 +168,7 @@ def test_every_verb_reads_it(whole, tmp_path, capsys):
     assert sum(row["won"] for row in rows) == N and {row["repeats"] for row in rows} == {N}
     assert report.main([str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    assert "Repeats</h2>" in page and "decided nothing" in page
+    assert "Repeats</h2>" in page and "decided nothing" in page and 'href="#repeats-1"' in page
     assert rescore.main([str(folder), "--split", "test", *to]) == 0
     assert seal.main([str(folder)]) == 0
     assert verify.main([str(folder / "card.yaml")]) == 0
@@ -176,6 +176,10 @@ def test_every_verb_reads_it(whole, tmp_path, capsys):
     assert found.finished and set(found.leaderboard["won"]) <= {0, 1, 2, 3}
     assert see(runs, "run").summary is not None and see(runs, "run").round <= 2 * N
     assert report.main([str(searches(folder)[1])]) == 0
+    for name in ("mine", "run-seedling", "run-seed10"):
+        shutil.copytree(searches(folder)[0], folder / "repeats" / name)
+    found = [path.name for path in RunFolder.read(folder).repeats]
+    assert found == ["run-seed4", "run-seed5", "run-seed6", "run-seed10"]
 
 
 def test_while_it_goes_on_the_page_shows_and_steers_the_search_under_way(
