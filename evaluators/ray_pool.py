@@ -225,12 +225,12 @@ class RayPool(Uncached):
 
     def _chunks(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """For each worker: as many as fill `BATCHES` of its batches, one at least; `CHUNKS` where none are known."""
-        batch = getattr(self._wait_for_one()[1], "tokens", None)
+        batch: int | None = getattr(self._wait_for_one()[1], "tokens", None)
         lengths = [prompt_tokens(self._local, prompt) for prompt in prompts]
         if batch is None or None in lengths:
             return CHUNKS
         tokens = len(clips) * sum(length + TEMPLATE for length in lengths if length is not None)
-        return max(1, min(CHUNKS, int(tokens) // (batch * BATCHES * len(self._seats))))
+        return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
 
     def _next(self) -> list[tuple[Seat, tuple[int, Chunk] | None, Any]]:
         """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""

@@ -16,6 +16,7 @@ from opro.cli import check_values, flag
 
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+REPEATS = "repeats"  # in a run's folder, the folders of its searches
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
 ADDED = (
     "lm_separate",
@@ -24,6 +25,7 @@ ADDED = (
     "presentations",
     "max_prompt_tokens",
     "renderings",
+    "repeats",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -160,6 +162,13 @@ class SearchSettings:
         min=1,
     )
     seed: int = flag(0, "makes the search repeatable", min=0)
+    repeats: int = flag(
+        1,
+        "searches, from --seed on one a seed, with one decision over all; --max-evals, --max-cost and --max-tokens are"
+        " for the whole and divided evenly",
+        min=1,
+        max=100,
+    )
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,39 @@ class OptimizeSettings(
     def folder(self) -> Path:
         """The run's folder."""
         return self.runs_dir / str(self.name)
+
+    def searches(self) -> list["OptimizeSettings"]:
+        """Of ``--repeats`` the settings of each search: a run of its own, with a seed and a share of every limit.
+
+        Without it these settings alone. To be asked of checked settings.
+
+        Raises:
+            UserError: A limit does not go round.
+        """
+        count = self.repeats
+        if count == 1:
+            return [self]
+        limits: dict[str, Any] = {
+            "max_cost": None if self.max_cost is None else self.max_cost / count
+        }
+        for name, whole in (("max_evals", self.max_evals), ("max_tokens", self.max_tokens)):
+            if whole is not None and 0 < whole < count:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is {whole} for {count} repeats; expected at least {count}"
+                )
+            limits[name] = None if whole is None else whole // count
+        return [
+            dataclasses.replace(
+                self,
+                seed=seed,
+                repeats=1,
+                name=f"{self.name}-seed{seed}",
+                runs_dir=self.folder / REPEATS,
+                report_to=None,
+                **limits,
+            )
+            for seed in range(self.seed, self.seed + count)
+        ]
 
     @property
     def config(self) -> dict[str, Any]:

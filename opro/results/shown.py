@@ -13,6 +13,7 @@ from opro.problem import Problem
 from opro.results.decisions import count_decisions
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
+from opro.results.repeats import repeats_sheet, spread_line, wins_line
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
@@ -52,6 +53,11 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
         f" on {_clips_of(search)}{_heard(settings.renderings)}, strategy {settings.strategy}"
     )
+    if settings.repeats > 1:
+        last = settings.seed + settings.repeats - 1
+        yield (
+            f"repeats     {settings.repeats} such searches, seeds {settings.seed} to {last}, and one decision over all"
+        )
     if settings.presentations is not None:
         yield (
             f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
@@ -59,7 +65,8 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         )
     turn = Turn(count_decisions(settings.runs_dir, holdout) + 1)
     yield f"selection   on {_clips_of(holdout)}{_heard(settings.renderings)}{turn.said()}"
-    proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
+    candidates = settings.repeats * settings.iterations * settings.candidates
+    proposed = Simulation(candidates=max(1, candidates))
     manifest = holdout.manifest
     if settings.renderings == "1" and manifest and renderings_path(manifest).is_file():
         yield (
@@ -73,7 +80,7 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         yield f"memory      {line}"
     if settings.lm_model:
         each = settings.candidates if STRATEGIES[settings.strategy].lm_alone else 3
-        calls = settings.iterations * each
+        calls = settings.repeats * settings.iterations * each
         tokens = f"{calls * CALL_TOKENS:,} for {calls} calls of {settings.lm_model}"
         yield f"tokens      at most about {tokens}"
     for text in problem.warnings:
@@ -126,6 +133,9 @@ def run_lines(folder: RunFolder) -> Iterator[str]:
     if summary.two_by_two:
         yield render(two_by_two_sheet(summary.two_by_two))
         yield ""
+    if summary.repeats:
+        yield render(repeats_sheet(summary.repeats))
+        yield ""
     for name, text in decision_lines(folder, summary):
         yield f"{name:10}{text}"
 
@@ -167,6 +177,9 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
             else f"{chosen.bias:+.2f} nats on the first label"
         )
         yield "threshold", f"{told}, in best.yaml"
+    if summary.repeats:
+        yield "repeats", spread_line(summary.repeats)
+        yield "", wins_line(summary.repeats)
     yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task)
     yield "cost", _cost(summary)
     made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from evaluators.classifier import Bias
 from evaluators.errors import UserError
@@ -132,6 +138,41 @@ class FourCells(Part):
         )
 
 
+class Repeat(Part):
+    """One search of several: what it would hand over, the best prompt of its search half, baseline or not.
+
+    `score` is that on the holdout: it describes, and nothing was decided by it. Shares of 1, as everywhere.
+    """
+
+    seed: int
+    trials: int
+    prompt_id: str
+    text: str
+    search_score: float
+    score: float
+
+
+class Spread(Part):
+    """How far the best prompts of the repeats lie apart; `sd` is that of a sample."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class Repeats(Part):
+    """Searches that differ in their seed alone, pooled into one decision.
+
+    `wins`: prompt id -> repeats in which it was best, most first.
+    """
+
+    each: tuple[Repeat, ...]
+    search: Spread
+    holdout: Spread
+    wins: dict[str, int]
+
+
 class Evals(Part):
     """Evals that the run asked for, found in the cache, and through the model: of all processes that worked on it."""
 
@@ -188,6 +229,14 @@ class Summary(Part):
     lost: int = 0
     lm: LmUsage = LmUsage()
     warnings: tuple[str, ...] = ()
+    repeats: Repeats | None = None  # left out of a run of one search
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = dump(self)
+        if self.repeats is None:
+            del plain["repeats"]
+        return plain
 
     @classmethod
     def of(
@@ -201,7 +250,7 @@ class Summary(Part):
         """The summary of a search that has just ended.
 
         Args:
-            costs: evals, seconds, refused, lost, lm.
+            costs: evals, seconds, refused, lost, lm; of several searches `repeats`, too.
         """
         none = Estimate(
             0.0, 0.0, 0.0, decision.baseline_score.clips, decision.baseline_score.sources

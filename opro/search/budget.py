@@ -147,10 +147,17 @@ def _least_search(problem: Problem, budget: Budget) -> int:
 
 def planned_pairs(problem: Problem, settings: SearchSettings) -> int:
     """Pairs of search, selection and controls where nothing is dropped and there is no ``--max-evals``."""
-    holdout = len(problem.holdout_clips)
     prompts = len(problem.seed_prompts) + settings.iterations * settings.candidates
-    selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
-    return prompts * len(problem.search_clips) + (selected + CONTROLS) * holdout
+    search = settings.repeats * prompts * len(problem.search_clips)
+    return search + decision_pairs(problem, settings)
+
+
+def decision_pairs(problem: Problem, settings: SearchSettings) -> int:
+    """Pairs of the selection and its controls, and of what each of several repeats would hand over."""
+    prompts = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + CONTROLS
+    if settings.repeats > 1:
+        prompts += settings.repeats
+    return prompts * len(problem.holdout_clips)
 
 
 def most_evals(problem: Problem, settings: SearchSettings) -> int:

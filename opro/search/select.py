@@ -111,7 +111,8 @@ class Decision:
     Attributes:
         baseline: The seed prompt that scored best on the search half, decided as the finalists are.
         baseline_score: Its score on the holdout.
-        finalists: Best search reward first; empty when none beat the baseline on the search half.
+        finalists: Best search reward first, of several searches what most of them found best; empty when none beat the
+            baseline on the search half.
         winner: The finalist that replaces the baseline, see `shorter_tie`, or None.
         to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
@@ -143,12 +144,15 @@ class Decision:
         return self.winner.score if self.winner else self.baseline_score
 
 
-def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial, list[Trial]]:
+def pick_finalists(
+    scored: Sequence[Trial], fewest_sources: int, wins: Mapping[str, int] | None = None
+) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed prompt on the search half, and the best trials that beat it there.
 
     Args:
         scored: Trials scored on the search half, best first. In a decision complete ones alone.
         fewest_sources: Of the rarest label of the holdout: one finalist for every ten, at least one, at most five.
+        wins: Of several searches: prompt id -> in how many it was best; the more, the earlier it is a finalist.
     Raises:
         UserError: No seed prompt could be scored.
     """
@@ -162,6 +166,8 @@ def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial,
         for t in scored
         if t.iteration > 0 and t.rank > baseline.rank and t.reward > baseline.reward
     ]
+    if wins:
+        better.sort(key=lambda t: -wins.get(t.prompt.prompt_id, 0))
     return baseline, better[: most_finalists(fewest_sources)]
 
 
@@ -190,7 +196,7 @@ def decide(
     fewest = problem.holdout_clips.targets.fewest_sources
     metric, complete = settings.objective, history.complete
     seed = settings.seed
-    baseline, rivals = pick_finalists(complete, fewest)
+    baseline, rivals = pick_finalists(complete, fewest, history.wins)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
     alpha = turn.level if turn else ALPHA

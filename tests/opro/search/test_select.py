@@ -84,7 +84,7 @@ def decided(
     seeds = tuple(t.prompt for t in scored if t.iteration == 0)
     problem = Problem(SPEECH_TASK, seeds, holdout, holdout, evaluator, {})
     complete = [t for t in best_first(scored) if t.state == "complete"]
-    history = SimpleNamespace(complete=complete, trials=complete)
+    history = SimpleNamespace(complete=complete, trials=complete, wins={})
     display = display or Display()
     asked = []
 
