@@ -379,6 +379,8 @@ SIMULATED = tuple(
         (22, 9, "spread", "normal"),
         (22, 9, "spread", "skewed"),
         (11, 36, "spread", "normal"),
+        (11, 36, "one", "normal"),
+        (11, 36, "none", "normal"),
     )
 )
 
@@ -524,7 +526,10 @@ def one_way(drawn, rule):
 
 
 def splits(world, searches, rule):
-    """Prints how often each way to split dev replaces the baseline, and the true gain of what is handed over."""
+    """Prints how often each way to split dev replaces the baseline, wrongly, and the true gain of what is handed over.
+
+    In brackets the standard error of the difference to halves.
+    """
     if isinstance(world, Simulated):
         world = replace(world, beyond=500)  # its noise is not that of what is picked
     n = world.sources
@@ -535,15 +540,17 @@ def splits(world, searches, rule):
         "2/3 searched": (one_way, (2 * n - third, third)),
         "both ways": (both_ways, (n, n)),
     }
-    cells = []
+    cells, first = [], None
     for way, sizes in ways.values():
         found = [
             way(world.draw(np.random.default_rng([2, i]), sizes), rule) for i in range(searches)
         ]
-        gain = np.array([0.0 if f is None else f for f in found])
-        won = np.mean([f is not None for f in found])
-        wrong = np.mean([f is not None and f <= 1e-9 for f in found])
-        cells.append(f"{100 * won:.1f} / {100 * wrong:.1f} / {100 * gain.mean():.2f}")
+        rows = 100 * np.array(
+            [[f is not None, f is not None and f <= 1e-9, f or 0.0] for f in found]
+        )
+        mean, first = rows.mean(0), rows if first is None else first
+        off = (rows - first).std(0) / np.sqrt(searches)
+        cells.append(f"{mean[0]:.1f} ({off[0]:.1f}) / {mean[1]:.1f} / {mean[2]:.2f} ({off[2]:.2f})")
     print(f"| {world.name} | " + " | ".join(cells) + " |", flush=True)
 
 
