@@ -573,7 +573,8 @@ def main():
         args.folder.mkdir(parents=True, exist_ok=True)
         bank, split = bank_of(name, args.folder)
         bank = bank.take(split != "train") if args.unheard else bank
-        worlds += [Banked(f"{name}, {n} voices", bank, n) for n in (11, 22) if 3 * n <= 68]
+        voices = len(np.unique(bank.source[bank.truth == 0]))
+        worlds += [Banked(f"{name}, {n} voices", bank, n) for n in (11, 22) if 3 * n <= voices]
     if args.splits:
         print(
             "| replaced / wrongly / true gain handed over | halves | 1/3 searched | 2/3 searched | both ways |"
