@@ -123,11 +123,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    check_folder(settings.runs_dir, "--runs-dir")
-    tracker_names(settings.report_to)
-    check_servers(settings)
-    problem = _told(open_problem(settings), settings)
-    plan = open_proposer(settings, problem, _shared(settings, problem))
+    problem, plan = _opened(settings)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
@@ -135,6 +131,24 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
         return settings.folder
     show_run(_decided(settings, problem, plan))
     return settings.folder
+
+
+def search_only(settings: OptimizeSettings) -> RunFolder:
+    """Searches, or goes on, and decides nothing: the holdout is left alone. A run that has decided is as it was.
+
+    The command of these settings decides later, if it is ever given.
+    """
+    settings = settings.checked()
+    return _decided(settings, *_opened(settings), decides=False)
+
+
+def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:
+    """What is searched, and who proposes. Raises UserError for whatever would fail later."""
+    check_folder(settings.runs_dir, "--runs-dir")
+    tracker_names(settings.report_to)
+    check_servers(settings)
+    problem = _told(open_problem(settings), settings)
+    return problem, open_proposer(settings, problem, _shared(settings, problem))
 
 
 def optimize(
@@ -238,9 +252,12 @@ def _told(problem: Problem, settings: OptimizeSettings) -> Problem:
 
 
 def _decided(
-    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
+    settings: OptimizeSettings,
+    problem: Problem,
+    plan: ProposerPlan | OwnPlan,
+    decides: bool = True,
 ) -> RunFolder:
-    """The run's folder, with its search ended."""
+    """The run's folder, with its search ended and, unless it is not to decide, its decision made."""
     with (
         RunFolder.open(settings.folder, settings.config, problem.task) as folder,
         _logged(folder.path / LOG),
@@ -250,7 +267,7 @@ def _decided(
         identity |= {"proposer": plan.name, "seeds": seeds}
         folder.begin(identity, problem.evaluator.about().versions)
         if folder.summary is None:
-            _search(settings, problem, plan, folder)
+            _search(settings, problem, plan, folder, decides)
         return folder
 
 
@@ -309,8 +326,9 @@ def _search(
     problem: Problem,
     plan: ProposerPlan | OwnPlan,
     folder: RunFolder,
+    decides: bool,
 ) -> None:
-    """Runs what is left of a search, decides, and writes the results."""
+    """Runs what is left of a search, decides if it is to, and writes the results."""
     found = problem.evaluator.about()
     about = {"warnings": list(problem.warnings), "device": found.device}
     libraries = {"scored_with": dict(found.versions)}
@@ -341,6 +359,8 @@ def _search(
         with spending.noted():
             search.run()
             search.finish_finalists()
+            if not decides:
+                return
             display.stage(settings.iterations + 1, "selection on the holdout")
             before = problem.evaluator.usage.requested
             with clock.stage("scoring"):
