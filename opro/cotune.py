@@ -13,20 +13,16 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from evaluators.audio_lm.adapter_kinds import CONFIG
 from evaluators.classifier import Classifier, dump_classifiers
-from evaluators.clips import Clip, ClipSet
-from evaluators.evaluator import ScoreTable
-from evaluators.files import check_folder, disk_faults, is_written, read_json, write_text
-from evaluators.orders import evals_per_clip
-from evaluators.prompts import Prompt
+from evaluators.clips import ClipSet
+from evaluators.files import check_folder, disk_faults, is_written, write_text
 from evaluators.statistics.compare import compare_many, estimate
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.targets import Predictions
@@ -35,85 +31,49 @@ from opro import finetune
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.finetune import FinetuneSettings
 from opro.optimize import search_only
-from opro.problem import Data, open_data, open_model, open_problem, open_seeds
+from opro.problem import Data, Model, open_data, open_problem, open_seeds
 from opro.proposers.evidence import front
-from opro.results.cotuned import Cotuned, Pair, Round, Step, cotuned_sheet, told, write_cotuned
+from opro.results.cotuned import Cotuned, Pair, Round, cotuned_sheet, told, write_cotuned
 from opro.results.decisions import count_decisions, record_decision
-from opro.results.progress import spelled
 from opro.results.run_folder import RunFolder, open_run
 from opro.results.sheet import render
 from opro.results.shown import time_of
-from opro.results.spending import read_spent
 from opro.search.budget import most_evals
 from opro.search.history import Trial
 from opro.search.loop import REFERENCES
 from opro.search.objective import NAMES
 from opro.search.proposer import SearchView
 from opro.search.select import Turn, points
-from opro.settings import (
-    SEED_PROMPTS,
-    DataSettings,
-    MachineSettings,
-    ModelSettings,
-    OptimizeSettings,
-    Quantization,
-    SearchSettings,
-    SplitSettings,
-    file_name,
+from opro.settings import OptimizeSettings, SplitSettings
+from opro.tuning import (
+    Step,
+    TuneSettings,
+    is_trained,
+    opened,
+    said_by,
+    say,
+    step_of,
+    time_left,
+    train,
 )
-
-ELSEWHERE = ("runs_dir", "out", "ray", "ray_cpus", "threads", "rounds")  # no result depends on
 
 
 @dataclass(frozen=True)
-class CotuneSettings(MachineSettings, SearchSettings, DataSettings):
+class CotuneSettings(TuneSettings):
     """Searching and fine-tuning in turns."""
 
-    checkpoint: str = flag(
-        "pocket-base",
-        "shipped name, directory or hub id; a folder that finetune wrote is trained further",
-    )
     rounds: int = flag(3, "trainings, each with a search after it, at most", min=1, max=100)
     front: int = flag(4, "prompts that a training takes turns with, at most", min=1, max=64)
-    seeds: Path = flag(SEED_PROMPTS, "prompt file to start from; its best prompt is round 0's")
-    lm_model: str | None = flag(None, "language model that proposes, as of opro.optimize")
-    lm_base_url: str | None = flag(None, "base URL of its OpenAI-compatible server")
-    quantization: Quantization = flag("none", "4-bit weights through bitsandbytes")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "auto is bfloat16 on CUDA cards that have it, float32 elsewhere"
-    )
-    device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to search and to train")
-    targets: Literal["attention", "attention+mlp", "llm-only"] = flag(
-        "attention", "layers that are adapted, as of opro.finetune"
-    )
-    epochs: int | None = flag(
-        None, "of each training (default: that of opro.finetune)", min=1, max=1_000
-    )
-    lr: float | None = flag(
-        None, "highest learning rate (default: that of opro.finetune)", min=0, max=1
-    )
-    rank: int | None = flag(
-        None, "rank of the adapter (default: that of opro.finetune)", min=1, max=4096
-    )
-    batch: int = flag(16, "samples of an optimizer step", min=1, max=65_536)
-    out: Path | None = flag(
-        None, "folder of the result (default: RUNS_DIR/cotune-..., made from the settings)"
-    )
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain data, as config.yaml holds it: all that a walk depends on, however many rounds it has."""
-        raw = dataclasses.asdict(self)
-        return {
-            k: str(v) if isinstance(v, Path) else v for k, v in raw.items() if k not in ELSEWHERE
-        }
+        return self.config_without("rounds")
 
     @property
     def folder(self) -> Path:
         """The result's folder."""
-        short = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:6]
-        model = file_name(Path(self.checkpoint).name)
-        return self.out or self.runs_dir / f"cotune-{model}-s{self.seed}-{short}"
+        return self.folder_of("cotune", self.config)
 
     def adapter(self, number: int) -> Path:
         """The adapter that a round trains; of round 0 there is none."""
@@ -129,37 +89,12 @@ class CotuneSettings(MachineSettings, SearchSettings, DataSettings):
 
     def search(self, number: int, before: Sequence[str] = ()) -> OptimizeSettings:
         """The search of a round: the adapter's own prompts join the seeds, earlier searches share theirs."""
-        names = {f.name for f in dataclasses.fields(OptimizeSettings)} - {"name"}
-        own = {k: v for k, v in vars(self).items() if k in names}
-        return OptimizeSettings(
-            **{
-                **own,
-                "checkpoint": self.checkpoint_of(number),
-                "prompt_spec": self.prompts(number) if number else None,
-                "share": ",".join(before) or None,
-            }
-        ).checked()
+        spec = self.prompts(number) if number else None
+        return self.search_on(self.checkpoint_of(number), spec, before)
 
     def training(self, number: int, prompts: Path | None) -> FinetuneSettings:
         """The training of a round: of the adapter before it, so that the steps of all rounds count."""
-        names = {f.name for f in dataclasses.fields(FinetuneSettings)}
-        own = {k: v for k, v in vars(self).items() if k in names}
-        return FinetuneSettings(
-            **{
-                **own,
-                "checkpoint": self.checkpoint_of(number - 1),
-                "prompts": prompts,
-                "out": self.adapter(number),
-            }
-        )
-
-    @property
-    def flags(self) -> str:
-        """What commands with its checkpoints need besides, where it is not the default."""
-        own = CotuneSettings()
-        names = ("task", "quantization", "dtype", "device")
-        given = {n: v for n in names if (v := vars(self)[n]) != vars(own)[n]}
-        return "".join(f" --{name} {value}" for name, value in given.items())
+        return self.training_of(self.checkpoint_of(number - 1), prompts, self.adapter(number))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(settings.folder, "--out")
     check_folder(settings.runs_dir, "--runs-dir")
     data = open_data(settings)
-    if not is_written(settings.adapter(1) / CONFIG):  # whatever would fail after the first search
+    if not is_trained(settings.adapter(1)):  # whatever would fail after the first search
         finetune.prepare(settings.training(1, None))
     if space.dry_run:
         plan = list(_plan(settings, data))
@@ -264,7 +199,7 @@ class Walk:
             self._search(number)
             pairs.append(self._leader(number))
             rounds.append(self._decided(number, pairs, rounds))
-            _say(f"round {number}: {rounds[-1].why}")
+            say(f"round {number}: {rounds[-1].why}")
             if not rounds[-1].confirmed:
                 break
         if any(r.said for r in rounds):  # it was compared with the first of them
@@ -272,71 +207,41 @@ class Walk:
             said = self._said(first.checkpoint, first.classifier, self.holdout)
             score = estimate(said, self.settings.objective)
             rounds[0] = dataclasses.replace(rounds[0], holdout=score, said=said)
-        return Cotuned(rounds, self.steps, self.turn, self.warnings)
+        return Cotuned(
+            rounds, [dataclasses.asdict(s) for s in self.steps], self.turn, self.warnings
+        )
 
     def _search(self, number: int) -> None:
         search = self.settings.search(number, [str(run.path) for run in self.searches])
-        self._announce(number, "search", f"prompts on {search.checkpoint}")
-        run = search_only(search)
-        trials = run.history.trials
-        self.searches.append(run)
-        self.steps.append(
-            Step(
-                number,
-                "search",
-                str(run.path),
-                round(read_spent(run.usage, repair=False).total, 1),
-                evals=sum(t.n_scored * evals_per_clip(t.prompt) for t in trials),
-                prompts=len(trials),
-            )
-        )
+        self._announce(number, f"searching prompts on {search.checkpoint}")
+        self.searches.append(search_only(search))
+        self.steps.append(step_of(self.searches[-1], number))
 
     def _train(self, number: int) -> None:
         """An adapter for the prompts that lead; from the adapter before it, so that its steps are not lost."""
-        path, folder = self.settings.prompts(number), self.settings.adapter(number)
+        path = self.settings.prompts(number)
         if not is_written(path):
             leading = self._front(number - 1)
             write_text(path, dump_classifiers([Classifier(t.prompt) for t in leading]))
         training = self.settings.training(number, path)
-        self._announce(number, "train", f"{training.checkpoint} on the prompts in {path}")
-        if not is_written(folder / CONFIG):
-            with contextlib.redirect_stdout(sys.stderr):
-                finetune.run(training, finetune.prepare(training), folder)
-        made = read_json(folder / "training.json")
-        self.steps.append(
-            Step(
-                number,
-                "train",
-                str(folder),
-                made["seconds"],
-                steps=made["steps"],
-                prompts=len(made["prompts"]),
-            )
-        )
+        self._announce(number, f"training {training.checkpoint} on the prompts in {path}")
+        self.steps.append(train(training, self.settings.adapter(number), number))
 
-    def _announce(self, number: int, kind: str, what: str) -> None:
+    def _announce(self, number: int, what: str) -> None:
         """A step begins: which of how many, and how long all that is left may take."""
         most, taken = 2 * self.settings.rounds + 1, len(self.steps)
-        words = {"search": "searching", "train": "training"}[kind]
-        left = _left([(s.kind, s.seconds) for s in self.steps], most)
-        _say(f"step {taken + 1} of at most {most}, round {number}: {words} {what}{left}")
+        trained = next((s.steps for s in self.steps if s.steps), 0)
+        rest = [("train", trained) if i % 2 else ("search", 0) for i in range(taken, most)]
+        left = time_left(self.steps, rest)
+        say(f"step {taken + 1} of at most {most}, round {number}: {what}{left}")
 
-    @contextlib.contextmanager
-    def _model(
-        self, checkpoint: str
-    ) -> Iterator[Callable[[Sequence[Prompt], Sequence[Clip]], ScoreTable]]:
-        """What scores with a checkpoint; its memory is the next one's."""
-        s = self.settings
-        how = ModelSettings(checkpoint, quantization=s.quantization, dtype=s.dtype, device=s.device)
-        model = open_model(how, self.data, [self.search_clips, self.holdout], machine=s)
-        self.warnings += [text for text in model.warnings if text not in self.warnings]
-        yield model.evaluator.score
-        model.evaluator.release()
+    def _opened(self, checkpoint: str) -> contextlib.AbstractContextManager[Model]:
+        return opened(self.settings, checkpoint, self.data, [self.search_clips, self.holdout])
 
     def _said(self, checkpoint: str, classifier: Classifier, clips: ClipSet) -> Predictions:
-        with self._model(checkpoint) as score:
-            table: ScoreTable = score([classifier.prompt], clips)
-        return table.predict(classifier, f"{checkpoint}, {classifier.prompt_id}")
+        with self._opened(checkpoint) as model:
+            self.warnings += [text for text in model.warnings if text not in self.warnings]
+            return said_by(model, classifier, clips)
 
     def _pair(self, number: int, trial: Trial) -> Pair:
         """A prompt of a round's search, with its score on the whole search half."""
@@ -372,8 +277,8 @@ class Walk:
             for t in history.complete[:REFERENCES]
             if by_hand is None or t.reward >= by_hand.reward
         ]
-        with self._model(self.settings.checkpoint_of(number)) as score:
-            table = score([t.prompt for t in known], self.search_clips)
+        with self._opened(self.settings.checkpoint_of(number)) as model:
+            table = model.evaluator.score([t.prompt for t in known], self.search_clips)
         logp = {t.number: np.asarray(table.logp[i]) for i, t in enumerate(known)}
         leads = front(SearchView(0, known, self.search_clips, logp), known)
         rest = sorted((t for t in known[1:] if t.number in leads), key=lambda t: -leads[t.number])
@@ -408,23 +313,6 @@ class Walk:
         """16 hex digits of the sequence of comparisons, whatever its length."""
         raw = json.dumps(["cotune", self.searches[0].history.header, self.settings.config])
         return hashlib.sha256(raw.encode()).hexdigest()[:16]
-
-
-def _left(taken: Sequence[tuple[str, float]], most: int) -> str:
-    """How long the steps that are left may take, by those that were taken; "" before both kinds were.
-
-    >>> _left([("search", 60.0), ("train", 30.0)], 7)
-    '; at most about 5 min left'
-    """
-    rest = ["train" if i % 2 else "search" for i in range(len(taken), most)]
-    own = {kind: [s for k, s in taken if k == kind] for kind in ("search", "train")}
-    if not all(own[kind] for kind in rest):
-        return ""
-    return f"; at most about {spelled(sum(sum(own[k]) / len(own[k]) for k in rest))} left"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

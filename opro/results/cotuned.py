@@ -1,6 +1,5 @@
 """What a cotune leaves: pairs of prompt and checkpoint with what fresh clips say of each, and the one to use."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,28 +30,6 @@ COLUMNS = (
     Column("s", 2),
     Column("prompt", 3, text=True),
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """A finished part of the walk.
-
-    Attributes:
-        kind: ``search`` or ``train``.
-        folder: That it left: a run, or an adapter.
-        seconds: That it took, over all processes.
-        evals: That a search asked for, found in the cache or not.
-        steps: Of the optimizer.
-        prompts: That were searched, or trained on.
-    """
-
-    round: int
-    kind: str
-    folder: str
-    seconds: float
-    evals: int = 0
-    steps: int = 0
-    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,12 +74,13 @@ class Cotuned:
     """A whole walk.
 
     Attributes:
+        steps: Searches and trainings, as `opro.tuning.Step`.
         turn: Which decision on its holdout the walk is; None where it made none.
         warnings: They belong to all its numbers.
     """
 
     rounds: Sequence[Round]
-    steps: Sequence[Step]
+    steps: Sequence[Mapping[str, Any]]
     turn: Turn | None
     warnings: Sequence[str] = ()
 
@@ -140,10 +118,9 @@ class Cotuned:
                 "left": self.turn.left,
             },
             "rounds": [_round(r) for r in self.rounds],
-            "steps": [dataclasses.asdict(s) for s in self.steps],
+            "steps": [dict(s) for s in self.steps],
             "total": {
-                name: sum(getattr(s, name) for s in self.steps)
-                for name in ("seconds", "evals", "steps")
+                name: sum(s[name] for s in self.steps) for name in ("seconds", "evals", "steps")
             },
             "commands": _commands(best.pair, out, about),
             "warnings": list(self.warnings),
