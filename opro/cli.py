@@ -325,6 +325,8 @@ VERBS = {  # of the `opro` command
     "power": "what gains a dev set can show",
     "doctor": "what usually goes wrong, before hours are spent",
     "finetune": "train a LoRA adapter on the train split",
+    "cotune": "search prompts and train in turns until fresh clips confirm no more",
+    "curve": "what more training clips give, hand-written against searched prompt",
     "build": "build a clip set from recordings, or of clips of your own",
     "audit": "find leaks, shortcuts and faults in a clip set",
 }

@@ -94,7 +94,7 @@ class Cotuned:
         """Why there is no further round."""
         last = self.rounds[-1]
         if not last.confirmed:
-            return f"round {last.number} is {last.why}"
+            return f"round {last.number}: {last.why}"
         return f"all {last.number} rounds are confirmed; a larger --rounds goes on from here"
 
     def document(self, about: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def argv_of(verb, folder):
         "power": "--searches 10 --candidates 1",
         "doctor": "--checkpoint fake --clips 8",
         "finetune": "--dry-run --runs-dir {0}",
+        "cotune": "--dry-run --runs-dir {0}",
+        "curve": "--dry-run --clips 64 --runs-dir {0}",
         "build": "folder --speech {0}/speech --other {0}/noise --out {0}/clips --dry-run",
         "audit": "{0}/no-such-manifest",
     }
