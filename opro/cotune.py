@@ -104,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(settings.folder, "--out")
     check_folder(settings.runs_dir, "--runs-dir")
     data = open_data(settings)
-    if not is_trained(settings.adapter(1)):  # whatever would fail after the first search
-        finetune.prepare(settings.training(1, None))
+    # Whatever would fail after the first search is found now.
+    trained = is_trained(settings.adapter(1))
+    first = [] if trained else finetune.describe(finetune.prepare(settings.training(1, None)))
     if space.dry_run:
-        plan = list(_plan(settings, data))
+        plan = list(_plan(settings, first))
         print("\n".join(plan))
         hand_over({"dry_run": True, "folder": str(settings.folder), "plan": plan})
         return DONE
@@ -138,8 +139,12 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _plan(settings: CotuneSettings, data: Data) -> Iterator[str]:
-    """What would be done, and what it costs at most."""
+def _plan(settings: CotuneSettings, training: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """What would be done, and what it costs at most.
+
+    Args:
+        training: The plan of the first one; empty where it is finished.
+    """
     first = settings.search(0)
     problem = open_problem(first)
     most, rounds = most_evals(problem, first), settings.rounds
@@ -148,7 +153,7 @@ def _plan(settings: CotuneSettings, data: Data) -> Iterator[str]:
     yield f"result      {settings.folder}"
     yield f"walk        at most {rounds} rounds: {rounds + 1} searches and {rounds} trainings"
     yield f"a search    at most {most:,} evals; {time_of(problem.evaluator, most, first)}"
-    for name, text in finetune.describe(finetune.prepare(settings.training(1, None))):
+    for name, text in training:
         yield f"{name:11} {text}" if name != "prompts" else f"prompts     {settings.front} at most"
     yield (
         f"decisions   on {len(holdout)} holdout clips of {len({c.source_id for c in holdout})} sources, each round at"

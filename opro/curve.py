@@ -113,11 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = open_data(settings)
     clips = _open_clips(data, settings.split)
     sizes = _sizes(space.clips, len(clips.train))
-    for size in sizes:  # whatever would fail after hours
+    training: list[tuple[str, str]] = []  # the plan of the largest that is not finished
+    for size in sorted({sizes[0], sizes[-1]}):  # whatever would fail after hours is found now
         if not is_trained(settings.adapter(size)):
-            finetune.prepare(settings.training(size, None))
+            training = finetune.describe(finetune.prepare(settings.training(size, None)))
     if space.dry_run:
-        plan = list(_plan(settings, data, clips, sizes))
+        plan = [*_plan(settings, data, clips, sizes), *(f"{n:11} {text}" for n, text in training)]
         print("\n".join(plan))
         hand_over({"dry_run": True, "folder": str(settings.folder), "plan": plan})
         return DONE
@@ -169,8 +170,6 @@ def _plan(settings: CurveSettings, data: Data, clips: Clips, sizes: Sequence[int
     yield f"result      {settings.folder}"
     yield f"sizes       0, {', '.join(f'{n:,}' for n in sizes)} train clips: {len(sizes)} trainings"
     yield f"searches    {len(sizes) + 1}, each at most {most:,} evals; {time_of(problem.evaluator, most, first)}"
-    for name, text in finetune.describe(finetune.prepare(settings.training(sizes[-1], None))):
-        yield f"{name:11} {text}"
     uses = count_uses(settings.runs_dir, data.digest)
     used = f"; its test split was used {uses} times so far" if settings.split == "test" else ""
     yield f"scored      {len(clips.scored)} clips of {_where(settings.split)}{used}"

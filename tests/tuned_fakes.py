@@ -54,6 +54,7 @@ def use_tuned(monkeypatch, nats):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(problem, "build_evaluator", build_evaluator)
     monkeypatch.setattr(finetune, "prepare", lambda settings: None)
+    monkeypatch.setattr(finetune, "describe", lambda training: [("recipe", "1 epoch")])
     monkeypatch.setattr(finetune, "run", run)
     return heard, trained
 

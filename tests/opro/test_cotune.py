@@ -199,7 +199,6 @@ def test_a_walk_that_was_interrupted_ends_as_the_one_that_was_not(walked, clips,
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(clips, monkeypatch, capsys):
     use_tuned(monkeypatch, MUCH)
-    monkeypatch.setattr(finetune, "describe", lambda training: [("recipe", "1 epoch")])
     assert cotune.main([*flags(clips, "--rounds", "2"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "at most 2 rounds: 3 searches and 2 trainings" in said and "each round at 0.025" in said

@@ -101,7 +101,6 @@ def test_each_use_of_test_is_counted_and_showing_it_again_is_none(clips, monkeyp
 
 def test_a_size_that_cannot_be_is_found_before_anything_is_trained(clips, monkeypatch, capsys):
     _, trained = use_tuned(monkeypatch, NATS)
-    monkeypatch.setattr(finetune, "describe", lambda training: [("recipe", "1 epoch")])
     with pytest.raises(UserError, match="names 16 clips twice"):
         curve.main([*flags(clips), "016"])
     with pytest.raises(UserError, match="expected all, or a number up to 48"):
