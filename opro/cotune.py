@@ -307,11 +307,12 @@ class Walk:
         (gain,) = compare_many([said], old, s.objective, seed=s.seed, alpha=turn.level)
         confirmed = few >= MIN_SOURCES and gain.p is not None and gain.p < turn.level
         against = f"gains {points(gain)} over round {before.number} on {gain.clips} holdout clips"
-        why = f"confirmed: {against}, p {gain.p:.2g}{turn.said()}"
+        why = f"confirmed: {against}, p {gain.p:.2g}"
         if few < MIN_SOURCES:
             why = f"no claim: the holdout has {few} sources of one label, {MIN_SOURCES} are needed ({against})"
         elif not confirmed:
             why = f"not {why}; a gain counts below {turn.level:.2g}"
+        why += turn.said() if few >= MIN_SOURCES else ""
         return Round(number, pair, why, estimate(said, s.objective), gain, confirmed, said)
 
     def _what(self) -> str:

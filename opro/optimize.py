@@ -139,7 +139,11 @@ def search_only(settings: OptimizeSettings) -> RunFolder:
     The command of these settings decides later, if it is ever given.
     """
     settings = settings.checked()
-    return _decided(settings, *_opened(settings), decides=False)
+    problem, plan = _opened(settings)
+    try:
+        return _decided(settings, problem, plan, decides=False)
+    finally:
+        problem.evaluator.release()  # its memory is the next one's
 
 
 def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:

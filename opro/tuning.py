@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import sys
@@ -149,6 +150,7 @@ def train(training: FinetuneSettings, folder: Path, number: int) -> Step:
     if not is_trained(folder):
         with contextlib.redirect_stdout(sys.stderr):
             finetune.run(training, finetune.prepare(training), folder)
+        gc.collect()  # a Trainer is held by cycles, and with it the model on the device
     made = read_json(folder / "training.json")
     seconds, steps, prompts = made["seconds"], made["steps"], len(made["prompts"])
     return Step(number, "train", str(folder), seconds, steps=steps, prompts=prompts)

@@ -68,7 +68,7 @@ def of_one_seed(settings: CotuneSettings) -> tuple[dict, dict]:
     alone = json.loads((lora / "training.json").read_text())
     many = replace(
         settings.search(0), checkpoint=str(lora), name=None,
-        iterations=searches * (settings.iterations + 1),
+        iterations=3 * searches * (settings.iterations + 1) // 2,  # more than enough evals
     )  # fmt: skip
     run = search_only(many)
     costs = spent(run)
