@@ -4,26 +4,34 @@ For each seed `opro.cotune` walks as it does by default. Then the checkpoint is 
 for as many epochs as all rounds together had (B3), and searched (B4) until the search has asked for as many evals as
 all searches of the walk. Every pair is decided with the threshold of the search half and scored on the test split; the
 table has the mean over the seeds with 95 % intervals over the test sources, as `opro.stats` makes them. An interrupted
-bench goes on; after each seed the table so far is printed.
+bench goes on; after each seed the table so far is printed. With --walks N no model is trained: N walks are simulated as
+`bench_reruns.py` simulates searches, to see how often a round is confirmed that is no better than the one before.
 """
 
 import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from bench_reruns import ACCURACY, CANDIDATES, World, dev, share
+from scipy.special import ndtri
 
 from evaluators.classifier import Classifier, classifier_from
-from evaluators.statistics.compare import difference, resample
-from evaluators.statistics.resampling import Statistic
+from evaluators.statistics.compare import ALPHA, difference, resample
+from evaluators.statistics.metrics import balanced_weights
+from evaluators.statistics.resampling import Statistic, clusters
 from opro import cotune, finetune
 from opro.cotune import CotuneSettings
 from opro.optimize import search_only
 from opro.problem import open_data, open_model
 from opro.results.sheet import markdown, percent
+from opro.search.power import SEEDS, SHARED
 from opro.settings import DataSettings, MachineSettings, ModelSettings
 
 ROWS = {
@@ -34,6 +42,12 @@ ROWS = {
     "B5": "cotuned: the pair handed over",
     "B5 last": "cotuned: the pair that leads on the search half at the end, confirmed or not",
 }
+WALKS = {
+    "0, 0, 0, 0, 0": (0.0,) * 5,
+    "+10, 0, 0, 0, 0": (0.1, 0.0, 0.0, 0.0, 0.0),
+    "+6, +6, 0, 0, 0": (0.06, 0.06, 0.0, 0.0, 0.0),
+    "+10, -10, 0, 0, 0": (0.1, -0.1, 0.0, 0.0, 0.0),
+}  # points
 
 
 def spent(run) -> list[int]:
@@ -131,6 +145,63 @@ def table(targets, rights: list[dict], costs: list[dict]) -> str:
     return markdown(head, body)
 
 
+@cache
+def dev_and_resamples():
+    """The halves of the shipped dev split, and the resamples of the second."""
+    both = dev()
+    return both, clusters(both[1].truth, both[1].source.astype(str).tolist(), seed=0)
+
+
+def simulated(gains: Sequence[float], seed: int) -> tuple[bool, bool, int]:
+    """(Whether a walk confirms a round that is no better; whether trying every round at 2.5 % does; rounds confirmed).
+
+    Each round brings prompts that are all better by its gain than those before; the pair that leads on the search half
+    is compared on the holdout with the one that was confirmed last.
+    """
+    both, c = dev_and_resamples()
+    world = World(both, [3, seed])
+
+    def drawn(accuracy: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(Score of the leading prompt on the search half, ``[clip]`` whether it is right on the holdout)."""
+        right = []
+        for half, source, clip in zip(world.both, world.sources, world.clips, strict=True):
+            effect = source + world.rng.normal(0, world.own, (count, len(source)))
+            bound = ndtri(np.clip(accuracy + effect, 0.01, 0.99))[:, half.source]
+            right.append(clip + np.sqrt(1 - SHARED) * world.rng.normal(size=bound.shape) < bound)
+        score = right[0] @ balanced_weights(world.both[0].truth)
+        return score.max(), right[1][score.argmax()].astype(float)
+
+    best, heard = drawn(ACCURACY, SEEDS)
+    accuracy = held = ACCURACY
+    false_walk = false_any = stopped = False
+    confirmed = 0
+    for gain in gains:
+        accuracy += gain
+        score, fresh = drawn(accuracy, CANDIDATES)
+        real = score > best and c.p_of_gain(c.balanced(fresh) - c.balanced(heard)) < ALPHA
+        if real:
+            false_any |= accuracy <= held
+            false_walk |= accuracy <= held and not stopped
+            confirmed += not stopped
+            best, heard, held = score, fresh, accuracy
+        stopped |= not real
+    return false_walk, false_any, confirmed
+
+
+def walks(count: int) -> str:
+    """How often simulated walks err, as Markdown."""
+    body = []
+    with ProcessPoolExecutor(2) as pool:
+        for name, gains in WALKS.items():
+            found = list(pool.map(partial(simulated, gains), range(count), chunksize=8))
+            walk, tried, rounds = (np.array(x) for x in zip(*found, strict=True))
+            shares = [share(x).strip().replace("<=", "up to") for x in (walk, tried)]
+            body.append([name, *shares, f"{rounds.mean():.2f}"])
+    head = ["true gain of each round", f"a walk errs, % of {count}", "trying all rounds errs, %",
+            "rounds confirmed"]  # fmt: skip
+    return markdown(head, body)
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -143,7 +214,11 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/bench-cotune"))
+    parser.add_argument("--walks", type=int, default=0, help="simulated instead of trained")
     args = parser.parse_args()
+    if args.walks:
+        print(walks(args.walks))
+        return 0
     rights, costs = [], []
     for seed in range(args.seeds):
         runs = args.runs_dir / f"seed-{seed}"  # a ledger of its own: seeds are no reruns here
