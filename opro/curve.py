@@ -4,7 +4,7 @@ For each number of clips a LoRA is trained on the first hand-written prompt, on 
 its fixed balanced order, so that a smaller set lies in each larger one; then prompts are searched on it. The best
 hand-written prompt and the one that leads the search, each with the threshold of the search half of dev, are scored on
 --split; so are those of the checkpoint as it is, as 0 clips. No decision is made: nothing but the scores hears --split.
-Written to --out: curve.html, .svg, .json, .csv and .md. The same command goes on after an interruption.
+Written to --out/SPLIT: curve.html, .svg, .json, .csv and .md. The same command goes on after an interruption.
 """
 
 import argparse
@@ -62,8 +62,13 @@ class CurveSettings(TuneSettings):
 
     @property
     def folder(self) -> Path:
-        """The result's folder; sizes can be added to it."""
-        return self.folder_of("curve", self.config_without())
+        """The folder of the adapters; sizes can be added to it, and both splits share it."""
+        return self.folder_of("curve", self.config)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain data, as config.yaml holds it: all that adapters and searches depend on."""
+        return self.config_without("split")
 
     def adapter(self, size: int) -> Path:
         """The adapter of so many clips."""
@@ -122,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(plan))
         hand_over({"dry_run": True, "folder": str(settings.folder), "plan": plan})
         return DONE
-    out = settings.folder
-    with disk_faults(out), open_run(out, settings.config_without()):
+    out = settings.folder / settings.split
+    with disk_faults(settings.folder), open_run(settings.folder, settings.config):
         document = _curve(settings, data, clips, sizes)
         write_curve(out, document)
     print(render(curve_sheet(document)))

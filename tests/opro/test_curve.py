@@ -29,8 +29,8 @@ def flags(clips, *more):
                              "--iterations", 1, "--candidates", 4, "--clips", 16, 8, *more)]  # fmt: skip
 
 
-def curve_of(clips):
-    return json.loads((clips.parent / "runs" / "curve" / "curve.json").read_text())
+def curve_of(clips, split="dev"):
+    return json.loads((clips.parent / "runs" / "curve" / split / "curve.json").read_text())
 
 
 def test_sizes_are_nested_and_stand_beside_the_checkpoint_as_it_is(clips, monkeypatch, capsys):
@@ -66,7 +66,7 @@ def test_sizes_are_nested_and_stand_beside_the_checkpoint_as_it_is(clips, monkey
 
 def check_files(clips):
     """They hold the same numbers."""
-    folder, rows = clips.parent / "runs" / "curve", curve_of(clips)["rows"]
+    folder, rows = clips.parent / "runs" / "curve" / "dev", curve_of(clips)["rows"]
     with (folder / "curve.csv").open(newline="") as file:
         told = list(csv.DictReader(file))
     assert [float(r["searched_low"]) for r in told] == [r["searched"]["low"] for r in rows]
@@ -94,8 +94,9 @@ def test_each_use_of_test_is_counted_and_showing_it_again_is_none(clips, monkeyp
     monkeypatch.setattr(finetune, "run", real)
     for _ in range(2):
         assert curve.main(flags(clips, "--split", "test")) == 0
+    assert curve.main(flags(clips)) == 0  # on the holdout, with the same adapters
     assert [s.clips for s, _ in trained] == ["8", "16"]  # what was finished is taken as it is
-    assert curve_of(clips)["test_openings"] == 1
+    assert curve_of(clips, "test")["test_openings"] == 1
     assert "opened once" in capsys.readouterr().out
 
 
