@@ -326,6 +326,8 @@ VERBS = {  # of the `opro` command
     "profile": "how a checkpoint reacts to hundreds of wordings",
     "doctor": "what usually goes wrong, before hours are spent",
     "finetune": "train a LoRA adapter on the train split",
+    "cotune": "search prompts and train in turns until fresh clips confirm no more",
+    "curve": "what more training clips give, hand-written against searched prompt",
     "build": "build a clip set from recordings, or of clips of your own",
     "audit": "find leaks, shortcuts and faults in a clip set",
 }

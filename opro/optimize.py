@@ -131,11 +131,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    check_folder(settings.runs_dir, "--runs-dir")
-    tracker_names(settings.report_to)
-    check_servers(settings)
-    problem = _told(open_problem(settings), settings)
-    plan = open_proposer(settings.searches()[0], problem, *_shared(settings, problem))
+    problem, plan = _opened(settings)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
@@ -143,6 +139,34 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
         return settings.folder
     show_run(_decided(settings, problem, plan))
     return settings.folder
+
+
+def search_only(settings: OptimizeSettings) -> RunFolder:
+    """Searches, or goes on, and decides nothing: the holdout is left alone. A run that has decided is as it was.
+
+    The command of these settings decides later, if it is ever given.
+    """
+    settings = settings.checked()
+    problem, plan = _opened(settings)
+    try:
+        with _begun(settings, problem, plan) as folder:
+            if folder.summary is None:
+                _note_origin(problem, folder)
+                _warn(problem)
+                with _working(settings, problem, folder) as work, work.spending.noted():
+                    _find(settings, plan, work)
+            return folder
+    finally:
+        problem.evaluator.release()  # its memory is the next one's
+
+
+def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:
+    """What is searched, and who proposes. Raises UserError for whatever would fail later."""
+    check_folder(settings.runs_dir, "--runs-dir")
+    tracker_names(settings.report_to)
+    check_servers(settings)
+    problem = _told(open_problem(settings), settings)
+    return problem, open_proposer(settings.searches()[0], problem, *_shared(settings, problem))
 
 
 def optimize(
@@ -256,9 +280,11 @@ def _told(problem: Problem, settings: OptimizeSettings) -> Problem:
 
 
 def _decided(
-    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
+    settings: OptimizeSettings,
+    problem: Problem,
+    plan: ProposerPlan | OwnPlan,
 ) -> RunFolder:
-    """The run's folder, with its search ended."""
+    """The run's folder, with its search ended and its decision made."""
     with _begun(settings, problem, plan) as folder:
         if folder.summary is None:
             if isinstance(plan, ProposerPlan) and settings.repeats > 1:

@@ -187,6 +187,34 @@ def lengths(rows: Sequence[dict[str, Any]], unit: str, scores: str = "balanced a
     return svg(figure)
 
 
+def data_curve(rows: Sequence[dict[str, Any]], scores: str = "balanced accuracy") -> str:
+    """Score over the clips that were trained on, of the hand-written and the searched prompt; sizes stand evenly.
+
+    Args:
+        rows: clips; hand and searched, each with value, low, high as shares.
+    """
+    figure, axis = axes(7.0, 3.4)
+    scale = 1 if "nats" in scores else 100
+    for shift, (name, label), colour, mark in (
+        (-0.05, ("hand", "best hand-written prompt"), COLOURS[1], "s"),
+        (0.05, ("searched", "searched prompt"), COLOURS[0], "o"),
+    ):
+        x = np.arange(len(rows)) + shift
+        value = scale * np.array([r[name]["value"] for r in rows], dtype=np.float64)
+        bounds = [
+            [r[name]["value"] if r[name][k] is None else r[name][k] for r in rows]
+            for k in ("low", "high")
+        ]
+        spread = np.abs(scale * np.array(bounds, dtype=np.float64) - value)
+        axis.errorbar(x, value, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=1, lw=1.2,
+                      label=label)  # fmt: skip
+    axis.set_xticks(range(len(rows)), [f"{r['clips']:,}" for r in rows])
+    axis.set_xlabel("train clips")
+    axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
+    legend(figure)
+    return svg(figure)
+
+
 def psychometric(name: str, curves: Sequence[tuple[str, Psychometric]]) -> str:
     """Hit rates over a property with their bands and false-alarm rates."""
     figure, axis = axes(6.0, 3.2)

@@ -51,6 +51,8 @@ def argv_of(verb, folder):
         "profile": "--checkpoint fake --wordings 20 --clips 120 --runs-dir {0}",
         "doctor": "--checkpoint fake --clips 8",
         "finetune": "--dry-run --runs-dir {0}",
+        "cotune": "--dry-run --runs-dir {0}",
+        "curve": "--dry-run --clips 64 --runs-dir {0}",
         "build": "folder --speech {0}/speech --other {0}/noise --out {0}/clips --dry-run",
         "audit": "{0}/no-such-manifest",
     }
