@@ -2100,7 +2100,11 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/cotune.py", "self.checkpoint_of(number - 1), prompts", "self.checkpoint, prompts"),
     ("opro/curve.py", "(2 * i + 1, 2 * i - 1)", "(2 * i + 1, 2 * i - 2)"),
     ("opro/curve.py", 'if settings.split == "test":\n        about', "if True:\n        about"),
-    ("opro/optimize.py", "            if not decides:\n                return\n", ""),
+    (
+        "opro/optimize.py",
+        "as work, work.spending.noted():\n                    _find(settings, plan, work)\n",
+        "as work, work.spending.noted():\n                    _find(settings, plan, work)\n                    _judge(settings, work)\n",
+    ),
     ("opro/search/select.py", "and t.rank > baseline.rank", "and t.rank < baseline.rank"),
     ("opro/search/select.py", "and t.reward > baseline.reward\n", "and True\n"),
     ("opro/search/select.py", "for i in _confirmed(gains, alpha):", "for i in range(len(gains)):"),
