@@ -22,7 +22,7 @@ import numpy as np
 from bench_reruns import ACCURACY, CANDIDATES, SPREAD, dev, share
 from scipy.special import ndtri
 
-from evaluators.statistics.compare import ALPHA, _resamples_at, step_down
+from evaluators.statistics.compare import ALPHA, resamples_at, step_down
 from evaluators.statistics.metrics import balanced_weights
 from evaluators.statistics.resampling import clusters
 from opro.search.budget import most_finalists
@@ -46,7 +46,7 @@ def resampled(voices, alpha):
     """Resamples of a holdout for a decision at this level."""
     half = half_of(voices)[1]
     names = half.source.astype(str).tolist()
-    return clusters(half.truth, names, resamples=_resamples_at(alpha))
+    return clusters(half.truth, names, resamples=resamples_at(alpha))
 
 
 def groups(repeats, where, number):
