@@ -75,6 +75,7 @@ class Options(TypedDict, total=False):
     swap: bool
     max_evals: int
     max_prompt_tokens: int
+    brittleness: int
     seed: int
     adapter: str | Path
     quantization: str

@@ -265,6 +265,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/view/verdicts.py": ("tests/opro/view/test_verdicts.py",),
     "opro/search/objective.py": ("tests/opro/search/test_objective.py",),
     "opro/search/race.py": ("tests/opro/search/test_race.py",),
+    "opro/search/parts.py": ("tests/opro/search/test_select.py",),
     "opro/search/select.py": (
         "tests/opro/search/test_select.py",
         "tests/opro/search/test_lengths.py",
@@ -2131,9 +2132,9 @@ DIRECTED: list[tuple[str, str, str]] = [
         "dict.fromkeys((baseline.classifier, chosen.classifier))",
         "dict.fromkeys((baseline.classifier,))",
     ),
-    ("opro/search/select.py", "clips[begin : begin + PART]", "clips[begin : begin + PART - 1]"),
+    ("opro/search/parts.py", "clips[begin : begin + PART]", "clips[begin : begin + PART - 1]"),
     (
-        "opro/search/select.py",
+        "opro/search/parts.py",
         "        advance(len(prompts) * len(tables[-1].clips), 0)\n",
         "        advance(len(tables[-1].clips), 0)\n",
     ),
@@ -2448,7 +2449,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "",
         "a setting; the tests ask for blocks of that length",
     ),
-    ("opro/search/select.py", "PART = 100", "", "a step of the display that is a choice"),
+    ("opro/search/parts.py", "PART = 100", "", "a step of the display that is a choice"),
     (
         "opro/search/select.py",
         "if t.iteration > 0",
