@@ -51,13 +51,6 @@ class Brittleness:
         scores = self.scores or (self.score,)
         return {q: float(np.quantile(scores, q)) for q in QUANTILES}
 
-    @property
-    def worst(self) -> tuple[Edit, float] | None:
-        """The edit that costs most, and its score."""
-        if not self.edits:
-            return None
-        return min(zip(self.edits, self.scores, strict=True), key=lambda pair: pair[1])
-
 
 @dataclass(frozen=True)
 class How:
