@@ -1,5 +1,6 @@
 """Trivial edits and phrases: no meaning changes, and what names the answers stays."""
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -77,7 +78,8 @@ def test_fewer_edits_are_the_first_and_of_all_kinds():
         every = trivial_edits(prompt)
         assert trivial_edits(prompt, 9) == every[:9] and trivial_edits(prompt, 0) == ()
         assert len({e.kind for e in every[:9]}) >= 7
-        assert {e.kind for e in every} >= {"blanks", "lines", "punctuation", "case", "order", "marks", "typo"}  # fmt: skip
+        kinds = {"blanks", "lines", "punctuation", "case", "order", "marks", "typo"}
+        assert {e.kind for e in every} >= kinds
 
 
 def test_the_order_of_options_goes_with_their_answers():
@@ -107,7 +109,7 @@ def test_phrases_hold_each_word_once_and_go_without_leaving_any(prompt):
     found = phrases(prompt)
     fine = [p for p in found if not p.whole and p.kind != SYSTEM_MESSAGE]
     assert [p.start for p in fine] == sorted(p.start for p in fine)
-    assert all(a.end <= b.start for a, b in zip(fine, fine[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(fine))
     marks = [(o.mark, o.start) for o in find_options(prompt) or ()]
     for i, ch in enumerate(prompt.text):
         inside = sum(p.start <= i < p.end for p in fine)
