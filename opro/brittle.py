@@ -32,6 +32,7 @@ from opro.results.brittle import (
     PhrasePart,
     Worth,
     brittle_sheet,
+    kind_sheet,
     names_of,
     phrase_sheet,
 )
@@ -85,11 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = run.path / BRITTLE
     check_file(out, BRITTLE)
     job = _open(run, settings)
-    print(f"scores  {job.evals:,} evals at most, {time_of(job.model.evaluator, job.evals)}")
+    cached = max(0, job.evals - job.missing)
+    time = time_of(job.model.evaluator, job.missing)
+    print(f"scores  {job.evals:,} evals at most, {cached:,} of them cached, {time}")
     found = measure(job)
     write_json(out, found.model_dump())
     if found.brittleness:
         print(f"\n{render(brittle_sheet(found.brittleness, names_of(summary), found.metric))}")
+        print(f"\n{render(kind_sheet(found.brittleness[0]))}")
     print(f"\n{render(phrase_sheet(found))}\n")
     for text in found.warnings:
         print(f"warning: {text}")
@@ -117,18 +121,24 @@ class Job:
     warnings: tuple[str, ...]
 
     @property
+    def asked(self) -> Iterator[tuple[list[Prompt], ClipSet]]:
+        """(Prompts, clips) of each call, at most."""
+        for one in self.classifiers if self.edits else ():
+            edits = trivial_edits(one.prompt, self.edits)
+            yield [one.prompt, *(e.prompt for e in edits)], self.clips.first(CLIPS)
+        shorter = [p.without for p in self.phrases if p.without is not None]
+        yield [self.classifiers[0].prompt, *shorter], self.clips
+
+    @property
     def evals(self) -> int:
         """At most, before the cache."""
-        edited = [p for c in self.classifiers for p in self._edited(c)]
-        shorter = [self.classifiers[0].prompt, *(p.without for p in self.phrases if p.without)]
-        few = min(CLIPS, len(self.clips))
-        return few * sum(map(evals_per_clip, edited)) + len(self.clips) * sum(
-            map(evals_per_clip, shorter)
-        )
+        return sum(len(clips) * sum(map(evals_per_clip, prompts)) for prompts, clips in self.asked)
 
-    def _edited(self, one: Classifier) -> list[Prompt]:
-        edits = trivial_edits(one.prompt, self.edits)
-        return [one.prompt, *(e.prompt for e in edits)] if edits else []
+    @property
+    def missing(self) -> int:
+        """Of these, those that are not in the cache."""
+        evaluator = self.model.evaluator
+        return sum(evaluator.count_missing(prompts, clips) for prompts, clips in self.asked)
 
 
 def _open(run: RunFolder, settings: BrittleSettings) -> Job:
@@ -192,7 +202,7 @@ def measure(job: Job) -> Brittle:
     """Scores edits and phrases."""
     evaluator, seed = job.model.evaluator, int(job.run.config.get("seed", 0))
     before = evaluator.usage.requested
-    how = How(job.edits, job.objective.name, seed)
+    how = How(job.edits, job.objective, seed)
     steady = list[BrittlePart]()
     with counting("prompts", len(job.classifiers) + 1) as step:
         for one in job.classifiers if job.edits else ():

@@ -251,11 +251,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "opro/search/phrases.py": ("tests/opro/search/test_edits.py",),
     "opro/brittle.py": ("tests/opro/test_brittle.py",),
     "opro/results/brittle_page.py": ("tests/opro/test_brittle.py",),
-    "opro/search/brittleness.py": ("tests/opro/search/test_brittleness.py",),
-    "opro/search/edits.py": ("tests/opro/search/test_edits.py",),
-    "opro/search/phrases.py": ("tests/opro/search/test_edits.py",),
-    "opro/brittle.py": ("tests/opro/test_brittle.py",),
-    "opro/results/brittle_page.py": ("tests/opro/test_brittle.py",),
     "opro/search/budget.py": (
         "tests/opro/search/test_budget.py",
         "tests/opro/search/test_brittleness.py",
@@ -1809,7 +1804,16 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/search/budget.py", "    prompts = 1 + most_finalists(", "    prompts = most_finalists("),
     ("opro/search/brittleness.py", "clips.first(CLIPS), how", "clips, how"),
-    ("opro/search/brittleness.py", "Classifier(prompt, classifier.bias)", "Classifier(prompt)"),
+    (
+        "opro/search/brittleness.py",
+        "bias = classifier.bias if bias is None else bias",
+        "bias = 0.0",
+    ),
+    (
+        "opro/search/brittleness.py",
+        "value(prompt, how.objective.measure(row, clips).bias)",
+        "value(prompt)",
+    ),
     (
         "opro/search/brittleness.py",
         "difference(c, own, _mean(edited or [own]))",
@@ -1841,7 +1845,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("opro/search/select.py", "advance(0, left)\n    return {t.number", "return {t.number"),
     ("opro/search/select.py", "(low := lows[i]) is not None and low <= 0", "True"),
-    ("opro/search/select.py", "settings.brittleness, settings.objective", '9, "accuracy"'),
+    ("opro/search/select.py", "settings.brittleness, objective, settings.seed", "9"),
     ("opro/brittle.py", "job.objective.measure(row, job.clips).bias", "whole.bias"),
     (
         "opro/brittle.py",

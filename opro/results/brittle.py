@@ -91,6 +91,7 @@ def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric
                 f"{100 * one.score:.1f}",
                 percent(one.loss.model_dump(), signed=True),
                 f"{100 * one.floor:.1f}",
+                "" if one.floor_anew is None else f"{100 * one.floor_anew:.1f}",
                 f"{100 * one.quantiles['50']:.1f}",
                 f"{100 * worst.score:.1f}" if worst else "",
                 str(len(one.edits)),
@@ -103,6 +104,7 @@ def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric
         Column("as it is"),
         Column("mean loss"),
         Column("9 of 10 reach"),
+        Column("with a threshold fitted anew", 7),
         Column("median", 5),
         Column("worst"),
         Column("edits", 4),
@@ -111,6 +113,24 @@ def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric
     ]
     where = f"{parts[0].clips} clips of {parts[0].sources} sources of the search half"
     return Sheet(f"{NAMES[metric]} under trivial edits, on {where}", columns, rows)
+
+
+def kind_sheet(one: BrittlePart) -> Sheet:
+    """One row a kind of trivial edit of a prompt, the one that costs most first."""
+    kinds = dict.fromkeys(edit.kind for edit in one.edits)
+    rows = []
+    for kind in kinds:
+        own = [edit for edit in one.edits if edit.kind == kind]
+        worst = min(own, key=lambda e: e.score)
+        mean = sum(e.score for e in own) / len(own)
+        numbers = [str(len(own)), f"{100 * mean:.1f}", f"{100 * worst.score:.1f}"]
+        rows.append((mean, [kind, *numbers, worst.name]))
+    columns = [Column("kind", text=True), Column("edits"), Column("mean"), Column("worst")]
+    return Sheet(
+        "trivial edits of the chosen prompt by kind",
+        [*columns, Column("the worst edit", text=True)],
+        [cells for _, cells in sorted(rows, key=lambda row: row[0])],
+    )
 
 
 def brittle_lines(summary: Summary) -> Iterator[str]:
@@ -126,10 +146,13 @@ def brittle_line(one: BrittlePart, who: str = "") -> str:
     worst = one.worst
     if worst is None:
         return f"{who}no trivial edit of it could be scored"
+    anew = ""
+    if one.floor_anew is not None:
+        anew = f" ({100 * one.floor_anew:.1f} with a threshold fitted anew to each)"
     return (
         f"{who}{100 * one.score:.1f} on {one.clips} clips of the search half; of {len(one.edits)} trivial edits nine in"
-        f" ten leave {100 * one.floor:.1f} or more, mean loss {percent(one.loss.model_dump(), signed=True)}; the worst"
-        f" leaves {100 * worst.score:.1f}: {worst.name}"
+        f" ten leave {100 * one.floor:.1f} or more{anew}, mean loss {percent(one.loss.model_dump(), signed=True)};"
+        f" the worst leaves {100 * worst.score:.1f}: {worst.name}"
     )
 
 

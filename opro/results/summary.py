@@ -134,11 +134,15 @@ class FourCells(Part):
 
 
 class EditPart(Part):
-    """A trivial edit and the score that it leaves; `text` is the edited prompt's."""
+    """A trivial edit and the score that it leaves; `text` is the edited prompt's.
+
+    `anew` is the score with a threshold fitted anew to it; None where none is fitted.
+    """
 
     kind: str
     name: str
     score: float
+    anew: float | None = None
     text: str
 
 
@@ -146,7 +150,8 @@ class BrittlePart(Part):
     """A classifier on clips of the search half, and what trivial edits of its prompt leave, its threshold kept.
 
     `quantiles` are of the scores over edits, by percent; `floor` is the one of 10 %: nine of ten edits reach it. `loss`
-    is the score as it is less the mean over edits. `refused` counts edits that the model cannot be asked with.
+    is the score as it is less the mean over edits; `floor_anew` is the floor with a threshold fitted anew to each edit,
+    None where none is fitted. `refused` counts edits that the model cannot be asked with.
     """
 
     prompt_id: str
@@ -154,6 +159,7 @@ class BrittlePart(Part):
     presentation: str = ""
     score: float
     floor: float
+    floor_anew: float | None = None
     quantiles: dict[str, float]
     loss: Interval
     clips: int
@@ -170,13 +176,16 @@ class BrittlePart(Part):
             presentation=one.classifier.prompt.given,
             score=one.score,
             floor=one.floor,
+            floor_anew=one.floor_anew,
             quantiles={f"{100 * q:.0f}": value for q, value in one.quantiles.items()},
             loss=Interval.of(one.loss),
             clips=one.loss.clips,
             sources=one.loss.sources,
             edits=tuple(
-                EditPart(kind=e.kind, name=e.name, score=score, text=e.prompt.text)
-                for e, score in zip(one.edits, one.scores, strict=True)
+                EditPart(kind=e.kind, name=e.name, score=score, anew=anew, text=e.prompt.text)
+                for e, score, anew in zip(
+                    one.edits, one.scores, one.anew or [None] * len(one.edits), strict=True
+                )
             ),
             refused=one.refused,
         )

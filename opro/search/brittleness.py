@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.classifier import Classifier
+from evaluators.classifier import Bias, Classifier
 from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.prompts import Prompt
@@ -13,6 +13,7 @@ from evaluators.statistics.compare import difference, resample
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import Estimate, Statistic
 from opro.search.edits import Edit, trivial_edits
+from opro.search.objective import Objective
 from opro.search.parts import score_those_that_can
 
 CLIPS = 200  # of the search half, at most: the first ones in balanced order
@@ -29,6 +30,7 @@ class Brittleness:
         classifier: As it is.
         score: Its value of the metric on these clips.
         edits, scores: The edits that could be scored, and the value of each.
+        anew: The value of each with a threshold fitted anew to it on the same clips; empty where none is fitted.
         loss: Its score less the mean over the edits, with bounds over sources.
         refused: Edits that the model cannot be asked with.
     """
@@ -38,12 +40,18 @@ class Brittleness:
     edits: tuple[Edit, ...]
     scores: tuple[float, ...]
     loss: Estimate
+    anew: tuple[float, ...] = ()
     refused: int = 0
 
     @property
     def floor(self) -> float:
         """What nine of ten edits reach; the score itself where there is no edit."""
         return self.quantiles[FLOOR]
+
+    @property
+    def floor_anew(self) -> float | None:
+        """The same with a threshold fitted anew to each edit: what is lost beyond it is the wording's."""
+        return float(np.quantile(self.anew, FLOOR)) if self.anew else None
 
     @property
     def quantiles(self) -> Mapping[float, float]:
@@ -58,12 +66,12 @@ class How:
 
     Attributes:
         edits: Of a prompt, at most.
-        metric: A key of `evaluators.statistics.metrics.METRICS`, higher is better.
+        objective: Whose metric the scores are, and whether thresholds are fitted.
         seed: Of the resamples.
     """
 
     edits: int
-    metric: str = "balanced_accuracy"
+    objective: Objective = Objective()
     seed: int = 0
 
 
@@ -93,15 +101,22 @@ def _of_one(
     prompts = [classifier.prompt, *(edit.prompt for edit in asked)]
     table = score_those_that_can(evaluator, prompts, clips, advance)
     edits = tuple(e for e in asked if e.prompt in table.prompts)
-    c, metric = resample(clips.targets, seed=how.seed), METRICS[how.metric]
+    c, metric = resample(clips.targets, seed=how.seed), METRICS[how.objective.name]
 
-    def value(prompt: Prompt) -> Statistic:
-        return metric(c, table.predict(Classifier(prompt, classifier.bias)))
+    def value(prompt: Prompt, bias: Bias | None = None) -> Statistic:
+        bias = classifier.bias if bias is None else bias
+        return metric(c, table.predict(Classifier(prompt, bias)))
+
+    def fitted(prompt: Prompt) -> float:
+        row = table.logp[table.prompts.index(prompt)]
+        return float(value(prompt, how.objective.measure(row, clips).bias).value)
 
     own, edited = value(classifier.prompt), [value(e.prompt) for e in edits]
     loss = difference(c, own, _mean(edited or [own]))
     scores = tuple(float(one.value) for one in edited)
-    return Brittleness(classifier, float(own.value), edits, scores, loss, len(asked) - len(edits))
+    anew = tuple(fitted(e.prompt) for e in edits) if how.objective.fits(clips) else ()
+    refused = len(asked) - len(edits)
+    return Brittleness(classifier, float(own.value), edits, scores, loss, anew, refused)
 
 
 def _mean(some: Sequence[Statistic]) -> Statistic:

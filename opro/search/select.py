@@ -19,6 +19,7 @@ from opro.search.brittleness import MARGIN, Brittleness, How, brittleness, stead
 from opro.search.budget import edited_pairs, most_finalists, most_selected
 from opro.search.history import History, Trial
 from opro.search.lengths import length_of, unit_of
+from opro.search.objective import Objective
 from opro.search.parts import score_in_parts
 from opro.settings import SearchSettings
 
@@ -252,7 +253,8 @@ def _brittleness(
         left -= scored
         advance(scored, skipped)
 
-    how = How(settings.brittleness, settings.objective, settings.seed)
+    objective = Objective(settings.objective, settings.threshold)
+    how = How(settings.brittleness, objective, settings.seed)
     found = brittleness(
         problem.evaluator, [t.classifier for t in trials], problem.search_clips, how, count
     )

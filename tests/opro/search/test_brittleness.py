@@ -20,6 +20,7 @@ from opro.search import budget, select
 from opro.search.brittleness import CLIPS, How, brittleness, steadiest
 from opro.search.edits import trivial_edits
 from opro.search.history import best_first
+from opro.search.objective import Objective
 from opro.settings import SearchSettings
 
 TEXT = (
@@ -72,6 +73,18 @@ def test_each_edit_keeps_the_threshold():
     odds = [right_about(1.0, 0, -5.0), right_about(1.0, 0, 5.0)]
     found, _ = measured(one, odds, 1, bias=5.0)
     assert found.score == 1.0 and found.scores == (0.5,)
+
+
+def test_a_threshold_fitted_anew_tells_whether_the_wording_is_lost():
+    one, dev = Prompt(TEXT), Objective("balanced_accuracy", "dev")
+    odds = [right_about(1.0, 0), right_about(1.0, 0, 5.0), right_about(0.5, 1)]
+    table = {e.prompt: o for e, o in zip(trivial_edits(one, 2), odds[1:], strict=True)}
+    told = Told({one: odds[0], **table}, CLIPS_OF)
+    (found,) = brittleness(told, [Classifier(one)], CLIPS_OF, How(2, dev))
+    assert found.scores == (0.5, pytest.approx(0.5, abs=0.1)) and found.anew[0] == 1.0
+    assert found.anew[1] < 0.65 and found.floor_anew == pytest.approx(np.quantile(found.anew, 0.1))
+    (plain,) = brittleness(told, [Classifier(one)], CLIPS_OF, How(2))
+    assert plain.anew == () and plain.floor_anew is None and plain.scores == found.scores
 
 
 def test_an_edit_that_cannot_be_asked_is_counted_and_left_out():
