@@ -42,7 +42,7 @@ from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.shown import time_of
 from opro.results.summary import BrittlePart
-from opro.search.brittleness import CLIPS, How, brittleness
+from opro.search.brittleness import CLIPS, How, brittleness, fits_anew
 from opro.search.edits import trivial_edits
 from opro.search.objective import Objective
 from opro.search.parts import score_those_that_can
@@ -215,7 +215,7 @@ def measure(job: Job) -> Brittle:
         run=job.run.name,
         chosen=job.classifiers[0].prompt_id,
         metric=job.objective.name,
-        fitted=job.objective.fits(job.clips),
+        fitted=fits_anew(job.objective, job.clips),
         clips=len(job.clips),
         sources=len(set(targets.sources.tolist())),
         brittleness=tuple(steady),

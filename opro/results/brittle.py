@@ -82,16 +82,16 @@ def names_of(summary: Summary) -> dict[str, str]:
 
 def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric: str) -> Sheet:
     """One row a prompt: its score, what trivial edits leave of it, and the worst of them in words."""
-    rows = []
+    rows, anew = [], any(one.floor_anew is not None for one in parts)
     for one in parts:
-        worst = one.worst
+        worst, again = one.worst, one.floor_anew
         rows.append(
             [
                 names.get(one.prompt_id, "prompt"),
                 f"{100 * one.score:.1f}",
                 percent(one.loss.model_dump(), signed=True),
                 f"{100 * one.floor:.1f}",
-                "" if one.floor_anew is None else f"{100 * one.floor_anew:.1f}",
+                *(["" if again is None else f"{100 * again:.1f}"] if anew else []),
                 f"{100 * one.quantiles['50']:.1f}",
                 f"{100 * worst.score:.1f}" if worst else "",
                 str(len(one.edits)),
@@ -104,7 +104,7 @@ def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric
         Column("as it is"),
         Column("mean loss"),
         Column("9 of 10 reach"),
-        Column("with a threshold fitted anew", 7),
+        *([Column("with a threshold fitted anew", 7)] if anew else []),
         Column("median", 5),
         Column("worst"),
         Column("edits", 4),

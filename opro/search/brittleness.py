@@ -114,9 +114,14 @@ def _of_one(
     own, edited = value(classifier.prompt), [value(e.prompt) for e in edits]
     loss = difference(c, own, _mean(edited or [own]))
     scores = tuple(float(one.value) for one in edited)
-    anew = tuple(fitted(e.prompt) for e in edits) if how.objective.fits(clips) else ()
+    anew = tuple(fitted(e.prompt) for e in edits) if fits_anew(how.objective, clips) else ()
     refused = len(asked) - len(edits)
     return Brittleness(classifier, float(own.value), edits, scores, loss, anew, refused)
+
+
+def fits_anew(objective: Objective, clips: ClipSet) -> bool:
+    """Whether a threshold fitted anew can change a score: not where none is fitted, nor that of a ranking."""
+    return objective.fits(clips) and objective.name != "auroc"
 
 
 def _mean(some: Sequence[Statistic]) -> Statistic:

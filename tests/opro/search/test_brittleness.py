@@ -84,6 +84,8 @@ def test_a_threshold_fitted_anew_tells_whether_the_wording_is_lost():
     assert found.scores == (0.5, pytest.approx(0.5, abs=0.1)) and found.anew[0] == 1.0
     assert found.anew[1] < 0.65 and found.floor_anew == pytest.approx(np.quantile(found.anew, 0.1))
     (plain,) = brittleness(told, [Classifier(one)], CLIPS_OF, How(2))
+    (ranked,) = brittleness(told, [Classifier(one)], CLIPS_OF, How(2, Objective("auroc", "dev")))
+    assert ranked.anew == () and ranked.score == 1.0  # which no threshold changes
     assert plain.anew == () and plain.floor_anew is None and plain.scores == found.scores
 
 
