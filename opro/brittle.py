@@ -17,7 +17,7 @@ from evaluators.classifier import Classifier
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
-from evaluators.files import check_file, write_json
+from evaluators.files import check_file, check_folder, write_json
 from evaluators.manifest import verify
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = run.finished()
     out = run.path / BRITTLE
     check_file(out, BRITTLE)
+    check_folder(settings.runs_dir, "--runs-dir")
     job = _open(run, settings)
     cached = max(0, job.evals - job.missing)
     time = time_of(job.model.evaluator, job.missing)

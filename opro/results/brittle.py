@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from pydantic import ValidationError
 
@@ -92,7 +93,7 @@ def brittle_sheet(parts: Sequence[BrittlePart], names: Mapping[str, str], metric
                 percent(one.loss.model_dump(), signed=True),
                 f"{100 * one.floor:.1f}",
                 *(["" if again is None else f"{100 * again:.1f}"] if anew else []),
-                f"{100 * one.quantiles['50']:.1f}",
+                f"{100 * median([e.score for e in one.edits] or [one.score]):.1f}",
                 f"{100 * worst.score:.1f}" if worst else "",
                 str(len(one.edits)),
                 worst.name if worst else "",

@@ -173,6 +173,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "warning", text
     yield "saved", str(folder.path / "best.yaml")
     yield "next", f"python -m opro.rescore {folder.path} --split test"
+    if not summary.brittleness:
+        yield "", f"python -m opro.brittle {folder.path}"
 
 
 def _presented(folder: RunFolder) -> Iterator[tuple[str, str]]:
