@@ -97,13 +97,9 @@ def answers_kept(prompt: Prompt, edited: Prompt) -> bool:
         return False
     if any(text.count(place) != prompt.text.count(place) for place in (QUESTION, OPTIONS)):
         return False
-    before, after = find_options(prompt), find_options(edited)
-    if before is not None:
-        return (
-            after is not None
-            and {o.label for o in after} == {o.label for o in before}
-            and all(o.end > o.start for o in after)
-        )
+    if find_options(prompt) is not None:
+        after = find_options(edited)
+        return after is not None and all(o.end > o.start for o in after)
     words = [word for _, own in prompt.answers for word in own]
     return is_frame(prompt) or all(_stands(w, text) for w in words if _stands(w, prompt.text))
 
@@ -242,18 +238,11 @@ def _synonyms(prompt: Prompt) -> _Made:
 def _orders(prompt: Prompt) -> _Made:
     if (other := swapped(prompt)) is not None:
         yield "the options in the opposite order", other
-    label_of = {word: label for label, own in prompt.answers for word in own}
-    either = "|".join(map(re.escape, sorted(label_of, key=len, reverse=True)))
+    words = {word for _, own in prompt.answers for word in own}
+    either = "|".join(map(re.escape, sorted(words, key=lambda w: (-len(w), w))))
     pair = rf"(?<!\w)({either})((?:,? or | and |/|, ))({either})(?!\w)"
-
-    def turned(found: re.Match[str]) -> str:
-        alike = label_of[found[1]] == label_of[found[3]]
-        return found[0] if alike else found[3] + found[2] + found[1]
-
-    yield (
-        "the answers named in the opposite order",
-        replace(prompt, text=re.sub(pair, turned, prompt.text)),
-    )
+    turned = re.sub(pair, r"\3\2\1", prompt.text)
+    yield "the answers named in the opposite order", replace(prompt, text=turned)
 
 
 def _marks(prompt: Prompt) -> _Made:

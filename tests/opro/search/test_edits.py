@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_a_prompt_that_lost_an_answer_is_known():
     assert not answers_kept(WORDS, Prompt("If you hear a voice answer yes.", YES))
     assert not answers_kept(FRAME, Prompt("{question}", FRAME.answers))
     assert not answers_kept(SEEDS[0], Prompt("Choose one:\nA) SPEECH", SEEDS[0].answers))
+    assert not answers_kept(SEEDS[0], Prompt("Choose one:\nA) SPEECH\nB) ", SEEDS[0].answers))
     assert answers_kept(Prompt("Speech?", YES), Prompt("speech?", YES))  # it never named them
 
 
@@ -155,6 +157,9 @@ def test_brackets_clauses_and_whole_sentences_are_phrases():
         ("sentence", "Answer with A or B ONLY."),
         (SYSTEM_MESSAGE, "You classify audio content."),
     ]
+    brackets = replace(SEEDS[0], text="Choose:\nA) speech (a voice, however faint)\nB) other")
+    texts = [p.text for p in phrases(brackets)]
+    assert texts[1:3] == ["speech", "(a voice, however faint)"]
     first = phrases(SEEDS[2])[0]
     assert first.whole and first.without.text.startswith("Options:\n")
     rest = next(p.without for p in phrases(WORDS) if p.text == "even faint,")
