@@ -184,7 +184,8 @@ def test_of_two_that_tie_the_less_brittle_is_handed_over_and_it_is_said():
     steady, frail = (
         f.brittleness for f in sorted(decision.finalists, key=lambda f: f.trial.number)
     )
-    assert steady.floor > frail.floor
+    assert steady.floor > frail.floor and len(steady.edits) == len(frail.edits) == 30
+    assert steady.floor_anew is not None  # as the search's own threshold says
     assert decision.reason.endswith(
         f"so the less brittle is handed over: nine of ten trivial edits leave it {100 * steady.floor:.1f} or more on"
         f" the search half, the other one {100 * frail.floor:.1f}"
