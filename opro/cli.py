@@ -312,6 +312,7 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
 VERBS = {  # of the `opro` command
     "optimize": "search prompts for a checkpoint on the dev split",
     "rescore": "score saved prompts on the test split",
+    "brittle": "how trivial edits move a prompt's score, and what each phrase is worth",
     "predict": "label recordings with what a search found",
     "seal": "one file with which a number can be made again",
     "verify": "score a sealed card again from the raw clips",

@@ -59,9 +59,10 @@ from opro.search.history import Candidate, History, Trial
 from opro.search.lengths import TOKENS, Limit
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
+from opro.search.parts import score_in_parts
 from opro.search.proposer import Proposer
 from opro.search.repeats import best_of, journal_pool, pool, wins_of
-from opro.search.select import Decision, Turn, decide, score_in_parts
+from opro.search.select import Decision, Turn, decide
 from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
 
@@ -81,6 +82,7 @@ class Options(TypedDict, total=False):
     swap: bool
     max_evals: int
     max_prompt_tokens: int
+    brittleness: int
     seed: int
     repeats: int
     adapter: str | Path

@@ -17,6 +17,7 @@ from opro.cli import check_values, flag
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 REPEATS = "repeats"  # in a run's folder, the folders of its searches
+MOST_EDITS = 50  # trivial ones of a prompt
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
 ADDED = (
     "lm_separate",
@@ -26,6 +27,7 @@ ADDED = (
     "max_prompt_tokens",
     "renderings",
     "repeats",
+    "brittleness",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -153,13 +155,22 @@ class SearchSettings:
         False, "score each prompt with its options in both orders and average the probabilities"
     )
     max_evals: int | None = flag(
-        None, "evals of search and selection at most (the controls come on top)", min=1
+        None,
+        "evals of search and selection at most (the controls and --brittleness come on top)",
+        min=1,
     )
     max_prompt_tokens: int | None = flag(
         None,
         "tokens of a candidate at most, system message and text, by the checkpoint's own tokenizer (words where it has"
         " none here)",
         min=1,
+    )
+    brittleness: int = flag(
+        0,
+        "trivial edits (a blank, a line break, case, a synonym, a typo) of each finalist that are scored on up to 200"
+        " clips of the search half, 50 for all; of finalists that tie the less brittle one is then handed over",
+        min=0,
+        max=MOST_EDITS,
     )
     seed: int = flag(0, "makes the search repeatable", min=0)
     repeats: int = flag(

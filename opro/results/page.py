@@ -36,6 +36,7 @@ from evaluators.statistics.metrics import grouped
 from evaluators.targets import Predictions
 from evaluators.tasks import Task, task_named
 from opro.results import figures
+from opro.results.brittle_page import brittle_of
 from opro.results.calibrated import calibration_of, decided_by
 from opro.results.confusion import by_label, confusion_sheet
 from opro.results.leaderboard import Row, leaderboard_rows, length_unit
@@ -224,6 +225,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "facts": list(_run_facts(summary, run.task) if summary else _facts(run)),
         "cells": _cells(summary) if summary else None,
         "repeats": _repeats(summary) if summary else None,
+        "brittle": brittle_of(run, summary),
         "winner": _winner(run, text),
         "baseline": summary.baseline.model_dump() if summary else None,
         "test": read_json(test) if test.is_file() and summary else None,

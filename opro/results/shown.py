@@ -10,6 +10,7 @@ from evaluators.prompts import shown_text
 from evaluators.renderings import renderings_path
 from evaluators.tasks import Task
 from opro.problem import Problem
+from opro.results.brittle import brittle_lines
 from opro.results.decisions import count_decisions
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
@@ -18,7 +19,7 @@ from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
-from opro.search.budget import most_evals
+from opro.search.budget import edited_pairs, most_evals, orders
 from opro.search.objective import NAMES
 from opro.search.power import Half, Simulation, shown_by
 from opro.search.presentations import effects
@@ -75,6 +76,8 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
         )
     yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed, turn.level)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
+    if edited := edited_pairs(problem, settings) * orders(problem, settings):
+        yield f"brittle     {edited:,} of them at most are trivial edits of the finalists"
     yield f"time        {time_of(evaluator, most - cached, settings)}"
     for line in about.memory:
         yield f"memory      {line}"
@@ -168,6 +171,7 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
     yield from _presented(folder)
+    yield from zip(("brittle", ""), brittle_lines(summary), strict=False)
     if chosen.presentation:
         yield "clip", f"{chosen.presentation}, as best.yaml says"
     if chosen.bias:
@@ -198,6 +202,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "warning", text
     yield "saved", str(folder.path / "best.yaml")
     yield "next", f"python -m opro.rescore {folder.path} --split test"
+    if not summary.brittleness:
+        yield "", f"python -m opro.brittle {folder.path}"
 
 
 def _presented(folder: RunFolder) -> Iterator[tuple[str, str]]:

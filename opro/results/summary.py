@@ -18,6 +18,7 @@ from evaluators.errors import UserError
 from evaluators.files import read_json
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
+from opro.search.brittleness import Brittleness
 from opro.search.history import History, Trial
 from opro.search.select import Decision, Turn, TwoByTwo
 from opro.settings import OptimizeSettings
@@ -173,6 +174,69 @@ class Repeats(Part):
     wins: dict[str, int]
 
 
+class EditPart(Part):
+    """A trivial edit and the score that it leaves; `text` is the edited prompt's.
+
+    `anew` is the score with a threshold fitted anew to it; None where none is fitted.
+    """
+
+    kind: str
+    name: str
+    score: float
+    anew: float | None = None
+    text: str
+
+
+class BrittlePart(Part):
+    """A classifier on clips of the search half, and what trivial edits of its prompt leave, its threshold kept.
+
+    `quantiles` are of the scores over edits, by percent; `floor` is the one of 10 %: nine of ten edits reach it. `loss`
+    is the score as it is less the mean over edits; `floor_anew` is the floor with a threshold fitted anew to each edit,
+    None where none is fitted. `refused` counts edits that the model cannot be asked with.
+    """
+
+    prompt_id: str
+    text: str
+    presentation: str = ""
+    score: float
+    floor: float
+    floor_anew: float | None = None
+    quantiles: dict[str, float]
+    loss: Interval
+    clips: int
+    sources: int
+    edits: tuple[EditPart, ...]
+    refused: int = 0
+
+    @classmethod
+    def of(cls, one: Brittleness) -> Self:
+        """From what was measured."""
+        return cls(
+            prompt_id=one.classifier.prompt_id,
+            text=one.classifier.prompt.text,
+            presentation=one.classifier.prompt.given,
+            score=one.score,
+            floor=one.floor,
+            floor_anew=one.floor_anew,
+            quantiles={f"{100 * q:.0f}": value for q, value in one.quantiles.items()},
+            loss=Interval.of(one.loss),
+            clips=one.loss.clips,
+            sources=one.loss.sources,
+            edits=tuple(
+                EditPart(kind=e.kind, name=e.name, score=score, anew=anew, text=e.prompt.text)
+                for e, score, anew in zip(
+                    one.edits, one.scores, one.anew or [None] * len(one.edits), strict=True
+                )
+            ),
+            refused=one.refused,
+        )
+
+    @property
+    def worst(self) -> EditPart | None:
+        """The edit that costs most."""
+        return min(self.edits, key=lambda e: e.score, default=None)
+
+
 class Evals(Part):
     """Evals that the run asked for, found in the cache, and through the model: of all processes that worked on it."""
 
@@ -221,6 +285,7 @@ class Summary(Part):
     gain_to_first_seed: Gain
     finalists: tuple[ScoredFinalist, ...]
     two_by_two: FourCells | None = None
+    brittleness: tuple[BrittlePart, ...] = ()
     controls: dict[str, dict[str, float]]
     evals: Evals
     seconds: Seconds
@@ -296,6 +361,7 @@ class Summary(Part):
                 for f in decision.finalists
             ),
             two_by_two=FourCells.of(decision.two_by_two) if decision.two_by_two else None,
+            brittleness=tuple(map(BrittlePart.of, decision.brittleness)),
             controls={k: dict(v) for k, v in decision.controls.items()},
             proposed=dict(Counter(t.candidate.origin.partition(":")[0] for t in history.trials)),
             warnings=problem.warnings,

@@ -38,6 +38,7 @@ def argv_of(verb, folder):
     words = {
         "optimize": "--checkpoint fake --runs-dir {0} --name r --iterations 1 --candidates 2 --clips 120",
         "rescore": "{0}/r --runs-dir {0} --top 1",
+        "brittle": "{0}/r --runs-dir {0} --edits 2",
         "seal": "{0}/r --out {0}/again.yaml",
         "verify": "{0}/r/card.yaml",
         "check": "{0}/r/card.yaml --checkpoint fake --runs-dir {0}",
