@@ -166,7 +166,7 @@ def decided(share, edits):
         scored_trial(2, 0.91, prompt=FRAIL),
     ]
     settings = SearchSettings(brittleness=edits)
-    found = type("H", (), {"complete": best_first(trials), "trials": trials})
+    found = type("H", (), {"complete": best_first(trials), "trials": trials, "wins": {}})
     decision = select.decide(problem, settings, found, display.advance)
     return decision, evaluator, display, problem, settings
 
