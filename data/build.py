@@ -62,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     recipe = read_recipe(path)
     if isinstance(recipe, Made):
         return _build(recipe, args)
+    if args.renderings is not None:
+        raise UserError(
+            "--renderings is for sets that are built from recordings; this recipe copies"
+        )
     if args.check:
         raise UserError("--check is for sets that are built from recordings; this recipe copies")
     if isinstance(recipe, Packages):
@@ -93,7 +97,7 @@ OWN_FLAGS = (
     "splits",
     "task",
 )  # of `folder` alone
-RECIPE_FLAGS = ("recordings", "packages", "check")
+RECIPE_FLAGS = ("recordings", "packages", "check", "renderings")
 
 
 def _check_flags(args: argparse.Namespace, own: bool) -> None:
@@ -165,6 +169,10 @@ def _shares(text: str) -> dict[str, float]:
 def _build(recipe: Made, args: argparse.Namespace) -> int:
     if args.recordings:
         recipe = replace(recipe, recordings=parse_collections(args.recordings))
+    if args.renderings is not None:
+        if not 1 <= args.renderings <= 100:
+            raise UserError(f"--renderings is {args.renderings}; expected 1 to 100")
+        recipe = replace(recipe, renderings=args.renderings)
     if args.dry_run:
         lines = outline_of_recipe(recipe, args.out)
         print("\n".join(lines))
@@ -197,6 +205,10 @@ def _import(recipe: Import, args: argparse.Namespace) -> int:
 def _demo(path: Path, args: argparse.Namespace) -> int:
     if args.dry_run:
         raise UserError("--dry-run is for other recipes; demo is fixed: 1,800 clips, 5.5 MB")
+    if args.renderings is not None:
+        raise UserError(
+            "--renderings is for other recipes; that of demo stands in data/recipes/demo.yaml"
+        )
     demo_clips = _makers()
     if len(args.recordings) != 1:
         raise UserError("recipe demo is built from one folder: give --recordings DIR once")
@@ -259,6 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--source", action="append", default=[], metavar="REGEX", help=text)
     text = "folder: shares by source (default: train=0.6,dev=0.2,test=0.2)"
     add("--splits", metavar="dev=X,...", help=text)
+    text = (
+        "how often clips of dev and test are rendered, in place of the recipe's: 1 is the manifest, further ones are"
+        " other cuts of the same sources, in renderings.csv"
+    )
+    add("--renderings", type=int, metavar="R", help=text)
     text = "processes that decode and write (default: %(default)s)"
     add("--processes", type=int, default=os.cpu_count() or 1, help=text)
     text = "print cells, counts, sources and what is missing"

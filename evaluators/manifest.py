@@ -54,6 +54,7 @@ COLUMNS = {
     "question": "what is asked of this clip, where each clip has its own options",
     "options": "its options, as a JSON list; the label is the right one, or its letter",
     "category_policy": "which categories of its collection were left out, by name",
+    "rendering": "in renderings.csv, beside the manifest: 1 for the second clip in place of the first, 2 for the third",
 }
 NEEDED = tuple(COLUMNS)[:11]
 DIGEST = re.compile("[0-9a-f]{64}")

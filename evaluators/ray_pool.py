@@ -225,7 +225,7 @@ class RayPool(Uncached):
 
     def _chunks(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> int:
         """For each worker: as many as fill `BATCHES` of its batches, one at least; `CHUNKS` where none are known."""
-        batch = getattr(self._wait_for_one()[1], "tokens", None)
+        batch: int | None = getattr(self._wait_for_one()[1], "tokens", None)
         lengths = [prompt_tokens(self._local, prompt) for prompt in prompts]
         if batch is None or None in lengths:
             return CHUNKS

@@ -55,7 +55,7 @@ def check(card: Card, settings: CheckSettings) -> dict[str, Any]:
     """
     manifest = settings.manifest or Path(card.clips.manifest)
     data = data_of(card.decides, resolve(manifest))
-    clips = clips_of(card, data.split(card.clips.split))
+    clips = clips_of(card, data.heard(card.clips.split))
     verify_files(clips)
     model = open_model(settings, data, [clips], machine=settings)
     classifier = card.classifier("chosen")

@@ -312,6 +312,7 @@ def _from_file(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
 VERBS = {  # of the `opro` command
     "optimize": "search prompts for a checkpoint on the dev split",
     "rescore": "score saved prompts on the test split",
+    "brittle": "how trivial edits move a prompt's score, and what each phrase is worth",
     "predict": "label recordings with what a search found",
     "seal": "one file with which a number can be made again",
     "verify": "score a sealed card again from the raw clips",
@@ -326,6 +327,8 @@ VERBS = {  # of the `opro` command
     "profile": "how a checkpoint reacts to hundreds of wordings",
     "doctor": "what usually goes wrong, before hours are spent",
     "finetune": "train a LoRA adapter on the train split",
+    "cotune": "search prompts and train in turns until fresh clips confirm no more",
+    "curve": "what more training clips give, hand-written against searched prompt",
     "build": "build a clip set from recordings, or of clips of your own",
     "audit": "find leaks, shortcuts and faults in a clip set",
 }

@@ -22,7 +22,7 @@ from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from evaluators.files import check_folder, disk_faults
-from evaluators.finetuning.processes import agree, count, is_first
+from evaluators.finetuning.processes import agree, close, count, is_first
 from evaluators.finetuning.recipe import OWN_KEYS, Recipe, adapter_rank, own_defaults
 from evaluators.manifest import verify
 from evaluators.prompts import Prompt
@@ -363,4 +363,6 @@ def show(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    code = run_verb(main)
+    close()
+    sys.exit(code)

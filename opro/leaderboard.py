@@ -21,6 +21,7 @@ from opro.results.leaderboard import (
     leaderboard_csv,
     leaderboard_rows,
     leaderboard_sheet,
+    spread_lines,
 )
 from opro.results.run_folder import RunFolder, find_runs
 from opro.results.sheet import render
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for s in sheets
             )
         )
+        for line in spread_lines(everything):
+            print(line)
         hidden = sum(max(0, len(rows) - most) for rows in boards.values())
         if hidden:
             print(f"and {hidden:,} more; --format csv, markdown or json shows all")

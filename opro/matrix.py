@@ -1,6 +1,7 @@
 """Prompts x checkpoints x baselines on a split: python -m opro.matrix --checkpoint pocket-base pocket-lora --search
 
-PROMPTS are prompt files (all of their prompts) and run folders (what the run hands over). With --search every
+PROMPTS are prompt files (all of their prompts), run folders (what the run hands over) and folders of opro.cotune (the
+prompt of its best pair; its checkpoint is given with the others). With --search every
 checkpoint is searched first, by opro.optimize with its defaults, each trying the best prompts of those before it; a
 finished search is taken as it is. Every prompt is scored on every checkpoint, with what silence and shuffled audio
 give; detectors are tuned on the search half of dev, as are thresholds and calibration, so of --split dev the other
@@ -44,11 +45,13 @@ from evaluators.statistics import calibration, metrics
 from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
 from evaluators.targets import Predictions
+from evaluators.tasks import Task
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
 from opro.problem import Data, Model, Problem, open_data, open_model, seeds_of
 from opro.results.confusion import by_label, confusion_sheet
+from opro.results.cotuned import is_cotuned, read_best
 from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
@@ -265,6 +268,7 @@ def _training(checkpoint: Checkpoint | None) -> dict[str, Any]:
         "data": f"{clips:,} clips" if clips else "unknown",
         "loss": loss,
         "clips": clips,
+        "cotuned": is_cotuned(checkpoint.adapter.parent),
     }
 
 
@@ -273,7 +277,10 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
     found: dict[Classifier, Entry] = {}
     for path in files:
         if path.is_dir():
-            _add_run(found, path)
+            if is_cotuned(path):
+                _add_cotuned(found, path, data.task)
+            else:
+                _add_run(found, path)
             continue
         classifiers = (
             [Classifier(p) for p in seeds_of(data.task, path)]
@@ -286,6 +293,12 @@ def _entries(files: Sequence[Path], data: Data, settings: MatrixSettings) -> lis
             one = dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, both_orders=both))
             found[one] = dataclasses.replace(found.get(one, Entry(one, name)), from_file=True)
     return list(found.values())
+
+
+def _add_cotuned(found: dict[Classifier, Entry], path: Path, task: Task) -> None:
+    checkpoint, best = read_best(path, task.labels)
+    old = found.get(best, Entry(best, f"cotuned with {Path(checkpoint).name}"))
+    found[best] = dataclasses.replace(old, searched_on=(*old.searched_on, checkpoint))
 
 
 def _add_run(found: dict[Classifier, Entry], path: Path) -> None:
@@ -380,7 +393,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
     for i, entry in enumerate(entries):
         one = entry.classifier
         said = table.predict(one, f"{model.name}, {entry.name}")
-        own = model.name in entry.searched_on
+        own = str(Path(model.name)) in (str(Path(name)) for name in entry.searched_on)
         yield Row(
             said,
             {

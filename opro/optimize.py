@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -20,6 +21,7 @@ from evaluators.evaluator import Evaluator
 from evaluators.files import check_folder
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
+from evaluators.statistics.compare import estimate
 from evaluators.statistics.resampling import MIN_SOURCES
 from evaluators.threads import use_threads
 from opro.callable import make_callable
@@ -37,6 +39,7 @@ from opro.problem import (
     problem_of,
 )
 from opro.proposers.factors import levels, surface
+from opro.proposers.ledger import Ledger
 from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
 from opro.proposers.profiled import is_profile, read_profile
 from opro.proposers.shared import PastRun, shared_candidates
@@ -44,19 +47,22 @@ from opro.results.decisions import comparison_id, record_decision
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import LiveStudy
 from opro.results.progress import Displays, Progress
+from opro.results.repeats import repeats_of
 from opro.results.result import Result
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
 from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
-from opro.results.summary import Evals, LmUsage, Seconds, Summary
+from opro.results.summary import Evals, LmUsage, Repeats, Seconds, Summary
 from opro.results.trackers import Reported, open_trackers, tracker_names
-from opro.search.budget import fit_budget
-from opro.search.history import Candidate, Trial
+from opro.search.budget import decision_pairs, fit_budget, planned_pairs
+from opro.search.history import Candidate, History, Trial
 from opro.search.lengths import TOKENS, Limit
 from opro.search.loop import Clock, Search
 from opro.search.objective import Objective
+from opro.search.parts import score_in_parts
 from opro.search.proposer import Proposer
-from opro.search.select import Turn, decide
+from opro.search.repeats import best_of, journal_pool, pool, wins_of
+from opro.search.select import Decision, Turn, decide
 from opro.search.steering import read_requests
 from opro.settings import OptimizeSettings, named_by_default
 
@@ -76,7 +82,9 @@ class Options(TypedDict, total=False):
     swap: bool
     max_evals: int
     max_prompt_tokens: int
+    brittleness: int
     seed: int
+    repeats: int
     adapter: str | Path
     quantization: str
     device: str
@@ -87,6 +95,7 @@ class Options(TypedDict, total=False):
     max_tokens: int
     heard: str
     presentations: str | Path
+    renderings: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,11 +133,7 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
 def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
     """Searches, resumes, or shows a finished run. Returns its folder."""
     settings = settings.checked()
-    check_folder(settings.runs_dir, "--runs-dir")
-    tracker_names(settings.report_to)
-    check_servers(settings)
-    problem = _told(open_problem(settings), settings)
-    plan = open_proposer(settings, problem, *_shared(settings, problem))
+    problem, plan = _opened(settings)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
@@ -136,6 +141,34 @@ def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
         return settings.folder
     show_run(_decided(settings, problem, plan))
     return settings.folder
+
+
+def search_only(settings: OptimizeSettings) -> RunFolder:
+    """Searches, or goes on, and decides nothing: the holdout is left alone. A run that has decided is as it was.
+
+    The command of these settings decides later, if it is ever given.
+    """
+    settings = settings.checked()
+    problem, plan = _opened(settings)
+    try:
+        with _begun(settings, problem, plan) as folder:
+            if folder.summary is None:
+                _note_origin(problem, folder)
+                _warn(problem)
+                with _working(settings, problem, folder) as work, work.spending.noted():
+                    _find(settings, plan, work)
+            return folder
+    finally:
+        problem.evaluator.release()  # its memory is the next one's
+
+
+def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:
+    """What is searched, and who proposes. Raises UserError for whatever would fail later."""
+    check_folder(settings.runs_dir, "--runs-dir")
+    tracker_names(settings.report_to)
+    check_servers(settings)
+    problem = _told(open_problem(settings), settings)
+    return problem, open_proposer(settings.searches()[0], problem, *_shared(settings, problem))
 
 
 def optimize(
@@ -172,11 +205,16 @@ def optimize(
             "presentations go with the built-in proposers; one of your own gives its prompts a presentation itself, or"
             " leave proposer out"
         )
+    if proposer is not None and options.get("repeats", 1) != 1:
+        raise UserError(
+            "repeats change the seed of the built-in proposers, and one of your own has none; leave proposer out, or"
+            " make runs with a name each"
+        )
     settings, prompts, (search, holdout) = _asked(evaluator, seeds, clips, dict(options))
     if proposer is None:
         check_servers(settings)
     problem = _told(problem_of(evaluator, prompts, search, holdout, settings), settings)
-    plan = open_proposer(settings, problem) if proposer is None else OwnPlan(proposer)
+    plan = open_proposer(settings.searches()[0], problem) if proposer is None else OwnPlan(proposer)
     _decided(settings, problem, plan)
     return Result(settings.folder)
 
@@ -194,6 +232,11 @@ def _asked(
         raise UserError(
             f"clips is a {type(clips).__name__}; expected a manifest, a ClipSet as opro.load_clips gives it, or a pair"
             " of them: search half and holdout"
+        )
+    if not isinstance(clips, str | Path) and options.get("renderings", "1") != "1":
+        raise UserError(
+            f"renderings is {options['renderings']!r}, and clips are given as objects; give the manifest's path, or"
+            " clip sets that hold the further clips, from evaluators.renderings.read_renderings"
         )
     options["runs_dir"] = Path(options.get("runs_dir", "runs"))
     for name in ("adapter", "presentations"):
@@ -234,14 +277,30 @@ def _digest(given: object) -> str:
 
 def _told(problem: Problem, settings: OptimizeSettings) -> Problem:
     """Fitted to the budget, with warnings of what its clips cannot show."""
-    problem = _told_of_length(fit_budget(problem, settings), settings)
+    problem = _told_of_length(_fitted(problem, settings), settings)
     return _told_of_few_sources(_told_of_thresholds(problem, settings))
 
 
 def _decided(
-    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
+    settings: OptimizeSettings,
+    problem: Problem,
+    plan: ProposerPlan | OwnPlan,
 ) -> RunFolder:
-    """The run's folder, with its search ended."""
+    """The run's folder, with its search ended and its decision made."""
+    with _begun(settings, problem, plan) as folder:
+        if folder.summary is None:
+            if isinstance(plan, ProposerPlan) and settings.repeats > 1:
+                _search_repeatedly(settings, problem, plan, folder)
+            else:
+                _search(settings, problem, plan, folder)
+        return folder
+
+
+@contextlib.contextmanager
+def _begun(
+    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan | OwnPlan
+) -> Iterator[RunFolder]:
+    """The run's folder, which says what the run is, alone until the block ends."""
     with (
         RunFolder.open(settings.folder, settings.config, problem.task) as folder,
         _logged(folder.path / LOG),
@@ -250,9 +309,28 @@ def _decided(
         seeds = identity.pop("seeds")
         identity |= {"proposer": plan.name, "seeds": seeds}
         folder.begin(identity, problem.evaluator.about().versions)
-        if folder.summary is None:
-            _search(settings, problem, plan, folder)
-        return folder
+        yield folder
+
+
+def _fitted(problem: Problem, settings: OptimizeSettings) -> Problem:
+    """Fitted to the budget of each search, with a warning where several share one."""
+    one, count = settings.searches()[0], settings.repeats
+    if count == 1:
+        return fit_budget(problem, settings)
+    try:
+        problem = fit_budget(problem, one)
+    except UserError as error:
+        raise UserError(f"a search's share of {count} repeats: {error}") from None
+    limits = [
+        f"--{name} {whole} is for all {count} repeats, {part:g} for each"
+        for name, whole, part in (
+            ("max-evals", settings.max_evals, one.max_evals),
+            ("max-cost", settings.max_cost, one.max_cost),
+            ("max-tokens", settings.max_tokens, one.max_tokens),
+        )
+        if part is not None
+    ]
+    return dataclasses.replace(problem, warnings=(*problem.warnings, *limits))
 
 
 def _told_of_length(problem: Problem, settings: OptimizeSettings) -> Problem:
@@ -305,21 +383,34 @@ def _told_of_few_sources(problem: Problem) -> Problem:
     return dataclasses.replace(problem, warnings=(*problem.warnings, warning))
 
 
-def _search(
-    settings: OptimizeSettings,
-    problem: Problem,
-    plan: ProposerPlan | OwnPlan,
-    folder: RunFolder,
-) -> None:
-    """Runs what is left of a search, decides, and writes the results."""
-    found = problem.evaluator.about()
-    about = {"warnings": list(problem.warnings), "device": found.device}
-    libraries = {"scored_with": dict(found.versions)}
-    folder.save_provenance({**(folder.history.header or {}), **about, **libraries})
-    for text in problem.warnings:
-        log.warning(text)
+@dataclass(frozen=True)
+class Work:
+    """What is under way in a run's folder: its problem, whose evals are counted, and who follows it."""
+
+    problem: Problem
+    folder: RunFolder
+    spending: Spending
+    display: Displays
+    reported: Reported
+
+    @property
+    def clock(self) -> Clock:
+        """Of the seconds spent."""
+        return self.spending.clock
+
+
+@contextlib.contextmanager
+def _working(
+    settings: OptimizeSettings, problem: Problem, folder: RunFolder, before: int = 0
+) -> Iterator[Work]:
+    """The work on a run until the block ends.
+
+    Args:
+        before: Evals through the model that this process made for other runs.
+    """
     clock, history = Clock(), folder.history
-    spending = Spending(folder.usage, problem.evaluator, clock, read_spent(folder.usage))
+    spent = read_spent(folder.usage)
+    spending = Spending(folder.usage, problem.evaluator, clock, spent, before=before)
     problem = dataclasses.replace(problem, evaluator=MeteredEvaluator(problem.evaluator, spending))
     most = history.steering.max_evals(settings.max_evals)
     with (
@@ -327,41 +418,176 @@ def _search(
         _study_kept(folder) as study,
         _reported(settings, folder) as reported,
     ):
-        search = Search(
+        displays = Displays((display, study, reported))
+        yield Work(problem, folder, spending, displays, reported)
+
+
+def _note_origin(problem: Problem, folder: RunFolder) -> None:
+    """Where and how the run began."""
+    found = problem.evaluator.about()
+    about = {"warnings": list(problem.warnings), "device": found.device}
+    libraries = {"scored_with": dict(found.versions)}
+    folder.save_provenance({**(folder.history.header or {}), **about, **libraries})
+
+
+def _warn(problem: Problem) -> None:
+    """What is to be told of a run before it searches."""
+    for text in problem.warnings:
+        log.warning(text)
+
+
+def _search(
+    settings: OptimizeSettings,
+    problem: Problem,
+    plan: ProposerPlan | OwnPlan,
+    folder: RunFolder,
+) -> None:
+    """Runs what is left of a search, decides, and writes the results."""
+    _note_origin(problem, folder)
+    _warn(problem)
+    with _working(settings, problem, folder) as work:
+        with work.spending.noted():
+            _find(settings, plan, work)
+            decision, asked = _judge(settings, work)
+        # What an interrupted process asked for and this one asked for again is one request.
+        requested = _requested(folder.history) + asked
+        costs = _costs(requested, work.spending.total, [plan.ledger])
+        _conclude(settings, work, decision, costs)
+
+
+def _find(settings: OptimizeSettings, plan: ProposerPlan | OwnPlan, work: Work) -> None:
+    """Searches, from wherever the journal stands."""
+    problem, folder = work.problem, work.folder
+    search = Search(
+        problem,
+        settings,
+        plan.resume(folder.proposals),
+        folder.history,
+        work.display,
+        clock=work.clock,
+        save=lambda trial, entry: folder.save_scores(
+            trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
+        ),
+        inbox=lambda: read_requests(folder.steering, folder.task.labels),
+    )
+    search.run()
+    search.finish_finalists()
+
+
+def _judge(settings: OptimizeSettings, work: Work) -> tuple[Decision, int]:
+    """(The decision, evals asked for)."""
+    problem = work.problem
+    work.display.stage(settings.iterations + 1, "selection on the holdout")
+    before = problem.evaluator.usage.requested
+    with work.clock.stage("scoring"):
+        decision = decide(
             problem,
             settings,
-            plan.resume(folder.proposals),
-            history,
-            Displays((display, study, reported)),
-            clock=clock,
-            save=lambda trial, entry: folder.save_scores(
-                trial, problem.search_clips.take(entry.scored.tolist()), entry.logp
-            ),
-            inbox=lambda: read_requests(folder.steering, folder.task.labels),
+            work.folder.history,
+            work.display.advance,
+            lambda compared: _turn(settings, problem, work.folder, compared),
         )
-        with spending.noted():
-            search.run()
-            search.finish_finalists()
-            display.stage(settings.iterations + 1, "selection on the holdout")
-            before = problem.evaluator.usage.requested
-            with clock.stage("scoring"):
-                decision = decide(
-                    problem,
-                    settings,
-                    history,
-                    display.advance,
-                    lambda compared: _turn(settings, problem, folder, compared),
-                )
-        # What an interrupted process asked for and this one asked for again is one request.
-        requested = sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
-        requested += problem.evaluator.usage.requested - before
-        costs = _costs(requested, spending.total, plan)
-        steered = history.steering.told(settings.max_evals)
-        problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
-        summary = Summary.of(settings, problem, history, decision, costs)
-        rows = leaderboard_rows(folder, summary)
-        folder.save_results(decision, summary, leaderboard_csv(rows))
-        reported.finish(summary)
+    return decision, problem.evaluator.usage.requested - before
+
+
+def _conclude(
+    settings: OptimizeSettings, work: Work, decision: Decision, costs: Mapping[str, Any]
+) -> None:
+    """Writes the results."""
+    folder, problem = work.folder, work.problem
+    steered = folder.history.steering.told(settings.max_evals)
+    problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
+    summary = Summary.of(settings, problem, folder.history, decision, costs)
+    rows = leaderboard_rows(folder, summary)
+    folder.save_results(decision, summary, leaderboard_csv(rows))
+    work.reported.finish(summary)
+
+
+def _search_repeatedly(
+    settings: OptimizeSettings, problem: Problem, plan: ProposerPlan, folder: RunFolder
+) -> None:
+    """Runs what is left of several searches, pools them, decides once over all, and writes the results.
+
+    The pool is a history like any other, so that number of finalists, test and level are those of a single search, and
+    Holm pays for the finalists that are heard. First of these is what most searches found best: more trials make more
+    that lead by luck, and each search's luck is its own. `tests/bench_repeats.py` compares it with other rules.
+    """
+    _note_origin(problem, folder)
+    _warn(problem)
+    made, ledgers = list[RunFolder](), list[Ledger]()
+    each = settings.searches()
+    for number, one in enumerate(each):
+        print(f"search {number + 1} of {len(each)}, seed {one.seed}", file=sys.stderr)
+        # Who proposes has been said once.
+        said = dataclasses.replace(one, proposer="rewriter") if number and not plan.lm else one
+        own = open_proposer(said, problem, plan.shared)
+        made.append(_one_of_several(one, problem, own))
+        ledgers.append(own.ledger)
+    pooled = pool([search.history.trials for search in made], settings.iterations)
+    for known in pooled:
+        folder.take_scores(made[known.search], known.trial)
+    journal_pool(folder.history, pooled)
+    folder.history.wins = wins_of(search.history.trials for search in made)
+    steered = [
+        f"seed {one.seed}: {text}"
+        for one, search in zip(each, made, strict=True)
+        for text in search.history.steering.told(one.max_evals)
+    ]
+    problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
+    spent = sum((read_spent(search.usage) for search in made), Spent())
+    with _working(settings, problem, folder, problem.evaluator.usage.forward) as work:
+        for trial in folder.history.trials:
+            work.reported.told(trial, folder.history.best)
+        searched = planned_pairs(problem, settings) - decision_pairs(problem, settings)
+        work.display.advance(0, searched)
+        with work.spending.noted():
+            decision, asked = _judge(settings, work)
+            repeats, heard = _described(settings, work, made)
+        requested = sum(_requested(search.history) for search in made) + asked + heard
+        costs = _costs(requested, spent + work.spending.total, ledgers)
+        _conclude(settings, work, decision, costs | {"repeats": repeats})
+
+
+def _one_of_several(settings: OptimizeSettings, problem: Problem, plan: ProposerPlan) -> RunFolder:
+    """The folder of a search that leaves the decision to the run that it is a part of, ended."""
+    identity = {**problem.identity, "seed": settings.seed}
+    problem = dataclasses.replace(problem, identity=identity)
+    with _begun(settings, problem, plan) as folder:
+        if folder.ended:
+            plan.resume(folder.proposals)  # what it has spent
+            return folder
+        _note_origin(problem, folder)
+        with _working(settings, problem, folder, problem.evaluator.usage.forward) as work:
+            with work.spending.noted():
+                _find(settings, plan, work)
+            work.display.advance(0, decision_pairs(problem, settings))
+        folder.end(leaderboard_csv(leaderboard_rows(folder)))
+        return folder
+
+
+def _described(
+    settings: OptimizeSettings, work: Work, made: Sequence[RunFolder]
+) -> tuple[Repeats, int]:
+    """(What the searches came to, evals asked for): the best prompt of each is scored on the holdout, and described."""
+    problem, best = work.problem, [best_of(search.history.trials) for search in made]
+    before = problem.evaluator.usage.requested
+    with work.clock.stage("scoring"):
+        prompts = list(dict.fromkeys(one.prompt for one in best))
+        table = score_in_parts(
+            problem.evaluator, prompts, problem.holdout_clips, work.display.advance
+        )
+    heard = [
+        estimate(table.predict(one.classifier), settings.objective, seed=settings.seed).value
+        for one in best
+    ]
+    seeds = [one.seed for one in settings.searches()]
+    asked = problem.evaluator.usage.requested - before
+    return repeats_of(seeds, [search.history.trials for search in made], heard), asked
+
+
+def _requested(history: History) -> int:
+    """Evals that a search asked for."""
+    return sum(t.n_scored * evals_per_clip(t.prompt) for t in history.trials)
 
 
 def _turn(
@@ -397,9 +623,8 @@ def _reported(settings: OptimizeSettings, folder: RunFolder) -> Iterator[Reporte
         reported.finish(None)
 
 
-def _costs(requested: int, spent: Spent, plan: ProposerPlan | OwnPlan) -> dict[str, Any]:
+def _costs(requested: int, spent: Spent, ledgers: Sequence[Ledger]) -> dict[str, Any]:
     """Evals, seconds, tokens and money of all processes that worked on the run."""
-    ledger = plan.ledger
     cached = max(0, requested - spent.forward)  # below it where a cache was deleted in between
     return {
         "evals": Evals(requested=requested, cached=cached, forward=spent.forward),
@@ -408,13 +633,13 @@ def _costs(requested: int, spent: Spent, plan: ProposerPlan | OwnPlan) -> dict[s
             scoring=round(spent.scoring, 2),
             proposing=round(spent.proposing, 2),
         ),
-        "refused": ledger.refused,
-        "lost": ledger.lost,
+        "refused": sum(one.refused for one in ledgers),
+        "lost": sum(one.lost for one in ledgers),
         "lm": LmUsage(
-            calls=ledger.calls,
-            tokens_in=ledger.tokens_in,
-            tokens_out=ledger.tokens_out,
-            cost=ledger.cost,
+            calls=sum(one.calls for one in ledgers),
+            tokens_in=sum(one.tokens_in for one in ledgers),
+            tokens_out=sum(one.tokens_out for one in ledgers),
+            cost=sum(one.cost for one in ledgers),
         ),
     }
 

@@ -19,6 +19,7 @@ from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.names import shared_names
 from evaluators.prompts import Prompt
+from evaluators.renderings import read_renderings, renderings_path
 from evaluators.several import PerCheckpoint
 from evaluators.splits import (
     Registry,
@@ -38,6 +39,7 @@ from opro.settings import (
     OptimizeSettings,
     SplitSettings,
     clip_count,
+    rendering_count,
 )
 
 log = logging.getLogger(__name__)
@@ -78,13 +80,51 @@ class Data:
     def halves(self, settings: SplitSettings) -> tuple[ClipSet, ClipSet]:
         """(search half, holdout) of a split, halved by source and then cut down to ``--clips``.
 
-        In this order, so that a source that is held out in one run is never searched by another.
+        In this order, so that a source that is held out in one run is never searched by another. Both are heard in as
+        many renderings as ``--renderings`` says, their first clips those of the manifest.
 
         Raises:
-            UserError: A half lacks a class, or as `split`.
+            UserError: A half lacks a class, or as `split` and `again`.
         """
         everything = self.split(settings.split)
-        return halve(everything, clip_count(settings.clips, len(everything), settings.split))
+        count = clip_count(settings.clips, len(everything), settings.split)
+        search, holdout = halve(everything, count)
+        if settings.renderings == "1":
+            return search, holdout
+        if count < len(everything):
+            raise UserError(
+                f"--renderings {settings.renderings} with --clips {settings.clips}: renderings are of all clips;"
+                " leave one of the two out"
+            )
+        return self.again(search, settings.renderings), self.again(holdout, settings.renderings)
+
+    def heard(self, name: str) -> ClipSet:
+        """The clips of a split, those of the manifest first, then those of all further renderings.
+
+        Raises:
+            UserError: As `split` and `again`.
+        """
+        return self.again(self.split(name))
+
+    def again(self, first: ClipSet, asked: str = "all") -> ClipSet:
+        """Clips of one split, then further renderings of their sources, each in balanced order.
+
+        Args:
+            first: As the manifest has them.
+            asked: Value of ``--renderings``.
+        Raises:
+            UserError: There are not so many, or they cannot be read.
+        """
+        sources = {clip.source_id for clip in first}
+        every = read_renderings(self.manifest, self.task, first[0].split)
+        taken = every[: rendering_count(asked, len(every) + 1) - 1]
+        own = (balanced_order([c for c in one if c.source_id in sources]) for one in taken)
+        more = (clip for one in own for clip in one)
+        return dataclasses.replace(first, clips=(*first.clips, *more))
+
+    def renderings(self, split: str) -> int:
+        """How many renderings of a split there are, the manifest's own included."""
+        return 1 + len(read_renderings(self.manifest, self.task, split))
 
 
 def halve(clips: ClipSet, count: int | None = None) -> tuple[ClipSet, ClipSet]:
@@ -242,6 +282,7 @@ def open_problem(settings: OptimizeSettings) -> Problem:
         "task": task_id(data.task),
         "seed": settings.seed,
         "seeds": _seeds_digest(seeds),
+        **renderings_identity(settings),
     }
     return Problem(data.task, seeds, search, holdout, evaluator, identity, tuple(warnings))
 
@@ -314,8 +355,17 @@ def problem_of(
         "task": task_id(search.task),
         "seed": settings.seed,
         "seeds": _seeds_digest(seeds),
+        **renderings_identity(settings),
     }
     return Problem(search.task, tuple(seeds), search, holdout, opened, identity, tuple(warnings))
+
+
+def renderings_identity(settings: OptimizeSettings) -> dict[str, str]:
+    """Digest of the table of further renderings, where the decision hears some of them."""
+    path = renderings_path(resolve(settings.manifest)) if settings.renderings != "1" else None
+    if path is None or not path.is_file():
+        return {}
+    return {"renderings": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _digest_of(search: ClipSet, holdout: ClipSet, manifest: Path) -> str:

@@ -103,7 +103,7 @@ def seal(run: Path, runs_dir: Path) -> Card:
         raise UserError(
             f"the manifest {str(data.manifest)!r} has changed since run {folder.name!r}; restore it"
         )
-    split = data.split(str(folder.config.get("split", "dev")))
+    split = data.heard(str(folder.config.get("split", "dev")))
     labels = folder.task.labels
     trials, clips, said = _said(folder, split)
     metric = summary.objective if summary.objective in DECIDED else "balanced_accuracy"

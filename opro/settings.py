@@ -16,6 +16,8 @@ from opro.cli import check_values, flag
 
 Quantization = Literal["none", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+REPEATS = "repeats"  # in a run's folder, the folders of its searches
+MOST_EDITS = 50  # trivial ones of a prompt
 SEED_PROMPTS = Path("prompts/seeds/baselines.yaml")
 ADDED = (
     "lm_separate",
@@ -23,6 +25,9 @@ ADDED = (
     "lm_effort",
     "presentations",
     "max_prompt_tokens",
+    "renderings",
+    "repeats",
+    "brittleness",
 )  # settings that runs of version 0.1 did not have
 
 
@@ -150,7 +155,9 @@ class SearchSettings:
         False, "score each prompt with its options in both orders and average the probabilities"
     )
     max_evals: int | None = flag(
-        None, "evals of search and selection at most (the controls come on top)", min=1
+        None,
+        "evals of search and selection at most (the controls and --brittleness come on top)",
+        min=1,
     )
     max_prompt_tokens: int | None = flag(
         None,
@@ -158,7 +165,21 @@ class SearchSettings:
         " none here)",
         min=1,
     )
+    brittleness: int = flag(
+        0,
+        "trivial edits (a blank, a line break, case, a synonym, a typo) of each finalist that are scored on up to 200"
+        " clips of the search half, 50 for all; of finalists that tie the less brittle one is then handed over",
+        min=0,
+        max=MOST_EDITS,
+    )
     seed: int = flag(0, "makes the search repeatable", min=0)
+    repeats: int = flag(
+        1,
+        "searches, from --seed on one a seed, with one decision over all; --max-evals, --max-cost and --max-tokens are"
+        " for the whole and divided evenly",
+        min=1,
+        max=100,
+    )
 
 
 @dataclass(frozen=True)
@@ -216,6 +237,11 @@ class SplitSettings(DataSettings):
         "dev", "split to search on; halved by source into search and holdout clips"
     )
     clips: str = flag("all", "how many clips: all, or the first N in a fixed balanced order")
+    renderings: str = flag(
+        "1",
+        "in how many renderings search and decision hear each source: all, or N; 1 is the manifest alone, further ones"
+        " stand in renderings.csv beside it",
+    )
 
 
 @dataclass(frozen=True)
@@ -246,6 +272,39 @@ class OptimizeSettings(
     def folder(self) -> Path:
         """The run's folder."""
         return self.runs_dir / str(self.name)
+
+    def searches(self) -> list["OptimizeSettings"]:
+        """Of ``--repeats`` the settings of each search: a run of its own, with a seed and a share of every limit.
+
+        Without it these settings alone. To be asked of checked settings.
+
+        Raises:
+            UserError: A limit does not go round.
+        """
+        count = self.repeats
+        if count == 1:
+            return [self]
+        limits: dict[str, Any] = {
+            "max_cost": None if self.max_cost is None else self.max_cost / count
+        }
+        for name, whole in (("max_evals", self.max_evals), ("max_tokens", self.max_tokens)):
+            if whole is not None and 0 < whole < count:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is {whole} for {count} repeats; expected at least {count}"
+                )
+            limits[name] = None if whole is None else whole // count
+        return [
+            dataclasses.replace(
+                self,
+                seed=seed,
+                repeats=1,
+                name=f"{self.name}-seed{seed}",
+                runs_dir=self.folder / REPEATS,
+                report_to=None,
+                **limits,
+            )
+            for seed in range(self.seed, self.seed + count)
+        ]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -317,6 +376,25 @@ def checkpoint_names(checkpoint: str, also: str | None) -> list[str]:
 def file_name(text: str) -> str:
     """A text as a part of a file's name: letters, digits, - and _."""
     return "".join(ch if ch.isalnum() or ch in "-_" else "-" for ch in text)
+
+
+def rendering_count(text: str, most: int) -> int:
+    """How many renderings ``--renderings`` asks for, the manifest's own included.
+
+    Args:
+        most: That there are.
+    Raises:
+        UserError: It is no number, or more than there are.
+    """
+    if text == "all":
+        return most
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text) or int(text) > most:
+        has = "the manifest alone is there" if most == 1 else f"there are {most}"
+        raise UserError(
+            f"--renderings is {text!r}; expected all, or a number up to {most}: {has}, and data.build makes more where"
+            " its recipe says renderings"
+        )
+    return int(text)
 
 
 def clip_count(text: str, most: int, split: str) -> int:

@@ -67,7 +67,7 @@ def verify(card: Card, settings: VerifySettings) -> dict[str, Any]:
     """
     manifest = settings.manifest or Path(card.clips.manifest)
     data = data_of(card.decides, resolve(manifest))
-    clips = clips_of(card, data.split(card.clips.split))
+    clips = clips_of(card, data.heard(card.clips.split))
     verify_files(clips)
     evaluator = open_sealed(card, settings)
     prompts = list(dict.fromkeys(card.classifier(who).prompt for who in ("chosen", "baseline")))

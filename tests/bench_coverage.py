@@ -129,7 +129,7 @@ def main():
         shares = (f"{100 * share:.1f} %" for share in covered(sources, args.trials))
         print(f"| {sources} | {' | '.join(shares)} |", flush=True)
     equal = power.PowerSettings(candidates=200, searches=args.trials)
-    cell = power.simulate("demo", power.read_halves(equal), 0.0, equal)
+    cell = power.simulate("demo", power.read_dev(equal).grown()["as it is"], 0.0, equal)
     print(
         f"\n{args.trials} searches over 200 prompts as good as the seeds, on the demo's dev set of"
         f" {cell.clips} clips and {cell.sources} sources: baseline kept in"

@@ -20,7 +20,7 @@ from evaluators.clips import ClipSet
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.splits import halves
-from evaluators.statistics.compare import _resamples_at, step_down
+from evaluators.statistics.compare import resamples_at, step_down
 from evaluators.statistics.metrics import balanced_weights
 from evaluators.statistics.resampling import clusters
 from evaluators.tasks import SPEECH_TASK
@@ -68,7 +68,7 @@ def replaced(world, number, gain=0.0):
     names = holdout.source.astype(str).tolist()
     out = []
     for alpha in (first.level, level):
-        c = clusters(holdout.truth, names, resamples=_resamples_at(alpha))
+        c = clusters(holdout.truth, names, resamples=resamples_at(alpha))
         order = [i for i in np.argsort(-score, kind="stable") if i >= SEEDS]
         finalists = [i for i in order if score[i] > score[baseline]][: most_finalists(c.fewest)]
         if not finalists:

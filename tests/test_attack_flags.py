@@ -54,6 +54,8 @@ ATTACKS = [  # verb, flags, part of the sentence
     ("stats", ("--resamples", "1000000000", "x.csv"), "expected at most 1,000,000"),
     ("stats", ("--seed", "-1", "x.csv"), "--seed: is '-1'; expected at least 0"),
     ("rescore", ("nowhere\udcff",), "does not exist"),
+    ("brittle", ("n" * 5000,), "is too long; give a shorter one"),
+    ("brittle", ("nowhere", "--edits", "51"), "--edits: is '51'; expected at most 50"),
     ("rescore", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
     ("seal", ("n" * 5000,), "nnn...' is too long; give a shorter one"),
     ("optimize", (*FAKE, "--runs-dir", "n" * 5000), "nnn...' is too long; give a shorter one"),

@@ -29,6 +29,7 @@ from evaluators.manifest import (
     verify,
 )
 from evaluators.names import name_key, spellings
+from evaluators.renderings import read_renderings, renderings_path
 from evaluators.splits import check_trained_on, read_registry, trained_sources
 from evaluators.tasks import SPEECH_TASK, Task
 
@@ -370,6 +371,35 @@ def check_shortcuts(audit: Audit) -> None:
             )
 
 
+def _clips_and_rows(
+    path: Path, labels: Task | Sequence[str]
+) -> tuple[list[Clip], list[dict[str, str]]]:
+    clips = read_manifest(path, labels, leaks=True)
+    own = {c.clip_id for c in clips}
+    table = read_table(path, NEEDED, tuple(COLUMNS))
+    return clips, [row for _, row in table if row["clip_id"] in own]
+
+
+def check_renderings(audit: Audit, labels: Task | Sequence[str]) -> None:
+    """Adds the clips of further renderings, which all other checks then look at, too; and what is wrong with them."""
+    path = renderings_path(audit.manifest)
+    if not path.is_file():
+        return
+    first = {c.clip_id for c in audit.clips}
+    clips, rows = _clips_and_rows(path, labels)
+    fresh = [i for i, clip in enumerate(clips) if clip.clip_id not in first]
+    audit.clips += [clips[i] for i in fresh]
+    audit.rows += [rows[i] for i in fresh]
+    audit.add(
+        False,
+        f"{len(clips):,} of the clips are further renderings ({path.name}), which --renderings hears",
+    )
+    try:
+        read_renderings(audit.manifest, labels)
+    except UserError as error:
+        audit.add(True, str(error))
+
+
 def audit_clips(
     manifest: Path,
     labels: Task | Sequence[str],
@@ -384,12 +414,10 @@ def audit_clips(
     Raises:
         UserError: The manifest cannot be read.
     """
-    clips = read_manifest(manifest, labels, leaks=True)
-    own = {c.clip_id for c in clips}
-    table = read_table(manifest_path(manifest), NEEDED, tuple(COLUMNS))
-    rows = [row for _, row in table if row["clip_id"] in own]
+    clips, rows = _clips_and_rows(manifest_path(manifest), labels)
     names = labels.labels if isinstance(labels, Task) else tuple(labels)
     audit = Audit(manifest, clips, rows)
+    check_renderings(audit, labels)
     check_sources(audit)
     check_recordings(audit)
     if checkpoint is not None:

@@ -26,6 +26,7 @@ from evaluators.errors import PauseError, UserError
 from evaluators.files import append_line, is_written, remove_torn, write_bytes, write_text
 from evaluators.manifest import SPLITS
 from evaluators.plain_data import log_lines, parse_json
+from evaluators.renderings import FILE
 from evaluators.splits import Registry, load_registry, registry_path, write_registry
 
 from .attribution import write_attribution
@@ -34,6 +35,7 @@ from .readers import collection_notes, read_collections
 from .recipe import Factorial, Made, Variants
 from .recordings import Recording, write_table
 from .render import render_clip
+from .renderings import by_rendering, told
 from .rooms import find_responses
 from .scan import CANCELLED, NOTES, SILENT, Scan, scan_recording
 from .voice import ACTIVITIES, VoiceActivity
@@ -92,8 +94,13 @@ def build(recipe: Made, out: Path, processes: int) -> int:
         rows = _render_all(recipe, jobs, out, processes)
         write_attribution(rows, [c.path for c in recipe.recordings], out)
         write_registry(registry_file, Registry(registry.splits | splits, registry.trained_on))
-        write_table(out / "manifest.csv", rows, list(rows[0]))  # last: a set with it is whole
+        first, more = by_rendering(rows)
+        if more:
+            write_table(out / FILE, more, list(more[0]))
+        write_table(out / "manifest.csv", first, list(first[0]))  # last: a set with it is whole
     shutil.rmtree(state)
+    for text in told(first, more):
+        print(f"note: {text}", file=sys.stderr)
     for note in _scan_notes(recordings, scans):
         print(f"note: {note}", file=sys.stderr)
     if rejected:
@@ -118,8 +125,13 @@ def differing_clips(built: Path, kept: Path) -> list[str]:
     """
 
     def read(folder: Path) -> dict[str, dict[str, str]]:
-        with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            return {row["clip_id"]: row for row in csv.DictReader(file)}
+        rows: dict[str, dict[str, str]] = {}
+        for name in ("manifest.csv", FILE):
+            if name == FILE and not (folder / name).is_file():
+                continue
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                rows |= {row["clip_id"]: row for row in csv.DictReader(file)}
+        return rows
 
     def is_whole(row: dict[str, str]) -> bool:
         file = kept / row["path"]
@@ -425,6 +437,7 @@ def outline(recipe: Made, out: Path, splits: Mapping[str, str] | None = None) ->
     if left_out:
         rows = [{"reason": reason} for reason in left_out.values()]
         warnings.append(f"left out: {_left_out(rows, everything, out)}")
+    warnings += _renderings_note(recipe, cuts)
     whole = sum(recipe.categories.values())
     shares = {"speech": 1.0} | {k: v / whole for k, v in recipe.categories.items()}
     for split in (s for s in SPLITS if recipe.splits.get(s)):
@@ -451,6 +464,18 @@ def outline(recipe: Made, out: Path, splits: Mapping[str, str] | None = None) ->
         decoded = "all were decoded" if known == len(everything) else "as far as names tell"
         warnings.append(f"nothing is missing, {decoded}")
     return [*lines, "", *warnings]
+
+
+def _renderings_note(recipe: Made, cuts: Mapping[str, int]) -> list[str]:
+    """How many further renderings there would be; nothing where there are none."""
+    if recipe.renderings == 1:
+        return []
+    each = 1 if isinstance(recipe, Factorial) else len(conditions(recipe))
+    count = 2 * each * sum(cuts.get(split, 0) for split in ("dev", "test"))
+    return [
+        f"note: {recipe.renderings - 1} further renderings of dev and test, of {count:,} clips each: other cuts of the"
+        " same sources, where these have them"
+    ]
 
 
 def _known_reasons(

@@ -7,7 +7,7 @@ and each SPEECH clip has a NONSPEECH partner: same duration, SNR and noise, the 
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,7 @@ class Job:
     noise: str = ""  # white, pink or recorded; "" without added noise
     noise_cut: Cut | None = None
     response: tuple[Path, float] | None = None  # recorded impulse response and its measured T60
+    rendering: int = 0  # 0 stands in the manifest
 
 
 def split_of(source: str, shares: Mapping[str, float]) -> str:
@@ -260,7 +261,7 @@ class _Pool:
     windows: dict[tuple[str, int], dict[str, list[Cut]]]  # (category, duration) -> source -> cuts
     scale: np.ndarray  # spread of each match feature over all windows
     used: Counter[str] = field(default_factory=Counter)
-    taken: set[tuple[str, float, int]] = field(default_factory=set)
+    taken: Counter[tuple[str, float, int]] = field(default_factory=Counter)
 
     def next_cuts(self, category: str, duration: int, limit: int) -> list[Cut]:
         """One free cut of each of the sources that were used least, at most `limit`."""
@@ -286,18 +287,34 @@ class _Pool:
     def take(self, cut: Cut) -> Cut:
         """The cut, marked as used."""
         self.used[cut.recording.source_id] += 1
-        self.taken.add(cut.key)
+        self.taken[cut.key] += 1
         return cut
+
+    def heard_least(self, cut: Cut, duration: int) -> list[Cut]:
+        """Cuts of the same source and category that fewest clips have: those that no clip has, where there are some."""
+        own = self.windows.get((cut.recording.category, duration), {})
+        found = own.get(cut.recording.source_id, [])
+        least = min((self.taken[one.key] for one in found), default=0)
+        return [one for one in found if self.taken[one.key] == least]
+
+    def take_again(self, speech: Cut, other: Cut, duration: int) -> tuple[Cut, Cut]:
+        """Further cuts of the sources of a pair: of the other one the nearest in bandwidth and tilt."""
+        cut = self.take(self.heard_least(speech, duration)[0])
+        others = self.heard_least(other, duration)[: self.recipe.match]
+        return cut, self.take(others[int(np.argmin(self._distances(cut, others)))])
+
+    def _distances(self, speech: Cut, others: Sequence[Cut]) -> list[float]:
+        """How far others are from a SPEECH cut in bandwidth and tilt."""
+        target = np.array(speech.window.match_features)
+        return [
+            (((np.array(c.window.match_features) - target) / self.scale) ** 2).sum() for c in others
+        ]
 
     def take_pair(self, category: str, duration: int) -> tuple[Cut, Cut]:
         """A SPEECH cut and the free cut of another category that is nearest in bandwidth and tilt."""
         speech = self.take(self.next_cuts("speech", duration, 1)[0])
         others = self.next_cuts(category, duration, self.recipe.match)
-        target = np.array(speech.window.match_features)
-        distance = [
-            (((np.array(c.window.match_features) - target) / self.scale) ** 2).sum() for c in others
-        ]
-        return speech, self.take(others[int(np.argmin(distance))])
+        return speech, self.take(others[int(np.argmin(self._distances(speech, others)))])
 
     def draw_noise(
         self, rng: np.random.Generator, duration: int, pair: tuple[Cut, Cut]
@@ -307,8 +324,10 @@ class _Pool:
         names = sorted(n for n, weight in weight_of.items() if weight > 0)
         weights = np.array([weight_of[n] for n in names])
         kind = str(rng.choice(names, p=weights / weights.sum()))
-        if kind != "recorded":
-            return kind, None
+        return kind, self.draw_noise_cut(rng, duration, pair) if kind == "recorded" else None
+
+    def draw_noise_cut(self, rng: np.random.Generator, duration: int, pair: tuple[Cut, Cut]) -> Cut:
+        """A cut of recorded noise: never of a source of the pair."""
         avoid = {cut.recording.source_id for cut in pair}
         found = [
             cut
@@ -321,7 +340,7 @@ class _Pool:
                 f"recipe: no recorded noise of {duration} ms in split {self.split!r}; add"
                 " recordings of category noise, or leave recorded out of noise"
             )
-        return kind, found[int(rng.integers(len(found)))]
+        return found[int(rng.integers(len(found)))]
 
 
 Responses = Mapping[float, Sequence[tuple[Path, float]]]  # T60 level -> (file, measured T60)
@@ -357,11 +376,15 @@ def plan_clips(
     for split in SPLITS:
         if recipe.splits.get(split):
             pool = _Pool(recipe, split, dict(cuts[split]), scale)
-            if isinstance(recipe, Factorial):
-                jobs += _factorial(recipe, pool)
-            else:
-                jobs += _variants(recipe, pool, responses)
-    return jobs
+            first = (
+                _factorial(recipe, pool)
+                if isinstance(recipe, Factorial)
+                else _variants(recipe, pool, responses)
+            )
+            jobs += first
+            for number in range(1, recipe.renderings if split != "train" else 1):
+                jobs += _again(recipe, pool, first, number)
+    return sorted(jobs, key=lambda job: job.rendering)
 
 
 def _next_category(recipe: Design, in_cell: Counter[str], in_split: Counter[str]) -> str:
@@ -398,6 +421,47 @@ def _factorial(recipe: Factorial, pool: _Pool) -> list[Job]:
                 cell, noise, noise_cut = Condition(cell.name, cell.duration_ms), "", None
             jobs.append(Job(f"{split}-n{number:04d}", split, other, cell, noise, noise_cut))
     return jobs
+
+
+def _again(recipe: Made, pool: _Pool, first: Sequence[Job], number: int) -> list[Job]:
+    """A further rendering: of each clip another one, of the same source, category and duration.
+
+    Cuts that no clip has come first, then those heard least. SNRs are turned on by the rendering, where each clip has
+    one of its own, so that cells stay as even as they were. Clips in which nothing would differ are left out: silence,
+    and cuts that were heard before and get no noise.
+    """
+    jobs: list[Job] = []
+    pairs: dict[tuple[str, str], tuple[Cut, Cut]] = {}
+    for speech, other in zip(first[::2], first[1::2], strict=True):
+        whole = speech.cut.window.duration_ms
+        key = speech.clip_id.split("-")[1], "" if isinstance(recipe, Variants) else speech.clip_id
+        if key not in pairs:
+            pairs[key] = pool.take_again(speech.cut, other.cut, whole)
+        rng = np.random.default_rng(stable_seed(recipe.seed, speech.clip_id, "again", number))
+        recorded = speech.noise == "recorded"
+        noise_cut = pool.draw_noise_cut(rng, whole, pairs[key]) if recorded else None
+        for job, cut in zip((speech, other), pairs[key], strict=True):
+            made = replace(
+                job,
+                clip_id=job.clip_id.replace(f"{job.split}-", f"{job.split}-r{number}-", 1),
+                cut=cut,
+                condition=_turned(recipe, job.condition, number),
+                noise_cut=noise_cut if job.noise else None,
+                rendering=number,
+            )
+            fresh = pool.taken[cut.key] == 1 and job.cut.recording.category != "silence"
+            jobs += [made] if fresh or made.noise else []
+    return jobs
+
+
+def _turned(recipe: Made, condition: Condition, number: int) -> Condition:
+    """A condition of a factorial with the SNR that stands so many places further; a variant keeps its own."""
+    if not isinstance(recipe, Factorial) or condition.snr_db is None:
+        return condition
+    snr = recipe.snrs_db[(recipe.snrs_db.index(condition.snr_db) + number) % len(recipe.snrs_db)]
+    kind = condition.name.removeprefix(f"dur{condition.duration_ms}_")
+    kind = f"snr{snr:+03g}" if kind.startswith("snr") else kind
+    return replace(condition, name=f"dur{condition.duration_ms}_{kind}", snr_db=snr)
 
 
 def _variants(recipe: Variants, pool: _Pool, responses: Responses) -> list[Job]:

@@ -99,7 +99,11 @@ def dev_of_recipe(recipe: Made, out: Path) -> list[str]:
             " places",
         ]
     search, holdout = (_half([(n + 1 - k) // 2 for n in dev.values()], clips // 2) for k in (0, 1))
-    return [f"dev shows {shown_by((search, holdout))}"]
+    lines = [f"dev shows {shown_by((search, holdout))}"]
+    if (count := recipe.renderings) > 1:
+        more = search.grown(1, count), holdout.grown(1, count)
+        lines.append(f"with --renderings all it shows {shown_by(more)}")
+    return lines
 
 
 @contextlib.contextmanager

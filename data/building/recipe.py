@@ -85,6 +85,9 @@ class Design:
     )
     snrs_db: Annotated[tuple[Snr, ...], Unique] = (-5.0, 0.0, 5.0, 10.0, 20.0)
     level: Literal["peak", "rms"] = "peak"
+    # How often each clip of dev and test is rendered, the manifest's own included: further renderings, of other cuts
+    # of the same sources, stand in renderings.csv.
+    renderings: Annotated[Whole, within(1, 100)] = 1
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -62,9 +62,9 @@ def render_clip(job: Job, recipe: Design) -> tuple[bytes, dict[str, Any]]:
 def _mix(job: Job, recipe: Design) -> _Mix:
     recording, condition, window = job.cut.recording, job.condition, job.cut.window
     wave = middle(cut_wave(job.cut), condition.duration_ms)
-    rng = np.random.default_rng(
-        stable_seed(recipe.seed, recording.name, window.start_s, window.first, condition.name)
-    )
+    own = recording.name, window.start_s, window.first, condition.name
+    again = (job.rendering,) if job.rendering else ()
+    rng = np.random.default_rng(stable_seed(recipe.seed, *own, *again))
     t60_s: float | None = None
     if job.response is not None:
         t60_s = job.response[1]
@@ -121,6 +121,7 @@ def _row(job: Job, mix: _Mix, encoded: bytes) -> dict[str, Any]:
         "filter": condition.filter,
         "rms": f"{rms(written):.5f}",
         "category_policy": recording.policy,
+        **({"rendering": job.rendering} if job.rendering else {}),
     }
 
 

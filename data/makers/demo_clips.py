@@ -23,6 +23,7 @@ from evaluators.audio import RATE, Wave, load
 from evaluators.detectors.detectors import FRAME as VOICE_FRAME
 from evaluators.errors import UserError
 from evaluators.files import read_table, read_yaml
+from evaluators.renderings import FILE
 from evaluators.splits import Registry, write_registry
 
 from ..building.attribution import write_attribution
@@ -31,13 +32,15 @@ from ..building.cues import cues
 from ..building.mixing import active_span, add_noise, coloured_noise, frame_power, normalise
 from ..building.recordings import Recording, write_table
 from ..building.render import encode, pcm_digest
+from ..building.renderings import told
 from ..building.scan import OFFSETS, RANGE_DB, stable_seed
 from ..building.voice import SileroActivity
 
 KEYS = set(
     "design seed durations_ms snrs_db noise_slopes_db clips noise_share cap sources min_est_snr_db vad_speech"
-    " vad_nonspeech min_active_dbfs matches together".split()
+    " vad_nonspeech min_active_dbfs matches together renderings".split()
 )
+AGAIN_OF = "dev"  # split that is rendered more than once: what decisions are made on
 Recipe = Mapping[str, Any]
 
 
@@ -197,16 +200,24 @@ def _build(recipe: Recipe, folder: Path, out: Path) -> None:
     splits = split_sources(recordings, {source for source, _ in pool}, recipe)
     category = {r.source_id: r.category for r in recordings}
     rows: list[dict[str, Any]] = []
+    more: list[dict[str, Any]] = []
     (out / "clips").mkdir(parents=True)
     for split in ("train", "dev", "test"):
         in_split: dict[tuple[str, int], list[Window]] = defaultdict(list)
         for (source, duration), found in pool.items():
             if splits[source] == split:
                 in_split[category[source], duration] += found
-        rows += _Split(recipe, split, in_split, waves).build(out)
+        made = _Split(recipe, split, in_split, waves)
+        first = made.build(out)
+        rows += first
+        for number in range(1, recipe["renderings"] if split == AGAIN_OF else 1):
+            more += made.again(number, first, out)
     write_table(out / "manifest.csv", rows, list(rows[0]))
+    if more:
+        write_table(out / FILE, more, list(more[0]))
+        print("\n".join(told(rows, more)))
     write_registry(out / "registry.json", Registry(splits, {}))
-    write_attribution(rows, [folder], out)
+    write_attribution([*rows, *more], [folder], out)
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,8 @@ class _Split:
     pool: Mapping[tuple[str, int], Sequence[Window]]  # (category, duration) -> windows
     waves: Mapping[str, Wave]
     used: Counter[str] = field(default_factory=Counter)
-    taken: set[tuple[str, int]] = field(default_factory=set)
+    taken: Counter[tuple[str, int]] = field(default_factory=Counter)
+    made: set[tuple[str, int, int, float]] = field(default_factory=set)  # with duration and SNR
 
     def build(self, out: Path) -> list[dict[str, Any]]:
         """Writes the clips; returns their manifest rows."""
@@ -253,10 +265,78 @@ class _Split:
             distance = (((features[1:] - features[0]) / scale) ** 2).sum(axis=1)
             for mix in (mixes[0], mixes[1 + int(np.argmin(distance))]):
                 self.used[mix.window.recording.source_id] += 1
-                self.taken.add(mix.window.key)
+                self._took(mix)
                 letter = "s" if mix.window.recording.label == "SPEECH" else "n"
                 rows.append(_write(mix, self.split, f"{self.split}-{letter}{number:03d}", out))
         return rows
+
+    def again(
+        self, number: int, first: Sequence[Mapping[str, Any]], out: Path
+    ) -> list[dict[str, Any]]:
+        """Writes a further rendering: of each clip another one, of the same source, in another cell.
+
+        A cut that no clip has comes first, else the one heard least, with other noise. What can only be
+        made as it was is left out.
+
+        Args:
+            number: Of the rendering, from 1.
+            first: Rows of rendering 0, SPEECH and NONSPEECH in turns.
+        """
+        rows: list[dict[str, Any]] = []
+        for place in range(0, len(first), 2):
+            speech, other = first[place], first[place + 1]
+            own = int(speech["duration_ms"]), int(speech["snr_target_db"])
+            turned = self._turned(own, number)
+            seed = stable_seed(self.recipe["seed"], self.split, place // 2, "slope", number)
+            slope = float(np.random.default_rng(seed).uniform(*self.recipe["noise_slopes_db"]))
+            target: NDArray[np.float64] | None = None
+            for row, letter in ((speech, "s"), (other, "n")):
+                found = next(filter(None, (self._another(row, cell, slope) for cell in turned)), [])
+                if not found:
+                    continue
+                features = np.stack([cues(mix.wave) for mix in found])
+                scale = features.std(axis=0) + 1e-6
+                near = (
+                    0
+                    if target is None
+                    else int((((features - target) / scale) ** 2).sum(1).argmin())
+                )
+                target = features[near] if target is None else target
+                mix = found[near]
+                self._took(mix)
+                clip_id = f"{self.split}-r{number}-{letter}{place // 2:03d}"
+                rows.append(_write(mix, self.split, clip_id, out) | {"rendering": number})
+        return rows
+
+    def _turned(self, own: tuple[int, int], number: int) -> list[tuple[int, int]]:
+        """All cells: first those of a clip's own duration, SNRs turned on by the rendering, so that cells stay even."""
+        snrs, durations = self.recipe["snrs_db"], self.recipe["durations_ms"]
+        at = snrs.index(own[1]) + number
+        turned = [snrs[(at + k) % len(snrs)] for k in range(len(snrs))]
+        return [(d, snr) for d in sorted(durations, key=lambda d: d != own[0]) for snr in turned]
+
+    def _took(self, mix: _Mix) -> None:
+        self.taken[mix.window.key] += 1
+        self.made.add((*mix.window.key, mix.duration_ms, mix.snr_target_db))
+
+    def _another(self, row: Mapping[str, Any], cell: tuple[int, int], slope: float) -> list[_Mix]:
+        """Mixes of one cell from cuts of a clip's source that were heard least; none where it has no such cut."""
+        duration, snr = cell
+        own = [
+            w
+            for w in self.pool.get((row["category"], duration), ())
+            if w.recording.source_id == row["source_id"]
+            and (*w.key, duration, snr) not in self.made
+        ]
+        least = min((self.taken[w.key] for w in own), default=0)
+        seed = self.recipe["seed"]
+        found = sorted(
+            (w for w in own if self.taken[w.key] == least),
+            key=lambda w: stable_seed(seed, *w.key, duration),
+        )
+        if row["label"] == "SPEECH":
+            found = found[:1]
+        return [self._mix(w, duration, snr, slope) for w in found[: self.recipe["matches"]]]
 
     def _free(self, category: str, duration: int) -> list[Window]:
         """Windows that are not taken, of sources below the cap; the least used sources first."""

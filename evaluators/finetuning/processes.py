@@ -46,3 +46,13 @@ def agree(decide: Callable[[], Value], on_cpu: bool) -> Value:
     if wrong:
         raise UserError(wrong)
     return value  # type: ignore[return-value]  # decide's, where nothing is wrong
+
+
+def close() -> None:
+    """Ends the connection of the processes, if there is one. Torch warns of one that is left."""
+    if count() == 1:
+        return
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

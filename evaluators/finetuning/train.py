@@ -3,12 +3,13 @@
 Trainer brings what is not special here: optimizer, schedule, resuming, logging, several GPUs.
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,30 @@ def train(
     trainer.accelerator.wait_for_everyone()
     resume = last_complete(folder)
     trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with side_stream(training.machine.device):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.accelerator.wait_for_everyone()
     best = keeper.load_into(model.peft)
     seconds = time.perf_counter() - begin
     state = trainer.state
     return Trained(model, state.global_step, best["step"], best["loss"], seconds, loss_curve(state))
+
+
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own. What accumulates gradients may not lie on the default one while a graph is captured.
+
+    Where such a node outlives its step, as under DistributedDataParallel, the capture would make the default stream
+    wait for it, which CUDA forbids (cudaErrorStreamCaptureImplicit).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(outer)
+    with torch.cuda.stream(own):
+        yield
+    outer.wait_stream(own)
 
 
 def open_parts(
@@ -222,7 +241,7 @@ def graphs_for(training: Training) -> Graphs:
     possible = (
         machine.device.type == "cuda"
         and machine.dtype == torch.bfloat16
-        and plan.micro_batch_size == training.recipe.batch
+        and plan.micro_batch_size * machine.processes == training.recipe.batch
         and not plan.checkpointing
     )
     return Graphs(machine.max_graphs if possible else 0)
@@ -280,6 +299,7 @@ def trainer_arguments(training: Training, folder: Path) -> TrainingArguments:
         report_to="all",
         disable_tqdm=True,
         dataloader_pin_memory=False,  # it would disturb the capture of a graph
+        ddp_find_unused_parameters=False,  # every adapted layer is in every step
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several cards are for `accelerate launch`
     return arguments

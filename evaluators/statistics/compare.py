@@ -98,15 +98,15 @@ def compare_many(
     """
     if not rivals:
         return []
-    c = resample(reference.targets, resamples=_resamples_at(alpha), seed=seed)
+    c = resample(reference.targets, resamples=resamples_at(alpha), seed=seed)
     base = METRICS[metric](c, reference)
     gains = [METRICS[metric](c, one) - base for one in rivals]
     return step_down(c, gains, alpha=alpha)
 
 
-def _resamples_at(alpha: float) -> int:
-    """Resamples that leave as many beyond a bound at this level as at `ALPHA`; `MOST_RESAMPLES` at most."""
-    return min(MOST_RESAMPLES, RESAMPLES * math.ceil(max(1.0, ALPHA / alpha)))
+def resamples_at(alpha: float, count: int = RESAMPLES) -> int:
+    """Resamples that leave as many beyond a bound at this level as `count` at `ALPHA`; `MOST_RESAMPLES` at most."""
+    return min(MOST_RESAMPLES, count * math.ceil(max(1.0, ALPHA / alpha)))
 
 
 def step_down(c: Clusters, gains: Sequence[Statistic], *, alpha: float = ALPHA) -> list[Estimate]:

@@ -187,6 +187,60 @@ def lengths(rows: Sequence[dict[str, Any]], unit: str, scores: str = "balanced a
     return svg(figure)
 
 
+def data_curve(rows: Sequence[dict[str, Any]], scores: str = "balanced accuracy") -> str:
+    """Score over the clips that were trained on, of the hand-written and the searched prompt; sizes stand evenly.
+
+    Args:
+        rows: clips; hand and searched, each with value, low, high as shares.
+    """
+    figure, axis = axes(7.0, 3.4)
+    scale = 1 if "nats" in scores else 100
+    for shift, (name, label), colour, mark in (
+        (-0.05, ("hand", "best hand-written prompt"), COLOURS[1], "s"),
+        (0.05, ("searched", "searched prompt"), COLOURS[0], "o"),
+    ):
+        x = np.arange(len(rows)) + shift
+        value = scale * np.array([r[name]["value"] for r in rows], dtype=np.float64)
+        bounds = [
+            [r[name]["value"] if r[name][k] is None else r[name][k] for r in rows]
+            for k in ("low", "high")
+        ]
+        spread = np.abs(scale * np.array(bounds, dtype=np.float64) - value)
+        axis.errorbar(x, value, spread, fmt=f"{mark}-", ms=5, color=colour, elinewidth=1, lw=1.2,
+                      label=label)  # fmt: skip
+    axis.set_xticks(range(len(rows)), [f"{r['clips']:,}" for r in rows])
+    axis.set_xlabel("train clips")
+    axis.set_ylabel(scores if "nats" in scores else f"{scores}, %")
+    legend(figure)
+    return svg(figure)
+
+
+def brittle(
+    rows: Sequence[tuple[str, float, float, Sequence[float]]], scores: str = "balanced accuracy"
+) -> str:
+    """What trivial edits leave of each prompt's score.
+
+    Args:
+        rows: (name, score as it is, what nine of ten edits reach, score of each edit), scores as shares.
+    """
+    figure, axis = axes(7.0, 0.9 + 0.5 * len(rows))
+    for at, (_, own, floor, edited) in enumerate(rows):
+        first = at == 0
+        # Side by side within a row, in their order, so that equal ones are seen.
+        y = -at + 0.3 * (np.arange(len(edited)) % 7 - 3) / 6
+        axis.plot(100 * np.array(edited), y, "o", ms=3, color=COLOURS[0], alpha=0.5,
+                  label="with a trivial edit" if first else None)  # fmt: skip
+        axis.plot([100 * floor] * 2, [-at - 0.3, -at + 0.3], color=INK, lw=1.2,
+                  label="nine of ten edits reach" if first else None)  # fmt: skip
+        axis.plot([100 * own], [-at], "D", ms=6, mfc="none", color=COLOURS[1],
+                  label="as it is" if first else None)  # fmt: skip
+    axis.set_yticks(-np.arange(len(rows)), [plain(row[0]) for row in rows])
+    axis.set_ylim(-len(rows) + 0.4, 0.6)
+    axis.set_xlabel(scores if "nats" in scores else f"{scores}, %")
+    legend(figure)
+    return svg(figure)
+
+
 def psychometric(name: str, curves: Sequence[tuple[str, Psychometric]]) -> str:
     """Hit rates over a property with their bands and false-alarm rates."""
     figure, axis = axes(6.0, 3.2)

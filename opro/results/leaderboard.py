@@ -7,7 +7,7 @@ from evaluators.files import csv_text
 from evaluators.prompts import shown_text
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import Column, Sheet
-from opro.results.summary import Summary
+from opro.results.summary import Repeats, Summary
 from opro.search.lengths import TOKENS, WORDS, words
 from opro.search.objective import NAMES
 
@@ -39,13 +39,16 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
     finalists and the baseline of a finished run, else None; `state` is complete, dropped or failed. `unlisted`,
     where there are any, is the share of the answers that a server did not list: their scores are upper bounds;
     `presentation`, likewise, says in words how the clip is given. `length` counts characters, `tokens` those of system
-    message and text by the checkpoint's own tokenizer, None where it was not at hand; `words` always.
+    message and text by the checkpoint's own tokenizer, None where it was not at hand; `words` always. Of a run of
+    several searches `repeats` is their number, `won` those in which the prompt was best on the search half, and
+    `spread` the standard deviation of these best scores.
     """
     summary = summary or run.summary
     holdout: dict[str, float] = {}
     if summary is not None:
         holdout = {s.prompt_id: s.score for s in (summary.baseline, *summary.finalists)}
     chosen = summary.chosen.prompt_id if summary is not None else None
+    repeats = summary.repeats if summary is not None else None
     told = [t for t in run.history.trials if t.state != "waiting"]
     told.sort(key=lambda t: (t.state == "complete", t.state == "dropped", t.rank), reverse=True)
     rows = []
@@ -71,9 +74,28 @@ def leaderboard_rows(run: RunFolder, summary: Summary | None = None) -> list[Row
                 "slices": {name: value[0] for name, value in one.slices.items()} if one else {},
                 **({"presentation": t.prompt.given} if t.prompt.given else {}),
                 **({"unlisted": one.unlisted} if one and one.unlisted else {}),
+                **(_of_repeats(repeats, t.prompt.prompt_id) if repeats else {}),
             }
         )
     return rows
+
+
+def _of_repeats(repeats: Repeats, prompt_id: str) -> Row:
+    count, won = len(repeats.each), repeats.wins.get(prompt_id, 0)
+    return {"repeats": count, "won": won, "spread": repeats.search.sd}
+
+
+def spread_lines(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each run of several searches: how many, and how far apart their best prompts are."""
+    found = {
+        row[
+            "run"
+        ]: f"{row['run']}: {row['repeats']} searches by seed, whose best prompts differ by sd"
+        f" {100 * row['spread']:.1f} points on the search half"
+        for row in rows
+        if "repeats" in row
+    }
+    return list(found.values())
 
 
 def length_unit(rows: Sequence[Row]) -> str:
@@ -84,7 +106,12 @@ def length_unit(rows: Sequence[Row]) -> str:
 def leaderboard_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV."""
     given = ["presentation"] if any(row.get("presentation") for row in rows) else []
-    return csv_text(rows, (*COLUMNS, *given, *_marks(rows)))
+    repeated = ["repeats", "won", "spread"] if _repeated(rows) else []
+    return csv_text(rows, (*COLUMNS, *given, *_marks(rows), *repeated))
+
+
+def _repeated(rows: Sequence[Row]) -> bool:
+    return any("repeats" in row for row in rows)
 
 
 def _marks(rows: Sequence[Row]) -> list[str]:
@@ -116,6 +143,7 @@ def leaderboard_sheet(
         Column("holdout"),
         Column(unit, 4),
         *(Column(name, 8) for name in _marks(rows)),
+        *([Column("won", 6)] if _repeated(rows) else []),
         Column("origin", 1, text=True),
         Column("prompt", text=True),
     ]
@@ -132,12 +160,17 @@ def leaderboard_sheet(
                 _percent(row["fresh_score"]),
                 "" if row.get(unit) is None else str(row[unit]),
                 *(f"{100 * row.get(name, 0.0):.0f} %" for name in _marks(rows)),
+                *([_won(row)] if _repeated(rows) else []),
                 row["origin"],
                 ("-> " if row["chosen"] else "")
                 + shown_text(row["text"], row.get("presentation", "")),
             ]
         )
     return Sheet(title, columns, body)
+
+
+def _won(row: Row) -> str:
+    return f"{row['won']} of {row['repeats']}" if "repeats" in row else ""
 
 
 def _percent(value: float | None) -> str:

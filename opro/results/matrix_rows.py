@@ -31,9 +31,11 @@ def row_code(about: Mapping[str, Any], baseline: bool, searched: bool) -> str:
     """The row's name in the published matrix, where it has one; two where a search kept the baseline.
 
     Args:
-        about: From `opro.matrix`: fine-tuning, loss, clips, omni.
+        about: From `opro.matrix`: fine-tuning, loss, clips, omni, and cotuned of an adapter that `opro.cotune` trained.
     """
-    if about["finetuning"] == "none":
+    if about.get("cotuned"):
+        names = ("", "B5")
+    elif about["finetuning"] == "none":
         names = ("", "C1") if about["omni"] else ("A1", "A2")
     elif about["loss"] == "answer" and about["clips"] >= MASKED_ALL:
         names = ("B3", "B4")

@@ -19,8 +19,9 @@ from evaluators.classifier import among_labels, bias_from, dump_classifiers, spe
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import read_json, resolve
-from evaluators.manifest import SPLITS, read_manifest
+from evaluators.manifest import SPLITS
 from evaluators.prompts import shown_text
+from evaluators.renderings import read_all
 from evaluators.statistics import calibration
 from evaluators.statistics.describe import (
     AXES,
@@ -35,18 +36,21 @@ from evaluators.statistics.metrics import grouped
 from evaluators.targets import Predictions
 from evaluators.tasks import Task, task_named
 from opro.results import figures
+from opro.results.brittle_page import brittle_of
 from opro.results.calibrated import calibration_of, decided_by
 from opro.results.confusion import by_label, confusion_sheet
 from opro.results.leaderboard import Row, leaderboard_rows, length_unit
 from opro.results.looks import times
 from opro.results.matrix_rows import judged_on, matrix_sheet
 from opro.results.predictions import read_own
+from opro.results.repeats import repeats_sheet, spread_line, wins_line
 from opro.results.run_folder import JOURNAL, PROVENANCE, RunFolder
 from opro.results.sheet import percent
 from opro.results.summary import Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
 from opro.results.wording import Piece, word_changes
 from opro.search.objective import NAMES
+from opro.settings import REPEATS
 
 WORST = 6  # misses and false alarms with a player, each
 FIRST_ROWS = 10  # of a leaderboard that stand open; the others unfold
@@ -220,6 +224,8 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "kept": summary.baseline_kept if summary else None,
         "facts": list(_run_facts(summary, run.task) if summary else _facts(run)),
         "cells": _cells(summary) if summary else None,
+        "repeats": _repeats(summary) if summary else None,
+        "brittle": brittle_of(run, summary),
         "winner": _winner(run, text),
         "baseline": summary.baseline.model_dump() if summary else None,
         "test": read_json(test) if test.is_file() and summary else None,
@@ -255,7 +261,14 @@ def _lengths(board: Sequence[Row], baseline: str, scores: str) -> str:
 
 
 def _unfinished(run: RunFolder) -> str:
-    trials = run.history.trials
+    trials, repeats = run.history.trials, int(run.config.get("repeats", 1))
+    if repeats > 1:
+        ended = sum(RunFolder.read(path).ended for path in run.repeats)
+        return (
+            f"Not finished: {ended} of {repeats} searches have ended, each in a folder of its own under"
+            f" {run.path / REPEATS}, of which a page can be made. Nothing is decided yet: that is done on the holdout,"
+            " once, at the end. The same command goes on from here."
+        )
     told = sum(t.state != "waiting" for t in trials)
     rounds, last = (
         int(run.config.get("iterations", 0)),
@@ -335,6 +348,20 @@ def _cells(summary: Summary) -> dict[str, Any] | None:
         "head": [column.name for column in sheet.columns],
         "rows": sheet.rows,
         "line": "; ".join(filter(None, (share_line(summary.two_by_two), verdict_line(summary)))),
+    }
+
+
+def _repeats(summary: Summary) -> dict[str, Any] | None:
+    """The table of several searches, and its sentences; None of one search."""
+    if summary.repeats is None:
+        return None
+    sheet = repeats_sheet(summary.repeats)
+    lines = (spread_line(summary.repeats), wins_line(summary.repeats))
+    return {
+        "title": sheet.title,
+        "head": [column.name for column in sheet.columns],
+        "rows": sheet.rows,
+        "line": "; ".join(lines),
     }
 
 
@@ -454,7 +481,7 @@ def _texts(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[tuple[
 def clips_of(manifest: str, task: Task, notes: list[str]) -> dict[str, Clip]:
     """Clips by id, to be played; none, and a note, where the manifest cannot be read any more."""
     try:
-        return {c.clip_id: c for c in read_manifest(resolve(Path(manifest)), task)}
+        return {c.clip_id: c for c in read_all(resolve(Path(manifest)), task)}
     except UserError as error:
         notes.append(f"no clip can be played: {error}")
         return {}

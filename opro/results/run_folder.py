@@ -36,7 +36,7 @@ from opro.results.provenance import provenance, version_changes
 from opro.results.summary import Summary, read_summary
 from opro.search.history import History, Trial
 from opro.search.select import Decision
-from opro.settings import OptimizeSettings, checkpoint_names
+from opro.settings import REPEATS, OptimizeSettings, checkpoint_names
 
 log = logging.getLogger(__name__)
 JOURNAL = "trials.jsonl"
@@ -200,6 +200,31 @@ class RunFolder:
     def usage(self) -> Path:
         """Journal of the evals and seconds spent."""
         return self.path / USAGE
+
+    @property
+    def repeats(self) -> list[Path]:
+        """Folders of its searches that have begun, in their order, where ``--repeats`` made several."""
+        found = {
+            int(seed): path.parent
+            for path in (self.path / REPEATS).glob(f"*-seed*/{JOURNAL}")
+            if (seed := path.parent.name.rpartition("-seed")[2]).isdecimal()
+        }
+        return [found[seed] for seed in sorted(found)]
+
+    @property
+    def ended(self) -> bool:
+        """Of one search of several, whether nothing is left of it: it does not decide by itself."""
+        return is_written(self.path / LEADERBOARD)
+
+    def end(self, leaderboard: str) -> None:
+        """Ends one search of several."""
+        write_text(self.path / LEADERBOARD, leaderboard)
+
+    def take_scores(self, other: "RunFolder", trial: Trial) -> None:
+        """Keeps a copy of what a search of its own, one of several, scored per clip."""
+        path = other.scores(trial.prompt)
+        if path.exists():
+            write_text(self.path / SCORES / path.name, path.read_text(encoding="utf-8"))
 
     @property
     def summary(self) -> Summary | None:

@@ -7,16 +7,19 @@ from evaluators.clips import ClipSet
 from evaluators.evaluator import Evaluator
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import shown_text
+from evaluators.renderings import renderings_path
 from evaluators.tasks import Task
 from opro.problem import Problem
+from opro.results.brittle import brittle_lines
 from opro.results.decisions import count_decisions
 from opro.results.leaderboard import leaderboard_rows, leaderboard_sheet
 from opro.results.progress import spelled
+from opro.results.repeats import repeats_sheet, spread_line, wins_line
 from opro.results.run_folder import RunFolder
 from opro.results.sheet import render
 from opro.results.summary import Scored, Summary
 from opro.results.two_by_two import share_line, two_by_two_sheet, verdict_line
-from opro.search.budget import most_evals
+from opro.search.budget import edited_pairs, most_evals, orders
 from opro.search.objective import NAMES
 from opro.search.power import Half, Simulation, shown_by
 from opro.search.presentations import effects
@@ -49,32 +52,50 @@ def plan_lines(settings: OptimizeSettings, problem: Problem) -> Iterator[str]:
     )
     yield (
         f"search      {len(seeds)} seeds + {settings.iterations} x {settings.candidates} candidates"
-        f" on {_clips_of(search)}, strategy {settings.strategy}"
+        f" on {_clips_of(search)}{_heard(settings.renderings)}, strategy {settings.strategy}"
     )
+    if settings.repeats > 1:
+        last = settings.seed + settings.repeats - 1
+        yield (
+            f"repeats     {settings.repeats} such searches, seeds {settings.seed} to {last}, and one decision over all"
+        )
     if settings.presentations is not None:
         yield (
             f"clips       given as they are, and as {settings.presentations} says; each way takes a clip's audio"
             " through the model anew, which the time below leaves out"
         )
-    yield f"selection   on {_clips_of(holdout)}{_spent(count_decisions(settings.runs_dir, holdout))}"
-    proposed = Simulation(candidates=max(1, settings.iterations * settings.candidates))
-    yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed)}"
+    turn = Turn(count_decisions(settings.runs_dir, holdout) + 1)
+    yield f"selection   on {_clips_of(holdout)}{_heard(settings.renderings)}{turn.said()}"
+    candidates = settings.repeats * settings.iterations * settings.candidates
+    proposed = Simulation(candidates=max(1, candidates))
+    manifest = holdout.manifest
+    if settings.renderings == "1" and manifest and renderings_path(manifest).is_file():
+        yield (
+            "renderings  the set has further ones, more clips of the same sources: --renderings all hears them, and"
+            " python -m opro.power says what they buy"
+        )
+    yield f"dev shows   {shown_by((Half.of(search), Half.of(holdout)), proposed, turn.level)}"
     yield f"evals       at most {most:,}; {cached:,} of the seeds' are cached"
+    if edited := edited_pairs(problem, settings) * orders(problem, settings):
+        yield f"brittle     {edited:,} of them at most are trivial edits of the finalists"
     yield f"time        {time_of(evaluator, most - cached, settings)}"
     for line in about.memory:
         yield f"memory      {line}"
     if settings.lm_model:
         each = settings.candidates if STRATEGIES[settings.strategy].lm_alone else 3
-        calls = settings.iterations * each
+        calls = settings.repeats * settings.iterations * each
         tokens = f"{calls * CALL_TOKENS:,} for {calls} calls of {settings.lm_model}"
         yield f"tokens      at most about {tokens}"
     for text in problem.warnings:
         yield f"warning     {text}"
 
 
-def _spent(decisions: int) -> str:
-    """What earlier decisions on a half leave for the next one."""
-    return Turn(decisions + 1).said()
+def _heard(renderings: str) -> str:
+    """In how many renderings each source is heard; empty where the manifest alone is."""
+    if renderings == "1":
+        return ""
+    count = "all" if renderings == "all" else f"the first {int(renderings)}"
+    return f", each heard in {count} of its renderings"
 
 
 def _clips_of(clips: ClipSet) -> str:
@@ -115,6 +136,9 @@ def run_lines(folder: RunFolder) -> Iterator[str]:
     if summary.two_by_two:
         yield render(two_by_two_sheet(summary.two_by_two))
         yield ""
+    if summary.repeats:
+        yield render(repeats_sheet(summary.repeats))
+        yield ""
     for name, text in decision_lines(folder, summary):
         yield f"{name:10}{text}"
 
@@ -126,6 +150,11 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     yield "decision", f"{verdict.upper()}:{why}"
     if summary.objective != "balanced_accuracy":
         yield "scores", f"{NAMES[summary.objective]} (gain, baseline, chosen)"
+    if str(folder.config.get("renderings", "1")) != "1":
+        yield (
+            "heard",
+            f"each source in {folder.config['renderings']} of its renderings; it counts as one source all the same",
+        )
     if summary.two_by_two:
         yield "of which", share_line(summary.two_by_two)
     if verdict_on_wording := verdict_line(summary):
@@ -142,6 +171,7 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
     )
     yield "", f"{100 * first.estimate:+.1f} points{bounds} against the first seed prompt"
     yield from _presented(folder)
+    yield from zip(("brittle", ""), brittle_lines(summary), strict=False)
     if chosen.presentation:
         yield "clip", f"{chosen.presentation}, as best.yaml says"
     if chosen.bias:
@@ -151,6 +181,9 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
             else f"{chosen.bias:+.2f} nats on the first label"
         )
         yield "threshold", f"{told}, in best.yaml"
+    if summary.repeats:
+        yield "repeats", spread_line(summary.repeats)
+        yield "", wins_line(summary.repeats)
     yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task)
     yield "cost", _cost(summary)
     made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())
@@ -169,6 +202,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "warning", text
     yield "saved", str(folder.path / "best.yaml")
     yield "next", f"python -m opro.rescore {folder.path} --split test"
+    if not summary.brittleness:
+        yield "", f"python -m opro.brittle {folder.path}"
 
 
 def _presented(folder: RunFolder) -> Iterator[tuple[str, str]]:

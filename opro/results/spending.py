@@ -66,6 +66,7 @@ class Spending:
         evaluator: Whose evals count, all of which were made for this run.
         clock: Of the search.
         earlier: Of the processes before.
+        before: Evals through the model that this process made for other runs.
     """
 
     path: Path
@@ -73,13 +74,15 @@ class Spending:
     clock: Clock
     earlier: Spent
     begin: float = field(default_factory=time.perf_counter)
+    before: int = 0
     _noted: Spent = Spent()
 
     @property
     def so_far(self) -> Spent:
         """Of this process."""
         seconds = time.perf_counter() - self.begin
-        return Spent(self.evaluator.usage.forward, seconds, **self.clock.so_far)
+        forward = self.evaluator.usage.forward - self.before
+        return Spent(forward, seconds, **self.clock.so_far)
 
     def note(self) -> None:
         """Journals what was spent since the last note."""

@@ -5,13 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from evaluators.classifier import Bias
 from evaluators.errors import UserError
 from evaluators.files import read_json
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
+from opro.search.brittleness import Brittleness
 from opro.search.history import History, Trial
 from opro.search.select import Decision, Turn, TwoByTwo
 from opro.settings import OptimizeSettings
@@ -132,6 +139,104 @@ class FourCells(Part):
         )
 
 
+class Repeat(Part):
+    """One search of several: what it would hand over, the best prompt of its search half, baseline or not.
+
+    `score` is that on the holdout: it describes, and nothing was decided by it. Shares of 1, as everywhere.
+    """
+
+    seed: int
+    trials: int
+    prompt_id: str
+    text: str
+    search_score: float
+    score: float
+
+
+class Spread(Part):
+    """How far the best prompts of the repeats lie apart; `sd` is that of a sample."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class Repeats(Part):
+    """Searches that differ in their seed alone, pooled into one decision.
+
+    `wins`: prompt id -> repeats in which it was best, most first.
+    """
+
+    each: tuple[Repeat, ...]
+    search: Spread
+    holdout: Spread
+    wins: dict[str, int]
+
+
+class EditPart(Part):
+    """A trivial edit and the score that it leaves; `text` is the edited prompt's.
+
+    `anew` is the score with a threshold fitted anew to it; None where none is fitted.
+    """
+
+    kind: str
+    name: str
+    score: float
+    anew: float | None = None
+    text: str
+
+
+class BrittlePart(Part):
+    """A classifier on clips of the search half, and what trivial edits of its prompt leave, its threshold kept.
+
+    `quantiles` are of the scores over edits, by percent; `floor` is the one of 10 %: nine of ten edits reach it. `loss`
+    is the score as it is less the mean over edits; `floor_anew` is the floor with a threshold fitted anew to each edit,
+    None where none is fitted. `refused` counts edits that the model cannot be asked with.
+    """
+
+    prompt_id: str
+    text: str
+    presentation: str = ""
+    score: float
+    floor: float
+    floor_anew: float | None = None
+    quantiles: dict[str, float]
+    loss: Interval
+    clips: int
+    sources: int
+    edits: tuple[EditPart, ...]
+    refused: int = 0
+
+    @classmethod
+    def of(cls, one: Brittleness) -> Self:
+        """From what was measured."""
+        return cls(
+            prompt_id=one.classifier.prompt_id,
+            text=one.classifier.prompt.text,
+            presentation=one.classifier.prompt.given,
+            score=one.score,
+            floor=one.floor,
+            floor_anew=one.floor_anew,
+            quantiles={f"{100 * q:.0f}": value for q, value in one.quantiles.items()},
+            loss=Interval.of(one.loss),
+            clips=one.loss.clips,
+            sources=one.loss.sources,
+            edits=tuple(
+                EditPart(kind=e.kind, name=e.name, score=score, anew=anew, text=e.prompt.text)
+                for e, score, anew in zip(
+                    one.edits, one.scores, one.anew or [None] * len(one.edits), strict=True
+                )
+            ),
+            refused=one.refused,
+        )
+
+    @property
+    def worst(self) -> EditPart | None:
+        """The edit that costs most."""
+        return min(self.edits, key=lambda e: e.score, default=None)
+
+
 class Evals(Part):
     """Evals that the run asked for, found in the cache, and through the model: of all processes that worked on it."""
 
@@ -180,6 +285,7 @@ class Summary(Part):
     gain_to_first_seed: Gain
     finalists: tuple[ScoredFinalist, ...]
     two_by_two: FourCells | None = None
+    brittleness: tuple[BrittlePart, ...] = ()
     controls: dict[str, dict[str, float]]
     evals: Evals
     seconds: Seconds
@@ -188,6 +294,14 @@ class Summary(Part):
     lost: int = 0
     lm: LmUsage = LmUsage()
     warnings: tuple[str, ...] = ()
+    repeats: Repeats | None = None  # left out of a run of one search
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = dump(self)
+        if self.repeats is None:
+            del plain["repeats"]
+        return plain
 
     @classmethod
     def of(
@@ -201,7 +315,7 @@ class Summary(Part):
         """The summary of a search that has just ended.
 
         Args:
-            costs: evals, seconds, refused, lost, lm.
+            costs: evals, seconds, refused, lost, lm; of several searches `repeats`, too.
         """
         none = Estimate(
             0.0, 0.0, 0.0, decision.baseline_score.clips, decision.baseline_score.sources
@@ -247,6 +361,7 @@ class Summary(Part):
                 for f in decision.finalists
             ),
             two_by_two=FourCells.of(decision.two_by_two) if decision.two_by_two else None,
+            brittleness=tuple(map(BrittlePart.of, decision.brittleness)),
             controls={k: dict(v) for k, v in decision.controls.items()},
             proposed=dict(Counter(t.candidate.origin.partition(":")[0] for t in history.trials)),
             warnings=problem.warnings,

@@ -1,7 +1,7 @@
 """The budget: all arithmetic of ``--max-evals``.
 
 An eval is one prompt, in one order of its options, on one clip. Search and selection together never ask for more than
-``--max-evals``; the controls beside the chosen prompt come on top.
+``--max-evals``; the controls beside the chosen prompt come on top, and so do the trivial edits of ``--brittleness``.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
 from opro.problem import Problem
+from opro.search.brittleness import CLIPS
 from opro.search.history import Trial
 from opro.search.race import FIRST_BLOCK
 from opro.settings import STRATEGIES, SearchSettings
@@ -145,16 +146,31 @@ def _least_search(problem: Problem, budget: Budget) -> int:
     return 2 * clips + seeds * min(FIRST_BLOCK, clips)  # the first seed, and a forecast to finish
 
 
+def edited_pairs(problem: Problem, settings: SearchSettings) -> int:
+    """Pairs of ``--brittleness`` at most: baseline and finalists, each as it is and with its trivial edits."""
+    if not settings.brittleness:
+        return 0
+    prompts = 1 + most_finalists(problem.holdout_clips.targets.fewest_sources)
+    return prompts * (1 + settings.brittleness) * min(CLIPS, len(problem.search_clips))
+
+
 def planned_pairs(problem: Problem, settings: SearchSettings) -> int:
-    """Pairs of search, selection and controls where nothing is dropped and there is no ``--max-evals``."""
-    holdout = len(problem.holdout_clips)
+    """Pairs of search, selection, controls and trivial edits where nothing is dropped, without ``--max-evals``."""
     prompts = len(problem.seed_prompts) + settings.iterations * settings.candidates
-    selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
-    return prompts * len(problem.search_clips) + (selected + CONTROLS) * holdout
+    search = settings.repeats * prompts * len(problem.search_clips)
+    return search + decision_pairs(problem, settings)
+
+
+def decision_pairs(problem: Problem, settings: SearchSettings) -> int:
+    """Pairs of the selection, its controls and trivial edits, and of what each of several repeats would hand over."""
+    prompts = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + CONTROLS
+    if settings.repeats > 1:
+        prompts += settings.repeats
+    return prompts * len(problem.holdout_clips) + edited_pairs(problem, settings)
 
 
 def most_evals(problem: Problem, settings: SearchSettings) -> int:
-    """Evals of a search at most, controls included: before racing and the cache."""
-    controls = CONTROLS * len(problem.holdout_clips)
-    pairs = min(planned_pairs(problem, settings), max_pairs(problem, settings) + controls)
+    """Evals of a search at most, controls and trivial edits included: before racing and the cache."""
+    on_top = CONTROLS * len(problem.holdout_clips) + edited_pairs(problem, settings)
+    pairs = min(planned_pairs(problem, settings), max_pairs(problem, settings) + on_top)
     return int(pairs) * orders(problem, settings)

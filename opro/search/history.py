@@ -156,6 +156,7 @@ class History:
         self.selection: dict[str, Any] | None = None
         self.steering = Steering()
         self.refused: dict[int, list[dict[str, str]]] = {}  # by iteration, as text and reason
+        self.wins: dict[str, int] = {}  # of a pool of searches, see `opro.search.repeats.wins_of`
         self._labels = labels
         self._both_orders = both_orders
         if path.exists():

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from evaluators.clips import ClipSet
-from evaluators.statistics.compare import step_down
+from evaluators.statistics.compare import ALPHA, resamples_at, step_down
 from evaluators.statistics.metrics import balanced_weights
 from evaluators.statistics.resampling import MIN_SOURCES, Clusters, clusters
 from opro.cli import flag
@@ -20,6 +20,7 @@ SEEDS = 3
 SHARED = 0.8  # correlation of two prompts' errors on a clip, on the probit scale
 OFTEN = 0.8  # how often a gain must be found to be one that a set can show
 QUICK = 60  # searches for each gain of the one line that a dry run prints
+RESAMPLES = 2000  # of each decision, at the level of the first one
 Array = NDArray[Any]
 
 
@@ -73,21 +74,29 @@ class Cell:
     gain: float
     replaced: float
     wrong: float
+    level: float = ALPHA
 
 
-def simulate(name: str, both: tuple[Half, Half], gain: float, settings: Simulation) -> Cell:
-    """One cell of the table: many searches on (search half, holdout).
+def simulate(
+    name: str,
+    both: tuple[Half, Half],
+    gain: float,
+    settings: Simulation,
+    alpha: float = ALPHA,
+) -> Cell:
+    """One cell of the table: many searches on (search half, holdout), decided at a one-sided level.
 
     A prompt is right on a clip where a normal variable, `SHARED` between prompts, lies below a bound that belongs to
     prompt and source. Bounds of a source differ by `spread`, half of the variance shared by all prompts.
     """
     search, holdout = both
-    c = clusters(holdout.truth, holdout.source.astype(str).tolist(), resamples=2000)
+    sources = holdout.source.astype(str).tolist()
+    c = clusters(holdout.truth, sources, resamples=resamples_at(alpha, RESAMPLES))
     replaced = wrong = 0
     for number in range(settings.searches):
         rng = np.random.default_rng([settings.seed, number])
         right = _answers(gain, settings, rng)
-        winner = _search(right, SEEDS + settings.candidates, both, c)
+        winner = _search(right, SEEDS + settings.candidates, both, c, alpha)
         if winner is not None:
             hit = gain > 0 and winner == SEEDS  # the index of the prompt with the gain
             replaced += hit or gain == 0
@@ -100,6 +109,7 @@ def simulate(name: str, both: tuple[Half, Half], gain: float, settings: Simulati
         gain,
         replaced / settings.searches,
         wrong / settings.searches,
+        alpha,
     )
 
 
@@ -124,7 +134,11 @@ def _answers(
 
 
 def _search(
-    right: Callable[[Half, Array], Array], prompts: int, both: tuple[Half, Half], c: Clusters
+    right: Callable[[Half, Array], Array],
+    prompts: int,
+    both: tuple[Half, Half],
+    c: Clusters,
+    alpha: float,
 ) -> int | None:
     """The prompt that replaces the baseline in one search, or None. `c` resamples the holdout."""
     search, holdout = both
@@ -136,11 +150,13 @@ def _search(
         return None
     said = c.balanced(right(holdout, np.array([*finalists, baseline])).astype(float))
     gains = step_down(c, [said[i] - said[len(finalists)] for i in range(len(finalists))])
-    best = winner_of(gains, c.fewest)
+    best = winner_of(gains, c.fewest, alpha)
     return None if best is None else int(finalists[best])
 
 
-def smallest_gain(both: tuple[Half, Half], simulation: Simulation) -> int | None:
+def smallest_gain(
+    both: tuple[Half, Half], simulation: Simulation, alpha: float = ALPHA
+) -> int | None:
     """The smallest gain in points that replaces the baseline in `OFTEN` of the searches.
 
     Returns:
@@ -148,7 +164,7 @@ def smallest_gain(both: tuple[Half, Half], simulation: Simulation) -> int | None
     """
 
     def found(points: int) -> bool:
-        return simulate("", both, points / 100, simulation).replaced >= OFTEN
+        return simulate("", both, points / 100, simulation, alpha).replaced >= OFTEN
 
     low, high = 1, round(100 * (0.99 - simulation.accuracy))
     if not found(high):
@@ -159,11 +175,14 @@ def smallest_gain(both: tuple[Half, Half], simulation: Simulation) -> int | None
     return low
 
 
-def shown_by(both: tuple[Half, Half], simulation: Simulation | None = None) -> str:
+def shown_by(
+    both: tuple[Half, Half], simulation: Simulation | None = None, alpha: float = ALPHA
+) -> str:
     """What a dev set of these halves can show, in one sentence.
 
     Args:
         simulation: Its number of searches is not read: `QUICK` are simulated.
+        alpha: Level of the decision, one-sided.
     """
     simulation = replace(simulation or Simulation(), searches=QUICK)
     holdout = both[1]
@@ -174,7 +193,7 @@ def shown_by(both: tuple[Half, Half], simulation: Simulation | None = None) -> s
             f"no gain, however large: a claim needs {MIN_SOURCES} sources of each label in the holdout,"
             f" it has {fewest} of one"
         )
-    gain = smallest_gain(both, simulation)
+    gain = smallest_gain(both, simulation, alpha)
     if gain is None:
         return f"no gain often: even the largest is found in fewer than {100 * OFTEN:.0f} % of simulated searches"
     return (

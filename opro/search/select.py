@@ -9,21 +9,22 @@ from evaluators.classifier import Classifier
 from evaluators.clips import Audio, ClipSet
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator, ScoreTable
-from evaluators.prompts import Prompt
 from evaluators.statistics import metrics
 from evaluators.statistics.compare import ALPHA, compare, compare_many, estimate
 from evaluators.statistics.resampling import MIN_SOURCES, Estimate
 from evaluators.targets import Predictions
 from opro.problem import Problem
 from opro.search import budget
-from opro.search.budget import most_finalists, most_selected
+from opro.search.brittleness import MARGIN, Brittleness, How, brittleness, steadiest
+from opro.search.budget import edited_pairs, most_finalists, most_selected
 from opro.search.history import History, Trial
 from opro.search.lengths import length_of, unit_of
+from opro.search.objective import Objective
+from opro.search.parts import score_in_parts
 from opro.settings import SearchSettings
 
 CONTROLS: tuple[Audio, ...] = ("silence", "shuffled")
 DECIDED = ("balanced_accuracy", "accuracy", "worst_slice")  # metrics of what is decided
-PART = 100  # clips between two signs of progress
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,15 @@ def ordinal(number: int) -> str:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial on the holdout: its score, and its gain over the baseline with bounds and p corrected by Holm."""
+    """A trial on the holdout: its score, and its gain over the baseline with bounds and p corrected by Holm.
+
+    `brittleness` is of the search half; None where it is not measured.
+    """
 
     trial: Trial
     score: Estimate
     gain: Estimate
+    brittleness: Brittleness | None = None
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,16 @@ class Decision:
     Attributes:
         baseline: The seed prompt that scored best on the search half, decided as the finalists are.
         baseline_score: Its score on the holdout.
-        finalists: Best search reward first; empty when none beat the baseline on the search half.
-        winner: The finalist that replaces the baseline, see `shorter_tie`, or None.
+        finalists: Best search reward first, of several searches what most of them found best; empty when none beat the
+            baseline on the search half.
+        winner: The finalist that replaces the baseline, see `shorter_tie` and `steadiest`, or None.
         to_first_seed: Gain of the chosen prompt (or the baseline) over the first seed prompt.
         reason: Why, in one sentence.
         two_by_two: How much is wording, how much threshold; None where no threshold is known.
         controls: By prompt id, score of chosen prompt and baseline with silence or shuffled audio.
         predictions: On the holdout, by prompt id.
         turn: Which decision on this half it is; None where nothing could replace the baseline, which spends nothing.
+        brittleness: Of baseline and finalists, on the search half; empty where it is not measured.
     """
 
     baseline: Trial
@@ -131,6 +138,7 @@ class Decision:
     controls: Mapping[str, Mapping[str, float]]
     predictions: Mapping[str, Predictions]
     turn: Turn | None = None
+    brittleness: tuple[Brittleness, ...] = ()
 
     @property
     def chosen(self) -> Trial:
@@ -143,12 +151,15 @@ class Decision:
         return self.winner.score if self.winner else self.baseline_score
 
 
-def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial, list[Trial]]:
+def pick_finalists(
+    scored: Sequence[Trial], fewest_sources: int, wins: Mapping[str, int] | None = None
+) -> tuple[Trial, list[Trial]]:
     """(baseline, finalists): the best seed prompt on the search half, and the best trials that beat it there.
 
     Args:
         scored: Trials scored on the search half, best first. In a decision complete ones alone.
         fewest_sources: Of the rarest label of the holdout: one finalist for every ten, at least one, at most five.
+        wins: Of several searches: prompt id -> in how many it was best; the more, the earlier it is a finalist.
     Raises:
         UserError: No seed prompt could be scored.
     """
@@ -162,6 +173,8 @@ def pick_finalists(scored: Sequence[Trial], fewest_sources: int) -> tuple[Trial,
         for t in scored
         if t.iteration > 0 and t.rank > baseline.rank and t.reward > baseline.reward
     ]
+    if wins:
+        better.sort(key=lambda t: -wins.get(t.prompt.prompt_id, 0))
     return baseline, better[: most_finalists(fewest_sources)]
 
 
@@ -178,10 +191,9 @@ def decide(
     ``--threshold dev`` says so: then wording must gain beyond a threshold. Trials that a race dropped are passed over,
     see `Search.finish_finalists`. A finalist replaces the baseline when the p of its gain, corrected by Holm over the
     finalists, is below the level: 2.5 % one-sided in the first decision on a half, less in later ones, see `Turn`. Then
-    the lower bound that is shown, of this level, is above zero. Of several, the one with the largest gain, or a shorter
-    one that cannot be told from it (`shorter_tie`). With fewer than ten sources of a label no claim is made.
-    `tests/bench_coverage.py` shows how often the rule errs, and `tests/bench_reruns.py` how often many decisions on one
-    half do.
+    the lower bound that is shown, of this level, is above zero. Of several, the one with the largest gain, or one that
+    cannot be told from it and is less brittle, where that is measured (`steadiest`), or shorter (`shorter_tie`). With
+    fewer than ten sources of a label no claim is made. `tests/bench_coverage.py` shows how often it errs.
 
     Args:
         advance: Called with the pairs scored, and the pairs that will never be asked for.
@@ -190,7 +202,7 @@ def decide(
     fewest = problem.holdout_clips.targets.fewest_sources
     metric, complete = settings.objective, history.complete
     seed = settings.seed
-    baseline, rivals = pick_finalists(complete, fewest)
+    baseline, rivals = pick_finalists(complete, fewest, history.wins)
     first = min((t for t in complete if t.iteration == 0), key=lambda t: t.number)
     turn = take_turn([baseline, *rivals]) if rivals and fewest >= MIN_SOURCES else None
     alpha = turn.level if turn else ALPHA
@@ -202,8 +214,9 @@ def decide(
     gains = compare_many(
         [said[t.number] for t in rivals], said[baseline.number], metric, seed=seed, alpha=alpha
     )
+    steady = _brittleness(problem, settings, [baseline, *rivals], advance)
     finalists = [
-        Finalist(t, estimate(said[t.number], metric, seed=settings.seed), gain)
+        Finalist(t, estimate(said[t.number], metric, seed=seed), gain, steady.get(t.number))
         for t, gain in zip(rivals, gains, strict=True)
     ]
     winner, why = _handed_over(problem, settings, finalists, said, alpha)
@@ -226,7 +239,33 @@ def decide(
         controls=control_scores(problem.evaluator, shown, problem.holdout_clips, advance),
         predictions={t.prompt.prompt_id: said[t.number] for t in trials},
         turn=turn,
+        brittleness=tuple(steady.values()),
     )
+
+
+def _brittleness(
+    problem: Problem,
+    settings: SearchSettings,
+    trials: Sequence[Trial],
+    advance: Callable[[int, int], None],
+) -> dict[int, Brittleness]:
+    """By number of the trial, on the search half; empty without ``--brittleness``."""
+    left = edited_pairs(problem, settings)
+    if not left:
+        return {}
+
+    def count(scored: int, skipped: int) -> None:
+        nonlocal left
+        left -= scored
+        advance(scored, skipped)
+
+    objective = Objective(settings.objective, settings.threshold)
+    how = How(settings.brittleness, objective, settings.seed)
+    found = brittleness(
+        problem.evaluator, [t.classifier for t in trials], problem.search_clips, how, count
+    )
+    advance(0, left)
+    return {t.number: one for t, one in zip(trials, found, strict=True)}
 
 
 def _handed_over(
@@ -252,6 +291,9 @@ def _handed_over(
         first, other = (said[finalists[k].trial.number] for k in (best, i))
         return compare(first, other, settings.objective, seed=settings.seed)
 
+    steady = [f.brittleness for f in finalists if f.brittleness is not None]
+    if steady:
+        return _steadiest(finalists, tied_with(best, gains, ahead, alpha), lengths)
     taken = shorter_tie(best, gains, lengths, ahead, alpha)
     if taken == best:
         return finalists[best], ""
@@ -260,6 +302,37 @@ def _handed_over(
         f" them apart, so the shorter is handed over, {lengths[taken]} {unit_of(problem.evaluator, prompts[taken])}"
         f" in place of {lengths[best]}"
     )
+
+
+def _steadiest(
+    finalists: Sequence[Finalist], tied: Sequence[int], lengths: Sequence[int]
+) -> tuple[Finalist, str]:
+    """(What is handed over of those that tie, the one that gains most first; why, where it is not that one)."""
+    gains, best = [f.gain for f in finalists], tied[0]
+    floors = [f.brittleness.floor if f.brittleness else -np.inf for f in finalists]
+    taken = steadiest(tied, floors, lengths, gains)
+    if taken == best:
+        return finalists[best], ""
+    own, other = (f"{100 * floors[i]:.1f}" for i in (taken, best))
+    alike = abs(floors[taken] - floors[best]) <= MARGIN
+    what = "the shorter of two that are as steady" if alike else "the less brittle"
+    return finalists[taken], (
+        f"; another one gains {points(gains[best])}: the holdout does not tell them apart, so {what} is handed over:"
+        f" nine of ten trivial edits leave it {own} or more on the search half, the other one {other}"
+    )
+
+
+def tied_with(
+    best: int, gains: Sequence[Estimate], ahead: Callable[[int], Estimate], alpha: float = ALPHA
+) -> list[int]:
+    """`best`, then those finalists that replace the baseline, too, and that the holdout does not tell from it.
+
+    Args:
+        best, gains, ahead, alpha: As in `shorter_tie`.
+    """
+    others = [i for i in _confirmed(gains, alpha) if i != best]
+    lows = {i: ahead(i).low for i in others}
+    return [best, *(i for i in others if (low := lows[i]) is not None and low <= 0)]
 
 
 def shorter_tie(
@@ -421,25 +494,6 @@ def control_scores(
         for classifier in classifiers:
             out.setdefault(classifier.prompt_id, {}).update(_control(table, classifier, audio))
     return out
-
-
-def score_in_parts(
-    evaluator: Evaluator,
-    prompts: Sequence[Prompt],
-    clips: ClipSet,
-    advance: Callable[[int, int], None],
-) -> ScoreTable:
-    """`Evaluator.score`, some clips at a time, so that a person sees it move."""
-    tables = []
-    for begin in range(0, len(clips), PART):
-        tables.append(evaluator.score(prompts, clips[begin : begin + PART]))
-        advance(len(prompts) * len(tables[-1].clips), 0)
-    return ScoreTable(
-        tuple(prompts),
-        tuple(clips),
-        np.concatenate([t.logp for t in tables], axis=1),
-        np.concatenate([t.logp_top for t in tables], axis=1),
-    )
 
 
 def _control(table: ScoreTable, classifier: Classifier, audio: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.files import resolve
 from evaluators.manifest import manifest_path, read_manifest
+from evaluators.renderings import read_renderings
 from evaluators.tasks import Task
 
 ROUTE = "/clip/"
@@ -48,9 +49,11 @@ class Clips:
         return self._manifests[key]
 
     def by_id(self, manifest: str, task: Task) -> tuple[Mapping[str, Clip], str]:
-        """(clips by id, why there are none)."""
+        """(clips by id, those of further renderings too, why there are none)."""
         try:
-            return {clip.clip_id: clip for clip in self.of(manifest, task)}, ""
+            first = self.of(manifest, task)
+            more = read_renderings(resolve(Path(manifest)), task)
+            return {clip.clip_id: clip for one in (first, *more) for clip in one}, ""
         except UserError as error:
             return {}, f"no clip can be played: {error}"
 

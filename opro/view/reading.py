@@ -7,10 +7,11 @@ from typing import Any
 
 from evaluators.errors import UserError
 from evaluators.plain_data import json_lines
-from opro.results.run_folder import JOURNAL, SUMMARY, RunFolder, find_runs, is_open
+from opro.results.run_folder import JOURNAL, SUMMARY, USAGE, RunFolder, find_runs, is_open
 from opro.results.spending import Spent, read_spent
 from opro.results.summary import Summary
 from opro.search.history import Trial
+from opro.settings import REPEATS
 
 RUNNING, PAUSED, STOPPED, DONE = "running", "paused", "interrupted", "finished"
 
@@ -44,8 +45,9 @@ class Seen:
 
     @property
     def rounds(self) -> int:
-        """Rounds of proposals that it has."""
-        return int(self.run.config.get("iterations", 0))
+        """Rounds of proposals that it has; those of all its searches once they are pooled."""
+        searches = int(self.run.config.get("repeats", 1))
+        return searches * int(self.run.config.get("iterations", 0))
 
     @property
     def round(self) -> int:
@@ -98,7 +100,7 @@ def names(runs_dir: Path) -> list[str]:
 
 
 def see(runs_dir: Path, name: str) -> Seen:
-    """A run by its name.
+    """A run by its name; while ``--repeats`` searches several times, the search under way, which can be steered.
 
     Raises:
         UserError: There is none of that name, or its files are damaged.
@@ -108,7 +110,10 @@ def see(runs_dir: Path, name: str) -> Seen:
     if name in ("", "..") or Path(name).name != name or not (folder / JOURNAL).is_file():
         raise UserError(f"there is no run {name!r} under {str(runs_dir)!r}; choose one of the list")
     finished = (folder / SUMMARY).is_file()
-    return _read(folder, _stamp(folder), not finished and is_open(folder))
+    opened = not finished and is_open(folder)
+    if not finished and (folder / REPEATS).is_dir():  # the search that is under way, or was last
+        folder = (RunFolder.read(folder).repeats or [folder])[-1]
+    return _read(folder, _stamp(folder), opened)
 
 
 def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
@@ -124,7 +129,8 @@ def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
 @functools.lru_cache(maxsize=512)  # runs, as they last stood
 def _read(folder: Path, stamp: object, is_open: bool) -> Seen:
     run = RunFolder.read(folder)
-    spent = read_spent(run.usage, repair=False)
+    paths = [run.usage, *(one / USAGE for one in run.repeats)]
+    spent = sum((read_spent(path, repair=False) for path in paths), Spent())
     return Seen(run, run.summary, is_open, spent, tuple(_calls(run.proposals)))
 
 

@@ -1,5 +1,7 @@
 """What dev can show is told before anything is spent, and recipes may hold their shares."""
 
+import re
+
 import pytest
 from small_recordings import RECIPE, make, make_recordings, rows_of
 
@@ -19,7 +21,12 @@ def test_a_dry_run_of_a_recipe_says_what_its_dev_will_show(recipe, recordings, t
     many = make_recordings(tmp_path, speech=160, other=40, seconds=0.1)
     recipe.write_text(recipe.read_text().replace("clips_per_cell: 10", "clips_per_cell: 200"))
     assert make(recipe, many, tmp_path / "out", "--dry-run") == 0
-    assert "dev shows a prompt that is better by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dev shows a prompt that is better by" in said and "--renderings" not in said
+    assert make(recipe, many, tmp_path / "out", "--dry-run", "--renderings", "4") == 0
+    said = capsys.readouterr().out
+    gains = [int(n) for n in re.findall(r"shows a prompt that is better by (\d+) points", said)]
+    assert "with --renderings all it shows" in said and gains[0] > gains[1]
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ from evaluators.evaluator import ScoreTable, Uncached
 from evaluators.files import shipped
 from evaluators.manifest import manifest_path, read_manifest
 from evaluators.tasks import task_named
-from opro import export, finetune, matrix, predict, report, rescore
+from opro import brittle, export, finetune, matrix, predict, report, rescore
 from opro.cli import run_verb
 from opro.optimize import main as optimize_main
 from opro.results.question_kinds import chance_of, over_orders
@@ -87,6 +87,20 @@ def test_frames_are_searched_and_handed_over(run, capsys):
     assert verb(report.main, run) == 0
     page = (run / "report.html").read_text()
     assert "100 over the number of options" in page and "Psychometric" not in page
+
+
+def test_frames_have_trivial_edits_and_cannot_do_without_their_places(run, asked, capsys):
+    assert verb(brittle.main, run, "--edits", 5, "--runs-dir", asked / "runs") == 0
+    found = json.loads((run / "brittle.json").read_text())
+    assert found["metric"] == "accuracy" and not found["fitted"]
+    for one in found["brittleness"]:
+        assert (
+            len(one["edits"]) == 5 and one["floor_anew"] is None and one["loss"]["low"] is not None
+        )
+        assert all("{question}" in e["text"] and "{options}" in e["text"] for e in one["edits"])
+    why = {p["text"]: p["why_not"] for p in found["phrases"] if p["why_not"]}
+    assert "clip's own options" in " ".join(why.values())
+    assert "fitted anew" not in capsys.readouterr().out
 
 
 def test_rescoring_tells_accuracy_by_kind_chance_and_how_much_the_order_decides(run, asked, capsys):

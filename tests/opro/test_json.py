@@ -38,6 +38,7 @@ def argv_of(verb, folder):
     words = {
         "optimize": "--checkpoint fake --runs-dir {0} --name r --iterations 1 --candidates 2 --clips 120",
         "rescore": "{0}/r --runs-dir {0} --top 1",
+        "brittle": "{0}/r --runs-dir {0} --edits 2",
         "seal": "{0}/r --out {0}/again.yaml",
         "verify": "{0}/r/card.yaml",
         "check": "{0}/r/card.yaml --checkpoint fake --runs-dir {0}",
@@ -51,6 +52,8 @@ def argv_of(verb, folder):
         "profile": "--checkpoint fake --wordings 20 --clips 120 --runs-dir {0}",
         "doctor": "--checkpoint fake --clips 8",
         "finetune": "--dry-run --runs-dir {0}",
+        "cotune": "--dry-run --runs-dir {0}",
+        "curve": "--dry-run --clips 64 --runs-dir {0}",
         "build": "folder --speech {0}/speech --other {0}/noise --out {0}/clips --dry-run",
         "audit": "{0}/no-such-manifest",
     }

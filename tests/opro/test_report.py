@@ -12,9 +12,11 @@ import soundfile
 from evaluators.classifier import read_classifiers
 from evaluators.prompts import Prompt, dump_prompts
 from evaluators.statistics.describe import DEFINITIONS
-from opro import matrix, optimize, report
+from opro import brittle, matrix, optimize, report
 from opro.cli import run_verb
 from opro.results import page
+from opro.results.brittle import read_brittle
+from opro.results.brittle_page import brittle_of
 from opro.results.run_folder import RunFolder
 from opro.results.wording import word_changes
 
@@ -98,8 +100,18 @@ def check(path):
 
 
 def test_a_run_becomes_one_page(run, capsys):
+    plain = RunFolder.read(run)
+    assert brittle_of(plain, plain.summary) is None  # nothing was measured
+    assert brittle.main([str(run), "--edits", "4", "--runs-dir", str(run.parent)]) == 0
+    capsys.readouterr()
     assert verb(run) == 0
     text, shown = check(run / "report.html")
+    assert {"brittle-1", "phrases-1"} <= shown.ids and {"#brittle-1", "#phrases-1"} <= set(
+        shown.links
+    )
+    for one in read_brittle(run).phrases:
+        if one.worth and one.kind != "whole sentence":
+            assert f'title="worth {100 * one.worth.value:+.1f} points' in text
     assert shown.tags.count("svg") >= 3 and shown.tags.count("audio") >= 1
     assert shown.tags.count("audio") == shown.tags.count("img")
     assert "<script>alert(1)</script>" in shown.text and "&lt;script&gt;" in text

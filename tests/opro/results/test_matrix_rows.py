@@ -23,6 +23,8 @@ def about(finetuning="LoRA", loss=None, clips=0, omni=False):
         (about(loss="answer", clips=999), ("B2", "")),
         (about(loss="answer", clips=1000), ("B3", "B4")),
         (about(), ("B2", "")),
+        (about(loss="answer", clips=1000) | {"cotuned": True}, ("", "B5")),
+        (about(loss="answer", clips=1000) | {"cotuned": False}, ("B3", "B4")),
     ],
 )
 def test_a_row_has_the_name_of_its_place_in_the_published_matrix(of, names):

@@ -258,7 +258,7 @@ def test_logs_are_compared_within_their_task_and_holm_counts_all_pairs(tmp_path)
 
 
 def test_better_is_said_by_the_corrected_p(tmp_path):
-    values = {"a": [i < 10 for i in range(40)], "b": [i in (10, 11) for i in range(40)]}
+    values = {"a": [i < 9 for i in range(40)], "b": [i in (10, 11) for i in range(40)]}
     paths = [
         write_lines(tmp_path / f"{task}{model}.jsonl", [line(i, float(v), doc_hash=f"{task}{i}")
                     for i, v in enumerate(values[model])])

@@ -28,6 +28,7 @@ from opro.search import budget, forecast, loop
 from opro.search.budget import Budget, fit_budget
 from opro.search.history import Candidate, History, Outcome
 from opro.search.objective import OBJECTIVES, Objective
+from opro.search.select import pick_finalists
 from opro.settings import OptimizeSettings
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
@@ -777,26 +778,33 @@ def test_what_is_searched_is_what_is_told_selected_and_shown(tmp_path, objective
     assert objective != "nll" or not any(t.classifier.bias for t in found.history.complete)
 
 
-def raced_by_hand(path, *, forecasts=2, left=130, **more):
-    """A journal of one seed and so many dropped trials that beat it, with so many pairs left to finish them."""
+def raced_by_hand(path, *, forecasts=2, left=130, told=(), **more):
+    """A journal of one seed and so many dropped trials that beat it, with so many pairs left to finish them.
+
+    Args:
+        told: Of each trial its reward or forecast, the forecast's sd, and whether it was dropped.
+    """
     problem = {"search": half("s", 96), "holdout": half("f", 96)}
-    told = History(path, LABELS)
-    told.begin({"seed": 0})
-    seeds = told.add(0, [Candidate(SEEDS[0], "seed")])
-    made = told.add(
+    outcomes = told or [(0.9, 0.01, True)] * forecasts
+    journal = History(path, LABELS)
+    journal.begin({"seed": 0})
+    seeds = journal.add(0, [Candidate(SEEDS[0], "seed")])
+    made = journal.add(
         1, [Candidate(Prompt(f"{i}: speech? A or B"), "made") for i in range(forecasts)]
     )
-    told.tell(
+    journal.tell(
         dataclasses.replace(
             seeds[0], state="complete", outcome=Outcome(0.1, 0.0, 0.1, loss=3.0, n_scored=96)
         )
     )
-    for t in made:
-        told.tell(
-            dataclasses.replace(t, state="dropped", outcome=Outcome(0.9, 0.01, 0.9, n_scored=64))
-        )
-    aside = budget.most_selected(problem["holdout"], 1) * 96
-    most = aside + 96 + 64 * forecasts + left
+    for t, (reward, sd, dropped) in zip(made, outcomes, strict=True):
+        outcome = Outcome(reward, sd, reward, n_scored=64)
+        if not dropped:
+            outcome = Outcome(reward, 0.0, reward, loss=1.0, n_scored=96)
+        state = "dropped" if dropped else "complete"
+        journal.tell(dataclasses.replace(t, state=state, outcome=outcome))
+    aside = budget.most_selected(more.get("holdout", problem["holdout"]), 1) * 96
+    most = aside + 96 + sum(64 if dropped else 96 for *_, dropped in outcomes) + left
     return {
         "seeds": SEEDS[:1],
         "iterations": 1,
@@ -823,3 +831,35 @@ def test_a_search_cut_while_it_finishes_forecasts_goes_on_as_the_whole_one(tmp_p
         again = Searched(path, **how)
         assert again.journal == whole.journal
         assert again.decision.reason == whole.decision.reason
+
+
+def trials_of(decision):
+    """What is compared on the holdout."""
+    return [decision.baseline, *(one.trial for one in decision.finalists)]
+
+
+raced = st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.booleans())
+
+
+@settings(max_examples=15, deadline=None, phases=UNSHRUNK)
+@given(st.lists(raced, min_size=1, max_size=6), st.integers(0, 700), st.sampled_from([8, 40, 60]))
+def test_what_a_race_dropped_is_no_finalist_before_it_was_scored_on_all_clips(made, left, sources):
+    """And none is passed over that the budget could finish."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        few_resamples(patch)
+        path = Path(folder) / "raced.jsonl"
+        search, holdout = half("s", 96, sources), half("f", 96, sources)
+        how = raced_by_hand(
+            path, forecasts=len(made), left=left, told=made, search=search, holdout=holdout
+        )
+        found = Searched(path, **how)
+        trials = found.history.trials
+        assert all(t.state == "complete" and t.n_scored == 96 for t in trials_of(found.decision))
+        finished = {t.number for t in trials if t.asked_twice}
+        waiting = [t for t in trials if t.state == "dropped"]
+        assert {t.number for t in trials[1:] if t.state == "complete"} == finished | {
+            i for i, (_, _, dropped) in enumerate(made, 1) if not dropped
+        }
+        best, rivals = pick_finalists(found.history.scored, holdout.targets.fewest_sources)
+        if any(t in waiting for t in (best, *rivals)):  # nothing was left to finish it
+            assert left - 96 * len(finished) < 96

@@ -19,7 +19,7 @@ from evaluators.statistics.compare import step_down
 from evaluators.statistics.resampling import Estimate, clusters
 from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
-from opro.search import budget, select
+from opro.search import budget, parts, select
 from opro.search.history import best_first
 from opro.settings import SearchSettings
 
@@ -84,7 +84,7 @@ def decided(
     seeds = tuple(t.prompt for t in scored if t.iteration == 0)
     problem = Problem(SPEECH_TASK, seeds, holdout, holdout, evaluator, {})
     complete = [t for t in best_first(scored) if t.state == "complete"]
-    history = SimpleNamespace(complete=complete, trials=complete)
+    history = SimpleNamespace(complete=complete, trials=complete, wins={})
     display = display or Display()
     asked = []
 
@@ -304,7 +304,7 @@ def test_progress_is_told_in_parts_and_ends_at_what_was_planned(gains, seeds):
     planned = budget.planned_pairs(d.problem, SearchSettings(iterations=0)) - seeds * len(clips)
     assert display.scored + display.skipped == planned
     assert display.scored == d.evaluator.forwards
-    assert max(done for done, _ in steps) <= select.PART * (2 + len(gains) + seeds)
+    assert max(done for done, _ in steps) <= parts.PART * (2 + len(gains) + seeds)
     assert sum(done > 0 for done, _ in steps) == 3 * 2  # 160 clips, in parts of 100
 
 
