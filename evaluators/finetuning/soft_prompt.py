@@ -1,0 +1,160 @@
+"""Trains a soft prompt: the vectors alone, by the loss at the answer, with all weights frozen."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluators.audio_lm.device import device_faults
+from evaluators.audio_lm.soft import SoftPrompt, SoftScorer, answer_logp
+from evaluators.classifier import Classifier
+from evaluators.clips import Clip
+from evaluators.errors import UserError
+from evaluators.evaluator import ScoreTable
+from evaluators.finetuning.samples import weigh
+from evaluators.statistics.calibration import fit_shift
+from evaluators.statistics.metrics import balanced_accuracy
+
+PATIENCE = 3  # epochs without a lower validation loss before the training ends
+
+
+@dataclass(frozen=True)
+class SoftRecipe:
+    """Hyperparameters of a soft prompt's training."""
+
+    epochs: int = 10
+    lr: float = 0.1  # the highest, of Adam, in root mean squares of the vocabulary's vectors; a half cosine leads to 0
+    batch: int = 16  # clips of an optimizer step
+    micro: int = 16  # of them at once
+    warmup: float = 0.1  # share of the steps
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SoftEpoch:
+    """How far a training was: of epoch 0 the words that it began with.
+
+    Attributes:
+        train_loss: Mean over the epoch's steps; None before the first.
+        loss: On the validation clips, in nats.
+        score: Balanced accuracy there, with the threshold that is best there.
+    """
+
+    epoch: int
+    train_loss: float | None
+    loss: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class SoftTrained:
+    """The vectors of the epoch with the lowest validation loss."""
+
+    soft: SoftPrompt
+    best: SoftEpoch
+    curve: tuple[SoftEpoch, ...]
+
+
+def train_soft(
+    scorer: SoftScorer,
+    start: SoftPrompt,
+    clips: Sequence[Clip],
+    validation: Sequence[Clip],
+    recipe: SoftRecipe = SoftRecipe(),
+    tell: Callable[[SoftEpoch], None] = lambda _: None,
+) -> SoftTrained:
+    """Trains a soft prompt from a start. Repeatable; the epoch with the lowest validation loss is kept.
+
+    Args:
+        scorer: Of the checkpoint; its weights stay, its `soft` is changed.
+        start: Where it begins.
+        clips: The train split.
+        validation: Clips whose loss decides which epoch is kept.
+        recipe: How.
+        tell: Is told of every epoch.
+    Raises:
+        UserError: The loss became NaN or infinite.
+    """
+    table: Any = scorer.decoder.model.model.language_model.embed_tokens  # outside of inference mode
+    unit = float(table.weight.float().square().mean().sqrt())
+    vectors = start.vectors.to(scorer.device).clone().requires_grad_()
+    steps = max(1, len(clips) // recipe.batch)
+    optimizer = torch.optim.Adam([vectors], lr=recipe.lr * unit)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, steps * recipe.epochs, recipe.warmup)
+    )
+    best, curve = start, [_validate(scorer, start, validation, SoftEpoch(0, None, 0.0, 0.0))]
+    tell(curve[0])
+    kept = curve[0]
+    for epoch in range(1, recipe.epochs + 1):
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(clips))
+        losses = []
+        for step in range(steps):
+            batch = [clips[i] for i in order[step * recipe.batch : (step + 1) * recipe.batch]]
+            with device_faults():
+                losses.append(_backward(scorer, start, vectors, batch, recipe.micro))
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+        now = SoftPrompt(start.prompt, vectors.detach().float().cpu().clone())
+        at = _validate(scorer, now, validation, SoftEpoch(epoch, float(np.mean(losses)), 0.0, 0.0))
+        if not math.isfinite(at.loss):
+            raise UserError(f"the loss is {at.loss} in epoch {epoch}: lower --lr")
+        curve.append(at)
+        tell(at)
+        if at.loss < kept.loss:
+            best, kept = now, at
+        elif epoch - kept.epoch >= PATIENCE:
+            break
+    return SoftTrained(best, kept, tuple(curve))
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest rate: a ramp, then half a cosine."""
+    ramp = max(1, round(warmup * steps))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
+
+
+def _backward(
+    scorer: SoftScorer,
+    start: SoftPrompt,
+    vectors: torch.Tensor,
+    clips: Sequence[Clip],
+    micro: int,
+) -> float:
+    """Adds the gradient of a batch, `micro` clips at once. Returns the loss: that of each label weighs the same."""
+    labels = [label for label, _ in start.prompt.answers]
+    truth, weight = weigh(clips, labels)
+    total = 0.0
+    for first in range(0, len(clips), micro):
+        part = slice(first, first + micro)
+        logp = answer_logp(scorer, start.prompt, vectors, clips[part])
+        right = logp[torch.arange(len(logp)), torch.from_numpy(truth[part])]
+        loss = -(right * torch.from_numpy(weight[part]).to(right)).sum() / len(clips)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _validate(
+    scorer: SoftScorer, soft: SoftPrompt, clips: Sequence[Clip], epoch: SoftEpoch
+) -> SoftEpoch:
+    """The epoch with loss and score on the validation clips."""
+    scorer.soft = soft
+    table = scorer.score([soft.prompt], clips)
+    labels = [label for label, _ in soft.prompt.answers]
+    truth, weight = weigh(clips, labels)
+    right = table.logp[0][np.arange(len(clips)), truth]
+    said = table.predict(fitted(soft, table))
+    score = balanced_accuracy(said.targets.kinds, said.right)
+    return replace(epoch, loss=float(-(weight * right).mean()), score=score)
+
+
+def fitted(soft: SoftPrompt, table: ScoreTable) -> Classifier:
+    """The prompt with the threshold that is best on the clips of a table."""
+    return Classifier(soft.prompt, fit_shift(table.targets.truth, table.logp[0]))
