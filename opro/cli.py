@@ -324,6 +324,7 @@ VERBS = {  # of the `opro` command
     "stats": "statistics of predictions made elsewhere",
     "power": "what gains a dev set can show",
     "doctor": "what usually goes wrong, before hours are spent",
+    "ceiling": "what any wording could reach: a soft prompt",
     "finetune": "train a LoRA adapter on the train split",
     "build": "build a clip set from recordings, or of clips of your own",
     "audit": "find leaks, shortcuts and faults in a clip set",

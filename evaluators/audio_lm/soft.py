@@ -9,11 +9,14 @@ where nothing that is kept of a clip could be used; so it is done here.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from evaluators.audio_lm.answer_tokens import find_answers
@@ -25,8 +28,11 @@ from evaluators.audio_lm.templates import Template, encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
+from evaluators.files import write_bytes
 from evaluators.presentation import AS_IS
 from evaluators.prompts import Prompt
+
+NAME = "vectors"  # of the tensor in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,29 @@ class SoftPrompt:
         return hashlib.sha256(self.prompt.digest.encode() + raw).hexdigest()
 
 
+def save_soft(path: Path, soft: SoftPrompt) -> None:
+    """Writes the vectors; all else of the prompt stands elsewhere."""
+    write_bytes(path, save({NAME: soft.vectors.detach().contiguous()}))
+
+
+def load_soft(path: Path, prompt: Prompt, digest: str) -> SoftPrompt:
+    """The vectors of a file.
+
+    Raises:
+        UserError: They are not those whose digest is known, or there are none.
+    """
+    try:
+        vectors = load(path.read_bytes())[NAME]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{str(path)!r} holds no soft prompt ({error}); make it again") from None
+    soft = SoftPrompt(prompt, vectors)
+    if soft.digest != digest:
+        raise UserError(
+            f"{str(path)!r} is not the soft prompt that its record tells of; restore the file, or make it again"
+        )
+    return soft
+
+
 def soft_places(tokenizer: Any, template: Template, prompt: Prompt) -> Ints:
     """Places of a prompt's words among the tokens from the end of the audio to the answer.
 
@@ -58,9 +87,10 @@ def soft_places(tokenizer: Any, template: Template, prompt: Prompt) -> Ints:
         UserError: The prompt has no words there, or wants the clip in another way than as it is.
     """
     if prompt.presentation != AS_IS or prompt.both_orders:
+        how = "both orders" if prompt.both_orders else f"the clip {prompt.presentation.words}"
         raise UserError(
-            f"prompt {prompt.prompt_id} is asked in {'both orders' if prompt.both_orders else prompt.presentation.words};"
-            " a soft prompt has one order of options and the clip as it is: take that out of the prompt"
+            f"prompt {prompt.prompt_id} wants {how}; a soft prompt has one order of options and the clip as it is: take"
+            " that out of the prompt"
         )
     full, bare = (encode(tokenizer, template.after(text)) for text in (prompt.text, ""))
     first = _alike(full, bare)
