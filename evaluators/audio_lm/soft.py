@@ -23,7 +23,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder, DecoderLayer
 from evaluators.audio_lm.packing import CacheSegment, Ints, Job, PromptRow, pack_prompt
-from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.scorer import AudioScorer, LoadedModel
 from evaluators.audio_lm.templates import Template, encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
@@ -162,9 +162,13 @@ class SoftScorer(AudioScorer):
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
+        soft, before = self.soft, self._numbers
         if self._untested is not None:  # the self-test asks in words, maybe in the very same
-            super().score(prompts[:1], clips[:1])
-        before, soft = self._numbers, self.soft
+            self.soft = None
+            try:
+                super().score(prompts[:1], clips[:1])
+            finally:
+                self.soft = soft
         self._numbers = frozenset(
             i for i, p in enumerate(prompts) if soft is not None and p == soft.prompt
         )
@@ -172,6 +176,10 @@ class SoftScorer(AudioScorer):
             return super().score(prompts, clips)
         finally:
             self._numbers = before
+
+    def _load(self) -> LoadedModel:
+        with torch.inference_mode(False):  # weights loaded within it let no gradient through
+            return super()._load()
 
     def _tokens(self, jobs: Sequence[Job]) -> Ints | Tensor:
         ids = super()._tokens(jobs)

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 
 from evaluators.audio_lm.device import device_faults
-from evaluators.audio_lm.soft import SoftPrompt, SoftScorer, answer_logp
+from evaluators.audio_lm.soft import SoftPrompt, SoftScorer, answer_logp, hear
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
 from evaluators.finetuning.samples import weigh
+from evaluators.prompts import Prompt
 from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.metrics import balanced_accuracy
 
-PATIENCE = 3  # epochs without a lower validation loss before the training ends
+ROOM = 0.4  # of a card's free memory; the store of keys and values may take half of it
+PATIENCE = 2  # epochs without a lower validation loss before the training ends
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class SoftRecipe:
     epochs: int = 10
     lr: float = 0.1  # the highest, of Adam, in root mean squares of the vocabulary's vectors; a half cosine leads to 0
     batch: int = 16  # clips of an optimizer step
-    micro: int = 16  # of them at once
+    micro: int | None = None  # of them at once; None: as many as memory allows
     warmup: float = 0.1  # share of the steps
     seed: int = 0
 
@@ -78,6 +80,7 @@ def train_soft(
     Raises:
         UserError: The loss became NaN or infinite.
     """
+    scorer.forget()  # the same bits, whatever was scored or trained before
     table: Any = scorer.decoder.model.model.language_model.embed_tokens  # outside of inference mode
     unit = float(table.weight.float().square().mean().sqrt())
     vectors = start.vectors.to(scorer.device).clone().requires_grad_()
@@ -86,6 +89,7 @@ def train_soft(
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate(step, steps * recipe.epochs, recipe.warmup)
     )
+    micro = recipe.micro or _at_once(scorer, start.prompt, clips, recipe.batch)
     best, curve = start, [_validate(scorer, start, validation, SoftEpoch(0, None, 0.0, 0.0))]
     tell(curve[0])
     kept = curve[0]
@@ -95,7 +99,7 @@ def train_soft(
         for step in range(steps):
             batch = [clips[i] for i in order[step * recipe.batch : (step + 1) * recipe.batch]]
             with device_faults():
-                losses.append(_backward(scorer, start, vectors, batch, recipe.micro))
+                losses.append(_backward(scorer, start, vectors, batch, micro))
             optimizer.step()
             rate.step()
             optimizer.zero_grad()
@@ -110,6 +114,22 @@ def train_soft(
         elif epoch - kept.epoch >= PATIENCE:
             break
     return SoftTrained(best, kept, tuple(curve))
+
+
+def _at_once(scorer: SoftScorer, prompt: Prompt, clips: Sequence[Clip], batch: int) -> int:
+    """Clips of a batch whose activations take `ROOM` of the card's free memory together; on a CPU all of them."""
+    if scorer.device.type != "cuda":
+        return batch
+    longest = max(clips, key=lambda clip: clip.duration_ms)
+    heard = next(hear(scorer, prompt.system, [longest]))
+    free, _ = torch.cuda.mem_get_info(scorer.device)
+    text, heads, row = scorer.config.text_config, scorer.decoder.heads, scorer.row(prompt)
+    # As `evaluators.finetuning.memory` counts a layer of stock; keys and values are kept with those of the clip.
+    layer = len(row.ids) * (40 * text.hidden_size + 6 * text.intermediate_size)
+    layer += (int(heard.length[0]) + len(row.ids)) * 8 * heads.key_width
+    each = layer * len(scorer.decoder.layers) + row.kept * text.vocab_size * 12
+    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * each <= ROOM * free]
+    return max(fitting, default=1)
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

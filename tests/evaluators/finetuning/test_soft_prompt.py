@@ -1,0 +1,69 @@
+"""A soft prompt's training: repeatable, from the words on, and nothing but the vectors moves."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.soft import SoftScorer
+from evaluators.finetuning.soft_prompt import SoftRecipe, _rate, train_soft
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return SoftScorer(open_checkpoint("pocket-base"), None, "cpu", "float32")
+
+
+def test_the_loss_falls_the_weights_stay_and_parts_of_a_batch_add_up(
+    scorer, train_clips, dev_clips, seeds
+):
+    start = scorer.words(seeds[0])
+    clips, validation = train_clips[:16], dev_clips[:8]
+    before = [p.clone() for p in scorer.decoder.model.parameters()]
+    told = []
+    found = [
+        train_soft(scorer, start, clips, validation, recipe, told.append)
+        for recipe in (
+            SoftRecipe(1, batch=8),
+            SoftRecipe(1, batch=8, micro=3),
+            SoftRecipe(1, batch=8, seed=1),
+        )
+    ]
+    one, parts, other = found
+    assert one.best.epoch == 1 and one.best.loss < one.curve[0].loss
+    assert one.curve[0].train_loss is None and tuple(told[:2]) == one.curve
+    for a, b in zip(one.curve, parts.curve, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-4)
+    assert (one.soft.vectors != other.soft.vectors).any()
+    assert one.soft.vectors.shape == start.vectors.shape
+    after = scorer.decoder.model.parameters()
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))
+    scorer.soft = one.soft
+    again = scorer.score([seeds[0]], validation).logp[0]
+    truth = np.array([[k for k, _ in start.prompt.answers].index(c.label) for c in validation])
+    share = {k: (truth == k).mean() for k in set(truth)}
+    weight = np.array([1 / (len(share) * share[k]) for k in truth])
+    loss = -(weight * again[np.arange(len(truth)), truth]).mean()
+    assert loss == pytest.approx(one.best.loss, abs=1e-6)
+
+
+def test_where_training_only_harms_the_words_are_kept(scorer, train_clips, dev_clips, seeds):
+    start = scorer.words(seeds[0])
+    other = {"SPEECH": "NONSPEECH", "NONSPEECH": "SPEECH"}
+    wrong = [replace(clip, label=other[clip.label]) for clip in train_clips[:8]]
+    found = train_soft(scorer, start, wrong, dev_clips[:8], SoftRecipe(1, lr=1.0, batch=4))
+    assert found.curve[1].loss > found.curve[0].loss
+    assert found.best.epoch == 0 and (found.soft.vectors == start.vectors).all()
+    assert found.best.loss == min(epoch.loss for epoch in found.curve)
+
+
+def test_the_rate_climbs_and_falls_to_nothing():
+    rates = [_rate(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and rates[100] == 0.0
+    assert all(a <= b for a, b in pairwise(rates[:10]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
