@@ -2,24 +2,43 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from evaluators.audio_lm.device import device_faults
-from evaluators.audio_lm.soft import SoftPrompt, SoftScorer, answer_logp, hear
+from evaluators.audio_lm.soft import (
+    SoftPrompt,
+    SoftScorer,
+    answer_logp,
+    hear,
+    load_soft,
+    save_soft,
+)
 from evaluators.classifier import Classifier
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
+from evaluators.files import is_written, read_json, write_json
 from evaluators.finetuning.samples import weigh
 from evaluators.prompts import Prompt
 from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.metrics import balanced_accuracy
 
 ROOM = 0.4  # of a card's free memory; the store of keys and values may take half of it
+__all__ = [
+    "SoftEpoch",
+    "SoftRecipe",
+    "SoftScorer",
+    "SoftTrained",
+    "SoftTraining",
+    "save_soft",
+    "train_seeds",
+    "train_soft",
+]  # with what a verb needs beside it
 PATIENCE = 2  # epochs without a lower validation loss before the training ends
 
 
@@ -50,6 +69,33 @@ class SoftEpoch:
     loss: float
     score: float
 
+    def line(self) -> str:
+        """As text."""
+        train = "" if self.train_loss is None else f"loss {self.train_loss:.4f}  "
+        return (
+            f"epoch {self.epoch}  {train}search half: loss {self.loss:.4f}, balanced accuracy"
+            f" {100 * self.score:.1f}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SoftTraining:
+    """All that a training depends on.
+
+    Attributes:
+        scorer: Of the checkpoint; its weights stay, its `soft` is changed.
+        start: Where it begins.
+        clips: The train split.
+        validation: Clips whose loss decides which epoch is kept.
+        recipe: How.
+    """
+
+    scorer: SoftScorer
+    start: SoftPrompt
+    clips: Sequence[Clip]
+    validation: Sequence[Clip]
+    recipe: SoftRecipe = SoftRecipe()
+
 
 @dataclass(frozen=True, eq=False)
 class SoftTrained:
@@ -60,26 +106,50 @@ class SoftTrained:
     curve: tuple[SoftEpoch, ...]
 
 
+def train_seeds(
+    training: SoftTraining, folder: Path, seeds: int, tell: Callable[[str], None]
+) -> tuple[SoftPrompt, list[dict[str, Any]]]:
+    """Trains with seeds from the recipe's on, or goes on after those that are done.
+
+    Args:
+        folder: Each seed leaves its vectors and its curve there.
+        tell: Is told of every epoch.
+
+    Returns:
+        (The vectors of the seed with the lowest validation loss; seed, best epoch, curve and digest of each.)
+    """
+    done: list[dict[str, Any]] = []
+    for seed in range(training.recipe.seed, training.recipe.seed + seeds):
+        kept = folder / f"seed-{seed}.json"
+        if not is_written(kept):
+            one = replace(training, recipe=replace(training.recipe, seed=seed))
+
+            def told(epoch: SoftEpoch, seed: int = seed) -> None:
+                tell(f"seed {seed}  {epoch.line()}")
+
+            found = train_soft(one, told)
+            save_soft(kept.with_suffix(".safetensors"), found.soft)
+            about = {"seed": seed, "best": asdict(found.best), "digest": found.soft.digest}
+            write_json(kept, {**about, "curve": [asdict(epoch) for epoch in found.curve]})
+        done.append(read_json(kept))
+    best = min(done, key=lambda one: float(one["best"]["loss"]))
+    path = folder / f"seed-{best['seed']}.safetensors"
+    return load_soft(path, training.start.prompt, best["digest"]), done
+
+
 def train_soft(
-    scorer: SoftScorer,
-    start: SoftPrompt,
-    clips: Sequence[Clip],
-    validation: Sequence[Clip],
-    recipe: SoftRecipe = SoftRecipe(),
-    tell: Callable[[SoftEpoch], None] = lambda _: None,
+    training: SoftTraining, tell: Callable[[SoftEpoch], None] = lambda _: None
 ) -> SoftTrained:
     """Trains a soft prompt from a start. Repeatable; the epoch with the lowest validation loss is kept.
 
     Args:
-        scorer: Of the checkpoint; its weights stay, its `soft` is changed.
-        start: Where it begins.
-        clips: The train split.
-        validation: Clips whose loss decides which epoch is kept.
-        recipe: How.
+        training: What, on what.
         tell: Is told of every epoch.
     Raises:
         UserError: The loss became NaN or infinite.
     """
+    scorer, start, recipe = training.scorer, training.start, training.recipe
+    clips, validation = training.clips, training.validation
     scorer.forget()  # the same bits, whatever was scored or trained before
     table: Any = scorer.decoder.model.model.language_model.embed_tokens  # outside of inference mode
     unit = float(table.weight.float().square().mean().sqrt())

@@ -11,6 +11,7 @@ from common import LABELS, ROOT
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.latency import Latency
 from evaluators.manifest import read_manifest
 from evaluators.splits import balanced_order, halves
 from evaluators.statistics.calibration import fit_shift
@@ -120,7 +121,8 @@ def test_it_goes_on_from_the_seeds_that_were_done(small, made, capsys):
     assert "was started with lr = 0.1, now it is 0.2" in capsys.readouterr().err
 
 
-def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys):
+def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(matrix.latency, "measure", lambda *_: Latency(1.0, 1.0, 1.0, 1.0, 1))
     runs = ("--runs-dir", tmp_path / "runs", "--manifest", small)
     argv = ["--checkpoint", "pocket-base", "--split", "dev", "--soft", made, *runs]
     assert verb(matrix.main, *argv) == 0

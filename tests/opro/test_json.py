@@ -49,6 +49,7 @@ def argv_of(verb, folder):
         "stats": "{0}/p.csv --resamples 100",
         "power": "--searches 10 --candidates 1",
         "doctor": "--checkpoint fake --clips 8",
+        "ceiling": "--dry-run --runs-dir {0}",
         "finetune": "--dry-run --runs-dir {0}",
         "build": "folder --speech {0}/speech --other {0}/noise --out {0}/clips --dry-run",
         "audit": "{0}/no-such-manifest",

@@ -5,11 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.soft import SoftScorer
-from evaluators.finetuning.soft_prompt import SoftRecipe, _rate, train_soft
+from evaluators.finetuning.soft_prompt import SoftRecipe, SoftTraining, _rate, train_soft
 
 pytestmark = pytest.mark.tiny
 
@@ -23,15 +22,15 @@ def test_the_loss_falls_the_weights_stay_and_parts_of_a_batch_add_up(
     scorer, train_clips, dev_clips, seeds
 ):
     start = scorer.words(seeds[0])
-    clips, validation = train_clips[:16], dev_clips[:8]
+    clips, validation = train_clips[:8], dev_clips[:4]
     before = [p.clone() for p in scorer.decoder.model.parameters()]
     told = []
     found = [
-        train_soft(scorer, start, clips, validation, recipe, told.append)
+        train_soft(SoftTraining(scorer, start, clips, validation, recipe), told.append)
         for recipe in (
-            SoftRecipe(1, batch=8),
-            SoftRecipe(1, batch=8, micro=3),
-            SoftRecipe(1, batch=8, seed=1),
+            SoftRecipe(1, batch=4),
+            SoftRecipe(1, batch=4, micro=3),
+            SoftRecipe(1, batch=4, seed=1),
         )
     ]
     one, parts, other = found
@@ -56,7 +55,9 @@ def test_where_training_only_harms_the_words_are_kept(scorer, train_clips, dev_c
     start = scorer.words(seeds[0])
     other = {"SPEECH": "NONSPEECH", "NONSPEECH": "SPEECH"}
     wrong = [replace(clip, label=other[clip.label]) for clip in train_clips[:8]]
-    found = train_soft(scorer, start, wrong, dev_clips[:8], SoftRecipe(1, lr=1.0, batch=4))
+    found = train_soft(
+        SoftTraining(scorer, start, wrong, dev_clips[:8], SoftRecipe(1, lr=1.0, batch=4))
+    )
     assert found.curve[1].loss > found.curve[0].loss
     assert found.best.epoch == 0 and (found.soft.vectors == start.vectors).all()
     assert found.best.loss == min(epoch.loss for epoch in found.curve)
