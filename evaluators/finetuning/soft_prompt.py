@@ -168,15 +168,15 @@ def train_soft(
         losses = []
         for step in range(steps):
             batch = [clips[i] for i in order[step * recipe.batch : (step + 1) * recipe.batch]]
-            with device_faults():
-                losses.append(_backward(scorer, start, vectors, batch, micro))
+            loss, micro = _fitting(training, vectors, batch, micro)
+            losses.append(loss)
             optimizer.step()
             rate.step()
             optimizer.zero_grad()
+        if not math.isfinite(sum(losses)):
+            raise UserError(f"the loss is no number in epoch {epoch}: lower --lr")
         now = SoftPrompt(start.prompt, vectors.detach().float().cpu().clone())
         at = _validate(scorer, now, validation, SoftEpoch(epoch, float(np.mean(losses)), 0.0, 0.0))
-        if not math.isfinite(at.loss):
-            raise UserError(f"the loss is {at.loss} in epoch {epoch}: lower --lr")
         curve.append(at)
         tell(at)
         if at.loss < kept.loss:
@@ -208,6 +208,23 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     if step < ramp:
         return (step + 1) / ramp
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
+
+
+def _fitting(
+    training: SoftTraining, vectors: torch.Tensor, clips: Sequence[Clip], micro: int
+) -> tuple[float, int]:
+    """(The loss, whose gradient is added; how many clips at once did fit the memory: `micro`, or halves of it)."""
+    with device_faults():
+        while True:
+            try:
+                return _backward(training.scorer, training.start, vectors, clips, micro), micro
+            except torch.OutOfMemoryError:
+                if micro == 1:
+                    raise
+            micro //= 2
+            vectors.grad = None
+            if training.scorer.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _backward(

@@ -16,6 +16,7 @@ from opro.results.sheet import Column, Sheet, percent
 
 RESULT = "ceiling.json"
 VECTORS = "soft.safetensors"
+NONE = {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0}  # of what is the same
 COLUMNS = (
     Column("prompt", text=True),
     Column("tokens", 3),
@@ -106,13 +107,15 @@ def ceiling_of(reached: Reached, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         ``scores`` of hand, soft and searched; ``room`` (soft over hand), ``found`` (searched over hand) and ``left``
-        (soft over searched), the latter two None without a search; ``sentence``.
+        (soft over searched), the latter two None without a search; ``sentence``. Holm's correction is over those that
+        are compared: where the search kept the hand-written prompt, that is one alone.
     """
     said = {"hand": reached.hand, "soft": reached.soft, "searched": reached.searched}
     given = {name: one for name, one in said.items() if one is not None}
     names = list(given)
     wanted = [("soft", "hand"), ("searched", "hand"), ("soft", "searched")]
-    pairs = [p for p in wanted if set(p) <= given.keys()]
+    kept = reached.searched is not None and _alike(reached.searched, reached.hand)
+    pairs = wanted[:1] if kept else [p for p in wanted if set(p) <= given.keys()]
     c = resample(reached.hand.targets, seed=seed)
     found = compare_pairs(
         list(given.values()),
@@ -128,10 +131,14 @@ def ceiling_of(reached: Reached, seed: int = 0) -> dict[str, Any]:
             name: interval(c, c.balanced(one.right.astype(float))) for name, one in given.items()
         },
         "room": gains["soft", "hand"],
-        "found": gains.get(("searched", "hand")),
-        "left": gains.get(("soft", "searched")),
+        "found": NONE if kept else gains.get(("searched", "hand")),
+        "left": gains["soft", "hand"] if kept else gains.get(("soft", "searched")),
     }
     return {**out, "sentence": sentence(out)}
+
+
+def _alike(one: Predictions, other: Predictions) -> bool:
+    return bool((one.decided == other.decided).all())
 
 
 def sentence(found: Mapping[str, Any]) -> str:
@@ -143,6 +150,8 @@ def sentence(found: Mapping[str, Any]) -> str:
             return f"wording of this length can gain at most about {most}"
         return f"no room is shown: the soft prompt has {most}"
     search = f"the search has {100 * has['value']:+.1f} {_bounds(has)} of them"
+    if not _above(room):
+        most += ", which these clips do not show"
     if left["value"] < 0:
         return (
             f"the search has {100 * has['value']:+.1f} points {_bounds(has)} over the best hand-written prompt, more"

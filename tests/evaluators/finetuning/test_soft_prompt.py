@@ -5,9 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.soft import SoftScorer
+from evaluators.errors import UserError
+from evaluators.finetuning import soft_prompt
 from evaluators.finetuning.soft_prompt import SoftRecipe, SoftTraining, _rate, train_soft
 
 pytestmark = pytest.mark.tiny
@@ -61,6 +64,40 @@ def test_where_training_only_harms_the_words_are_kept(scorer, train_clips, dev_c
     assert found.curve[1].loss > found.curve[0].loss
     assert found.best.epoch == 0 and (found.soft.vectors == start.vectors).all()
     assert found.best.loss == min(epoch.loss for epoch in found.curve)
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_parts(
+    scorer, train_clips, dev_clips, seeds, monkeypatch
+):
+    asked, real = [], soft_prompt.answer_logp
+
+    def small(scorer, prompt, vectors, clips):
+        asked.append(len(clips))
+        if len(clips) > 2:
+            raise torch.OutOfMemoryError
+        return real(scorer, prompt, vectors, clips)
+
+    start = scorer.words(seeds[0])
+    training = SoftTraining(scorer, start, train_clips[:8], dev_clips[:4], SoftRecipe(1, batch=8))
+    whole = train_soft(training)
+    monkeypatch.setattr(soft_prompt, "answer_logp", small)
+    parts = train_soft(training)
+    assert asked == [8, 4, 2, 2, 2, 2]
+    assert parts.curve[1].train_loss == pytest.approx(whole.curve[1].train_loss, abs=1e-5)
+    assert parts.curve[1].loss == pytest.approx(whole.curve[1].loss, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    scorer, train_clips, dev_clips, seeds, monkeypatch
+):
+    monkeypatch.setattr(
+        soft_prompt, "answer_logp", lambda s, p, vectors, clips: vectors.sum() * torch.full((len(clips), 2), torch.nan)
+    )  # fmt: skip
+    training = SoftTraining(
+        scorer, scorer.words(seeds[0]), train_clips[:4], dev_clips[:4], SoftRecipe(1, batch=4)
+    )
+    with pytest.raises(UserError, match="lower --lr"):
+        train_soft(training)
 
 
 def test_the_rate_climbs_and_falls_to_nothing():

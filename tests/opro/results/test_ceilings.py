@@ -56,6 +56,7 @@ def test_differences_are_those_of_the_one_comparison():
             ("more than the soft prompt, which has +10.0", "bounds nothing"),
             "at most",
         ),
+        (0.8, 0.801, 0.80, ("which these clips do not show", "stop searching"), "bounds"),
         (0.6, 0.95, None, ("can gain at most about +35.0",), "search"),
         (0.8, 0.80, None, ("no room is shown",), "at most"),
     ],
@@ -69,7 +70,8 @@ def test_the_sentence_says_what_is_shown(hand, soft, searched, expected, never):
 def test_where_the_search_kept_the_hand_written_prompt_it_has_nothing():
     hand = said(0.6)
     found = ceiling_of(Reached(hand, said(0.9, 1), hand))
-    assert found["found"]["value"] == 0 and found["left"]["value"] == found["room"]["value"]
+    assert found["found"]["value"] == 0 and found["left"] == found["room"]
+    assert found["room"] == ceiling_of(Reached(hand, said(0.9, 1)))["room"]
     assert "the search has +0.0" in found["sentence"]
 
 
