@@ -51,14 +51,14 @@ from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
 from opro.problem import CACHE, Data, Model, Problem, open_data, open_model, seeds_of
-from opro.results.ceilings import VECTORS, Reached, ceiling_of, read_soft_folder
+from opro.results.ceilings import VECTORS, Reached, beyond, ceiling_of, read_soft_folder
 from opro.results.confusion import by_label, confusion_sheet
 from opro.results.looks import look_id, record_use, said_of_uses
 from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance
 from opro.results.run_folder import RunFolder
-from opro.results.sheet import render
+from opro.results.sheet import percent, render
 from opro.results.shown import time_of
 from opro.search.budget import most_evals
 from opro.search.select import CONTROLS
@@ -143,11 +143,15 @@ class Row:
 
     Attributes:
         tuned: What it said with the threshold that is best on the search half of dev; None of a detector.
+        tuned_dev: Its balanced accuracy there.
+        by_hand: It is a prompt of a file.
     """
 
     said: Predictions
     fields: dict[str, Any]
     tuned: Predictions | None = None
+    tuned_dev: float = 0.0
+    by_hand: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -428,14 +432,28 @@ def _ceilings(rows: Sequence[Row], seed: int) -> Iterator[dict[str, Any]]:
     for row in rows:
         if not row.fields.get("soft"):
             continue
-        same = [r for r in rows if r.fields["model"] == row.fields["model"]]
-        hand = next((r for r in same if r.fields["baseline"]), None)
-        own = [r for r in same if row.fields["model"] in r.fields.get("searched_on", ())]
-        if hand is None or hand.tuned is None or row.tuned is None:
+        model = row.fields["model"]
+        hand = _best_by_hand(rows, model)
+        if hand is None or row.tuned is None:
             continue
-        searched = own[-1].tuned if own else None
-        about = {"model": row.fields["model"], "prompt": row.fields["prompt"]}
-        yield {**about, **ceiling_of(Reached(hand.tuned, row.tuned, searched), seed)}
+        own = [
+            r.tuned
+            for r in rows
+            if r.fields["model"] == model and model in r.fields.get("searched_on", ())
+        ]
+        searched = own[-1] if own else None
+        others = {r.fields["model"] for r in rows if r.fields["finetuning"].startswith("LoRA")}
+        best = {name: _best_by_hand(rows, name) for name in sorted(others - {model})}
+        tuned = {name: one for name, one in best.items() if one is not None}
+        about = {"model": model, "prompt": row.fields["prompt"]}
+        found = ceiling_of(Reached(hand, row.tuned, searched), seed)
+        yield {**about, **found, "fine_tuned": beyond(row.tuned, tuned, seed)}
+
+
+def _best_by_hand(rows: Sequence[Row], model: str) -> Predictions | None:
+    """What the prompt of a file that is best on dev with its threshold says with it."""
+    own = [r for r in rows if r.fields["model"] == model and r.by_hand]
+    return max(own, key=lambda r: r.tuned_dev).tuned if own else None
 
 
 def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterator[Row]:
@@ -488,7 +506,9 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                     *_unlisted(entry, table.unlisted[prompts.index(one.prompt)]),
                 ],
             },
-            _thresholded(table, fitted, one.prompt, said.name),
+            table.predict(rule := _with_threshold(fitted, one.prompt), said.name),
+            _balanced(fitted.predict(rule)),
+            entry.from_file,
         )
 
 
@@ -513,10 +533,10 @@ def _balanced(said: Predictions) -> float:
     return metrics.balanced_accuracy(said.targets.kinds, said.right)
 
 
-def _thresholded(table: ScoreTable, fitted: ScoreTable, prompt: Prompt, name: str) -> Predictions:
-    """What a prompt says of the split with the threshold that is best on dev."""
+def _with_threshold(fitted: ScoreTable, prompt: Prompt) -> Classifier:
+    """A prompt with the threshold that is best on dev."""
     own = fitted.logp[fitted.prompts.index(prompt)]
-    return table.predict(Classifier(prompt, calibration.fit_shift(fitted.targets.truth, own)), name)
+    return Classifier(prompt, calibration.fit_shift(fitted.targets.truth, own))
 
 
 def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dict[str, Any]:
@@ -524,7 +544,7 @@ def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dic
     plain = Classifier(classifier.prompt)
     said, dev = table.predict(plain), fitted.predict(plain)
     own = fitted.logp[fitted.prompts.index(plain.prompt)]
-    shifted = _thresholded(table, fitted, plain.prompt, "")
+    shifted = table.predict(_with_threshold(fitted, plain.prompt))
     c = resample(said.targets)
     out: dict[str, Any] = {
         "threshold_on_dev": interval(c, c.balanced(shifted.right.astype(np.float64)))
@@ -687,6 +707,10 @@ def _show(result: dict[str, Any], settings: MatrixSettings, out: Path) -> None:
         print(f"warning: {text}")
     for one in result.get("ceilings", ()):
         print(f"ceiling of {one['model']}: {one['sentence']}")
+        for name, gain in one["fine_tuned"].items():
+            print(
+                f"  {name}, best hand-written: {percent(gain, signed=True)} points over the soft prompt"
+            )
     if result["test_openings"] is not None:
         print(said_of_uses(result["test_openings"]))
     print(f"written to {out}; python -m opro.report {out}")

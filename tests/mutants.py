@@ -1256,14 +1256,14 @@ DIRECTED: list[tuple[str, str, str]] = [
     (
         "opro/matrix.py",
         "calibration.fit_shift(fitted.targets.truth, own)",
-        "calibration.fit_shift(table.targets.truth, table.logp[table.prompts.index(prompt)])",
+        "0.0",
     ),
     (
         "opro/matrix.py",
         "if m.checkpoint and m.checkpoint.digest == soft.weights",
         "if m.checkpoint",
     ),
-    ("opro/matrix.py", "searched = own[-1].tuned if own else None", "searched = None"),
+    ("opro/matrix.py", "searched = own[-1] if own else None", "searched = None"),
     ("opro/ceiling.py", "hand = max(plan.hand", "hand = min(plan.hand"),
     ("opro/ceiling.py", "start = plan.searched or hand", "start = hand"),
     ("opro/ceiling.py", 'if settings.split != "test":', "if True:"),
@@ -1272,7 +1272,7 @@ DIRECTED: list[tuple[str, str, str]] = [
         "tokens = {kind: len(scorer.places(prompt))",
         "tokens = {kind: 1 + len(scorer.places(prompt))",
     ),
-    ("opro/results/ceilings.py", 'if left["value"] < 0:', 'if left["value"] < -1:'),
+    ("opro/results/ceilings.py", 'left["high"] < 0:', 'left["high"] < -1:'),
     (
         "opro/results/ceilings.py",
         'return gain["low"] is not None and gain["low"] > 0',

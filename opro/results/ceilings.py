@@ -122,10 +122,7 @@ def ceiling_of(reached: Reached, seed: int = 0) -> dict[str, Any]:
         pairs=[(names.index(a), names.index(b)) for a, b in pairs],
         seed=seed,
     )
-    gains = {
-        pair: {"value": one["difference"], **{k: one[k] for k in ("low", "high", "p", "p_holm")}}
-        for pair, one in zip(pairs, found, strict=True)
-    }
+    gains = {pair: _gain(one) for pair, one in zip(pairs, found, strict=True)}
     out: dict[str, Any] = {
         "scores": {
             name: interval(c, c.balanced(one.right.astype(float))) for name, one in given.items()
@@ -135,6 +132,19 @@ def ceiling_of(reached: Reached, seed: int = 0) -> dict[str, Any]:
         "left": gains["soft", "hand"] if kept else gains.get(("soft", "searched")),
     }
     return {**out, "sentence": sentence(out)}
+
+
+def beyond(
+    soft: Predictions, tuned: Mapping[str, Predictions], seed: int = 0
+) -> dict[str, dict[str, float | None]]:
+    """By how much fine-tuned checkpoints are better than a soft prompt on the one that was not, by their names."""
+    said = [soft, *tuned.values()]
+    pairs = compare_pairs(said, pairs=[(i, 0) for i in range(1, len(said))], seed=seed)
+    return {name: _gain(one) for name, one in zip(tuned, pairs, strict=True)}
+
+
+def _gain(pair: Mapping[str, Any]) -> dict[str, float | None]:
+    return {"value": pair["difference"], **{k: pair[k] for k in ("low", "high", "p", "p_holm")}}
 
 
 def _alike(one: Predictions, other: Predictions) -> bool:
@@ -149,14 +159,13 @@ def sentence(found: Mapping[str, Any]) -> str:
         if _above(room):
             return f"wording of this length can gain at most about {most}"
         return f"no room is shown: the soft prompt has {most}"
-    search = f"the search has {100 * has['value']:+.1f} {_bounds(has)} of them"
+    search = f"the search has {100 * has['value']:+.1f} {_bounds(has)}"
     if not _above(room):
         most += ", which these clips do not show"
-    if left["value"] < 0:
+    if left["high"] is not None and left["high"] < 0:
         return (
-            f"the search has {100 * has['value']:+.1f} points {_bounds(has)} over the best hand-written prompt, more"
-            f" than the soft prompt, which has {100 * room['value']:+.1f}: no wording of this length is known to be"
-            " better than what was found; the soft prompt itself bounds nothing here"
+            f"{search}, more than the soft prompt, which has {100 * room['value']:+.1f} points over the best"
+            " hand-written prompt: its training fell short, and it bounds nothing here"
         )
     rest = f"what is left, {100 * left['value']:+.1f} {_bounds(left)}"
     more = (
@@ -164,7 +173,8 @@ def sentence(found: Mapping[str, Any]) -> str:
         if _above(left)
         else f"{rest}, is not shown by these clips: stop searching, train for more"
     )
-    return f"wording of this length can gain at most about {most}; {search}; {more}"
+    of_them = " of them" if has["value"] <= room["value"] else ""
+    return f"wording of this length can gain at most about {most}; {search}{of_them}; {more}"
 
 
 def _above(gain: Mapping[str, Any]) -> bool:

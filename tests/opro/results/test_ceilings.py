@@ -9,7 +9,7 @@ from common import LABELS
 from evaluators.errors import UserError
 from evaluators.statistics.compare import compare_pairs
 from evaluators.targets import Predictions, Targets
-from opro.results.ceilings import RESULT, Reached, ceiling_of, read_soft_folder
+from opro.results.ceilings import RESULT, Reached, beyond, ceiling_of, read_soft_folder
 
 CLIPS = 400
 TRUTH = np.arange(CLIPS) % 2
@@ -57,6 +57,7 @@ def test_differences_are_those_of_the_one_comparison():
             "at most",
         ),
         (0.8, 0.801, 0.80, ("which these clips do not show", "stop searching"), "bounds"),
+        (0.6, 0.80, 0.81, ("at most about +20.0", "the search has +21.0", "stop"), "of them"),
         (0.6, 0.95, None, ("can gain at most about +35.0",), "search"),
         (0.8, 0.80, None, ("no room is shown",), "at most"),
     ],
@@ -65,6 +66,14 @@ def test_the_sentence_says_what_is_shown(hand, soft, searched, expected, never):
     other = None if searched is None else said(searched, 2)
     text = ceiling_of(Reached(said(hand), said(soft, 1), other))["sentence"]
     assert all(part in text for part in expected) and never not in text
+
+
+def test_what_fine_tuning_has_beyond_it():
+    soft, tuned = said(0.8), said(0.9, 1)
+    (pair,) = compare_pairs([soft, tuned], pairs=[(1, 0)])
+    found = beyond(soft, {"lora": tuned})
+    assert list(found) == ["lora"] and found["lora"]["value"] == pair["difference"]
+    assert found["lora"]["low"] == pair["low"] and beyond(soft, {}) == {}
 
 
 def test_where_the_search_kept_the_hand_written_prompt_it_has_nothing():
