@@ -13,6 +13,7 @@ from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.latency import Latency
 from evaluators.manifest import read_manifest
+from evaluators.prompts import dump_prompts
 from evaluators.splits import balanced_order, halves
 from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.metrics import balanced_accuracy
@@ -32,7 +33,7 @@ def verb(main, *argv):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A manifest of 16 train, 24 dev and 12 test clips of the demo."""
+    """A manifest of 8 train, 16 dev and 4 test clips of the demo."""
     folder = tmp_path_factory.mktemp("small")
     rows = list(csv.DictReader((ROOT / "data/demo/manifest.csv").open()))
     order = {
@@ -41,7 +42,7 @@ def small(tmp_path_factory):
     }
     rows.sort(key=lambda r: order[r["clip_id"]])
     kept = []
-    for split, count in (("train", 16), ("dev", 24), ("test", 12)):
+    for split, count in (("train", 8), ("dev", 16), ("test", 4)):
         kept += [r for r in rows if r["split"] == split][:count]
     for row in kept:
         target = folder / row["path"]
@@ -55,7 +56,7 @@ def small(tmp_path_factory):
 
 
 def flags(small, *more):
-    words = ("--epochs", "1", "--seeds", "2", "--batch", "8", "--runs-dir", small / "runs")
+    words = ("--epochs", "1", "--seeds", "2", "--batch", "4", "--runs-dir", small / "runs")
     return ["--manifest", small, "--out", small / "soft", *words, *more]
 
 
@@ -121,10 +122,13 @@ def test_it_goes_on_from_the_seeds_that_were_done(small, made, capsys):
     assert "was started with lr = 0.1, now it is 0.2" in capsys.readouterr().err
 
 
-def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, monkeypatch):
+def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, monkeypatch, seeds):
     monkeypatch.setattr(matrix.latency, "measure", lambda *_: Latency(1.0, 1.0, 1.0, 1.0, 1))
     runs = ("--runs-dir", tmp_path / "runs", "--manifest", small)
+    one_prompt = tmp_path / "p.yaml"
+    one_prompt.write_text(dump_prompts(seeds[:1]))
     argv = ["--checkpoint", "pocket-base", "--split", "dev", "--soft", made, *runs]
+    argv += ["--prompts", one_prompt]
     assert verb(matrix.main, *argv) == 0
     said = capsys.readouterr().out
     result = json.loads((tmp_path / "runs" / "matrix-dev" / "matrix.json").read_text())
@@ -135,7 +139,8 @@ def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, mo
     assert row["balanced_accuracy"]["value"] == pytest.approx(own["scores"]["soft"]["value"])
     assert set(row["controls"]) == {"silence", "shuffled"} and row["threshold_on_dev"]
     (one,) = result["ceilings"]
-    assert one["sentence"] in said and one["room"]["value"] == pytest.approx(own["room"]["value"])
+    gain = row["threshold_on_dev"]["value"] - result["rows"][0]["threshold_on_dev"]["value"]
+    assert one["sentence"] in said and one["room"]["value"] == pytest.approx(gain)
     path = made / VECTORS
     whole = path.read_bytes()
     try:
@@ -154,7 +159,7 @@ def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, mo
     [
         (["--checkpoint", "fake"], "has no weights here"),
         (["--checkpoint", "endpoint:x"], "has no weights here"),
-        (["--clips", "5000"], "--clips is '5000'; expected all, or a number up to 16"),
+        (["--clips", "5000"], "--clips is '5000'; expected all, or a number up to 8"),
         (["--batch", "32"], "fewer than a batch of 32"),
         (["--prompt", "nothing.yaml"], "does not exist"),
         (["--prompt", "."], "is no run folder"),
@@ -176,4 +181,4 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
     argv[argv.index("--out") + 1] = tmp_path / "out"
     assert verb(ceiling.main, *argv) == 0
     said = capsys.readouterr().out
-    assert "16 of" in said and "2 x at most 1 epochs" in said and not (tmp_path / "out").exists()
+    assert "8 of" in said and "2 x at most 1 epochs" in said and not (tmp_path / "out").exists()

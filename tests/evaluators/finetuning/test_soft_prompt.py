@@ -33,15 +33,13 @@ def test_the_loss_falls_the_weights_stay_and_parts_of_a_batch_add_up(
         for recipe in (
             SoftRecipe(1, batch=4),
             SoftRecipe(1, batch=4, micro=3),
-            SoftRecipe(1, batch=4, seed=1),
         )
     ]
-    one, parts, other = found
+    one, parts = found
     assert one.best.epoch == 1 and one.best.loss < one.curve[0].loss
     assert one.curve[0].train_loss is None and tuple(told[:2]) == one.curve
     for a, b in zip(one.curve, parts.curve, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-4)
-    assert (one.soft.vectors != other.soft.vectors).any()
     assert one.soft.vectors.shape == start.vectors.shape
     after = scorer.decoder.model.parameters()
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
@@ -59,7 +57,7 @@ def test_where_training_only_harms_the_words_are_kept(scorer, train_clips, dev_c
     other = {"SPEECH": "NONSPEECH", "NONSPEECH": "SPEECH"}
     wrong = [replace(clip, label=other[clip.label]) for clip in train_clips[:8]]
     found = train_soft(
-        SoftTraining(scorer, start, wrong, dev_clips[:8], SoftRecipe(1, lr=1.0, batch=4))
+        SoftTraining(scorer, start, wrong, dev_clips[:4], SoftRecipe(1, lr=1.0, batch=4))
     )
     assert found.curve[1].loss > found.curve[0].loss
     assert found.best.epoch == 0 and (found.soft.vectors == start.vectors).all()
@@ -78,7 +76,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts(
         return real(scorer, prompt, vectors, clips)
 
     start = scorer.words(seeds[0])
-    training = SoftTraining(scorer, start, train_clips[:8], dev_clips[:4], SoftRecipe(1, batch=8))
+    training = SoftTraining(scorer, start, train_clips[:8], dev_clips[:2], SoftRecipe(1, batch=8))
     whole = train_soft(training)
     monkeypatch.setattr(soft_prompt, "answer_logp", small)
     parts = train_soft(training)
