@@ -40,6 +40,7 @@ from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance
 from opro.results.run_folder import RunFolder, open_run
 from opro.results.sheet import render
+from opro.results.shown import time_of
 from opro.settings import (
     SEED_PROMPTS,
     DataSettings,
@@ -50,6 +51,7 @@ from opro.settings import (
     file_name,
 )
 
+PASSES = 2  # evals' work of a clip in an epoch: forward, and backward without gradients of weights
 NO_VERDICT = ("out", "runs_dir", "threads", "ray", "ray_cpus")  # settings that change no number
 
 
@@ -199,6 +201,7 @@ def _prompts(settings: CeilingSettings, data: Data) -> tuple[tuple[Prompt, ...],
 def describe(plan: Plan, settings: CeilingSettings, folder: Path) -> list[tuple[str, str]]:
     """The plan as lines of (name, text)."""
     sources = len({c.source_id for c in plan.train})
+    evals = PASSES * len(plan.train) * settings.epochs * settings.seeds
     start = "what the run found" if plan.searched is not None else "the best of these"
     return [
         ("result", str(folder)),
@@ -215,8 +218,8 @@ def describe(plan: Plan, settings: CeilingSettings, folder: Path) -> list[tuple[
         ),
         (
             "cost",
-            "each epoch is a forward and a backward pass of the suffix alone, about as much as"
-            f" {3 * len(plan.train):,} evals; keys and values of what stands before it are kept",
+            "forward and backward over the suffix alone, after kept keys and values of what stands before it: at most"
+            f" the work of {evals:,} evals, {time_of(plan.model.evaluator, evals)}",
         ),
         *(("memory", line) for line in plan.model.evaluator.about().memory),
         *(("warning", text) for text in plan.model.warnings),
