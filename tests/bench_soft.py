@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from bench_finetune import make_clips
+from tiny_models import whole_sequence
 from torch import Tensor
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
@@ -26,28 +27,9 @@ from evaluators.audio_lm.device import pick_device
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.soft import SoftScorer, answer_logp
 from evaluators.audio_lm.stock import random_7b, to_nf4
-from evaluators.audio_lm.templates import encode
 from evaluators.bench import prompts_of_length
 
 BATCH, SUFFIX, KEPT = 16, 45, 64
-
-
-def whole(scorer: SoftScorer, prompt, vectors: Tensor, audio: list[Tensor]) -> Tensor:
-    """``[clip, label]`` nats by the stock layers over the whole sequence; the audio's embeddings are kept."""
-    model, row = scorer.decoder.model, scorer.row(prompt)
-    template, tokenizer = scorer.family.template, scorer.processor.tokenizer
-    before = torch.tensor(encode(tokenizer, template.before(prompt.system)), device=scorer.device)
-    places = torch.from_numpy(scorer.places(prompt)).to(scorer.device)
-    suffix = scorer.embed(row.ids).detach().index_put((places,), vectors.to(scorer.dtype))
-    first = model.model.language_model.embed_tokens(before)
-    x = torch.stack([torch.cat([first, e, suffix]) for e in audio])  # clips are equally long
-    hidden = model.model.language_model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1:]
-    nats = model.lm_head(hidden).float().log_softmax(-1)[:, 0]
-    reads = [
-        [int(token) for _, token, s in row.reads if row.labels[s] == k]
-        for k in range(max(row.labels) + 1)
-    ]
-    return torch.stack([nats[:, own].logsumexp(1) for own in reads], 1)
 
 
 def measured(
@@ -101,7 +83,9 @@ def main() -> int:
         batch = clips[:BATCH]
         audio = [one.clone() for one in scorer.embeddings(batch)]
         ways = {
-            "whole sequence, stock layers": lambda: -whole(scorer, prompt, vectors, audio).sum(),
+            "whole sequence, stock layers": lambda: (
+                -whole_sequence(scorer, prompt, vectors, audio).sum()
+            ),
             "suffix over kept keys and values": lambda: (
                 -answer_logp(scorer, prompt, vectors, batch).sum()
             ),

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import evaluator_with, noise
+from test_omni import tiny_omni
+from tiny_models import evaluator_with, noise, whole_sequence
 from tiny_models import random_model as qwen2_audio
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.shapes import SHAPES, random_model, tiny
 from evaluators.audio_lm.soft import (
     SoftPrompt,
@@ -31,7 +33,7 @@ WORDS = Prompt(  # sequences of several tokens, two of one label
     "\nIs there speech?",
     (("SPEECH", ("certainly there is", "Yes")), ("NONSPEECH", ("nothing of the kind",))),
 )
-FAMILIES = ["qwen2-audio", "qwen2.5-omni-7b", "audio-flamingo-3", "voxtral-mini-3b"]
+FAMILIES = ["qwen2-audio", "qwen2.5-omni-7b", "audio-flamingo-3", "voxtral-mini-3b", "qwen3-omni"]
 
 
 def soft_scorer(loaded, **options):
@@ -44,6 +46,8 @@ def soft_scorer(loaded, **options):
 def loaded(request):
     if request.param == "qwen2-audio":
         return qwen2_audio(SECONDS)
+    if request.param == "qwen3-omni":
+        return tiny_omni(AudioScorer(open_checkpoint("pocket-base"), "cpu").processor.tokenizer)
     shape = tiny(SHAPES[request.param], SECONDS)
     model, processor = random_model(shape, torch.device("cpu"), torch.float32)
     torch.manual_seed(1)
@@ -60,23 +64,42 @@ def clips(dev_clips, tmp_path_factory):
 
 
 @pytest.mark.parametrize("prompt", [LETTERS, WORDS], ids=["letters", "words"])
-def test_words_as_vectors_are_the_words_and_the_gradient_is_the_scores(loaded, clips, prompt):
+def test_words_as_vectors_are_the_words(loaded, clips, prompt):
     model, processor = loaded
     plain = evaluator_with(deepcopy(model), processor).score([prompt], clips).logp[0]
     scorer = soft_scorer(loaded)
     scorer.soft = scorer.words(prompt)
-    assert (scorer.score([prompt], clips).logp[0] == plain).all()
-    vectors = scorer.soft.vectors.clone().requires_grad_()
-    found = answer_logp(scorer, prompt, vectors, clips)
-    assert np.abs(found.detach().numpy() - plain).max() < 1e-4
+    assert np.abs(scorer.score([prompt], clips).logp[0] - plain).max() < 1e-5
+    found = answer_logp(scorer, prompt, scorer.soft.vectors, clips)
+    assert np.abs(found.numpy() - plain).max() < 1e-4
+
+
+def test_the_gradient_is_that_of_the_whole_sequence(loaded, clips):
+    scorer = soft_scorer(loaded)
+    vectors = scorer.words(LETTERS).vectors.requires_grad_()
+    for clip in clips[:3]:
+        audio = [one.clone() for one in scorer.embeddings([clip])]
+        gradients = []
+        for logp in (
+            answer_logp(scorer, LETTERS, vectors, [clip]),
+            whole_sequence(scorer, LETTERS, vectors, audio),
+        ):
+            (gradient,) = torch.autograd.grad((logp * torch.tensor([1.0, -0.5])).sum(), vectors)
+            gradients.append(gradient)
+        assert gradients[1].norm() > 0
+        assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+def test_the_gradient_of_answers_of_several_tokens_is_how_the_scores_move(clips):
+    scorer = soft_scorer(qwen2_audio(SECONDS))
+    vectors = scorer.words(WORDS).vectors.requires_grad_()
     weights = torch.tensor([[1.0, -0.5], [0.25, 2.0], [-1.0, 1.0], [0.5, 0.5]])
-    (found * weights).sum().backward()
+    (answer_logp(scorer, WORDS, vectors, clips) * weights).sum().backward()
     torch.manual_seed(2)
-    way = torch.randn_like(vectors)
-    step, sides = 1e-3, []
+    way, step, sides = torch.randn_like(vectors), 1e-3, []
     for sign in (1, -1):
-        scorer.soft = SoftPrompt(prompt, vectors.detach() + sign * step * way)
-        sides.append(scorer.score([prompt], clips).logp[0])
+        scorer.soft = SoftPrompt(WORDS, vectors.detach() + sign * step * way)
+        sides.append(scorer.score([WORDS], clips).logp[0])
     moved = ((sides[0] - sides[1]) * weights.numpy()).sum() / (2 * step)
     assert moved == pytest.approx(float((vectors.grad * way).sum()), rel=0.03, abs=0.03)
 
