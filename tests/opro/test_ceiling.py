@@ -17,7 +17,7 @@ from evaluators.prompts import dump_prompts
 from evaluators.splits import balanced_order, halves
 from evaluators.statistics.calibration import fit_shift
 from evaluators.statistics.metrics import balanced_accuracy
-from opro import ceiling, matrix
+from opro import ceiling, matrix, report
 from opro.cli import run_verb
 from opro.results.ceilings import RESULT, VECTORS
 
@@ -134,13 +134,16 @@ def test_a_matrix_has_its_row_and_its_sentence(small, made, tmp_path, capsys, mo
     result = json.loads((tmp_path / "runs" / "matrix-dev" / "matrix.json").read_text())
     own = json.loads((made / RESULT).read_text())
     (row,) = (r for r in result["rows"] if r.get("soft"))
-    assert row["prompt"] == f"soft prompt of {own['tokens']} tokens, no words" and row["text"] == ""
+    assert row["prompt"] == f"soft prompt of {own['tokens']} tokens, no words" and "text" not in row
     assert row["soft"] == own["digest"] and row["row"] == ""
     assert row["balanced_accuracy"]["value"] == pytest.approx(own["scores"]["soft"]["value"])
     assert set(row["controls"]) == {"silence", "shuffled"} and row["threshold_on_dev"]
     (one,) = result["ceilings"]
     gain = row["threshold_on_dev"]["value"] - result["rows"][0]["threshold_on_dev"]["value"]
     assert one["sentence"] in said and one["room"]["value"] == pytest.approx(gain)
+    assert report.main([str(tmp_path / "runs" / "matrix-dev")]) == 0
+    page = (tmp_path / "runs" / "matrix-dev" / "report.html").read_text()
+    assert one["sentence"] in page and row["prompt"] in page
     path = made / VECTORS
     whole = path.read_bytes()
     try:
