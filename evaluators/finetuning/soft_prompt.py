@@ -18,7 +18,7 @@ from evaluators.audio_lm.soft import (
     load_soft,
     save_soft,
 )
-from evaluators.classifier import Classifier
+from evaluators.classifier import Classifier, among_labels, shifted
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.evaluator import ScoreTable
@@ -60,8 +60,9 @@ class SoftEpoch:
 
     Attributes:
         train_loss: Mean over the epoch's steps; None before the first.
-        loss: On the validation clips, in nats.
-        score: Balanced accuracy there, with the threshold that is best there.
+        loss: On the validation clips, in nats, of the right label among the labels, with the threshold that is best
+            there: as it is decided, so that the words that it began with, too, are judged with theirs.
+        score: Balanced accuracy there, with the same threshold.
     """
 
     epoch: int
@@ -256,10 +257,11 @@ def _validate(
     table = scorer.score([soft.prompt], clips)
     labels = [label for label, _ in soft.prompt.answers]
     truth, weight = weigh(clips, labels)
-    right = table.logp[0][np.arange(len(clips)), truth]
-    said = table.predict(fitted(soft, table))
-    score = balanced_accuracy(said.targets.kinds, said.right)
-    return replace(epoch, loss=float(-(weight * right).mean()), score=score)
+    one = fitted(soft, table)
+    said = table.predict(one)
+    among = among_labels(shifted(table.logp[0], one.bias))
+    loss = float(-(weight * among[np.arange(len(clips)), truth]).mean())
+    return replace(epoch, loss=loss, score=balanced_accuracy(said.targets.kinds, said.right))
 
 
 def fitted(soft: SoftPrompt, table: ScoreTable) -> Classifier:

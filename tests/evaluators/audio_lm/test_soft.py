@@ -119,6 +119,14 @@ def test_only_the_soft_prompt_is_soft_and_a_call_may_mix(clips):
     assert np.abs(mixed[1] - expected[1]).max() > 0.01
 
 
+def test_other_vectors_are_another_fingerprint(clips):
+    scorer, seen = soft_scorer(qwen2_audio(SECONDS)), set()
+    for step in range(3):
+        scorer.soft = SoftPrompt(LETTERS, scorer.words(LETTERS).vectors + step)
+        seen.add(scorer.fingerprint)
+    assert len(seen) == 3
+
+
 def test_a_store_that_holds_little_changes_nothing(clips):
     loaded = qwen2_audio(SECONDS)
     roomy, tight = soft_scorer(loaded), soft_scorer(loaded, store_bytes=1)
