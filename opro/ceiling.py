@@ -2,9 +2,10 @@
 
 Vectors stand in the place of a prompt's words, as many as it has tokens, and learn from the train split by the loss at
 the answer; all weights stay as they are. A wording of that length is one of the points that they may take, so what they
-reach is about what words could. The epoch and the seed with the lowest loss on the search half of dev are kept, as
-decided with the threshold that is fitted there, and the holdout (or --split test) judges, as of every prompt. The same command continues
-after an interruption, from the last seed that was done. opro.matrix --soft DIR puts the result beside other rows.
+reach is about what words could. The epoch and the seed with the lowest loss on the search half of dev are kept, decided
+with the threshold that is fitted there; the holdout (or --split test) judges, as of every prompt. The same command
+continues after an interruption, from the last seed that was done. opro.matrix --soft DIR puts the result beside other
+rows.
 """
 
 import argparse
