@@ -307,9 +307,10 @@ def _run(plan: Plan, settings: CeilingSettings, folder: Path) -> None:
     soft, seeds = train_seeds(training, folder, settings.seeds, _say)
     scorer.soft = soft
     uses = _note_use(plan, settings, [*asked.values()], (scorer.fingerprint, start))
-    judged = plain.score([*dict.fromkeys(asked.values())], plan.judged)
     both = scorer.score([start], plan.search), scorer.score([start], plan.judged)
-    scorer.release()
+    scorer.release()  # a card need not hold the weights twice
+    judged = plain.score([*dict.fromkeys(asked.values())], plan.judged)
+    plain.release()
     names = {"hand": "best hand-written", "searched": "searched"}
     rows = [_row(k, names[k], tokens[k], asked[k], (fitted, judged)) for k in asked]
     count = len(soft.vectors)
