@@ -326,6 +326,7 @@ VERBS = {  # of the `opro` command
     "power": "what gains a dev set can show",
     "profile": "how a checkpoint reacts to hundreds of wordings",
     "doctor": "what usually goes wrong, before hours are spent",
+    "ceiling": "what any wording could reach: a soft prompt",
     "finetune": "train a LoRA adapter on the train split",
     "cotune": "search prompts and train in turns until fresh clips confirm no more",
     "curve": "what more training clips give, hand-written against searched prompt",

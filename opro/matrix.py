@@ -5,8 +5,9 @@ prompt of its best pair; its checkpoint is given with the others). With --search
 checkpoint is searched first, by opro.optimize with its defaults, each trying the best prompts of those before it; a
 finished search is taken as it is. Every prompt is scored on every checkpoint, with what silence and shuffled audio
 give; detectors are tuned on the search half of dev, as are thresholds and calibration, so of --split dev the other
-half, the holdout, is scored. Written to --out: matrix.json, .csv, .md, .tex and per-clip predictions. What was scored
-before comes from the cache, so an interrupted matrix goes on.
+half, the holdout, is scored. With --soft the soft prompts of opro.ceiling have rows, and what words could reach at most
+is said. Written to --out: matrix.json, .csv, .md, .tex and per-clip predictions. What was scored before comes from the
+cache, so an interrupted matrix goes on.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from evaluators import latency
 from evaluators.audio_lm.checkpoint import OMNI, Checkpoint
+from evaluators.build import FEATURES
+from evaluators.cache import CachedEvaluator
 from evaluators.classifier import Classifier, read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.detectors.detectors import open_detector
@@ -40,7 +43,7 @@ from evaluators.files import (
 from evaluators.manifest import columns_of, verify
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
-from evaluators.splits import halves
+from evaluators.splits import check_trained_on, halves
 from evaluators.statistics import calibration, metrics
 from evaluators.statistics.compare import compare_pairs, resample
 from evaluators.statistics.describe import describe, interval
@@ -49,7 +52,8 @@ from evaluators.tasks import Task
 from evaluators.threads import use_threads
 from opro.cli import DONE, flag, hand_over, parse, run_verb
 from opro.optimize import run as run_search
-from opro.problem import Data, Model, Problem, open_data, open_model, seeds_of
+from opro.problem import CACHE, Data, Model, Problem, open_data, open_model, seeds_of
+from opro.results.ceilings import VECTORS, Reached, beyond, ceiling_of, read_soft_folder
 from opro.results.confusion import by_label, confusion_sheet
 from opro.results.cotuned import is_cotuned, read_best
 from opro.results.looks import look_id, record_use, said_of_uses
@@ -57,7 +61,7 @@ from opro.results.matrix_rows import matrix_sheet, row_code
 from opro.results.predictions import write_predictions
 from opro.results.provenance import provenance
 from opro.results.run_folder import RunFolder
-from opro.results.sheet import render
+from opro.results.sheet import percent, render
 from opro.results.shown import time_of
 from opro.search.budget import most_evals
 from opro.search.select import CONTROLS
@@ -118,12 +122,14 @@ class Entry:
     Attributes:
         searched_on: The checkpoints whose search chose it.
         from_file: It stands in a prompt file, so it may be the baseline.
+        soft: Digest of the vectors that stand in the place of its words; "": it has words.
     """
 
     classifier: Classifier
     name: str
     searched_on: tuple[str, ...] = ()
     from_file: bool = False
+    soft: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,10 +142,19 @@ class Clips:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: what it said of the split, and what stands in its line besides."""
+    """One configuration: what it said of the split, and what stands in its line besides.
+
+    Attributes:
+        tuned: What it said with the threshold that is best on the search half of dev; None of a detector.
+        tuned_dev: Its balanced accuracy there.
+        by_hand: It is a prompt of a file.
+    """
 
     said: Predictions
     fields: dict[str, Any]
+    tuned: Predictions | None = None
+    tuned_dev: float = 0.0
+    by_hand: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,6 +194,14 @@ def _extra_flags(parser: argparse.ArgumentParser) -> None:
         help="energy, webrtc, silero, ten, whisper[:MODEL], pyannote[:MODEL], marblenet:FILE.onnx",
     )
     parser.add_argument(
+        "--soft",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders of opro.ceiling: a row each on the checkpoint it was trained on",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and its cost; score nothing"
     )
 
@@ -197,7 +220,9 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         check_detects(name, data.task.labels)
         open_detector(name)
     entries = _entries(space.prompts, data, settings)
+    softs = [_open_soft(path, models, settings, clips) for path in space.soft]
     plan = list(_plan(settings, models, entries, space.baselines, clips))
+    plan += [f"soft        {entry.name}, trained on {model.name}" for model, entry in softs]
     print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
     if space.dry_run:
         hand_over({"dry_run": True, "folder": str(out), "plan": plan})
@@ -214,6 +239,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
             for m in models
             for e in entries
         ),
+        *(look_id("matrix", m.evaluator.fingerprint, e.classifier) for m, e in softs),
         *space.baselines,
     ]
     uses = (
@@ -226,10 +252,16 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         _say(f"{model.name}: {len(entries)} prompts on {len(clips.scored)} clips")
         rows += _model_rows(model, entries, clips)
         model.evaluator.release()  # its memory is the next one's
+        for soft, entry in softs:
+            if soft.name == model.name:
+                rows += _model_rows(soft, [entry], clips)
+                soft.evaluator.release()
     for name in space.baselines:
         _say(f"{name}: tuned on {len(clips.tuned_on)} dev clips, scored on {len(clips.scored)}")
         rows.append(_detector_row(name, clips, data))
     result = _result(rows, settings, space.checkpoint[0])
+    if softs:
+        result["ceilings"] = list(_ceilings(rows, settings.seed))
     result |= {"judged_on": settings.judged_on, "manifest": data.digest, "test_openings": uses}
     _write(out, result, rows, settings)
     result["paths"] = {"folder": str(out), "matrix": str(out / "matrix.json")}
@@ -375,6 +407,68 @@ def _plan(
             yield f"warning     {text}"
 
 
+def _open_soft(
+    path: Path, models: Sequence[Model], settings: MatrixSettings, clips: Clips
+) -> tuple[Model, Entry]:
+    """The soft prompt of a folder as a model that says what it says, and its entry.
+
+    Raises:
+        UserError: It is no such folder, its checkpoint is not in the matrix, or it was trained on what is scored.
+    """
+    from evaluators.audio_lm.soft import SoftScorer, load_soft
+
+    soft = read_soft_folder(path, clips.scored.task.labels)
+    of = next((m for m in models if m.checkpoint and m.checkpoint.digest == soft.weights), None)
+    if of is None or of.checkpoint is None:
+        raise UserError(
+            f"--soft {str(path)!r} was trained on the weights of {soft.checkpoint!r}, which are of none of --checkpoint"
+            f" {' '.join(m.name for m in models)}; give them too"
+        )
+    warnings = check_trained_on(
+        [*clips.scored, *clips.tuned_on], soft.sources, str(path), settings.heard
+    )
+    vectors = load_soft(path / VECTORS, soft.prompt, soft.digest)
+    scorer = SoftScorer(
+        of.checkpoint,
+        vectors,
+        settings.device,
+        settings.dtype,
+        features=settings.runs_dir / FEATURES,
+    )
+    cached = CachedEvaluator(scorer, settings.runs_dir / CACHE)
+    entry = Entry(soft.classifier, soft.name, soft=soft.digest)
+    return Model(of.name, cached, of.checkpoint, (*of.warnings, *warnings)), entry
+
+
+def _ceilings(rows: Sequence[Row], seed: int) -> Iterator[dict[str, Any]]:
+    """What each soft prompt reaches beside the best hand-written and the searched prompt of its checkpoint."""
+    for row in rows:
+        if not row.fields.get("soft"):
+            continue
+        model = row.fields["model"]
+        hand = _best_by_hand(rows, model)
+        if hand is None or row.tuned is None:
+            continue
+        own = [
+            r.tuned
+            for r in rows
+            if r.fields["model"] == model and model in r.fields.get("searched_on", ())
+        ]
+        searched = own[-1] if own else None
+        others = {r.fields["model"] for r in rows if r.fields["finetuning"].startswith("LoRA")}
+        best = {name: _best_by_hand(rows, name) for name in sorted(others - {model})}
+        tuned = {name: one for name, one in best.items() if one is not None}
+        about = {"model": model, "prompt": row.fields["prompt"]}
+        found = ceiling_of(Reached(hand, row.tuned, searched), seed)
+        yield {**about, **found, "fine_tuned": beyond(row.tuned, tuned, seed)}
+
+
+def _best_by_hand(rows: Sequence[Row], model: str) -> Predictions | None:
+    """What the prompt of a file that is best on dev with its threshold says with it."""
+    own = [r for r in rows if r.fields["model"] == model and r.by_hand]
+    return max(own, key=lambda r: r.tuned_dev).tuned if own else None
+
+
 def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterator[Row]:
     prompts = list(dict.fromkeys(e.classifier.prompt for e in entries))
     table = model.evaluator.score(prompts, clips.scored)
@@ -403,7 +497,7 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                 "data": about["data"],
                 "prompt": entry.name,
                 "prompt_id": one.prompt_id,
-                "text": one.prompt.text,
+                **({"soft": entry.soft} if entry.soft else {"text": one.prompt.text}),
                 **({"presentation": one.prompt.given} if one.prompt.given else {}),
                 "answers": one.prompt.to_dict()["answers"],
                 "bias": one.bias,
@@ -424,6 +518,9 @@ def _model_rows(model: Model, entries: Sequence[Entry], clips: Clips) -> Iterato
                     *_unlisted(entry, table.unlisted[prompts.index(one.prompt)]),
                 ],
             },
+            table.predict(rule := _with_threshold(fitted, one.prompt), said.name),
+            _balanced(fitted.predict(rule)),
+            entry.from_file,
         )
 
 
@@ -448,13 +545,18 @@ def _balanced(said: Predictions) -> float:
     return metrics.balanced_accuracy(said.targets.kinds, said.right)
 
 
+def _with_threshold(fitted: ScoreTable, prompt: Prompt) -> Classifier:
+    """A prompt with the threshold that is best on dev."""
+    own = fitted.logp[fitted.prompts.index(prompt)]
+    return Classifier(prompt, calibration.fit_shift(fitted.targets.truth, own))
+
+
 def _tuned(table: ScoreTable, fitted: ScoreTable, classifier: Classifier) -> dict[str, Any]:
     """What threshold and calibration fitted on dev change on the split."""
     plain = Classifier(classifier.prompt)
     said, dev = table.predict(plain), fitted.predict(plain)
     own = fitted.logp[fitted.prompts.index(plain.prompt)]
-    bias = calibration.fit_shift(dev.targets.truth, own)
-    shifted = table.predict(Classifier(classifier.prompt, bias))
+    shifted = table.predict(_with_threshold(fitted, plain.prompt))
     c = resample(said.targets)
     out: dict[str, Any] = {
         "threshold_on_dev": interval(c, c.balanced(shifted.right.astype(np.float64)))
@@ -615,6 +717,12 @@ def _show(result: dict[str, Any], settings: MatrixSettings, out: Path) -> None:
         )
     for text in dict.fromkeys(w for r in result["rows"] for w in r["warnings"]):
         print(f"warning: {text}")
+    for one in result.get("ceilings", ()):
+        print(f"ceiling of {one['model']}: {one['sentence']}")
+        for name, gain in one["fine_tuned"].items():
+            print(
+                f"  {name}, best hand-written: {percent(gain, signed=True)} points over the soft prompt"
+            )
     if result["test_openings"] is not None:
         print(said_of_uses(result["test_openings"]))
     print(f"written to {out}; python -m opro.report {out}")

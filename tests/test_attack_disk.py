@@ -31,7 +31,7 @@ from evaluators.files import (
     write_bytes,
     write_text,
 )
-from opro import export, finetune, matrix, optimize, predict, report, rescore, seal
+from opro import ceiling, export, finetune, matrix, optimize, predict, report, rescore, seal
 from opro.cli import run_verb
 from opro.recordings.journal import alone
 
@@ -62,6 +62,7 @@ FOLDERS = {  # and a folder
     "matrix --runs-dir": (matrix, ["--checkpoint", "fake", "--out", "matrix"]),
     "rescore --runs-dir": (rescore, [ROOT / "prompts/heldout.yaml", "--checkpoint", "fake", "--out", "x.json"]),
     "predict --out": (predict, [RUN, DEMO]),
+    "ceiling --out": (ceiling, []),
     "finetune --out": (finetune, []),
     "finetune --merge": (finetune, []),
     "export --to": (export, [RUN]),
@@ -135,7 +136,11 @@ def test_what_is_no_place_for_a_result_is_refused_before_any_work(
         sentence = "exists; give a folder that does not"
     before = tree(tmp_path)
     argv = [*map(str, flags), flag, str(named)]
-    if module is not optimize and "--runs-dir" not in argv and module in (rescore, finetune):
+    if (
+        module is not optimize
+        and "--runs-dir" not in argv
+        and module in (rescore, finetune, ceiling)
+    ):
         argv += ["--runs-dir", "runs"]
     assert run_verb(lambda: module.main(argv)) == 2
     told = capsys.readouterr().err.strip().splitlines()

@@ -9,6 +9,7 @@ import torch
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.templates import encode
 
 
 def random_model(seconds):
@@ -66,3 +67,24 @@ def noise(folder, clip, number, samples):
     wave = np.random.default_rng(number).normal(0, 0.02 * (1 + number % 7), samples)
     soundfile.write(path, wave.astype(np.float32), 16000, subtype="FLOAT")
     return replace(clip, path=path, sha256=f"noise {number}", clip_id=f"noise {number}")
+
+
+def whole_sequence(scorer, prompt, vectors, audio):
+    """``[clip, label]`` nats of a soft prompt by the stock layers over the whole sequence, of equally long clips.
+
+    Answers are single tokens; `audio` holds the clips' embeddings.
+    """
+    model, row = scorer.decoder.model, scorer.row(prompt)
+    template, tokenizer = scorer.family.template, scorer.processor.tokenizer
+    before = torch.tensor(encode(tokenizer, template.before(prompt.system)), device=scorer.device)
+    places = torch.from_numpy(scorer.places(prompt)).to(scorer.device)
+    suffix = scorer.embed(row.ids).detach().index_put((places,), vectors.to(scorer.dtype))
+    first = model.model.language_model.embed_tokens(before)
+    x = torch.stack([torch.cat([first, e, suffix]) for e in audio])  # clips are equally long
+    hidden = model.model.language_model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1:]
+    nats = model.lm_head(hidden).float().log_softmax(-1)[:, 0]
+    reads = [
+        [int(token) for _, token, s in row.reads if row.labels[s] == k]
+        for k in range(max(row.labels) + 1)
+    ]
+    return torch.stack([nats[:, own].logsumexp(1) for own in reads], 1)

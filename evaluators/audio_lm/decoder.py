@@ -118,7 +118,8 @@ class Decoder:
         """
         x = batch.tokens if batch.tokens.dim() == 2 else self._lm.embed_tokens(batch.tokens)
         cos, sin = (
-            part[0].contiguous() for part in self._lm.rotary_emb(x[None], self._rows(batch))
+            part[0].contiguous()
+            for part in self._lm.rotary_emb(x[None], self.rotary_rows(batch.positions))
         )
         widths = [self.heads.query_width, self.heads.key_width, self.heads.key_width]
         rows, last = batch.rows, len(self.layers) - 1
@@ -160,12 +161,12 @@ class Decoder:
         turned = torch.cat([-part[..., half:], part[..., :half]], -1)
         part.copy_(part * cos[:, None] + turned * sin[:, None])
 
-    def _rows(self, batch: PackedBatch) -> Tensor:
+    def rotary_rows(self, positions: Tensor) -> Tensor:
         """Positions as the rotary embedding takes them: ``[1, token]``, or the same for time, height and width.
 
         Without pictures the three are equal (`get_rope_index` of Qwen2.5-Omni; a test holds it).
         """
-        rows = batch.positions[None]
+        rows = positions[None]
         return rows.expand(3, 1, -1) if hasattr(self._lm.rotary_emb, "mrope_section") else rows
 
     def _attend(

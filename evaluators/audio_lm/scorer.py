@@ -446,13 +446,16 @@ class AudioScorer(Uncached):
     def _score_batch(self, system: CacheSegment, jobs: Sequence[Job], results: _Results) -> None:
         """Starts a batch; its results stay on the device, so that nothing waits for them."""
         layout = lay_out_prompts(jobs, system)
-        ids = np.concatenate([job.row.ids for job in jobs])
         shape, device, decoder = self.shape, self.device, self.decoder
-        batch = pack(ids, layout, size=shape.tokens, kept=shape.kept, device=device)
+        batch = pack(self._tokens(jobs), layout, size=shape.tokens, kept=shape.kept, device=device)
         hidden = decoder.step(batch, self.prefixes.layers)
         reads = AnswerReads.of(jobs)
         state, token = (to_device(part, device) for part in (reads.state, reads.token))
         results.add(decoder.read(hidden, state, token), reads)
+
+    def _tokens(self, jobs: Sequence[Job]) -> Ints | Tensor:
+        """``[token]`` ids of a batch's rows; of soft prompts ``[token, channel]`` vectors."""
+        return np.concatenate([job.row.ids for job in jobs])
 
     @functools.cached_property
     def _seconds_per_eval(self) -> float:

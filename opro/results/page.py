@@ -427,7 +427,14 @@ def _matrix_page(folder: Path) -> dict[str, Any]:
         },
         "where": f"the {judged_on(result)}" + (" split" if judged_on(result) in SPLITS else ""),
         **_by_clip(_drawn_of_matrix(folder, rows, task.labels), clips),
-        "notes": [*notes, *dict.fromkeys(w for r in rows for w in r["warnings"])],
+        "notes": [
+            *notes,
+            *(
+                f"Ceiling of {one['model']}: {one['sentence']}."
+                for one in result.get("ceilings", ())
+            ),
+            *dict.fromkeys(w for r in rows for w in r["warnings"]),
+        ],
         "provenance": _flat(result["provenance"]),
     }
 

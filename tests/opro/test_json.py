@@ -51,6 +51,7 @@ def argv_of(verb, folder):
         "power": "--searches 10 --candidates 1",
         "profile": "--checkpoint fake --wordings 20 --clips 120 --runs-dir {0}",
         "doctor": "--checkpoint fake --clips 8",
+        "ceiling": "--dry-run --runs-dir {0}",
         "finetune": "--dry-run --runs-dir {0}",
         "cotune": "--dry-run --runs-dir {0}",
         "curve": "--dry-run --clips 64 --runs-dir {0}",
