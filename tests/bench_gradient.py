@@ -1,0 +1,427 @@
+"""Does a backward pass tell which edits are good? python tests/bench_gradient.py --checkpoint pocket-base pocket-lora
+
+One backward pass through a prompt gives, for each token and clip, how the log-odds of the answers move with the
+embedding of the token (HotFlip, Ebrahimi et al. 2018; GCG, Zou et al. 2023). So the effect of an edit can be guessed to
+first order before it is scored. The study: a search writes a history; some of its leaders and a seed prompt are edited
+by the rewriter, with its own fragments and with those of human phrasings that the history has not seen (as a language
+model writes them); each edit is scored on all clips of the search half. Printed: Spearman's correlation, over the edits
+of a parent, of the guess with the true change of the loss (nats of the right label) and of balanced accuracy (threshold
+fitted), the mean over parents with its standard error. Guesses: by the gradient on so many clips, by the surrogate
+of words that the rewriter uses (`opro/proposers/surrogate.py`) after so many prompts, and both together.
+
+The first order is exact in what it says of spans that are replaced by spans of equal length. Others are an
+approximation: the new span is stretched or pooled by means to the length of the old one, and what is inserted or
+deleted takes its neighbours along. Other letters and another order of the options are taken to change nothing.
+"""
+
+import argparse
+import copy
+import difflib
+import random
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from bench_author import Author
+from scipy.stats import spearmanr
+
+from evaluators.audio_lm.answer_tokens import find_answers
+from evaluators.audio_lm.templates import encode, parts_of
+from evaluators.build import build_evaluator
+from evaluators.classifier import log_odds
+from evaluators.clips import ClipSet
+from evaluators.files import shipped
+from evaluators.manifest import read_manifest
+from evaluators.orders import find_options
+from evaluators.prompts import Prompt, read_prompts
+from evaluators.splits import balanced_order, halves
+from evaluators.statistics import metrics
+from evaluators.statistics.calibration import fit_bias
+from evaluators.tasks import SPEECH_TASK
+from opro.proposers import surrogate
+from opro.proposers.rewriter import PARENTS, Rewriter
+from opro.search.history import Candidate, Outcome, Trial
+from opro.search.proposer import SearchView
+
+LABELS = SPEECH_TASK.labels
+ROUND = 10  # prompts of a round of the history
+BATCH = 64  # clips of a backward pass at once
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How a prompt's log-odds on some clips move with the embeddings of its tokens.
+
+    Attributes:
+        prompt: The parent.
+        ids: ``[token]`` of its suffix, from the end of the audio to the answer.
+        margin: ``[clip]`` log-odds of the first label.
+        gradient: ``[clip, token, channel]`` of them.
+    """
+
+    prompt: Prompt
+    ids: list[int]
+    margin: np.ndarray
+    gradient: torch.Tensor
+
+    def first(self, count):
+        """On the first so many of the clips."""
+        return replace(self, margin=self.margin[:count], gradient=self.gradient[:count])
+
+
+class Backward:
+    """A plain forward of the checkpoint with embeddings as leaves, and its backward.
+
+    Args:
+        scorer: An `AudioScorer`; its weights are used as they are.
+    """
+
+    def __init__(self, scorer):
+        self.scorer = scorer
+        self.model = scorer.decoder.model  # here, out of inference mode: autograd keeps weights
+        self.lm = self.model.model.language_model
+        self.table = self.lm.embed_tokens.weight.detach()
+        self.audio = {}
+
+    def embed(self, ids):
+        return self.table[torch.tensor(ids, device=self.table.device)]
+
+    def suffix(self, prompt):
+        template = self.scorer.family.template
+        return encode(self.scorer.processor.tokenizer, template.after(parts_of(prompt)[1]))
+
+    def slope(self, prompt, clips):
+        tokenizer, template = self.scorer.processor.tokenizer, self.scorer.family.template
+        before = self.embed(encode(tokenizer, template.before(prompt.system)))
+        ids = self.suffix(prompt)
+        answers = find_answers(tokenizer, prompt).sequences
+        assert len(answers) == 2 and all(len(s) == 1 for label in answers for s in label)
+        tokens = [[s[0] for s in label] for label in answers]
+        new = [c for c in clips if c.clip_id not in self.audio]
+        for clip, heard in zip(new, self.scorer.embeddings(new) if new else [], strict=True):
+            self.audio[clip.clip_id] = heard.clone()
+        margin = np.zeros(len(clips))
+        gradient = torch.zeros(len(clips), len(ids), before.shape[1])
+        lengths = np.array([len(self.audio[c.clip_id]) for c in clips])
+        for length in np.unique(lengths):
+            same = np.flatnonzero(lengths == length)
+            for part in np.array_split(same, -(-len(same) // BATCH)):
+                heard = torch.stack([self.audio[clips[i].clip_id] for i in part])
+                leaf = self.embed(ids).expand(len(part), -1, -1).clone().requires_grad_(True)
+                x = torch.cat([before.expand(len(part), -1, -1), heard, leaf], 1)
+                last = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1]
+                logits = self.model.lm_head(last).float()
+                odds = logits[:, tokens[0]].logsumexp(-1) - logits[:, tokens[1]].logsumexp(-1)
+                (found,) = torch.autograd.grad(odds.sum(), leaf)  # clips do not mix: one pass
+                margin[part] = odds.detach().cpu().numpy()
+                gradient[part] = found.float().cpu()
+        return Slope(prompt, ids, margin, gradient)
+
+
+def as_parent(prompt, parent):
+    """The prompt with the letters and the order of the options of its parent."""
+    options, own = find_options(prompt), find_options(parent)
+    if options is None or own is None:
+        return prompt
+    order, letters = [o.label for o in own], dict(parent.answers)
+    if [o.label for o in options] == order and prompt.answers == parent.answers:
+        return prompt
+    words = {o.label: prompt.text[o.start : o.end] for o in options}
+    text, end = "", 0
+    for place, label in zip(options, order, strict=True):
+        mark = prompt.text[place.mark : place.start]
+        mark = mark.replace(dict(prompt.answers)[place.label][0], letters[label][0])
+        text += prompt.text[end : place.mark] + mark + words[label]
+        end = place.end
+    return replace(prompt, text=text + prompt.text[end:], answers=parent.answers)
+
+
+def spans(old, new):
+    """(old, new) stretches of token ids that differ, and whether all are of equal lengths."""
+    found, equal = [], True
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind == "equal":
+            continue
+        if b - a != d - c:
+            equal = False
+            if a == b or c == d:  # inserted or deleted: with the tokens on both sides
+                a, b, c, d = a - 1, b + 1, c - 1, d + 1
+        found.append((slice(a, b), slice(c, d)))
+    return found, equal
+
+
+def moved(slope, backward, prompt):
+    """``[clip]`` log-odds of an edit to first order, and whether all of its spans are of equal lengths."""
+    new = backward.suffix(as_parent(prompt, slope.prompt))
+    found, equal = spans(slope.ids, new)
+    margin = slope.margin.copy()
+    for a, c in found:
+        old = backward.embed(slope.ids[a])
+        fresh = F.adaptive_avg_pool1d(backward.embed(new[c]).T[None], len(old))[0].T
+        step = (fresh - old).float().cpu()
+        margin += torch.einsum("ntc,tc->n", slope.gradient[:, a], step).numpy()
+    return margin, equal
+
+
+def loss(margin, truth):
+    """Balanced mean of the nats of the right label."""
+    sign = np.where(truth == 0, 1.0, -1.0)
+    return float(metrics.balanced_weights(truth) @ np.logaddexp(0, -sign * margin))
+
+
+def linear_loss(before, after, truth):
+    """The loss, to first order in the log-odds too."""
+    sign = np.where(truth == 0, 1.0, -1.0)
+    slope = -sign / (1 + np.exp(sign * before))
+    return loss(before, truth) + float(metrics.balanced_weights(truth) @ (slope * (after - before)))
+
+
+def tuned(margin, truth):
+    """Balanced accuracy with the best threshold."""
+    return metrics.balanced_accuracy(truth, (margin + fit_bias(truth, margin) < 0) == (truth == 1))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit of a parent: of the kind `kind`, the number of its parent, and its prompt."""
+
+    kind: str
+    parent: int
+    prompt: Prompt
+
+
+KINDS = {
+    "own": "the rewriter's edits",
+    "human": "with words that are new",
+    "word": "a word for a word",
+}
+
+
+def guesser(scored):
+    """Balanced accuracy and loss of each prompt that was scored: a function of prompts to ``[prompt, 2]``."""
+
+    def guess(past, prompts):
+        """The mean of the surrogate's posterior of minus the loss, and of balanced accuracy."""
+        n, texts = len(past), [surrogate.words_of(p) for p in [*past, *prompts]]
+        shared = surrogate._kernel(texts)
+        out = []
+        for values in np.array([scored[p] for p in past]).T:
+            # The loss has another scale: brought to that of the reward.
+            middle, scale = np.median(values), surrogate.SPREAD / max(values.std(), 1e-9)
+            noise = surrogate.NOISE**2 * np.eye(n)
+            weights = np.linalg.solve(
+                surrogate.SPREAD**2 * shared[:n, :n] + noise, scale * (values - middle)
+            )
+            out.append(surrogate.SPREAD**2 * shared[n:, :n] @ weights)
+        return np.array(out).T
+
+    return guess
+
+
+@dataclass
+class Bench:
+    """A checkpoint under study."""
+
+    evaluator: object
+    seeds: list
+    clips: ClipSet
+
+    def __post_init__(self):
+        self.truth = self.clips.targets.truth
+        self.margins = {}
+
+    def score(self, prompts):
+        """Log-odds ``[clip]`` of each on all clips; kept."""
+        new = list(dict.fromkeys(p for p in prompts if p not in self.margins))
+        if new:
+            table = self.evaluator.score(new, self.clips)
+            self.margins |= {p: log_odds(logp) for p, logp in zip(new, table.logp, strict=True)}
+        return [self.margins[p] for p in prompts]
+
+    def value(self, prompt, count=None):
+        """(minus the loss, tuned balanced accuracy) on the first so many clips."""
+        (margin,) = self.score([prompt])
+        return -loss(margin[:count], self.truth[:count]), tuned(margin[:count], self.truth[:count])
+
+    def history(self, count, seed):
+        """What a search without races tries, as the rewriter proposes it: the seeds and `count` prompts."""
+        rewriter, trials = Rewriter(SPEECH_TASK, seed), []
+        self.score(self.seeds)
+        found = [Candidate(p, "seed") for p in self.seeds]
+        for iteration in range(1, count // ROUND + 2):
+            self.score([c.prompt for c in found])
+            for c in found:
+                reward = self.value(c.prompt)[1]
+                outcome = Outcome(reward, 0.0, reward)
+                trials.append(Trial(len(trials), iteration - 1, c, "complete", outcome))
+            view = SearchView(iteration, tuple(trials), self.clips)
+            found = rewriter.propose(view, ROUND)
+        return [t.prompt for t in trials]
+
+    def edits(self, parents, known, each, seed):
+        """So many edits of each kind of each parent, none of them in the history."""
+        rng, own = random.Random(seed), Rewriter(SPEECH_TASK, seed)
+        other, tokenizer = copy.copy(own), self.evaluator.innermost.processor.tokenizer
+        other.bank = own.bank | Author(seed, True).fragments()
+        heard = words(known)
+        fresh = sorted(words(Prompt(str(list(bank.bank.values()))) for bank in (own, other)))
+        lengths = {w: len(tokenizer.encode(f" {w}")) for w in fresh}
+        out, seen = [], {p.digest for p in known}
+        for number, parent in enumerate(parents):
+            rest = [p for p in parents if p is not parent]
+            left = dict.fromkeys(KINDS, each)
+            for _ in range(200 * each):
+                kind = next((k for k in KINDS if left[k]), None)
+                if kind is None:
+                    break
+                if kind == "word":
+                    made = one_word(parent, lengths, rng)
+                else:
+                    bank = own if kind == "own" else other
+                    found = bank.rewrite([parent, *rest], rng)
+                    made = found and found.prompt
+                    if found is None or found.parents[0] != parent.prompt_id:
+                        continue
+                    if kind == "human" and words([made]) <= heard:
+                        continue
+                if made is not None and made.digest not in seen:
+                    seen.add(made.digest)
+                    left[kind] -= 1
+                    out.append(Edit(kind, number, made))
+        return out
+
+
+def words(prompts):
+    return set().union(*(re.findall(r"[^\W\d_]+", p.text.casefold()) for p in prompts))
+
+
+def one_word(prompt, lengths, rng):
+    """The prompt with one word in the place of another of as many tokens."""
+    places = [m for m in re.finditer(r"(?<= )[a-z]{3,}", prompt.text) if m[0] in lengths]
+    if not places:
+        return None
+    place = rng.choice(places)
+    same = [w for w in lengths if lengths[w] == lengths[place[0]] and len(w) > 2 and w != place[0]]
+    text = prompt.text[: place.start()] + rng.choice(same) + prompt.text[place.end() :]
+    return replace(prompt, text=text)
+
+
+def guesses(bench, backward, parents, edits, history, args):
+    """Name of a guess -> ``[edit, 2]`` guesses of minus the loss and of balanced accuracy; lengths that are equal."""
+    out, equal = {}, np.zeros(len(edits), bool)
+    slopes = [backward.slope(p, bench.clips) for p in parents]
+    for count in args.clips:
+        truth, rows = bench.truth[:count], []
+        for i, edit in enumerate(edits):
+            slope = slopes[edit.parent].first(count)
+            after, equal[i] = moved(slope, backward, edit.prompt)
+            # Guessed balanced accuracy has many ties: the area under the curve, which moves with it, has not.
+            rows.append([-linear_loss(slope.margin, after, truth), metrics.auroc(truth, after)])
+        out[f"gradient on {count} clips"] = np.array(rows)
+    guess, prompts = guesser({p: bench.value(p) for p in history}), [e.prompt for e in edits]
+    for count in args.past:
+        past = list(dict.fromkeys([*history[: len(bench.seeds) + count], *parents]))
+        out[f"surrogate after {count} prompts"] = guess(past, prompts)
+    for count in args.past:
+        name = f"gradient on {args.clips[-1]} clips"
+        both = [out[name], out[f"surrogate after {count} prompts"]]
+        out[f"both, after {count} prompts"] = sum(standard(b, edits) for b in both)
+    scored = [bench.value(p, args.clips[0]) for p in prompts]
+    out[f"scored on {args.clips[0]} clips"] = np.array(scored)
+    return out, equal
+
+
+def standard(values, edits):
+    """Standard scores among the edits of a parent."""
+    out, parent = np.zeros(values.shape), np.array([e.parent for e in edits])
+    for number in np.unique(parent):
+        own = values[parent == number]
+        out[parent == number] = (own - own.mean(0)) / np.maximum(own.std(0), 1e-12)
+    return out
+
+
+def rank(guess, true, edits, chosen):
+    """Spearman's correlation over the edits of a parent: the mean over parents with its standard error."""
+    found, parent = [], np.array([e.parent for e in edits])
+    for number in np.unique(parent):
+        own = (parent == number) & chosen
+        if own.sum() >= 8 and np.ptp(true[own]) > 0:
+            found.append(spearmanr(guess[own], true[own])[0] if np.ptp(guess[own]) > 0 else 0.0)
+    if len(found) < 2:
+        return "-"
+    return f"{np.mean(found):+.2f} +- {np.std(found, ddof=1) / len(found) ** 0.5:.2f}"
+
+
+def best_fifth(guess, true, edits):
+    """Points by which the fifth of a parent's edits that is guessed best beats the mean of all."""
+    found, parent = [], np.array([e.parent for e in edits])
+    for number in np.unique(parent):
+        own, values = guess[parent == number], true[parent == number]
+        found.append(values[np.argsort(-own)[: len(own) // 5]].mean() - values.mean())
+    return f"{100 * np.mean(found):+.1f} +- {100 * np.std(found, ddof=1) / len(found) ** 0.5:.1f}"
+
+
+def study(bench, checkpoint, args):
+    """Prints the table of a checkpoint."""
+    history = bench.history(max(args.past), args.seed)
+    early = sorted(history[: len(bench.seeds) + min(args.past)], key=lambda p: -bench.value(p)[1])
+    parents = list(dict.fromkeys([*early[: PARENTS - 1], max(bench.seeds, key=bench.value)]))
+    edits = bench.edits(parents, history, args.edits, args.seed)
+    bench.score([e.prompt for e in edits])
+    true = np.array([bench.value(e.prompt) for e in edits])
+    found, equal = guesses(
+        bench, Backward(bench.evaluator.innermost), parents, edits, history, args
+    )
+    kinds = {text: np.array([e.kind == kind for e in edits]) for kind, text in KINDS.items()}
+    kinds["of these, all spans of equal length"] = equal & ~kinds[KINDS["word"]]
+    kinds["a word for a word"] = kinds.pop("a word for a word")
+    print(
+        f"\n{checkpoint}, Spearman over the edits of a parent ({len(parents)} parents, mean +- s.e.)"
+    )
+    heads = [f"{name} ({chosen.sum()}): {what}" for name, chosen in kinds.items() for what in WHAT]
+    print(f"| guess | {' | '.join(heads)} | the best fifth, points |")
+    print(f"|{' --- |' * (len(heads) + 2)}")
+    for name, guess in found.items():
+        cells = [
+            rank(guess[:, k], true[:, k], edits, chosen)
+            for chosen in kinds.values()
+            for k in range(2)
+        ]
+        print(f"| {name} | {' | '.join(cells)} | {best_fifth(guess[:, 1], true[:, 1], edits)} |")
+
+
+WHAT = ("loss", "accuracy")
+
+
+def material(checkpoint, args):
+    """The search half of the demo, the published seed prompts, and an evaluator."""
+    seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
+    everything = read_manifest(shipped("data/demo"), LABELS)
+    search, _ = halves([c for c in everything if c.split == "dev"])
+    clips = ClipSet(SPEECH_TASK, tuple(balanced_order(search)))
+    evaluator, _ = build_evaluator(checkpoint, cache=args.out / ".cache", device=args.device)
+    return Bench(evaluator, seeds, clips)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", nargs="+", default=["pocket-base", "pocket-lora"])
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--clips", nargs="+", type=int, default=[32, 100, 200])
+    parser.add_argument("--past", nargs="+", type=int, default=[50, 300], help="prompts scored")
+    parser.add_argument("--edits", type=int, default=24, help="of each kind, a parent")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_gradient"))
+    args = parser.parse_args()
+    for checkpoint in args.checkpoint:
+        study(material(checkpoint, args), checkpoint, args)
+
+
+if __name__ == "__main__":
+    main()
