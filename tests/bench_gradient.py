@@ -19,6 +19,7 @@ import copy
 import difflib
 import random
 import re
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from bench_author import Author
 from scipy.stats import spearmanr
+from scipy.stats import t as student
+from searches import Silent
 
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.templates import encode, parts_of
@@ -41,12 +44,19 @@ from evaluators.splits import balanced_order, halves
 from evaluators.statistics import metrics
 from evaluators.statistics.calibration import fit_bias
 from evaluators.tasks import SPEECH_TASK
+from opro.problem import Problem
 from opro.proposers import surrogate
 from opro.proposers.rewriter import PARENTS, Rewriter
-from opro.search.history import Candidate, Outcome, Trial
+from opro.search.budget import FEWEST_CLIPS, MIN_FULL_TRIALS, most_selected
+from opro.search.history import Candidate, History, Outcome, Trial, best_first
+from opro.search.loop import Clock, Search
 from opro.search.proposer import SearchView
+from opro.settings import SearchSettings
 
 LABELS = SPEECH_TASK.labels
+PICK = surrogate.pick
+GUIDES = {}  # of searches under way, by their history
+PASS = 3  # evals that a backward pass costs a clip
 ROUND = 10  # prompts of a round of the history
 BATCH = 64  # clips of a backward pass at once
 
@@ -237,9 +247,9 @@ class Bench:
     def score(self, prompts):
         """Log-odds ``[clip]`` of each on all clips; kept."""
         new = list(dict.fromkeys(p for p in prompts if p not in self.margins))
-        if new:
-            table = self.evaluator.score(new, self.clips)
-            self.margins |= {p: log_odds(logp) for p, logp in zip(new, table.logp, strict=True)}
+        for part in (new[i : i + ROUND] for i in range(0, len(new), ROUND)):  # kept on the way
+            table = self.evaluator.score(part, self.clips)
+            self.margins |= {p: log_odds(logp) for p, logp in zip(part, table.logp, strict=True)}
         return [self.margins[p] for p in prompts]
 
     def value(self, prompt, count=None):
@@ -397,6 +407,139 @@ def study(bench, checkpoint, args):
 WHAT = ("loss", "accuracy")
 
 
+class Guide:
+    """Picks proposals in the place of `surrogate.pick`: the half that the gradient guesses best, of which it picks.
+
+    Each round takes the gradient of the best prompt so far, unless that is known. A proposal is guessed from the
+    nearest prompt whose gradient is known.
+
+    Args:
+        alone: Without the surrogate: those that the gradient guesses best.
+        most: Evals that all passes together may cost, at `PASS` a clip.
+    """
+
+    def __init__(self, backward, clips, alone, most):
+        self.backward, self.clips, self.alone, self.most = backward, clips, alone, most
+        self.slopes, self.spent = {}, 0
+
+    @property
+    def cost(self):
+        """Of a pass."""
+        return PASS * len(self.clips)
+
+    @property
+    def affords(self):
+        """Whether there may be another pass."""
+        return self.spent + self.cost <= self.most
+
+    def pick(self, past, pool, count, rng):
+        best = past[0][0]
+        if best not in self.slopes and self.affords:
+            self.slopes[best] = self.backward.slope(best, self.clips)
+            self.spent += self.cost
+        if not self.slopes:
+            return PICK(past, pool, count, rng)
+        order = np.argsort([-self.guess(prompt) for prompt in pool], kind="stable").tolist()
+        if self.alone:
+            return order[:count]
+        half = order[: max(count, len(order) // 2)]
+        return [half[i] for i in PICK(past, [pool[i] for i in half], count, rng)]
+
+    def guess(self, prompt):
+        """Area under the curve to first order."""
+
+        def differ(slope):
+            new = self.backward.suffix(as_parent(prompt, slope.prompt))
+            return sum(a.stop - a.start for a, _ in spans(slope.ids, new)[0])
+
+        near = min(self.slopes.values(), key=differ)
+        after, _ = moved(near, self.backward, prompt)
+        return metrics.auroc(self.clips.targets.truth, after)
+
+
+class Charged(Search):
+    """A search whose budget pays for the passes of a guide, and always holds one more ready."""
+
+    @property
+    def budget(self):
+        guide = GUIDES.get(id(self.history))
+        spent = 0 if guide is None else guide.spent + guide.cost * guide.affords
+        found = super().budget
+        return replace(found, pairs=found.pairs - spent)
+
+
+def searched(bench, backward, how, budget, seed, test, args):
+    """(Evals, balanced accuracy on test) of what one search holds for best, with its threshold."""
+    clips = bench.clips.first(max(FEWEST_CLIPS, budget // MIN_FULL_TRIALS))
+    problem = Problem(SPEECH_TASK, tuple(bench.seeds), clips, test, bench.evaluator, {})
+    settings = SearchSettings(iterations=100, candidates=ROUND, seed=seed, threshold="dev")
+    # Nothing is confirmed here, so that nothing is set aside for it but the forecast that is to be finished.
+    aside = most_selected(test, len(bench.seeds)) * len(test)
+    settings = replace(settings, max_evals=budget + aside)
+    guide = None
+    if how != "surrogate":
+        alone = how == "gradient"
+        # Two passes at least, on at most so many clips.
+        heard = min(args.clips[0], int(budget * args.share) // (2 * PASS))
+        guide = Guide(backward, clips.first(heard), alone, budget * args.share)
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder) / "trials.jsonl", LABELS)
+        history.begin({})
+        if guide is not None:
+            GUIDES[id(history)] = guide
+            surrogate.pick = guide.pick
+        try:
+            proposer = Rewriter(SPEECH_TASK, seed)
+            search = Charged(
+                problem, settings, proposer, history, Silent(), Clock(), lambda *_: None
+            )
+            search.run()
+            search.finish_finalists()
+        finally:
+            surrogate.pick = PICK
+            GUIDES.clear()
+        best = best_first(t for t in history.trials if t.state == "complete")[0]
+        evals = sum(t.n_scored + t.asked_twice for t in history.trials)
+    evals += guide.spent if guide is not None else 0
+    right = bench.evaluator.score([best.prompt], test).predict(best.classifier).right
+    return evals, 100 * metrics.balanced_accuracy(test.targets.truth, right)
+
+
+def compare_searches(bench, checkpoint, args):
+    """Prints guided and unguided searches at equal evals."""
+    backward = Backward(bench.evaluator.innermost)
+    test = balanced_order(read_manifest(shipped("data/demo"), LABELS, "test"))
+    test = ClipSet(SPEECH_TASK, tuple(test))
+    print(f"\n{checkpoint}, balanced accuracy on test of the best of the search half, {args.seeds}")
+    print(f"| picks | {' | '.join(f'{b:,} evals | gains | spent' for b in args.budgets)} |")
+    print(f"|{' --- |' * (1 + 3 * len(args.budgets))}")
+    first = {}
+    for how in HOW:
+        cells = []
+        for budget in args.budgets:
+            runs = [
+                searched(bench, backward, how, budget, seed, test, args)
+                for seed in range(args.seeds)
+            ]
+            evals, values = np.array(runs).T
+            gain = values - first.setdefault(budget, values)
+            cells += [
+                interval(values),
+                interval(gain) if how != HOW[0] else "",
+                f"{evals.mean():,.0f}",
+            ]
+        print(f"| {how} | {' | '.join(cells)} |", flush=True)
+
+
+def interval(values):
+    """Mean with Student's 95 % interval over seeds."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():.1f} [{values.mean() - half:.1f}, {values.mean() + half:.1f}]"
+
+
+HOW = ("surrogate", "gradient and surrogate", "gradient")
+
+
 def material(checkpoint, args):
     """The search half of the demo, the published seed prompts, and an evaluator."""
     seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS)
@@ -415,12 +558,17 @@ def main():
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--clips", nargs="+", type=int, default=[32, 100, 200])
     parser.add_argument("--past", nargs="+", type=int, default=[50, 300], help="prompts scored")
-    parser.add_argument("--edits", type=int, default=24, help="of each kind, a parent")
+    parser.add_argument("--edits", type=int, default=16, help="of each kind, a parent")
+    parser.add_argument("--search", action="store_true", help="compare searches instead")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[300, 1000, 3000])
+    parser.add_argument("--seeds", type=int, default=10, help="searches of each kind")
+    parser.add_argument("--share", type=float, default=1 / 3, help="of the evals, for gradients")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_gradient"))
     args = parser.parse_args()
     for checkpoint in args.checkpoint:
-        study(material(checkpoint, args), checkpoint, args)
+        bench = material(checkpoint, args)
+        (compare_searches if args.search else study)(bench, checkpoint, args)
 
 
 if __name__ == "__main__":
