@@ -56,6 +56,7 @@ from opro.settings import SearchSettings
 LABELS = SPEECH_TASK.labels
 PICK = surrogate.pick
 GUIDES = {}  # of searches under way, by their history
+SHARES = (0.02, 0.1, 0.3, 1.0)
 PASS = 3  # evals that a backward pass costs a clip
 ROUND = 10  # prompts of a round of the history
 BATCH = 64  # clips of a backward pass at once
@@ -94,6 +95,7 @@ class Backward:
         self.model = scorer.decoder.model  # here, out of inference mode: autograd keeps weights
         self.lm = self.model.model.language_model
         self.table = self.lm.embed_tokens.weight.detach()
+        self.width = self.table.shape[1]
         self.audio = {}
 
     def embed(self, ids):
@@ -104,31 +106,53 @@ class Backward:
         return encode(self.scorer.processor.tokenizer, template.after(parts_of(prompt)[1]))
 
     def slope(self, prompt, clips):
-        tokenizer, template = self.scorer.processor.tokenizer, self.scorer.family.template
-        before = self.embed(encode(tokenizer, template.before(prompt.system)))
+        """The slope of a prompt: clips do not mix, so that one pass gives that of each."""
         ids = self.suffix(prompt)
+        margin, gradient = (
+            np.zeros(len(clips)),
+            torch.zeros(len(clips), len(ids), self.width),
+        )
+        for part, leaf, odds in self.forward(prompt, clips, self.embed(ids), grad=True):
+            (found,) = torch.autograd.grad(odds.sum(), leaf)
+            margin[part] = odds.detach().cpu().numpy()
+            gradient[part] = found.float().cpu()
+        return Slope(prompt, ids, margin, gradient)
+
+    def margin(self, prompt, clips, rows):
+        """``[clip]`` log-odds with other embeddings ``[token, channel]`` in the place of the suffix'."""
+        margin = np.zeros(len(clips))
+        with torch.no_grad():
+            for part, _, odds in self.forward(prompt, clips, rows):
+                margin[part] = odds.cpu().numpy()
+        return margin
+
+    def forward(self, prompt, clips, rows, grad=False):
+        """Places of some clips, the embeddings after them, and their log-odds, batch by batch."""
+        tokenizer, template = (
+            self.scorer.processor.tokenizer,
+            self.scorer.family.template,
+        )
+        before = self.embed(encode(tokenizer, template.before(prompt.system)))
         answers = find_answers(tokenizer, prompt).sequences
         assert len(answers) == 2 and all(len(s) == 1 for label in answers for s in label)
-        tokens = [[s[0] for s in label] for label in answers]
+        first, second = ([s[0] for s in label] for label in answers)
         new = [c for c in clips if c.clip_id not in self.audio]
         for clip, heard in zip(new, self.scorer.embeddings(new) if new else [], strict=True):
             self.audio[clip.clip_id] = heard.clone()
-        margin = np.zeros(len(clips))
-        gradient = torch.zeros(len(clips), len(ids), before.shape[1])
         lengths = np.array([len(self.audio[c.clip_id]) for c in clips])
         for length in np.unique(lengths):
             same = np.flatnonzero(lengths == length)
             for part in np.array_split(same, -(-len(same) // BATCH)):
                 heard = torch.stack([self.audio[clips[i].clip_id] for i in part])
-                leaf = self.embed(ids).expand(len(part), -1, -1).clone().requires_grad_(True)
+                leaf = rows.expand(len(part), -1, -1).clone().requires_grad_(grad)
                 x = torch.cat([before.expand(len(part), -1, -1), heard, leaf], 1)
                 last = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1]
                 logits = self.model.lm_head(last).float()
-                odds = logits[:, tokens[0]].logsumexp(-1) - logits[:, tokens[1]].logsumexp(-1)
-                (found,) = torch.autograd.grad(odds.sum(), leaf)  # clips do not mix: one pass
-                margin[part] = odds.detach().cpu().numpy()
-                gradient[part] = found.float().cpu()
-        return Slope(prompt, ids, margin, gradient)
+                yield (
+                    part,
+                    leaf,
+                    logits[:, first].logsumexp(-1) - logits[:, second].logsumexp(-1),
+                )
 
 
 def as_parent(prompt, parent):
@@ -164,17 +188,21 @@ def spans(old, new):
     return found, equal
 
 
-def moved(slope, backward, prompt):
-    """``[clip]`` log-odds of an edit to first order, and whether all of its spans are of equal lengths."""
+def step_of(slope, backward, prompt):
+    """``[token, channel]`` by which an edit moves the embeddings, and whether its spans are of equal lengths."""
     new = backward.suffix(as_parent(prompt, slope.prompt))
     found, equal = spans(slope.ids, new)
-    margin = slope.margin.copy()
+    step = torch.zeros_like(backward.embed(slope.ids))
     for a, c in found:
         old = backward.embed(slope.ids[a])
-        fresh = F.adaptive_avg_pool1d(backward.embed(new[c]).T[None], len(old))[0].T
-        step = (fresh - old).float().cpu()
-        margin += torch.einsum("ntc,tc->n", slope.gradient[:, a], step).numpy()
-    return margin, equal
+        step[a] = F.adaptive_avg_pool1d(backward.embed(new[c]).T[None], len(old))[0].T - old
+    return step.float().cpu(), equal
+
+
+def moved(slope, backward, prompt):
+    """``[clip]`` log-odds of an edit to first order, and whether all of its spans are of equal lengths."""
+    step, equal = step_of(slope, backward, prompt)
+    return slope.margin + torch.einsum("ntc,tc->n", slope.gradient, step).numpy(), equal
 
 
 def loss(margin, truth):
@@ -221,7 +249,10 @@ def guesser(scored):
         out = []
         for values in np.array([scored[p] for p in past]).T:
             # The loss has another scale: brought to that of the reward.
-            middle, scale = np.median(values), surrogate.SPREAD / max(values.std(), 1e-9)
+            middle, scale = (
+                np.median(values),
+                surrogate.SPREAD / max(values.std(), 1e-9),
+            )
             noise = surrogate.NOISE**2 * np.eye(n)
             weights = np.linalg.solve(
                 surrogate.SPREAD**2 * shared[:n, :n] + noise, scale * (values - middle)
@@ -320,10 +351,9 @@ def one_word(prompt, lengths, rng):
     return replace(prompt, text=text)
 
 
-def guesses(bench, backward, parents, edits, history, args):
+def guesses(bench, backward, slopes, edits, history, args):
     """Name of a guess -> ``[edit, 2]`` guesses of minus the loss and of balanced accuracy; lengths that are equal."""
     out, equal = {}, np.zeros(len(edits), bool)
-    slopes = [backward.slope(p, bench.clips) for p in parents]
     for count in args.clips:
         truth, rows = bench.truth[:count], []
         for i, edit in enumerate(edits):
@@ -332,9 +362,14 @@ def guesses(bench, backward, parents, edits, history, args):
             # Guessed balanced accuracy has many ties: the area under the curve, which moves with it, has not.
             rows.append([-linear_loss(slope.margin, after, truth), metrics.auroc(truth, after)])
         out[f"gradient on {count} clips"] = np.array(rows)
-    guess, prompts = guesser({p: bench.value(p) for p in history}), [e.prompt for e in edits]
+    guess, prompts = (
+        guesser({p: bench.value(p) for p in history}),
+        [e.prompt for e in edits],
+    )
     for count in args.past:
-        past = list(dict.fromkeys([*history[: len(bench.seeds) + count], *parents]))
+        past = list(
+            dict.fromkeys([*history[: len(bench.seeds) + count], *(s.prompt for s in slopes)])
+        )
         out[f"surrogate after {count} prompts"] = guess(past, prompts)
     for count in args.past:
         name = f"gradient on {args.clips[-1]} clips"
@@ -343,6 +378,26 @@ def guesses(bench, backward, parents, edits, history, args):
     scored = [bench.value(p, args.clips[0]) for p in prompts]
     out[f"scored on {args.clips[0]} clips"] = np.array(scored)
     return out, equal
+
+
+def how_far(backward, slopes, edits, clips):
+    """Prints how well the first order tells a clip's log-odds where only a part of an edit's step is taken."""
+    found = {share: [] for share in SHARES}
+    for number, slope in enumerate(slopes):
+        slope, own = slope.first(len(clips)), [e for e in edits if e.parent == number]
+        for edit in [e for e in own if e.kind == "word"]:
+            step, _ = step_of(slope, backward, edit.prompt)
+            guess = torch.einsum("ntc,tc->n", slope.gradient, step).numpy()
+            for share in SHARES:
+                rows = backward.embed(slope.ids) + share * step.to(backward.table)
+                true = backward.margin(slope.prompt, clips, rows) - slope.margin
+                found[share].append((true.mean(), share * guess.mean()))
+    print("\n| share of the step | Spearman over edits | change that is explained |")
+    print("| --- | --- | --- |")
+    for share, pairs in found.items():
+        true, guess = np.array(pairs).T
+        explained = 1 - ((true - guess) ** 2).sum() / (true**2).sum()
+        print(f"| {share:.0%} | {spearmanr(true, guess)[0]:+.2f} | {explained:.0%} |")
 
 
 def standard(values, edits):
@@ -383,9 +438,11 @@ def study(bench, checkpoint, args):
     edits = bench.edits(parents, history, args.edits, args.seed)
     bench.score([e.prompt for e in edits])
     true = np.array([bench.value(e.prompt) for e in edits])
-    found, equal = guesses(
-        bench, Backward(bench.evaluator.innermost), parents, edits, history, args
-    )
+    backward = Backward(bench.evaluator.innermost)
+    slopes = [backward.slope(p, bench.clips) for p in parents]
+    for slope, scored in zip(slopes, bench.score(parents), strict=True):
+        assert np.abs(slope.margin - scored).max() < 1e-2, "the plain forward is not the scorer's"
+    found, equal = guesses(bench, backward, slopes, edits, history, args)
     kinds = {text: np.array([e.kind == kind for e in edits]) for kind, text in KINDS.items()}
     kinds["of these, all spans of equal length"] = equal & ~kinds[KINDS["word"]]
     kinds["a word for a word"] = kinds.pop("a word for a word")
@@ -402,6 +459,7 @@ def study(bench, checkpoint, args):
             for k in range(2)
         ]
         print(f"| {name} | {' | '.join(cells)} | {best_fifth(guess[:, 1], true[:, 1], edits)} |")
+    how_far(backward, slopes, edits, bench.clips.first(args.clips[0]))
 
 
 WHAT = ("loss", "accuracy")
