@@ -385,7 +385,7 @@ def how_far(backward, slopes, edits, clips):
     found = {share: [] for share in SHARES}
     for number, slope in enumerate(slopes):
         slope, own = slope.first(len(clips)), [e for e in edits if e.parent == number]
-        for edit in [e for e in own if e.kind == "word"]:
+        for edit in [e for e in own if e.kind == "word"][:4]:
             step, _ = step_of(slope, backward, edit.prompt)
             guess = torch.einsum("ntc,tc->n", slope.gradient, step).numpy()
             for share in SHARES:
@@ -444,11 +444,11 @@ def study(bench, checkpoint, args):
         assert np.abs(slope.margin - scored).max() < 1e-2, "the plain forward is not the scorer's"
     found, equal = guesses(bench, backward, slopes, edits, history, args)
     kinds = {text: np.array([e.kind == kind for e in edits]) for kind, text in KINDS.items()}
-    kinds["of these, all spans of equal length"] = equal & ~kinds[KINDS["word"]]
-    kinds["a word for a word"] = kinds.pop("a word for a word")
+    grammar = ~kinds[KINDS["word"]]
     print(
-        f"\n{checkpoint}, Spearman over the edits of a parent ({len(parents)} parents, mean +- s.e.)"
+        f"\n{checkpoint}, {len(parents)} parents, mean +- standard error over them; all spans are"
     )
+    print(f"of equal length in {(equal & grammar).sum()} of {grammar.sum()} edits of the grammar\n")
     heads = [f"{name} ({chosen.sum()}): {what}" for name, chosen in kinds.items() for what in WHAT]
     print(f"| guess | {' | '.join(heads)} | the best fifth, points |")
     print(f"|{' --- |' * (len(heads) + 2)}")
