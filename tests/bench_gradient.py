@@ -552,6 +552,8 @@ def searched(bench, backward, how, budget, seed, test, args):
                 problem, settings, proposer, history, Silent(), Clock(), lambda *_: None
             )
             search.run()
+            if guide is not None:
+                guide.most = guide.spent  # no pass is held ready any more
             search.finish_finalists()
         finally:
             surrogate.pick = PICK
