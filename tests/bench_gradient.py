@@ -570,7 +570,9 @@ def compare_searches(bench, checkpoint, args):
     backward = Backward(bench.evaluator.innermost)
     test = balanced_order(read_manifest(shipped("data/demo"), LABELS, "test"))
     test = ClipSet(SPEECH_TASK, tuple(test))
-    print(f"\n{checkpoint}, balanced accuracy on test of the best of the search half, {args.seeds}")
+    print(
+        f"\n{checkpoint}, balanced accuracy on test of the best of the search half, {args.seeds} seeds"
+    )
     print(f"| picks | {' | '.join(f'{b:,} evals | gains | spent' for b in args.budgets)} |")
     print(f"|{' --- |' * (1 + 3 * len(args.budgets))}")
     first = {}
@@ -618,7 +620,7 @@ def main():
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--clips", nargs="+", type=int, default=[32, 100, 200])
     parser.add_argument("--past", nargs="+", type=int, default=[50, 300], help="prompts scored")
-    parser.add_argument("--edits", type=int, default=16, help="of each kind, a parent")
+    parser.add_argument("--edits", type=int, default=12, help="of each kind, a parent")
     parser.add_argument("--search", action="store_true", help="compare searches instead")
     parser.add_argument("--budgets", nargs="+", type=int, default=[300, 1000, 3000])
     parser.add_argument("--seeds", type=int, default=10, help="searches of each kind")
