@@ -300,7 +300,7 @@ class Summary(Part):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = dump(self)
         if self.repeats is None:
-            del plain["repeats"]
+            plain.pop("repeats", None)
         return plain
 
     @classmethod
