@@ -1,7 +1,7 @@
 """Holds a new checkpoint against a sealed card: python -m opro.check card.yaml --checkpoint NEW
 
 A gate for continuous integration. The card's prompt and threshold are scored with the new checkpoint on the card's
-clips, and compared with what was sealed, paired by clip, over resampled sources. Exit 0 where the lower bound of the
+clips, and compared with what was sealed, paired by clip, over sources. Exit 0 where the lower bound of the
 difference is above minus the margin: it is shown to be no worse by more than that. Exit 1 otherwise.
 """
 

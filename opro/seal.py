@@ -41,7 +41,7 @@ from opro.settings import DataSettings, model_settings
 RULE = (  # with the level of the run's decision
     "dev halved by source; the best seed prompt of the search half is the baseline, at most five prompts that beat it"
     " there are finalists; one replaces it when its gain on the holdout has a p, corrected by Holm, below {level:.3g},"
-    " one-sided, over resampled sources"
+    " one-sided, over sources"
 )
 
 

@@ -4,7 +4,7 @@ A file has one row a clip. Columns: clip_id, source_id (the recording, speaker o
 predicted, score or log-probabilities (logp_SPEECH, logp_NONSPEECH, ...); duration_ms, snr_db, condition and category
 are sliced by. Other names and spellings of labels are guessed where one reading is possible, and the guess is shown;
 else they are mapped: --map label=annotator_2 source_id='(.+)_[0-9]+ of clip_id' (the group of a regular expression).
-Intervals resample sources; several files must hold the same clips and are compared pairwise.
+Intervals are over sources; several files must hold the same clips and are compared pairwise.
 
 Logs of evaluations are read as they are: inspect_ai (.eval, .json), and the samples_*.jsonl that lm-evaluation-harness
 and lmms-eval write with --log_samples. Compared are the mean scores of two logs of one task on the samples of both,
