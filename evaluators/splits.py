@@ -45,19 +45,20 @@ def clearest(clips: Sequence[Clip], labels: Sequence[str], count: int) -> tuple[
     return tuple(clip for own in by_label for clip in own[:each])
 
 
-def balanced_order(clips: Sequence[Clip]) -> list[Clip]:
+def balanced_order(clips: Sequence[Clip], salt: str = "") -> list[Clip]:
     """The clips in a fixed order in which every prefix is balanced over label, duration, SNR and source.
 
     Depends on nothing but the clips' ids and attributes, so "the first N" is the same set on every machine.
     Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
+    Each `salt` gives another such order: benches draw their clips by it.
     """
     cells: dict[tuple[str, int, str], list[Waiting]] = {}
     used: dict[str, int] = {}
-    for clip in sorted(clips, key=lambda c: _order(c.clip_id)):
+    for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):
         cell = cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), [])
         cell.append((0, len(cell), clip))  # in order: a heap
     labels = sorted({key[0] for key in cells})
-    in_turn = sorted(cells, key=lambda k: _order(repr(k)))
+    in_turn = sorted(cells, key=lambda k: _order(salt + repr(k)))
     queues = {label: deque(cells[k] for k in in_turn if k[0] == label) for label in labels}
     total = {label: sum(map(len, queue)) for label, queue in queues.items()}
     taken = dict.fromkeys(labels, 0)

@@ -156,7 +156,7 @@ class SearchSettings:
     )
     max_evals: int | None = flag(
         None,
-        "evals of search and selection at most (the controls and --brittleness come on top)",
+        "evals of search and selection at most (controls, first seed prompt and --brittleness come on top)",
         min=1,
     )
     max_prompt_tokens: int | None = flag(

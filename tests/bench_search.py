@@ -3,7 +3,9 @@
 Needs `pip install -e '.[bench]'`. Every method starts from the task's seed prompts, has its prompts written by the
 same author (the packages through their own public interfaces), sees dev clips only, and pays for each pair of prompt
 and clip it asks for once; all share one cache. What each would hand over after so many evals is then scored on the test
-split, as it is and with a threshold fitted on the clips that the method itself has paid for with that prompt.
+split, as it is and with a threshold fitted on the clips that the method itself has paid for with that prompt. Each seed
+draws which dev clips come first, for all methods alike. What decides nothing is not paid for by anybody: our controls,
+and the first seed prompt on the holdout where it is not the baseline.
 
 The author is the built-in rewriter. `--author phrasings` simulates people: the 40 held-out phrasings in random order,
 then the rewriter on them. With --lm-model NAME --lm-base-url URL a language model behind a server writes the prompts
@@ -32,7 +34,7 @@ import random
 import re
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,6 @@ from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.build import build_evaluator
 from evaluators.classifier import decide as decided
 from evaluators.clips import ClipSet
-from evaluators.errors import UserError
 from evaluators.files import shipped, write_text
 from evaluators.manifest import read_manifest
 from evaluators.prompts import prompt_from, read_prompts
@@ -69,7 +70,6 @@ from opro.settings import SearchSettings
 BUDGETS = (300, 1000, 3000, 10_000)
 WANTED = re.compile(r"Write (\d+) (?:new|prompts)")  # how many our request asks for
 STEPS = 1000  # of a package that would go on for ever on prompts it has paid for
-FEW = 32  # clips of a half, where a budget does not cover more
 POPULATION = 10  # of the methods that keep one: the seeds and rewritings of them
 
 
@@ -96,9 +96,13 @@ class Meter:
     evaluator: object
     budget: int
     author: object  # who writes the prompts
+    salt: str  # which clips come first
     pairs: set = field(default_factory=set)
     paid: dict = field(default_factory=dict)  # digest -> {clip_id: clip}
     choices: list = field(default_factory=list)  # whenever a method's choice changes
+
+    def balanced(self, clips):
+        return balanced_order(clips, self.salt)
 
     def truth(self, clips):
         return np.array([self.task.labels.index(c.label) for c in clips])
@@ -272,14 +276,8 @@ def ours(
         max_evals=meter.budget,
     )  # fmt: skip
     task = meter.task
-    clips = [ClipSet(task, tuple(half)) for half in (search, holdout)]
-    problem = Problem(task, tuple(seeds), *clips, meter.evaluator, {})
-    try:
-        problem = fit_budget(problem, settings)
-    except UserError:  # 300 evals: "give more, or fewer --clips"
-        clips = [half.first(len(half) * FEW // max(map(len, clips))) for half in clips]
-        problem = replace(problem, search_clips=clips[0], holdout_clips=clips[1])
-        problem = fit_budget(problem, settings)
+    clips = [ClipSet(task, tuple(meter.balanced(half))) for half in (search, holdout)]
+    problem = fit_budget(Problem(task, tuple(seeds), *clips, meter.evaluator, {}), settings)
     proposer = rewriter = Rewriter(task, seed, learn=learn)
     if lm is not None:
         asks = LMProposer(
@@ -299,7 +297,7 @@ def ours(
         if not guard and decision.finalists:
             chosen = decision.finalists[0].trial
         asked = sum(t.n_scored for t in history.trials)
-        asked += len(decision.predictions) * len(problem.holdout_clips)
+        asked += (1 + len(decision.finalists)) * len(problem.holdout_clips)
         assert asked <= meter.budget, (asked, meter.budget)
     meter.pairs = set(range(asked))
     meter.choose(chosen.prompt, chosen.classifier.bias, fits=False)
@@ -307,14 +305,14 @@ def ours(
 
 def best_seed(meter, seeds, seed, search, holdout):
     """The seed prompt that scores best on as many dev clips as the budget covers."""
-    clips = balanced_order([*search, *holdout])[: meter.budget // len(seeds)]
+    clips = meter.balanced([*search, *holdout])[: meter.budget // len(seeds)]
     scores = [meter.right(p, clips).mean() for p in seeds]
     meter.choose(seeds[int(np.argmax(scores))])
 
 
 def threshold_only(meter, seeds, seed, search, holdout):
     """The best seed prompt with the decision threshold fitted on the same clips."""
-    clips = balanced_order([*search, *holdout])[: meter.budget // len(seeds)]
+    clips = meter.balanced([*search, *holdout])[: meter.budget // len(seeds)]
     truth = meter.truth(clips)
     fits = []
     for prompt in seeds:
@@ -349,7 +347,7 @@ def promptolution(meter, seeds, seed, search, holdout, *, name, strategy, size=3
 
     random.seed(seed)
     np.random.seed(seed)
-    clips = {c.clip_id: c for c in balanced_order([*search, *holdout])}
+    clips = {c.clip_id: c for c in meter.balanced([*search, *holdout])}
     author = meter.author
 
     class Model(BaseLLM):
@@ -419,7 +417,7 @@ def gepa(meter, seeds, seed, search, holdout, *, valid, parallel=1, sure=False):
     from gepa.strategies.proposal_sampling import IndependentSampling
 
     author = meter.author
-    validation = balanced_order(holdout)[:valid]
+    validation = meter.balanced(holdout)[:valid]
     truth = meter.truth(validation)
     blend = LinearBlendScoring(low_confidence_threshold=0.99)
     table = meter.evaluator.score(seeds, validation)
@@ -512,10 +510,10 @@ METHODS = {
     "gepa, 50, 4 proposals at once": partial(gepa, valid=50, parallel=4),
     "gepa, 50, ConfidenceAdapter's score": partial(gepa, valid=50, sure=True),
 }
-FIXED = {"best seed prompt", "threshold only"}  # no chance in them
+WITHOUT = {"best seed prompt", "threshold only"}  # an author
 NEEDS_REWRITER = {"random paraphrases", "--strategy random", "ours, with a hostile language model"}
 ONCE = {  # a choice at every number of evals, so that one run shows the whole curve
-    name for name in METHODS if not name.startswith(("ours", "--")) and name not in FIXED
+    name for name in METHODS if not name.startswith(("ours", "--")) and name not in WITHOUT
 }
 
 
@@ -545,10 +543,9 @@ class Run:
 
 def run_of(args, task, checkpoint, method, seed, budget):
     """The run that shows what a method hands over after `budget` evals."""
-    fixed = method in FIXED
-    author = "none" if fixed else args.lm_model or args.author
+    author = "none" if method in WITHOUT else args.lm_model or args.author
     most = max(args.budgets) if method in ONCE else budget
-    return Run(task, checkpoint, method, author, 0 if fixed else seed, most)
+    return Run(task, checkpoint, method, author, seed, most)
 
 
 def in_force(choices, budget):
@@ -621,7 +618,7 @@ def once(args, run):
     if args.lm_model:
         path = args.out / "replies" / run.path(args.out).with_suffix(".jsonl").name
         author = Chat(args.lm_model, args.lm_base_url, path, task, run.seed, seeds)
-    meter = Meter(task, evaluator, run.budget, author)
+    meter = Meter(task, evaluator, run.budget, author, str(run.seed))
     with contextlib.suppress(SpentError):
         METHODS[run.method](meter, seeds, run.seed, search, holdout)
     truth = meter.truth(test)

@@ -1,7 +1,8 @@
 """The budget: all arithmetic of ``--max-evals``.
 
 An eval is one prompt, in one order of its options, on one clip. Search and selection together never ask for more than
-``--max-evals``; the controls beside the chosen prompt come on top, and so do the trivial edits of ``--brittleness``.
+``--max-evals``. What decides nothing comes on top: the controls beside the chosen prompt, the first seed prompt where
+it is not the baseline, and the trivial edits of ``--brittleness``.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ FINALISTS = 5  # at most
 SOURCES_PER_FINALIST = (
     10  # of the rarest label: with few sources every finalist costs much power (Holm)
 )
-MIN_FULL_TRIALS = 8  # that a search can at least afford to score on all its clips
-FEWEST_CLIPS = 64  # that a half is cut down to
+MIN_FULL_TRIALS = 12  # that a search can at least afford to score on all its clips
+FEWEST_SEARCH, FEWEST_HOLDOUT = 32, 64  # clips that a half is cut down to
 CONTROLS = 4  # silence and shuffled audio, each for baseline and chosen prompt
 
 
@@ -35,9 +36,14 @@ def most_finalists(sources: int) -> int:
     return max(1, min(FINALISTS, sources // SOURCES_PER_FINALIST))
 
 
-def most_selected(holdout: ClipSet, seed_prompts: int) -> int:
-    """Prompts that the selection scores at most: the finalists, the baseline, and the first seed prompt."""
-    return min(seed_prompts, 2) + most_finalists(holdout.targets.fewest_sources)
+def most_selected(holdout: ClipSet) -> int:
+    """Prompts that the selection compares at most: the baseline and the finalists."""
+    return 1 + most_finalists(holdout.targets.fewest_sources)
+
+
+def most_beside(seed_prompts: int) -> int:
+    """Prompts that are scored on the holdout and decide nothing, at most: the controls, and the first seed prompt."""
+    return CONTROLS + min(seed_prompts - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Budget:
     @classmethod
     def of(cls, problem: Problem, settings: SearchSettings) -> "Budget":
         """The budget of a search."""
-        selected = most_selected(problem.holdout_clips, len(problem.seed_prompts))
+        selected = most_selected(problem.holdout_clips)
         races = STRATEGIES[settings.strategy].races
         return cls(
             max_pairs(problem, settings),
@@ -103,9 +109,9 @@ def max_pairs(problem: Problem, settings: SearchSettings) -> float:
 def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
     """The problem with the first clips of both halves that a search of so few evals is best made on.
 
-    The selection takes a fifth of the evals at most: with 1,000 on searches of known truth, 100 holdout clips of 200
-    choose a better prompt, by 0.9 points. Of the search half as many as a few prompts can be scored on in full: prompts
-    differ by more than a small sample errs (`tests/bench_search.py`).
+    The selection takes a fifth of the evals, and at least what 64 clips cost: on fewer a gain of 15 points is not told
+    from none. Of the search half as many as a few prompts can be scored on in full, down to 32: prompts differ by more
+    than a small sample errs (`tests/bench_search.py`).
 
     Raises:
         UserError: ``--max-evals`` does not cover seed prompts, selection and one candidate.
@@ -113,14 +119,14 @@ def fit_budget(problem: Problem, settings: SearchSettings) -> Problem:
     pairs = max_pairs(problem, settings)
     if math.isinf(pairs):
         return problem
-    search, holdout, seeds = problem.search_clips, problem.holdout_clips, len(problem.seed_prompts)
-    each = int(pairs) // 5 // most_selected(holdout, seeds)
-    fitted = holdout.first(max(FEWEST_CLIPS, each - each % 2))
-    set_aside = most_selected(fitted, seeds) * len(fitted)
+    search, holdout = problem.search_clips, problem.holdout_clips
+    each = int(pairs) // 5 // most_selected(holdout)
+    fitted = holdout.first(max(FEWEST_HOLDOUT, each - each % 2))
+    set_aside = most_selected(fitted) * len(fitted)
     each = int(pairs - set_aside) // MIN_FULL_TRIALS
     problem = dataclasses.replace(
         problem,
-        search_clips=search.first(max(FEWEST_CLIPS, each - each % 2)),
+        search_clips=search.first(max(FEWEST_SEARCH, each - each % 2)),
         holdout_clips=fitted,
     )
     least = set_aside + _least_search(problem, Budget.of(problem, settings))
@@ -163,7 +169,7 @@ def planned_pairs(problem: Problem, settings: SearchSettings) -> int:
 
 def decision_pairs(problem: Problem, settings: SearchSettings) -> int:
     """Pairs of the selection, its controls and trivial edits, and of what each of several repeats would hand over."""
-    prompts = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + CONTROLS
+    prompts = most_selected(problem.holdout_clips) + most_beside(len(problem.seed_prompts))
     if settings.repeats > 1:
         prompts += settings.repeats
     return prompts * len(problem.holdout_clips) + edited_pairs(problem, settings)
@@ -171,6 +177,7 @@ def decision_pairs(problem: Problem, settings: SearchSettings) -> int:
 
 def most_evals(problem: Problem, settings: SearchSettings) -> int:
     """Evals of a search at most, controls and trivial edits included: before racing and the cache."""
-    on_top = CONTROLS * len(problem.holdout_clips) + edited_pairs(problem, settings)
+    on_top = most_beside(len(problem.seed_prompts)) * len(problem.holdout_clips)
+    on_top += edited_pairs(problem, settings)
     pairs = min(planned_pairs(problem, settings), max_pairs(problem, settings) + on_top)
     return int(pairs) * orders(problem, settings)

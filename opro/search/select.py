@@ -14,9 +14,8 @@ from evaluators.statistics.compare import ALPHA, compare, compare_many, estimate
 from evaluators.statistics.resampling import MIN_SOURCES, Estimate
 from evaluators.targets import Predictions
 from opro.problem import Problem
-from opro.search import budget
 from opro.search.brittleness import MARGIN, Brittleness, How, brittleness, steadiest
-from opro.search.budget import edited_pairs, most_finalists, most_selected
+from opro.search.budget import edited_pairs, most_beside, most_finalists, most_selected
 from opro.search.history import History, Trial
 from opro.search.lengths import length_of, unit_of
 from opro.search.objective import Objective
@@ -223,7 +222,7 @@ def decide(
     chosen = winner.trial if winner else baseline
     found = winner or max(finalists, key=lambda f: f.gain.value, default=None)
     shown = list(dict.fromkeys((baseline.classifier, chosen.classifier)))
-    most = most_selected(problem.holdout_clips, len(problem.seed_prompts)) + budget.CONTROLS
+    most = most_selected(problem.holdout_clips) + most_beside(len(problem.seed_prompts))
     asked = len(trials) + len(CONTROLS) * len(shown)
     advance(0, (most - asked) * len(problem.holdout_clips))
     return Decision(
