@@ -47,7 +47,7 @@ from evaluators.tasks import SPEECH_TASK
 from opro.problem import Problem
 from opro.proposers import surrogate
 from opro.proposers.rewriter import PARENTS, Rewriter
-from opro.search.budget import FEWEST_CLIPS, MIN_FULL_TRIALS, most_selected
+from opro.search.budget import FEWEST_SEARCH, MIN_FULL_TRIALS, most_selected
 from opro.search.history import Candidate, History, Outcome, Trial, best_first
 from opro.search.loop import Clock, Search
 from opro.search.proposer import SearchView
@@ -528,11 +528,11 @@ class Charged(Search):
 
 def searched(bench, backward, how, budget, seed, test, args):
     """(Evals, balanced accuracy on test) of what one search holds for best, with its threshold."""
-    clips = bench.clips.first(max(FEWEST_CLIPS, budget // MIN_FULL_TRIALS))
+    clips = bench.clips.first(max(FEWEST_SEARCH, budget // MIN_FULL_TRIALS))
     problem = Problem(SPEECH_TASK, tuple(bench.seeds), clips, test, bench.evaluator, {})
     settings = SearchSettings(iterations=100, candidates=ROUND, seed=seed, threshold="dev")
     # Nothing is confirmed here, so that nothing is set aside for it but the forecast that is to be finished.
-    aside = most_selected(test, len(bench.seeds)) * len(test)
+    aside = most_selected(test) * len(test)
     settings = replace(settings, max_evals=budget + aside)
     guide = None
     if how != "surrogate":

@@ -884,7 +884,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/splits.py", "(-counts[s], _order(s))", "(_order(s), -counts[s])"),
     (
         "evaluators/splits.py",
-        "for clip in sorted(clips, key=lambda c: _order(c.clip_id)):",
+        "for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):",
         "for clip in clips:",
     ),
     ("evaluators/splits.py", "        if now == count:", "        if True:"),
@@ -1852,7 +1852,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/repeats.py", 'mine.state == "waiting" and ', ""),
     ("opro/search/repeats.py", 'if t.state == "complete"', "if t.scored"),
     ("opro/search/budget.py", "min(FINALISTS, sources // SOURCES_PER_FINALIST)", "FINALISTS"),
-    ("opro/search/budget.py", "return min(seed_prompts, 2) + most", "return 1 + most"),
+    ("opro/search/budget.py", "return 1 + most_finalists", "return most_finalists"),
+    ("opro/search/budget.py", "min(seed_prompts - 1, 1)", "0"),
     ("opro/search/budget.py", "self.pairs - self.selection - spent", "self.pairs - spent"),
     ("opro/search/budget.py", "min(self.batch, int(left // each))", "int(left // each)"),
     (
@@ -1878,8 +1879,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/budget.py", "    if pairs < least:", "    if pairs < set_aside:"),
     (
         "opro/search/budget.py",
-        "max(FEWEST_CLIPS, each - each % 2)),\n        holdout",
-        "max(FEWEST_CLIPS, each)),\n        holdout",
+        "max(FEWEST_SEARCH, each - each % 2)),\n        holdout",
+        "max(FEWEST_SEARCH, each)),\n        holdout",
     ),
     ("opro/search/budget.py", "(seeds + 1) * clips", "seeds * clips"),
     (

@@ -213,9 +213,9 @@ def test_limits_are_for_the_whole(tmp_path, capsys):
     assert summary.evals.requested <= 3000 + 4 * 60  # the controls come on top
     assert "--max-evals 3000 is for all 3 repeats, 1000 for each" in summary.warnings
     assert RunFolder.read(searches(folder)[0]).config["max_evals"] == 1000
-    argv = [*SMALL, "--runs-dir", str(tmp_path), *FLAGS, "--max-evals", "900"]
+    argv = [*SMALL, "--runs-dir", str(tmp_path), *FLAGS, "--max-evals", "600"]
     assert optimize.run_verb(lambda: optimize.main(argv)) == 2
-    assert "a search's share of 3 repeats: --max-evals is 300" in capsys.readouterr().err
+    assert "a search's share of 3 repeats: --max-evals is 200" in capsys.readouterr().err
     given = OptimizeSettings(repeats=4, max_evals=10, max_cost=1.0, max_tokens=9).checked()
     for one in given.searches():
         assert (one.max_evals, one.max_cost, one.max_tokens) == (2, 0.25, 2)

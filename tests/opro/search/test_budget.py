@@ -41,29 +41,28 @@ def least(one, **changes):
     return int(str(caught.value).split("clips take ")[1].split(",")[0])
 
 
-def test_the_selection_takes_finalists_baseline_and_the_first_seed():
-    """One finalist for ten sources of the rarer label; of one seed prompt baseline and first are the same."""
+def test_the_selection_takes_finalists_and_baseline():
+    """One finalist for ten sources of the rarer label."""
     for count, finalists in ((8, 1), (19, 1), (20, 2), (39, 3), (49, 4), (50, 5), (80, 5)):
         holdout = clip_set(
             clip(i, i % 2, source=f"s{i % 2}-{i // 2 % count}") for i in range(4 * count)
         )
         assert budget.most_finalists(count) == finalists
-        for seeds, others in ((1, 1), (2, 2), (9, 2)):
-            assert budget.most_selected(holdout, seeds) == finalists + others
-            one = dataclasses.replace(problem(seeds=seeds), holdout_clips=holdout)
-            found = Budget.of(one, searching(max_evals=10_000))
-            finished = len(one.search_clips)  # a forecast, after a race
-            assert found.selection == (finalists + others) * len(holdout) + finished
+        assert budget.most_selected(holdout) == finalists + 1
+        one = dataclasses.replace(problem(), holdout_clips=holdout)
+        found = Budget.of(one, searching(max_evals=10_000))
+        finished = len(one.search_clips)  # a forecast, after a race
+        assert found.selection == (finalists + 1) * len(holdout) + finished
 
 
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(
     ("strategy", "search", "seeds", "expected"),
     [
-        ("race", 96, 3, 2 * 64 + 3 * 32),
+        ("race", 96, 3, 2 * 32 + 3 * 32),
         ("race", 20, 3, 2 * 20 + 3 * 20),
-        ("race", 96, 1, 2 * 64 + 32),
-        ("opro", 96, 3, 3 * 64 + 64),
+        ("race", 96, 1, 2 * 32 + 32),
+        ("opro", 96, 3, 3 * 32 + 32),
         ("random", 20, 2, 2 * 20 + 20),
     ],
 )
@@ -72,7 +71,7 @@ def test_the_least_a_search_needs_is_seeds_selection_and_one_candidate(
 ):
     """On the fewest clips that halves are cut to."""
     one = problem(search, 60, seeds)
-    selected = (2 + min(seeds, 2)) * 60
+    selected = (2 + 1) * 60
     needed = (selected + expected) * (2 if swap else 1)
     assert least(one, strategy=strategy, swap=swap) == needed
     fit_budget(one, searching(strategy=strategy, max_evals=needed, swap=swap))
@@ -88,7 +87,7 @@ def test_the_least_a_search_needs_is_seeds_selection_and_one_candidate(
     st.booleans(),
 )
 def test_halves_are_cut_to_what_few_evals_can_use(search, holdout, max_evals, swap):
-    """A fifth for the selection, an eighth of the rest a prompt, even numbers, never fewer than 64."""
+    """A fifth for the selection, a twelfth of the rest a prompt, even numbers, never fewer than 64 and 32."""
     one = problem(search, holdout, sources=100)
     found = fit_budget(one, searching(max_evals=max_evals, swap=swap))
     first, second = found.search_clips, found.holdout_clips
@@ -98,10 +97,10 @@ def test_halves_are_cut_to_what_few_evals_can_use(search, holdout, max_evals, sw
         assert found is one
         return
     pairs = max_evals // (2 if swap else 1)
-    share = pairs // 5 // budget.most_selected(one.holdout_clips, 3)
+    share = pairs // 5 // budget.most_selected(one.holdout_clips)
     assert len(second) == min(holdout, max(64, share - share % 2))
-    share = (pairs - budget.most_selected(second, 3) * len(second)) // 8
-    assert len(first) == min(search, max(64, share - share % 2))
+    share = (pairs - budget.most_selected(second) * len(second)) // 12
+    assert len(first) == min(search, max(32, share - share % 2))
     assert found.warnings[0] == "first"
     told = f"{len(first)} of its {search} clips, the selection on {len(second)} of {holdout}"
     cut = (len(first), len(second)) != (search, holdout)
@@ -173,12 +172,12 @@ def test_only_a_strategy_that_races_does_of_any_number_of_labels():
 
 def test_most_evals_are_all_prompts_on_all_clips_selection_and_controls():
     one, prompts = problem(), 3 + 4 * 6
-    selected, controls = (2 + 2) * 60, 4 * 60
-    plain = prompts * 96 + selected + controls
+    selected, beside = (1 + 2) * 60, (4 + 1) * 60  # of three seed prompts the first
+    plain = prompts * 96 + selected + beside
     assert budget.planned_pairs(one, searching()) == plain
     assert budget.most_evals(one, searching()) == plain
     assert budget.most_evals(one, searching(swap=True)) == 2 * plain
-    assert budget.most_evals(one, searching(max_evals=1001)) == 1001 + controls
-    assert budget.most_evals(one, searching(max_evals=1001, swap=True)) == 1000 + 2 * controls
+    assert budget.most_evals(one, searching(max_evals=1001)) == 1001 + beside
+    assert budget.most_evals(one, searching(max_evals=1001, swap=True)) == 1000 + 2 * beside
     assert budget.most_evals(one, searching(max_evals=10**6)) == plain
     assert budget.planned_pairs(one, searching(max_evals=1001, swap=True)) == plain
