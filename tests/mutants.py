@@ -595,7 +595,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/prefixes.py", "+ count <= self.spare", "+ count <= self.capacity"),
     ("evaluators/audio_lm/prefixes.py", " or shape.prefix != self._prefix", ""),
     ("evaluators/audio_lm/prefixes.py", " and key not in self._ring.next_out(count)", ""),
-    ("evaluators/audio_lm/prefixes.py", "if self._embedded_bytes + size > most:", "if False:"),
+    ("evaluators/audio_lm/prefixes.py", "if self.bytes + size > most:", "if False:"),
     (
         "evaluators/audio_lm/prefixes.py",
         "yield self._ring.next_places(needed)",
