@@ -30,7 +30,7 @@ from evaluators.clips import ClipSet
 from evaluators.detectors.detectors import open_detector
 from evaluators.detectors.tuned import check_detects, tune_detector
 from evaluators.errors import UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, share
 from evaluators.files import (
     check_folder,
     csv_text,
@@ -221,6 +221,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         open_detector(name)
     entries = _entries(space.prompts, data, settings)
     softs = [_open_soft(path, models, settings, clips) for path in space.soft]
+    share([model.evaluator for model in (*models, *(soft for soft, _ in softs))])
     plan = list(_plan(settings, models, entries, space.baselines, clips))
     plan += [f"soft        {entry.name}, trained on {model.name}" for model, entry in softs]
     print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
