@@ -44,14 +44,18 @@ class Worker:
         share(self.evaluators)
         self.evaluator = self.evaluators[0]
 
-    def about(self, shape: Any = None, number: int = 0) -> tuple[str, Any]:
-        """(fingerprint, batch shape) of an evaluator, which scores from here on.
+    def begin(self, number: int, shape: Any = None) -> tuple[str, Any]:
+        """`about` of an evaluator, which scores from here on.
 
         Before that it takes over a shape that another worker's memory made necessary.
         """
         self.evaluator = self.evaluators[number]
         if shape is not None:
             self.evaluator.shape = shape
+        return self.about()
+
+    def about(self) -> tuple[str, Any]:
+        """(fingerprint, batch shape) of the evaluator that scores."""
         return self.evaluator.fingerprint, self.evaluator.shape
 
     def release(self, number: int) -> None:
@@ -76,7 +80,7 @@ class Worker:
 
 @dataclass
 class Seat:
-    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `about`)."""
+    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `begin`)."""
 
     actor: Any
     usable: bool = False
@@ -358,7 +362,7 @@ class RayPool(Uncached):
             self._greet(seat)
 
     def _greet(self, seat: Seat) -> None:
-        ref = seat.actor.about.remote(self._about[1] if self._about else None, self._number)
+        ref = seat.actor.begin.remote(self._number, self._about[1] if self._about else None)
         seat.flight[ref] = None
 
     def _wait_for_one(self) -> tuple[str, Any]:
