@@ -16,6 +16,7 @@ ray = pytest.importorskip("ray")
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.evaluator import share
 from evaluators.fakes import FakeEvaluator
 from evaluators.ray_pool import RayPool
 from opro import optimize
@@ -119,6 +120,61 @@ def test_released_workers_are_started_again(cluster, seeds, dev_clips):
         np.testing.assert_array_equal(pool.score(seeds, dev_clips[:4]).logp, expected)
         pool.release()
     assert pool.usage.forward == 2 * 4 * len(seeds)
+
+
+class Shifted(Slow):
+    """A checkpoint of its own, whose scores lie `shift` lower; it counts what is released in its worker."""
+
+    def __init__(self, folder, shift):
+        super().__init__(folder)
+        self.shift, self.fingerprint = np.float32(shift), f"shifted by {shift}"
+
+    def score(self, prompts, clips):
+        table = super().score(prompts, clips)
+        return dataclasses.replace(table, logp=table.logp - self.shift)
+
+    def release(self):
+        with (self.folder / f"released {self.shift:g}").open("a") as file:
+            file.write("x")
+
+
+def test_checkpoints_take_turns_at_the_same_workers_till_the_last_is_released(
+    cluster, seeds, dev_clips, tmp_path
+):
+    """Each of them alone would take the whole cluster, and the next would wait for workers in vain."""
+    (shown := tmp_path / "shown").mkdir()
+    pools = [RayPool(functools.partial(Shifted, shown, shift)) for shift in (1, 2)]
+    share(pools)
+    clips = dev_clips[:40]
+    expected = FakeEvaluator().score(seeds, clips).logp
+    for number in (1, 0, 1, 0):
+        got = pools[number].score(seeds, clips).logp
+        np.testing.assert_array_equal(got, expected - np.float32(number + 1))
+        assert pools[number].fingerprint == f"shifted by {number + 1}"
+    pools[0].release()
+    np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
+    said = ray.get([seat.actor.about.remote() for seat in pools[1]._seats])
+    assert {fingerprint for fingerprint, _ in said} == {"shifted by 2"}
+    names = {path.name for path in shown.iterdir()}
+    assert "released 1" in names and "released 2" not in names
+    assert len([name for name in names if name.isdigit()]) <= 3  # processes
+    pools[1].release()
+    assert "_seats" not in vars(pools[0]) and "_seats" not in vars(pools[1])
+    assert pools[0].usage.forward == 2 * 40 * len(seeds)
+
+
+def test_pools_of_other_clusters_and_such_as_work_already_are_not_shared():
+    one = RayPool(FakeEvaluator)
+    other = [
+        RayPool(FakeEvaluator, "10.0.0.1:6379"),
+        RayPool(FakeEvaluator, cpus=2),
+        RayPool(FakeEvaluator, workers=1),
+        FakeEvaluator(),
+    ]
+    assert not any(one.share_with(pool) for pool in other)
+    assert one.share_with(RayPool(FakeEvaluator))
+    vars(one)["_seats"] = []
+    assert not RayPool(FakeEvaluator).share_with(one)
 
 
 def test_one_clip_and_no_clip(cluster, seeds, dev_clips):
