@@ -40,16 +40,23 @@ class Worker:
     """What runs in an actor: an evaluator for each pool of its crew, one of which scores."""
 
     def __init__(self, makes: Sequence[Callable[[], Evaluator]]) -> None:
-        self.evaluators: list[Any] = [make() for make in makes]
-        share(self.evaluators)
-        self.evaluator = self.evaluators[0]
+        self.evaluators: list[Any] = []
+        self.evaluator = self._evaluator(0, makes)
 
-    def begin(self, number: int, shape: Any = None) -> tuple[str, Any]:
-        """`about` of an evaluator, which scores from here on.
+    def _evaluator(self, number: int, makes: Sequence[Callable[[], Evaluator]]) -> Any:
+        if new := [make() for make in makes[len(self.evaluators) :]]:
+            self.evaluators += new
+            share(self.evaluators)
+        return self.evaluators[number]
+
+    def begin(
+        self, number: int, makes: Sequence[Callable[[], Evaluator]], shape: Any = None
+    ) -> tuple[str, Any]:
+        """`about` of an evaluator, which scores from here on; of pools that joined later they are made now.
 
         Before that it takes over a shape that another worker's memory made necessary.
         """
-        self.evaluator = self.evaluators[number]
+        self.evaluator = self._evaluator(number, makes)
         if shape is not None:
             self.evaluator.shape = shape
         return self.about()
@@ -158,12 +165,18 @@ class RayPool(Uncached):
 
     def share_with(self, other: Uncached) -> bool:
         """Whether both take turns at one set of workers from here on, each of which holds their bases once."""
-        if not isinstance(other, RayPool) or "_seats" in {*vars(self), *vars(other)}:
+        if not isinstance(other, RayPool):
+            return False
+        if self._crew is other._crew:
+            return True
+        if "_seats" in vars(self):  # workers of its own
             return False
         if any(getattr(self, of) != getattr(other, of) for of in ("_address", "_cpus", "_workers")):
             return False
         self._crew = other._crew
         self._number = self._crew.join(self, self._make)
+        if "_seats" in vars(other):
+            vars(self)["_seats"] = other._seats
         return True
 
     def release(self) -> None:
@@ -362,7 +375,8 @@ class RayPool(Uncached):
             self._greet(seat)
 
     def _greet(self, seat: Seat) -> None:
-        ref = seat.actor.begin.remote(self._number, self._about[1] if self._about else None)
+        shape = self._about[1] if self._about else None
+        ref = seat.actor.begin.remote(self._number, self._crew.makes, shape)
         seat.flight[ref] = None
 
     def _wait_for_one(self) -> tuple[str, Any]:

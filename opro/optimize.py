@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator
+from evaluators.evaluator import Evaluator, share
 from evaluators.files import check_folder
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
@@ -130,16 +130,24 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
     )
 
 
-def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
-    """Searches, resumes, or shows a finished run. Returns its folder."""
+def run(
+    settings: OptimizeSettings, dry_run: bool = False, beside: Sequence[Evaluator] = ()
+) -> Path:
+    """Searches, resumes, or shows a finished run. Returns its folder.
+
+    Args:
+        beside: Evaluators that hold, or will hold, what this one can share with them.
+    """
     settings = settings.checked()
     problem, plan = _opened(settings)
+    share([*beside, problem.evaluator])
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
         hand_over({"dry_run": True, "folder": str(settings.folder), "plan": lines})
         return settings.folder
     show_run(_decided(settings, problem, plan))
+    problem.evaluator.release()
     return settings.folder
 
 

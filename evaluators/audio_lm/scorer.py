@@ -338,6 +338,8 @@ class AudioScorer(Uncached):
         """Whether both stand on one base, which lies on the device once for the two from here on."""
         if not isinstance(other, AudioScorer) or self._stands_on() != other._stands_on():
             return False
+        if self._base is other._base:
+            return True
         self._base.leave(self)
         self._base = other._base
         self._base.join(self)

@@ -143,27 +143,30 @@ def test_checkpoints_take_turns_at_the_same_workers_till_the_last_is_released(
 ):
     """Each of them alone would take the whole cluster, and the next would wait for workers in vain."""
     (shown := tmp_path / "shown").mkdir()
-    pools = [RayPool(functools.partial(Shifted, shown, shift)) for shift in (1, 2)]
-    share(pools)
+    pools = [RayPool(functools.partial(Shifted, shown, shift)) for shift in (1, 2, 3)]
+    share(pools[:2])
     clips = dev_clips[:40]
     expected = FakeEvaluator().score(seeds, clips).logp
-    for number in (1, 0, 1, 0):
+    for number in (1, 0, 2, 1, 0):
+        if number == 2:
+            share(pools)  # one that comes when they work
         got = pools[number].score(seeds, clips).logp
         np.testing.assert_array_equal(got, expected - np.float32(number + 1))
         assert pools[number].fingerprint == f"shifted by {number + 1}"
     pools[0].release()
+    pools[2].release()
     np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
     said = ray.get([seat.actor.about.remote() for seat in pools[1]._seats])
     assert {fingerprint for fingerprint, _ in said} == {"shifted by 2"}
     names = {path.name for path in shown.iterdir()}
-    assert "released 1" in names and "released 2" not in names
+    assert {"released 1", "released 3"} <= names and "released 2" not in names
     assert len([name for name in names if name.isdigit()]) <= 3  # processes
     pools[1].release()
-    assert "_seats" not in vars(pools[0]) and "_seats" not in vars(pools[1])
+    assert not any("_seats" in vars(pool) for pool in pools)
     assert pools[0].usage.forward == 2 * 40 * len(seeds)
 
 
-def test_pools_of_other_clusters_and_such_as_work_already_are_not_shared():
+def test_pools_of_other_clusters_and_such_as_have_workers_of_their_own_are_not_shared():
     one = RayPool(FakeEvaluator)
     other = [
         RayPool(FakeEvaluator, "10.0.0.1:6379"),
@@ -172,9 +175,11 @@ def test_pools_of_other_clusters_and_such_as_work_already_are_not_shared():
         FakeEvaluator(),
     ]
     assert not any(one.share_with(pool) for pool in other)
-    assert one.share_with(RayPool(FakeEvaluator))
-    vars(one)["_seats"] = []
-    assert not RayPool(FakeEvaluator).share_with(one)
+    vars(one)["_seats"] = [1]
+    two = RayPool(FakeEvaluator)
+    assert not one.share_with(two)
+    assert two.share_with(one) and vars(two)["_seats"] == [1]
+    assert one.share_with(two) and one._crew.users == {0, 1}  # as before
 
 
 def test_one_clip_and_no_clip(cluster, seeds, dev_clips):
