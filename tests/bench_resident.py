@@ -2,10 +2,11 @@
 
 Seconds until weights are on the device and until a first prompt is scored on one clip, what the device holds then, and
 whether all scores are the same to the bit. With --shape 7b the exact shape of Qwen2-Audio-7B with random weights, which
-are written to a folder first, and adapters of two kinds.
+are written to a folder first, and adapters of two kinds. With --ray N the same over N workers of Ray, one a GPU.
 """
 
 import argparse
+import functools
 import gc
 import json
 import tempfile
@@ -24,6 +25,7 @@ from evaluators.evaluator import share
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
+from evaluators.ray_pool import RayPool
 from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 
@@ -118,6 +120,46 @@ class Timed:
             torch.cuda.synchronize()
 
 
+def over_ray(count, makes, timed):
+    """Rows of checkpoints over so many workers: each with workers of its own, and taking turns."""
+    print(
+        f"\n| over {count} workers: how | checkpoint | each answers, s | each has loaded and scored, s |"
+        f" {len(timed.prompts)} x {len(timed.clips)} all in, s | same scores |"
+    )
+    print("| --- " * 6 + "|")
+    apart = {name: RayPool(make, workers=count) for name, make in makes.items()}
+    together = {name: RayPool(make, workers=count) for name, make in makes.items()}
+    share(list(together.values()))
+    names = list(makes)
+    for how, pools, order in (
+        ("workers of its own", apart, names[:2]),
+        ("taking turns", together, names),
+        ("and back", together, names[::-1]),
+    ):
+        for name in order:
+            pool, begin = pools[name], time.perf_counter()
+            pool.score(timed.prompts[:1], [])
+            while pool.usable < count:
+                pool.fingerprint  # noqa: B018
+                pool._next()
+            answers = time.perf_counter() - begin
+            pool.score(timed.prompts[:1], timed.clips)
+            loaded = time.perf_counter() - begin
+            pool.forget()
+            begin = time.perf_counter()
+            table = pool.score(timed.prompts, timed.clips)
+            took = time.perf_counter() - begin
+            same = "yes" if np.array_equal(timed.scores[name], table.logp) else "NO"
+            print(
+                f"| {how} | {Path(name).name} | {answers:.2f} | {loaded:.2f} | {took:.2f} | {same} |",
+                flush=True,
+            )
+            if pools is apart:
+                pool.release()
+    for pool in together.values():
+        pool.release()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,6 +167,7 @@ def main():
     parser.add_argument("--shape", choices=["7b"], help="random weights instead of the pocket's")
     parser.add_argument("--quantization", default="none", choices=["none", "nf4"])
     parser.add_argument("--keep-4-bit", action="store_true", help="as on a card without room")
+    parser.add_argument("--ray", type=int, help="workers, besides this process")
     parser.add_argument("--size", type=int, nargs=2, default=[100, 10], help="clips, prompts")
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
@@ -135,10 +178,10 @@ def main():
         names = made_7b(Path(folder)) if args.shape else ["pocket-base", "pocket-lora"]
         device = "cuda" if args.shape else "cpu"
 
-        def opened(name):
+        def make(name):
             checkpoint = open_checkpoint(name, quantization=args.quantization)
             dequantize = False if args.keep_4_bit else None
-            return AudioScorer(checkpoint, device, dequantize=dequantize)
+            return functools.partial(AudioScorer, checkpoint, device, dequantize=dequantize)
 
         timed = Timed(prompts, clips, device)
         print(
@@ -147,12 +190,17 @@ def main():
         )
         print("| --- " * 9 + "|")
         for name in names:
-            scorer = opened(name)
+            scorer = make(name)()
             timed("by itself", name, scorer)
             scorer.release()
             del scorer
             gc.collect()
-        together = {name: opened(name) for name in names}
+        if args.ray:
+            if device == "cuda":
+                torch.cuda.empty_cache()
+            over_ray(args.ray, {name: make(name) for name in names}, timed)
+            return
+        together = {name: make(name)() for name in names}
         share(list(together.values()))
         for name in names:
             timed("shared base", name, together[name])
