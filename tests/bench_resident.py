@@ -166,7 +166,6 @@ def main():
     )
     parser.add_argument("--shape", choices=["7b"], help="random weights instead of the pocket's")
     parser.add_argument("--quantization", default="none", choices=["none", "nf4"])
-    parser.add_argument("--keep-4-bit", action="store_true", help="as on a card without room")
     parser.add_argument("--ray", type=int, help="workers, besides this process")
     parser.add_argument("--size", type=int, nargs=2, default=[100, 10], help="clips, prompts")
     args = parser.parse_args()
@@ -180,8 +179,7 @@ def main():
 
         def make(name):
             checkpoint = open_checkpoint(name, quantization=args.quantization)
-            dequantize = False if args.keep_4_bit else None
-            return functools.partial(AudioScorer, checkpoint, device, dequantize=dequantize)
+            return functools.partial(AudioScorer, checkpoint, device)
 
         timed = Timed(prompts, clips, device)
         print(

@@ -105,7 +105,7 @@ def beside(base: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A base with an adapter, merged as `merge` does it; whatever the adapter does not change is the base's tensors.
 
     Args:
-        base: Loaded, without 4-bit layers that are to be dequantized. It stays as it is.
+        base: Loaded, without 4-bit layers. It stays as it is.
         folder: Of the adapter.
         dtype: Of merged weights.
 
@@ -125,9 +125,6 @@ def _on_same_weights(base: Any, folder: Path) -> Any:
     written = {name.replace(".base_layer.", ".") for name in written}
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
     for name, weight in base.named_parameters():
-        if hasattr(weight, "quant_state"):  # 4-bit, which nothing writes to
-            memo[id(weight)] = weight
-            continue
         values = weight.data.clone() if name in written else weight.data
         memo[id(weight)] = torch.nn.Parameter(values, requires_grad=False)
     return copy.deepcopy(base, memo)

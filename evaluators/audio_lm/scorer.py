@@ -313,6 +313,11 @@ class AudioScorer(Uncached):
         lines = memory_lines(
             self.config, self.checkpoint.quantization, card_gib(self.device), self.shape
         )
+        if card_gib(self.device) is not None and len(self._base.users) > 1:
+            lines.append(
+                f"the base's weights lie there once for {len(self._base.users)} checkpoints, beside them"
+                f" {self._own_bytes() / 2**30:.1f} GiB of this one's own"
+            )
         lines += limits(self.device, self.dtype)
         lines += [self.family.note] if self.family.note else []
         return About(
@@ -347,14 +352,15 @@ class AudioScorer(Uncached):
 
     def _stands_on(self) -> object:
         """Equal of two scorers that may have one base; of one that must have its own, equal to itself alone."""
-        gib, own = card_gib(self.device), self._own_bytes() / 2**30
-        if self._given or (
-            gib and not can_share(self.config, self.checkpoint.quantization, gib, own)
-        ):
+        quantization, gib = self.checkpoint.quantization, card_gib(self.device)
+        # Of layers that stay 4-bit their library changes the weights as it computes, on a CPU.
+        if self._given or (quantization != "none" and not self.dequantize):
+            return self
+        if gib and not can_share(self.config, quantization, gib, self._own_bytes() / 2**30):
             return self
         return (
             self.checkpoint.base.resolve(),
-            self.checkpoint.quantization,
+            quantization,
             self.device,
             self.dtype,
             self._dequantize,
@@ -363,9 +369,7 @@ class AudioScorer(Uncached):
     def _own_bytes(self) -> int:
         """Memory of what it has for itself beside a base that it shares."""
         adapter = self.checkpoint.adapter
-        if adapter is None or (self.checkpoint.quantization != "none" and not self.dequantize):
-            return 0  # beside 4-bit weights an adapter stays as small as it is
-        return own_numbers(adapter) * self.dtype.itemsize
+        return 0 if adapter is None else own_numbers(adapter) * self.dtype.itemsize
 
     def release(self) -> None:
         """See `Evaluator.release`."""

@@ -47,7 +47,7 @@ class SharedBase:
             self.embeddings.clear()
 
     def model(self, load: Callable[[], Any]) -> Any:
-        """The base, with plain or 4-bit layers, which must stay as they are."""
+        """The base, which must stay as it is."""
         if self._model is None:
             self._model = load()
             Decoder(self._model)  # lays weights side by side, once for all users

@@ -157,6 +157,10 @@ def test_two_checkpoints_of_different_bases_precisions_or_models_share_nothing(l
         opened("pocket-base", loaded=(object(), object())),
         opened("pocket-base", dequantize=True),
     ]
+    four_bit = [
+        AudioScorer(open_checkpoint("pocket-base", quantization="nf4"), "cpu") for _ in range(2)
+    ]
+    assert not four_bit[0].share_with(four_bit[1])  # they stay 4-bit on a CPU
     assert [base.share_with(one) for one in [*same, *other]] == [True] * 3 + [False] * 3
 
 
@@ -189,13 +193,27 @@ def test_where_a_card_has_no_room_the_others_give_theirs_back(monkeypatch):
 def test_a_base_is_shared_where_it_fits_with_what_an_adapter_has_for_itself(monkeypatch):
     config = config_7b()
     assert can_share(config, "none", 80, 12.0) and not can_share(config, "none", 24, 3.0)
-    assert can_share(config, "nf4", 12, 0.0)
+    assert can_share(config, "nf4", 80, 12.0)
     monkeypatch.setattr(scorer, "card_gib", lambda device: 1.0)
     fits = []
     monkeypatch.setattr(scorer, "can_share", lambda *a: fits.append(a[1:]) or False)
     assert not opened("pocket-lora").share_with(opened("pocket-base"))
     own = 2 * own_numbers(POCKET / "lora") / 2**30
     assert ("none", 1.0, own) in fits and ("none", 1.0, 0.0) in fits
+
+
+def test_the_plan_says_what_is_held_once_and_what_is_a_checkpoints_own(monkeypatch):
+    monkeypatch.setattr(scorer, "card_gib", lambda device: 80.0)
+    monkeypatch.setattr(scorer, "own_numbers", lambda folder: 3 * 2**28)
+    base, tuned = opened("pocket-base"), opened("pocket-lora")
+    assert not any("once" in line for line in tuned.about().memory)
+    share([base, tuned])
+    said = (
+        "the base's weights lie there once for 2 checkpoints, beside them 1.5 GiB of this one's own"
+    )
+    assert said in tuned.about().memory
+    base.release()
+    assert said not in tuned.about().memory
 
 
 def test_what_is_an_adapters_own_is_known_from_its_files(language, whole, base):
