@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator, share
+from evaluators.evaluator import Evaluator
 from evaluators.files import check_folder
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
@@ -136,11 +136,10 @@ def run(
     """Searches, resumes, or shows a finished run. Returns its folder.
 
     Args:
-        beside: Evaluators that hold, or will hold, what this one can share with them.
+        beside: See `open_problem`.
     """
     settings = settings.checked()
-    problem, plan = _opened(settings)
-    share([*beside, problem.evaluator])
+    problem, plan = _opened(settings, beside)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
@@ -170,12 +169,14 @@ def search_only(settings: OptimizeSettings) -> RunFolder:
         problem.evaluator.release()  # its memory is the next one's
 
 
-def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:
+def _opened(
+    settings: OptimizeSettings, beside: Sequence[Evaluator] = ()
+) -> tuple[Problem, ProposerPlan]:
     """What is searched, and who proposes. Raises UserError for whatever would fail later."""
     check_folder(settings.runs_dir, "--runs-dir")
     tracker_names(settings.report_to)
     check_servers(settings)
-    problem = _told(open_problem(settings), settings)
+    problem = _told(open_problem(settings, beside), settings)
     return problem, open_proposer(settings.searches()[0], problem, *_shared(settings, problem))
 
 

@@ -263,13 +263,18 @@ class Problem:
     warnings: tuple[str, ...] = ()
 
 
-def open_problem(settings: OptimizeSettings) -> Problem:
-    """The problem of a search. Raises UserError for whatever would fail later; scores nothing, writes nothing."""
+def open_problem(settings: OptimizeSettings, beside: Sequence[Evaluator] = ()) -> Problem:
+    """The problem of a search. Raises UserError for whatever would fail later; scores nothing, writes nothing.
+
+    Args:
+        beside: Evaluators that hold, or will hold, what this one can share with them.
+    """
     data = open_data(settings)
     search, holdout = data.halves(settings)
     seeds = open_seeds(settings, data.task)
     names = settings.checkpoints
     model = open_joint_model(settings, names, data, [search, holdout], machine=settings)
+    share([*beside, model.evaluator])
     warnings = list(model.warnings)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")

@@ -19,7 +19,7 @@ from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.evaluator import share
 from evaluators.fakes import FakeEvaluator
 from evaluators.ray_pool import RayPool
-from opro import optimize
+from opro import matrix, optimize
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -279,6 +279,18 @@ def test_the_pocket_checkpoint_gives_equal_scores(cluster, pocket, seeds, dev_cl
     assert pool.fingerprint == pocket.fingerprint
     table = pool.score(seeds, dev_clips[:24])
     np.testing.assert_allclose(table.logp, pocket.score(seeds, dev_clips[:24]).logp, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_matrix_with_its_searches_over_ray_has_the_numbers_of_one_process(cluster, tmp_path):
+    flags = ["--checkpoint", "fake", "--search", "--split", "dev"]
+    for name, more in (("alone", []), ("ray", ["--ray", "auto"])):
+        argv = [*flags, *more, "--runs-dir", str(tmp_path / name)]
+        assert matrix.run_verb(lambda argv=argv: matrix.main(argv)) == 0
+    one, other = (tmp_path / name / "matrix-dev" / "predictions" for name in ("alone", "ray"))
+    names = sorted(path.name for path in one.iterdir())
+    assert names and names == sorted(path.name for path in other.iterdir())
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def test_a_search_over_ray_leaves_the_same_journal(cluster, tmp_path):
