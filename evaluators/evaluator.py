@@ -223,8 +223,28 @@ class Uncached:
         """Nothing that is known."""
         return About()
 
+    def share_with(self, other: "Uncached") -> bool:
+        """Whether it holds from here on together with another one what both need; see `share`. Loads nothing."""
+        return False
+
     def release(self) -> None:
         """Nothing is held."""
+
+
+def share(evaluators: Sequence[Evaluator]) -> None:
+    """Lets evaluators of several checkpoints hold once what they have in common: a base's weights, Ray's workers.
+
+    Scores stay the same to the bit. What is held once is freed when the last of those who share it is released.
+    """
+    cores = [_core(evaluator) for evaluator in evaluators]
+    own = [core for core in cores if isinstance(core, Uncached)]
+    for i, one in enumerate(own):
+        any(one.share_with(other) for other in own[:i])  # with the first that it can share with
+
+
+def _core(evaluator: Evaluator) -> Evaluator:
+    """What computes the scores, here or elsewhere, below cache and averaging."""
+    return _core(evaluator.inner) if isinstance(evaluator, Around) else evaluator
 
 
 class Around:

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, prompt_tokens
+from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, prompt_tokens, share
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,37 @@ Chunk = NDArray[np.int64]  # positions of clips
 
 
 class Worker:
-    """What runs in an actor."""
+    """What runs in an actor: an evaluator for each pool of its crew, one of which scores."""
 
-    def __init__(self, make: Callable[[], Evaluator]) -> None:
-        self.evaluator: Any = make()
+    def __init__(self, makes: Sequence[Callable[[], Evaluator]]) -> None:
+        self.evaluators: list[Any] = []
+        self.evaluator = self._evaluator(0, makes)
 
-    def about(self, shape: Any = None) -> tuple[str, Any]:
-        """(fingerprint, batch shape), after taking over a shape that another worker's memory made necessary."""
+    def _evaluator(self, number: int, makes: Sequence[Callable[[], Evaluator]]) -> Any:
+        if new := [make() for make in makes[len(self.evaluators) :]]:
+            self.evaluators += new
+            share(self.evaluators)
+        return self.evaluators[number]
+
+    def begin(
+        self, number: int, makes: Sequence[Callable[[], Evaluator]], shape: Any = None
+    ) -> tuple[str, Any]:
+        """`about` of an evaluator, which scores from here on; of pools that joined later they are made now.
+
+        Before that it takes over a shape that another worker's memory made necessary.
+        """
+        self.evaluator = self._evaluator(number, makes)
         if shape is not None:
             self.evaluator.shape = shape
+        return self.about()
+
+    def about(self) -> tuple[str, Any]:
+        """(fingerprint, batch shape) of the evaluator that scores."""
         return self.evaluator.fingerprint, self.evaluator.shape
+
+    def release(self, number: int) -> None:
+        """Frees what one of its evaluators has for itself."""
+        self.evaluators[number].release()
 
     def forget(self) -> None:
         """Drops what it keeps of clips."""
@@ -65,11 +87,36 @@ class Worker:
 
 @dataclass
 class Seat:
-    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `about`)."""
+    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `begin`)."""
 
     actor: Any
     usable: bool = False
     flight: dict[Any, tuple[int, Chunk] | None] = field(default_factory=dict)
+
+
+class Crew:
+    """The workers of a pool, or of several that take turns at them, each with a checkpoint.
+
+    Attributes:
+        makes: Makes the evaluator of each pool.
+        pools: The pools that are alive.
+        users: Numbers of those that are not released.
+        turn: Number of the one that the workers score for.
+    """
+
+    def __init__(self) -> None:
+        self.makes: list[Callable[[], Evaluator]] = []
+        self.pools: weakref.WeakSet[RayPool] = weakref.WeakSet()
+        self.users: set[int] = set()
+        self.turn = 0
+
+    def join(self, pool: "RayPool", make: Callable[[], Evaluator]) -> int:
+        """The number of a further pool."""
+        number = len(self.makes)
+        self.makes.append(make)
+        self.pools.add(pool)
+        self.users.add(number)
+        return number
 
 
 class RayPool(Uncached):
@@ -94,6 +141,8 @@ class RayPool(Uncached):
         workers: int | None = None,
     ) -> None:
         self._make, self._address, self._cpus, self._workers = make, address, cpus, workers
+        self._crew = Crew()
+        self._number = self._crew.join(self, make)
         self._about: tuple[str, Any] | None = None
         self._home: dict[tuple[str, str], int] = {}  # clip -> seat
         self._calls = 0
@@ -114,13 +163,47 @@ class RayPool(Uncached):
         """That of an evaluator like the workers', in this process."""
         return self._local.about()
 
+    def share_with(self, other: Uncached) -> bool:
+        """Whether both take turns at one set of workers from here on, each of which holds their bases once."""
+        if not isinstance(other, RayPool):
+            return False
+        if self._crew is other._crew:
+            return True
+        if "_seats" in vars(self):  # workers of its own
+            return False
+        if any(getattr(self, of) != getattr(other, of) for of in ("_address", "_cpus", "_workers")):
+            return False
+        self._crew = other._crew
+        self._number = self._crew.join(self, self._make)
+        if "_seats" in vars(other):
+            vars(self)["_seats"] = other._seats
+        return True
+
     def release(self) -> None:
-        """Ends the workers; the next `score` starts new ones."""
+        """Ends the workers, or what they hold for this pool alone while others need them; see `Evaluator.release`."""
         import ray
 
-        for seat in self.__dict__.pop("_seats", ()):
-            ray.kill(seat.actor)
+        self._crew.users.discard(self._number)
+        for seat in vars(self).get("_seats", ()):
+            if self._crew.users:
+                seat.actor.release.remote(self._number)
+            else:
+                ray.kill(seat.actor)
+        if not self._crew.users:
+            for pool in self._crew.pools:
+                vars(pool).pop("_seats", None)
         self._home.clear()
+
+    def _take_turn(self) -> None:
+        """Makes the workers score for this pool: each says first that it has what the others have."""
+        seats = self._seats
+        self._crew.users.add(self._number)
+        if self._crew.turn != self._number:
+            self._crew.turn = self._number
+            for seat in seats:
+                seat.usable = False
+                seat.flight.clear()  # of a call that ended early
+                self._greet(seat)
 
     def forget(self) -> None:
         """Makes every worker drop what it keeps of clips, as `AudioScorer.forget` does: for benchmarks."""
@@ -148,7 +231,10 @@ class RayPool(Uncached):
         if not gpus:
             options = {"num_cpus": self._cpus}
         kind = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **options)(Worker)
-        seats = [Seat(kind.remote(self._make)) for _ in range(count)]
+        seats = [Seat(kind.remote(self._crew.makes)) for _ in range(count)]
+        for pool in self._crew.pools:
+            vars(pool)["_seats"] = seats
+        self._crew.turn = self._number
         log.info("ray: %d workers, of %d GPUs and %d CPUs", count, gpus, int(room.get("CPU", 0)))
         for seat in seats:
             self._greet(seat)
@@ -166,6 +252,7 @@ class RayPool(Uncached):
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator`."""
+        self._take_turn()
         while True:
             before = self.fingerprint
             table = self._score(prompts, clips)
@@ -288,10 +375,13 @@ class RayPool(Uncached):
             self._greet(seat)
 
     def _greet(self, seat: Seat) -> None:
-        ref = seat.actor.about.remote(self._about[1] if self._about else None)
+        shape = self._about[1] if self._about else None
+        ref = seat.actor.begin.remote(self._number, self._crew.makes, shape)
         seat.flight[ref] = None
 
     def _wait_for_one(self) -> tuple[str, Any]:
+        if self._about is None:
+            self._take_turn()
         while self._about is None:
             self._next()
         return self._about

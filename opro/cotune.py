@@ -240,13 +240,21 @@ class Walk:
         left = time_left(self.steps, rest)
         say(f"step {taken + 1} of at most {most}, round {number}: {what}{left}")
 
-    def _opened(self, checkpoint: str) -> contextlib.AbstractContextManager[Model]:
-        return opened(self.settings, checkpoint, self.data, [self.search_clips, self.holdout])
+    def _opened(self, *checkpoints: str) -> contextlib.AbstractContextManager[list[Model]]:
+        return opened(self.settings, checkpoints, self.data, [self.search_clips, self.holdout])
 
     def _said(self, checkpoint: str, classifier: Classifier, clips: ClipSet) -> Predictions:
-        with self._opened(checkpoint) as model:
-            self.warnings += [text for text in model.warnings if text not in self.warnings]
-            return said_by(model, classifier, clips)
+        return self._said_by_each([(checkpoint, classifier)], clips)[0]
+
+    def _said_by_each(
+        self, pairs: Sequence[tuple[str, Classifier]], clips: ClipSet
+    ) -> list[Predictions]:
+        """What classifiers say of clips, each with its checkpoint."""
+        with self._opened(*dict.fromkeys(checkpoint for checkpoint, _ in pairs)) as models:
+            for model in models:
+                self.warnings += [text for text in model.warnings if text not in self.warnings]
+            by_name = {model.name: model for model in models}
+            return [said_by(by_name[checkpoint], one, clips) for checkpoint, one in pairs]
 
     def _pair(self, number: int, trial: Trial) -> Pair:
         """A prompt of a round's search, with its score on the whole search half."""
@@ -282,7 +290,7 @@ class Walk:
             for t in history.complete[:REFERENCES]
             if by_hand is None or t.reward >= by_hand.reward
         ]
-        with self._opened(self.settings.checkpoint_of(number)) as model:
+        with self._opened(self.settings.checkpoint_of(number)) as (model,):
             table = model.evaluator.score([t.prompt for t in known], self.search_clips)
         logp = {t.number: np.asarray(table.logp[i]) for i, t in enumerate(known)}
         leads = front(SearchView(0, known, self.search_clips, logp), known)
@@ -301,9 +309,8 @@ class Walk:
         if few >= MIN_SOURCES and self.turn is None:
             self.turn = record_decision(s.runs_dir, self.holdout, s.folder.name, self._what())
         turn = self.turn or Turn()
-        said, old = (
-            self._said(p.checkpoint, p.classifier, self.holdout) for p in (pair, before.pair)
-        )
+        both = [(p.checkpoint, p.classifier) for p in (pair, before.pair)]
+        said, old = self._said_by_each(both, self.holdout)
         (gain,) = compare_many([said], old, s.objective, seed=s.seed, alpha=turn.level)
         confirmed = few >= MIN_SOURCES and gain.p is not None and gain.p < turn.level
         against = f"gains {points(gain)} over round {before.number} on {gain.clips} holdout clips"

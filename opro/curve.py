@@ -246,21 +246,19 @@ def _said(
 ) -> tuple[list[Predictions], int | None, list[str]]:
     """(What each point's prompts say, hand first; uses of the test split; warnings)."""
     shows, warnings = list[str](), list[str]()
-    for point in points:
-        checkpoint = settings.checkpoint_of(point.size)
-        with opened(settings, checkpoint, data, [clips.search, clips.scored]) as model:
+    uses, said = None, []
+    names = [settings.checkpoint_of(point.size) for point in points]
+    with opened(settings, names, data, [clips.search, clips.scored]) as models:
+        for model, point in zip(models, points, strict=True):
             print_of = model.evaluator.fingerprint
             shows += [look_id("curve", print_of, c) for c in point.best.values()]
             warnings += [text for text in model.warnings if text not in warnings]
-    uses = None
-    if settings.split == "test":
-        about = f"curve, {len(points)} checkpoints"
-        uses = record_use(settings.runs_dir, data.digest, "curve", about, shows)
-    said = []
-    for point in points:
-        checkpoint = settings.checkpoint_of(point.size)
-        with opened(settings, checkpoint, data, [clips.scored]) as model:
+        if settings.split == "test":
+            about = f"curve, {len(points)} checkpoints"
+            uses = record_use(settings.runs_dir, data.digest, "curve", about, shows)
+        for model, point in zip(models, points, strict=True):
             said += [said_by(model, point.best[name], clips.scored) for name in WORDINGS]
+            model.evaluator.release()  # its memory is the next one's
     return said, uses, warnings
 
 

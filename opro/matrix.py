@@ -30,7 +30,7 @@ from evaluators.clips import ClipSet
 from evaluators.detectors.detectors import open_detector
 from evaluators.detectors.tuned import check_detects, tune_detector
 from evaluators.errors import UserError
-from evaluators.evaluator import ScoreTable
+from evaluators.evaluator import ScoreTable, share
 from evaluators.files import (
     check_folder,
     csv_text,
@@ -221,6 +221,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         open_detector(name)
     entries = _entries(space.prompts, data, settings)
     softs = [_open_soft(path, models, settings, clips) for path in space.soft]
+    share([model.evaluator for model in (*models, *(soft for soft, _ in softs))])
     plan = list(_plan(settings, models, entries, space.baselines, clips))
     plan += [f"soft        {entry.name}, trained on {model.name}" for model, entry in softs]
     print("\n".join(plan), file=sys.stdout if space.dry_run else sys.stderr)
@@ -228,7 +229,7 @@ def _run(settings: MatrixSettings, space: argparse.Namespace) -> int:
         hand_over({"dry_run": True, "folder": str(out), "plan": plan})
         return DONE
     if settings.search:
-        entries = _searched(entries, space.checkpoint, settings)
+        entries = _searched(entries, models, settings)
     prompts = [e.classifier.prompt for e in entries]
     for model in models:  # prompts that a model cannot score are found before the split is used
         model.evaluator.score(prompts, clips.tuned_on.first(1).as_control("silence"))
@@ -361,15 +362,15 @@ def _search_settings(
 
 
 def _searched(
-    entries: Sequence[Entry], checkpoints: Sequence[str], settings: MatrixSettings
+    entries: Sequence[Entry], models: Sequence[Model], settings: MatrixSettings
 ) -> list[Entry]:
     """The entries with those that searches choose; searches that are not finished are run."""
     found = {e.classifier: e for e in entries}
     folders: list[Path] = []
-    for name in checkpoints:
-        search = _search_settings(settings, name, folders)
-        _say(f"{name}: search of {search.iterations} x {search.candidates} prompts on dev")
-        folders.append(run_search(search))
+    for model in models:
+        search = _search_settings(settings, model.name, folders)
+        _say(f"{model.name}: search of {search.iterations} x {search.candidates} prompts on dev")
+        folders.append(run_search(search, beside=[m.evaluator for m in models]))
         _add_run(found, folders[-1])
     return list(found.values())
 

@@ -130,16 +130,23 @@ def _renamed(settings: OptimizeSettings, config: Path) -> OptimizeSettings:
     )
 
 
-def run(settings: OptimizeSettings, dry_run: bool = False) -> Path:
-    """Searches, resumes, or shows a finished run. Returns its folder."""
+def run(
+    settings: OptimizeSettings, dry_run: bool = False, beside: Sequence[Evaluator] = ()
+) -> Path:
+    """Searches, resumes, or shows a finished run. Returns its folder.
+
+    Args:
+        beside: See `open_problem`.
+    """
     settings = settings.checked()
-    problem, plan = _opened(settings)
+    problem, plan = _opened(settings, beside)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
         print("\n".join(lines))
         hand_over({"dry_run": True, "folder": str(settings.folder), "plan": lines})
         return settings.folder
     show_run(_decided(settings, problem, plan))
+    problem.evaluator.release()
     return settings.folder
 
 
@@ -162,12 +169,14 @@ def search_only(settings: OptimizeSettings) -> RunFolder:
         problem.evaluator.release()  # its memory is the next one's
 
 
-def _opened(settings: OptimizeSettings) -> tuple[Problem, ProposerPlan]:
+def _opened(
+    settings: OptimizeSettings, beside: Sequence[Evaluator] = ()
+) -> tuple[Problem, ProposerPlan]:
     """What is searched, and who proposes. Raises UserError for whatever would fail later."""
     check_folder(settings.runs_dir, "--runs-dir")
     tracker_names(settings.report_to)
     check_servers(settings)
-    problem = _told(open_problem(settings), settings)
+    problem = _told(open_problem(settings, beside), settings)
     return problem, open_proposer(settings.searches()[0], problem, *_shared(settings, problem))
 
 

@@ -14,7 +14,7 @@ from evaluators.choices import in_orders
 from evaluators.classifier import read_classifiers
 from evaluators.clips import ClipSet
 from evaluators.errors import LeakError, UserError
-from evaluators.evaluator import Evaluator
+from evaluators.evaluator import Evaluator, share
 from evaluators.files import resolve
 from evaluators.manifest import manifest_digest, read_manifest, verify
 from evaluators.names import shared_names
@@ -238,6 +238,7 @@ def open_joint_model(
         models.append(open_model(own, data, clips, machine=machine))
     if len(models) == 1:
         return models[0]
+    share([model.evaluator for model in models])
     evaluator = PerCheckpoint({m.name: m.evaluator for m in models})
     warnings = tuple(text for model in models for text in model.warnings)
     return Model(", ".join(names), evaluator, None, warnings)
@@ -262,13 +263,18 @@ class Problem:
     warnings: tuple[str, ...] = ()
 
 
-def open_problem(settings: OptimizeSettings) -> Problem:
-    """The problem of a search. Raises UserError for whatever would fail later; scores nothing, writes nothing."""
+def open_problem(settings: OptimizeSettings, beside: Sequence[Evaluator] = ()) -> Problem:
+    """The problem of a search. Raises UserError for whatever would fail later; scores nothing, writes nothing.
+
+    Args:
+        beside: Evaluators that hold, or will hold, what this one can share with them.
+    """
     data = open_data(settings)
     search, holdout = data.halves(settings)
     seeds = open_seeds(settings, data.task)
     names = settings.checkpoints
     model = open_joint_model(settings, names, data, [search, holdout], machine=settings)
+    share([*beside, model.evaluator])
     warnings = list(model.warnings)
     if settings.adapter is not None and settings.prompt_spec is None:
         warnings.append("the prompt the adapter was trained with is unknown: give --prompt-spec")

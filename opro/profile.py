@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
+from evaluators.evaluator import share
 from evaluators.files import (
     check_folder,
     csv_text,
@@ -136,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         [open_model(settings.model(n), data, [clips], machine=settings) for n in some]
         for some in (names, space.predict)
     )
+    share([model.evaluator for model in (*models, *new)])
     verify(clips)
     plan = list(_plan(settings, models, wordings, clips, design))
     for model in new:

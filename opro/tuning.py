@@ -14,6 +14,7 @@ from typing import Any, Literal
 from evaluators.audio_lm.adapter_kinds import CONFIG
 from evaluators.classifier import Classifier
 from evaluators.clips import ClipSet
+from evaluators.evaluator import share
 from evaluators.files import is_written, read_json
 from evaluators.orders import evals_per_clip
 from evaluators.targets import Predictions
@@ -166,14 +167,18 @@ def step_of(run: RunFolder, number: int) -> Step:
 
 @contextlib.contextmanager
 def opened(
-    settings: TuneSettings, checkpoint: str, data: Data, clips: Sequence[ClipSet]
-) -> Iterator[Model]:
-    """A checkpoint to score these clips with; its memory is the next one's."""
+    settings: TuneSettings, checkpoints: Sequence[str], data: Data, clips: Sequence[ClipSet]
+) -> Iterator[list[Model]]:
+    """Checkpoints to score these clips with, one after another; their memory is the next step's."""
     s = settings
-    how = ModelSettings(checkpoint, quantization=s.quantization, dtype=s.dtype, device=s.device)
-    model = open_model(how, data, clips, machine=s)
-    yield model
-    model.evaluator.release()
+    models = []
+    for name in checkpoints:
+        how = ModelSettings(name, quantization=s.quantization, dtype=s.dtype, device=s.device)
+        models.append(open_model(how, data, clips, machine=s))
+    share([model.evaluator for model in models])
+    yield models
+    for model in models:
+        model.evaluator.release()
 
 
 def said_by(model: Model, classifier: Classifier, clips: ClipSet) -> Predictions:

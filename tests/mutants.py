@@ -33,7 +33,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/evaluators/audio_lm/test_adapters.py",
         "tests/test_attack_checkpoints.py",
     ),
-    "evaluators/audio_lm/adapters.py": ("tests/evaluators/audio_lm/test_adapters.py",),
+    "evaluators/audio_lm/adapters.py": (
+        "tests/evaluators/audio_lm/test_shared_base.py",
+        "tests/evaluators/audio_lm/test_adapters.py",
+    ),
+    "evaluators/audio_lm/shared_base.py": ("tests/evaluators/audio_lm/test_shared_base.py",),
     "evaluators/audio_lm/model_folder.py": (
         "tests/test_attack_checkpoints.py",
         "tests/evaluators/audio_lm/test_model_folder.py",
@@ -120,6 +124,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_answers_and_the_rest_of_the_vocabulary_sum_to_one[pocket-lora]",
     ),
     "evaluators/audio_lm/scorer.py": (
+        "tests/evaluators/audio_lm/test_shared_base.py",
         "tests/evaluators/audio_lm/test_prefixes.py",
         "tests/evaluators/audio_lm/test_scorer.py",
         "--deselect=tests/evaluators/audio_lm/test_scorer.py::test_pairs_equal_the_stock_forward_and_constrained_generation",
@@ -593,9 +598,24 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/audio_lm/prefixes.py", "segment.begin >= self._head > places.begin", "False"),
     ("evaluators/audio_lm/prefixes.py", "+ count <= self.spare", "+ count <= self.capacity"),
-    ("evaluators/audio_lm/prefixes.py", " or shape.prefix != self._prefix", ""),
+    ("evaluators/audio_lm/prefixes.py", " or shape.prefix != self._embeddings.prefix", ""),
+    ("evaluators/audio_lm/shared_base.py", "if not self.users:", "if True:"),
+    ("evaluators/audio_lm/shared_base.py", "if not self.users:", "if False:"),
+    ("evaluators/audio_lm/shared_base.py", "if other is not user:", "if True:"),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "weight.data.clone() if name in written else weight.data",
+        "weight.data",
+    ),
+    (
+        "evaluators/audio_lm/adapters.py",
+        "weight.data.clone() if name in written else weight.data",
+        "weight.data.clone()",
+    ),
+    ("evaluators/audio_lm/scorer.py", " and (adapter is None or leaves_tower(adapter))", ""),
+    ("evaluators/audio_lm/scorer.py", "self._base.is_shared and not self._given:", "True:"),
     ("evaluators/audio_lm/prefixes.py", " and key not in self._ring.next_out(count)", ""),
-    ("evaluators/audio_lm/prefixes.py", "if self._embedded_bytes + size > most:", "if False:"),
+    ("evaluators/audio_lm/prefixes.py", "if self.bytes + size > most:", "if False:"),
     (
         "evaluators/audio_lm/prefixes.py",
         "yield self._ring.next_places(needed)",
@@ -2225,7 +2245,11 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/cotune.py", "pair = max(pairs, key", "pair = min(pairs, key"),
     ("opro/cotune.py", "self.checkpoint_of(number - 1), prompts", "self.checkpoint, prompts"),
     ("opro/curve.py", "(2 * i + 1, 2 * i - 1)", "(2 * i + 1, 2 * i - 2)"),
-    ("opro/curve.py", 'if settings.split == "test":\n        about', "if True:\n        about"),
+    (
+        "opro/curve.py",
+        'if settings.split == "test":\n            about',
+        "if True:\n            about",
+    ),
     (
         "opro/optimize.py",
         "as work, work.spending.noted():\n                    _find(settings, plan, work)\n",

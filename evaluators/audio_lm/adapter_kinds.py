@@ -4,16 +4,27 @@ What is exact is listed. A setting that is not on the list is refused by name on
 adds next is refused until somebody has looked at it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from evaluators.audio_lm.model_folder import FLOATS, read_object, refuse_pointers, tensor_types
+from evaluators.audio_lm.model_folder import (
+    FLOATS,
+    read_object,
+    refuse_pointers,
+    tensor_shapes,
+    tensor_types,
+)
 from evaluators.errors import UserError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TOWER = (
+    "audio_tower",
+    "multi_modal_projector",
+)  # in the names of all tensors that make embeddings of audio
 # Fields of peft's LoraConfig that no score depends on once the adapter is trained.
 HARMLESS = frozenset(
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout"
@@ -118,6 +129,23 @@ def check_kind(raw: Mapping[str, Any], folder: Path, quantization: str) -> None:
             f"{who} sets {set_here[0]}, which is not exact on weights with --quantization"
             f" {quantization}; use none"
         )
+
+
+def leaves_tower(folder: Path) -> bool:
+    """Whether what an adapter's clips become for the language model is what they become in its base. Reads a header."""
+    return not any(part in name for name in tensor_shapes(folder / WEIGHTS) for part in TOWER)
+
+
+def own_numbers(folder: Path) -> int:
+    """How many numbers the matrices have that an adapter is merged into or brings along. Reads a header."""
+    sizes: dict[str, int] = {}
+    for name, shape in tensor_shapes(folder / WEIGHTS).items():
+        layer, lora, _ = name.partition(".lora_")
+        if not lora:
+            sizes[name] = math.prod(shape)
+        elif len(shape) == 2:  # ``[rank, in]`` and ``[out, rank]``
+            sizes[layer] = sizes.get(layer, 1) * max(shape)
+    return sum(sizes.values())
 
 
 def _peft_default(name: str) -> Any:

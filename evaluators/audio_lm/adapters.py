@@ -16,7 +16,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
-from evaluators.audio_lm.adapter_kinds import WEIGHTS
+from evaluators.audio_lm.adapter_kinds import CONFIG, RESIDUAL_INITS, WEIGHTS
+from evaluators.audio_lm.model_folder import read_object, tensor_shapes
 from evaluators.errors import UserError
 
 # (transformers 4, transformers 5): where the parts of Qwen2-Audio, Voxtral and Audio Flamingo 3 lie below
@@ -98,6 +99,35 @@ def _join(model: Any, folder: Path, trainable: bool, in_old_layout: bool) -> Any
         if in_old_layout:
             _resolve(config, model)
         return PeftModel(model, config)
+
+
+def beside(base: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A base with an adapter, merged as `merge` does it; whatever the adapter does not change is the base's tensors.
+
+    Args:
+        base: Loaded, without 4-bit layers. It stays as it is.
+        folder: Of the adapter.
+        dtype: Of merged weights.
+
+    Raises:
+        UserError: As `attach`.
+    """
+    model = attach(_on_same_weights(base, folder), folder).get_base_model()
+    merge(model, dtype, dequantize=False)
+    return model.eval().requires_grad_(False)
+
+
+def _on_same_weights(base: Any, folder: Path) -> Any:
+    """The modules of a base anew, over the same tensors, but for those that `attach` writes to: they are copied."""
+    written = {new_name(key).removeprefix(PREFIX) for key in tensor_shapes(folder / WEIGHTS)}
+    if read_object(folder / CONFIG).get("init_lora_weights") in RESIDUAL_INITS:
+        written |= {f"{name.partition('.lora_')[0]}.weight" for name in written}
+    written = {name.replace(".base_layer.", ".") for name in written}
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
+    for name, weight in base.named_parameters():
+        values = weight.data.clone() if name in written else weight.data
+        memo[id(weight)] = torch.nn.Parameter(values, requires_grad=False)
+    return copy.deepcopy(base, memo)
 
 
 def merge(module: Any, dtype: torch.dtype, dequantize: bool) -> None:

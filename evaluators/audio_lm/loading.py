@@ -10,11 +10,11 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from evaluators.audio_lm.adapters import attach, merge
+from evaluators.audio_lm.adapters import attach, beside, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.model_folder import check_weights, read_model
 
-__all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
+__all__ = ["beside", "load_model", "merge"]  # all that a scorer needs of what is heavy
 
 
 class OfClass(Protocol):

@@ -162,6 +162,19 @@ def plan_memory(config: Any, quantization: str, gib: float) -> MemoryPlan:
     )
 
 
+def can_share(config: Any, quantization: str, gib: float, own_gib: float) -> bool:
+    """True if the base, the matrices that an adapter has for itself, and one batch fit into 75 % of the card's memory.
+
+    Args:
+        config: As for `plan_memory`.
+        quantization: ``none`` or ``nf4``.
+        gib: Memory of the card.
+        own_gib: Memory of those matrices.
+    """
+    plan = plan_memory(config, quantization, gib)
+    return plan.weights_gib + own_gib + plan.batch_gib + CONTEXT_GIB < 0.75 * gib
+
+
 def memory_lines(config: Any, quantization: str, gib: float | None, shape: Shape) -> list[str]:
     """What fits the card at hand, in words; without one, for large checkpoints, what would fit which card.
 

@@ -338,6 +338,12 @@ def tensor_types(path: Path) -> dict[str, str]:
     return types
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file that `tensor_types` does not refuse. Reads the header alone."""
+    with safe_open(path, framework="numpy") as file:
+        return {key: file.get_slice(key).get_shape() for key in file.keys()}
+
+
 def weight_count(folder: Path, who: str) -> int:
     """How many numbers the tensors of a model's folder hold. Reads the headers alone."""
     count = 0

@@ -7,7 +7,7 @@ computed anew, to the same bits.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -146,6 +146,43 @@ class Ready:
     clips: list[tuple[int, CacheSegment]]
 
 
+@dataclass
+class Embeddings:
+    """What an audio tower made of clips, as far as there is room. Stores of one tower may have it in common.
+
+    Attributes:
+        kept: ``[token, channel]`` of each clip.
+        bytes: Memory that they take.
+        refused: Whether one did not fit.
+        prefix: Tokens of the lines that all of them were computed in: a bf16 number may depend on it.
+    """
+
+    kept: dict[ClipKey, Tensor] = field(default_factory=dict)
+    bytes: int = 0
+    refused: bool = False
+    prefix: int = 0
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self.keep_only(frozenset())
+        self.prefix = 0
+
+    def keep_only(self, keys: Set[ClipKey]) -> None:
+        """Drops all others."""
+        self.kept = {key: kept for key, kept in self.kept.items() if key in keys}
+        self.bytes = sum(t.numel() * t.itemsize for t in self.kept.values())
+        self.refused = False
+
+    def add(self, key: ClipKey, tokens: Tensor, most: float) -> None:
+        """Keeps a clip's, unless all would be more than so many bytes."""
+        size = tokens.numel() * tokens.itemsize
+        if self.bytes + size > most:
+            self.refused = True
+            return
+        self.kept[key] = tokens
+        self.bytes += size
+
+
 class Prefixes:
     """The store: keys and values of system messages and clips, and the clips' embeddings, under one budget.
 
@@ -154,6 +191,7 @@ class Prefixes:
         tower: Computes what clips become for the decoder.
         encode: System message, and a text of the user's -> tokens before the audio.
         most: Bytes that it may take. None: what the device has to spare.
+        embeddings: Of the same tower, where other stores have them, too; None: its own.
     """
 
     def __init__(
@@ -162,19 +200,21 @@ class Prefixes:
         tower: AudioTower,
         encode: Callable[[str, str], Ints],
         most: float | None = None,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._decoder, self._tower, self._encode, self._most = decoder, tower, encode, most
-        self.clear()
+        self._embeddings = Embeddings() if embeddings is None else embeddings
+        self._ring, self._prefix = KVRing(decoder), 0
 
     def clear(self) -> None:
         """Drops everything."""
+        self._embeddings.clear()
+        self._drop_keys()
+
+    def _drop_keys(self) -> None:
+        """Drops keys and values."""
         self._ring = KVRing(self._decoder)
-        self._embedded: dict[ClipKey, Tensor] = {}
-        self._embedded_bytes = 0
-        self._refused = False  # whether an embedding did not fit
-        self._prefix = (
-            0  # tokens of the batches that all this was computed in: a bf16 number may depend on it
-        )
+        self._prefix = 0  # tokens of the batches that they were computed in, as of the embeddings
 
     @property
     def layers(self) -> Sequence[KeysValues]:
@@ -184,7 +224,7 @@ class Prefixes:
     @property
     def bytes(self) -> int:
         """Memory that is taken."""
-        return self._ring.bytes + self._embedded_bytes
+        return self._ring.bytes + self._embeddings.bytes
 
     def budget(self) -> float:
         """Bytes that may be taken; where one batch of audio tokens needs more, that."""
@@ -220,14 +260,16 @@ class Prefixes:
 
         A segment by itself is about to be overwritten: what was yielded and lies there must be used now.
         """
-        if self.bytes > self.budget() or shape.prefix != self._prefix:
+        if self.bytes > self.budget() or shape.prefix != self._embeddings.prefix:
             self.clear()
-        self._prefix = shape.prefix
+        elif shape.prefix != self._prefix:
+            self._drop_keys()
+        self._prefix = self._embeddings.prefix = shape.prefix
         places: dict[ClipKey, list[int]] = {}
         for i, clip in enumerate(clips):
             places.setdefault(clip_key(clip, how), []).append(i)
-        if self._refused:  # room for this call's, where others' are kept
-            self._keep_embeddings(places.keys())
+        if self._embeddings.refused:  # room for this call's, where others' are kept
+            self._embeddings.keep_only(places.keys())
         for system in systems:
             self._hold(system, 0, self._needed(system, 0))
         missing: dict[Before, set[ClipKey]] = {}
@@ -238,7 +280,7 @@ class Prefixes:
                 yield self._ready(system, kept, places)
         new = [key for key in places if any(key in keys for keys in missing.values())]
         unheard: list[ClipKey] = []
-        to_read = [clips[places[key][0]] for key in new if key not in self._embedded]
+        to_read = [clips[places[key][0]] for key in new if key not in self._embeddings.kept]
         with self._tower.reader(to_read, how) as reader:
             for part in self._parts(new, reader, shape):
                 audio = self._embed(part, reader, shape)
@@ -287,7 +329,7 @@ class Prefixes:
         taken = 0
         for key in keys:
             reader.read_ahead(len(part) + 1 + ahead)
-            kept = self._embedded.get(key)
+            kept = self._embeddings.kept.get(key)
             share = self._tower.share(reader.frames(key)) if kept is None else len(kept)
             if part and taken + share > enough:
                 yield part
@@ -301,23 +343,12 @@ class Prefixes:
         self, part: Sequence[ClipKey], reader: ClipReader, shape: Shape
     ) -> dict[ClipKey, Tensor]:
         """Embeddings ``[token, channel]`` of the clips; new ones are kept while they fit."""
-        new = [key for key in part if key not in self._embedded]
+        new = [key for key in part if key not in self._embeddings.kept]
         made = self._tower.embed(new, reader, shape.prefix)
         most = EMBEDDINGS_SHARE * self.budget()
         for key, tokens in made.items():
-            size = tokens.numel() * tokens.itemsize
-            if self._embedded_bytes + size > most:
-                self._refused = True
-                continue
-            self._embedded[key] = tokens
-            self._embedded_bytes += size
-        return {key: made[key] if key in made else self._embedded[key] for key in part}
-
-    def _keep_embeddings(self, keys: Set[ClipKey]) -> None:
-        """Drops the embeddings of all other clips."""
-        self._embedded = {key: kept for key, kept in self._embedded.items() if key in keys}
-        self._embedded_bytes = sum(t.numel() * t.itemsize for t in self._embedded.values())
-        self._refused = False
+            self._embeddings.add(key, tokens, most)
+        return {key: made[key] if key in made else self._embeddings.kept[key] for key in part}
 
     def _add(
         self, system: Before, audio: Mapping[ClipKey, Tensor], shape: Shape

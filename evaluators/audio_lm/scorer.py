@@ -8,6 +8,7 @@ Three savings, none of them an approximation:
 3. Only the hidden states at the answer go through the last layer's feed-forward and the head (`decoder`).
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
+from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder, load_kernels
@@ -41,6 +43,8 @@ from evaluators.audio_lm.generic_class import GenericClass
 from evaluators.audio_lm.identity import check_once, versions
 from evaluators.audio_lm.memory import (
     Shape,
+    batch_bytes,
+    can_share,
     memory_lines,
     shape_for,
     should_dequantize,
@@ -58,7 +62,8 @@ from evaluators.audio_lm.packing import (
     pack_parts,
     to_device,
 )
-from evaluators.audio_lm.prefixes import Before, Prefixes
+from evaluators.audio_lm.prefixes import Before, Embeddings, Prefixes
+from evaluators.audio_lm.shared_base import SharedBase
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
@@ -188,6 +193,8 @@ class AudioScorer(Uncached):
         self._given = loaded
         self._untested = None if loaded else checkpoint.self_test
         self._loaded: LoadedModel | None = None
+        self._base = SharedBase()
+        self._base.join(self)
 
     @property
     def shape(self) -> Shape:
@@ -306,6 +313,11 @@ class AudioScorer(Uncached):
         lines = memory_lines(
             self.config, self.checkpoint.quantization, card_gib(self.device), self.shape
         )
+        if card_gib(self.device) is not None and len(self._base.users) > 1:
+            lines.append(
+                f"the base's weights lie there once for {len(self._base.users)} checkpoints, beside them"
+                f" {self._own_bytes() / 2**30:.1f} GiB of this one's own"
+            )
         lines += limits(self.device, self.dtype)
         lines += [self.family.note] if self.family.note else []
         return About(
@@ -323,9 +335,46 @@ class AudioScorer(Uncached):
         if self._loaded is not None:
             self._loaded.prefixes.clear()
 
+    def unload(self) -> None:
+        """Drops weights, embeddings, keys and values of its own; the next `score` makes them again."""
+        self._loaded = None
+
+    def share_with(self, other: Uncached) -> bool:
+        """Whether both stand on one base, which lies on the device once for the two from here on."""
+        if not isinstance(other, AudioScorer) or self._stands_on() != other._stands_on():
+            return False
+        if self._base is other._base:
+            return True
+        self._base.leave(self)
+        self._base = other._base
+        self._base.join(self)
+        return True
+
+    def _stands_on(self) -> object:
+        """Equal of two scorers that may have one base; of one that must have its own, equal to itself alone."""
+        quantization, gib = self.checkpoint.quantization, card_gib(self.device)
+        # Of layers that stay 4-bit their library changes the weights as it computes, on a CPU.
+        if self._given or (quantization != "none" and not self.dequantize):
+            return self
+        if gib and not can_share(self.config, quantization, gib, self._own_bytes() / 2**30):
+            return self
+        return (
+            self.checkpoint.base.resolve(),
+            quantization,
+            self.device,
+            self.dtype,
+            self._dequantize,
+        )
+
+    def _own_bytes(self) -> int:
+        """Memory of what it has for itself beside a base that it shares."""
+        adapter = self.checkpoint.adapter
+        return 0 if adapter is None else own_numbers(adapter) * self.dtype.itemsize
+
     def release(self) -> None:
         """See `Evaluator.release`."""
-        self._loaded = None
+        self.unload()
+        self._base.leave(self)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -361,20 +410,57 @@ class AudioScorer(Uncached):
     def _load(self) -> LoadedModel:
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
-            loading = loader()
-            model = (
-                self._given[0]
-                if self._given
-                else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
-            )
-            loading.merge(model, self.dtype, self.dequantize)
-            decoder = Decoder(model)
+            self._base.join(self)
+            decoder = Decoder(self._read_model())
             tower = self._tower(decoder)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
             before = functools.partial(_tokens_before, self.family, self.processor.tokenizer)
-            prefixes = Prefixes(decoder, tower, before, self._store_bytes)
+            prefixes = Prefixes(decoder, tower, before, self._store_bytes, self._embeddings())
             self._loaded = LoadedModel(decoder, prefixes)
         return self._loaded
+
+    def _read_model(self) -> Any:
+        """The model with its adapter merged into it."""
+        if self._base.is_shared and not self._given:
+            # Without inference tensors, through which no gradient goes: soft prompts learn on the same weights.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._read_beside()
+        loading = loader()
+        model = (
+            self._given[0]
+            if self._given
+            else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
+        )
+        loading.merge(model, self.dtype, self.dequantize)
+        return model
+
+    def _read_beside(self) -> Any:
+        """The same, on the weights of the base that it shares with others."""
+        loading, adapter = loader(), self.checkpoint.adapter
+
+        def load() -> Any:
+            plain = dataclasses.replace(self.checkpoint, adapter=None)
+            model = loading.load_model(plain, self.family, self.device, self.dtype)
+            loading.merge(model, self.dtype, self.dequantize)
+            return model
+
+        base = self._base.model(load)
+        if adapter is None:
+            return base
+        self._base.make_room(
+            self, self._own_bytes() + batch_bytes(self.config, self.shape), self.device
+        )
+        return loading.beside(base, adapter, self.dtype)
+
+    def _embeddings(self) -> Embeddings:
+        """Where audio embeddings are kept: in common with all that have the same tower."""
+        adapter = self.checkpoint.adapter
+        same = self._base.is_shared and not self._given
+        return (
+            self._base.embeddings
+            if same and (adapter is None or leaves_tower(adapter))
+            else Embeddings()
+        )
 
     def _attempt(self, groups: Groups, clips: Sequence[Clip], results: _Results) -> None:
         """Scores what is not done. When memory runs out it returns early, with a smaller store or smaller batches."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.classifier import Calibration, Classifier, log_odds
-from evaluators.evaluator import About, ScoreTable, Uncached, Usage
+from evaluators.evaluator import About, ScoreTable, Uncached, Usage, share
 from evaluators.fakes import FakeEvaluator
 from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt
@@ -86,6 +86,29 @@ def test_what_computes_its_scores_itself_counts_all_of_them_and_holds_nothing(se
     one.release()
     assert one.about() == About() and one.about().checkpoint is None
     assert (About().device, About().dtype, About().seconds_per_eval) == ("none", "none", None)
+
+
+class Sharing(FakeEvaluator):
+    """It shares with those of its kind alone, and notes whom it is asked about."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.asked = kind, []
+
+    def share_with(self, other):
+        self.asked.append(other)
+        return isinstance(other, Sharing) and other.kind == self.kind
+
+
+def test_each_shares_with_the_first_of_its_kind_behind_cache_and_orders(tmp_path):
+    a, b, fake, c, d = (Sharing("x"), Sharing("y"), FakeEvaluator(), Sharing("y"), Sharing("x"))
+    joint = PerCheckpoint({"one": Sharing("x")})  # one prompt for several is no single model
+    share(
+        [a, BothOrders(CachedEvaluator(b, tmp_path)), fake, joint, CachedEvaluator(c, tmp_path), d]
+    )
+    assert (a.asked, b.asked, c.asked, d.asked) == ([], [a], [a, b], [a])
+    assert joint.evaluators["one"].asked == []
+    assert not FakeEvaluator().share_with(FakeEvaluator())
 
 
 WRAPPERS = [

@@ -16,9 +16,10 @@ ray = pytest.importorskip("ray")
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.evaluator import share
 from evaluators.fakes import FakeEvaluator
 from evaluators.ray_pool import RayPool
-from opro import optimize
+from opro import matrix, optimize
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -121,6 +122,66 @@ def test_released_workers_are_started_again(cluster, seeds, dev_clips):
     assert pool.usage.forward == 2 * 4 * len(seeds)
 
 
+class Shifted(Slow):
+    """A checkpoint of its own, whose scores lie `shift` lower; it counts what is released in its worker."""
+
+    def __init__(self, folder, shift):
+        super().__init__(folder)
+        self.shift, self.fingerprint = np.float32(shift), f"shifted by {shift}"
+
+    def score(self, prompts, clips):
+        table = super().score(prompts, clips)
+        return dataclasses.replace(table, logp=table.logp - self.shift)
+
+    def release(self):
+        with (self.folder / f"released {self.shift:g}").open("a") as file:
+            file.write("x")
+
+
+def test_checkpoints_take_turns_at_the_same_workers_till_the_last_is_released(
+    cluster, seeds, dev_clips, tmp_path
+):
+    """Each of them alone would take the whole cluster, and the next would wait for workers in vain."""
+    (shown := tmp_path / "shown").mkdir()
+    pools = [RayPool(functools.partial(Shifted, shown, shift)) for shift in (1, 2, 3)]
+    share(pools[:2])
+    clips = dev_clips[:40]
+    expected = FakeEvaluator().score(seeds, clips).logp
+    for number in (1, 0, 2, 1, 0):
+        if number == 2:
+            share(pools)  # one that comes when they work
+        got = pools[number].score(seeds, clips).logp
+        np.testing.assert_array_equal(got, expected - np.float32(number + 1))
+        assert pools[number].fingerprint == f"shifted by {number + 1}"
+    pools[0].release()
+    pools[2].release()
+    np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
+    said = ray.get([seat.actor.about.remote() for seat in pools[1]._seats])
+    assert {fingerprint for fingerprint, _ in said} == {"shifted by 2"}
+    names = {path.name for path in shown.iterdir()}
+    assert {"released 1", "released 3"} <= names and "released 2" not in names
+    assert len([name for name in names if name.isdigit()]) <= 3  # processes
+    pools[1].release()
+    assert not any("_seats" in vars(pool) for pool in pools)
+    assert pools[0].usage.forward == 2 * 40 * len(seeds)
+
+
+def test_pools_of_other_clusters_and_such_as_have_workers_of_their_own_are_not_shared():
+    one = RayPool(FakeEvaluator)
+    other = [
+        RayPool(FakeEvaluator, "10.0.0.1:6379"),
+        RayPool(FakeEvaluator, cpus=2),
+        RayPool(FakeEvaluator, workers=1),
+        FakeEvaluator(),
+    ]
+    assert not any(one.share_with(pool) for pool in other)
+    vars(one)["_seats"] = [1]
+    two = RayPool(FakeEvaluator)
+    assert not one.share_with(two)
+    assert two.share_with(one) and vars(two)["_seats"] == [1]
+    assert one.share_with(two) and one._crew.users == {0, 1}  # as before
+
+
 def test_one_clip_and_no_clip(cluster, seeds, dev_clips):
     pool = RayPool(FakeEvaluator, workers=2)
     expected = FakeEvaluator().score(seeds, dev_clips[:1])
@@ -218,6 +279,18 @@ def test_the_pocket_checkpoint_gives_equal_scores(cluster, pocket, seeds, dev_cl
     assert pool.fingerprint == pocket.fingerprint
     table = pool.score(seeds, dev_clips[:24])
     np.testing.assert_allclose(table.logp, pocket.score(seeds, dev_clips[:24]).logp, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_matrix_with_its_searches_over_ray_has_the_numbers_of_one_process(cluster, tmp_path):
+    flags = ["--checkpoint", "fake", "--search", "--split", "dev"]
+    for name, more in (("alone", []), ("ray", ["--ray", "auto"])):
+        argv = [*flags, *more, "--runs-dir", str(tmp_path / name)]
+        assert matrix.run_verb(lambda argv=argv: matrix.main(argv)) == 0
+    one, other = (tmp_path / name / "matrix-dev" / "predictions" for name in ("alone", "ray"))
+    names = sorted(path.name for path in one.iterdir())
+    assert names and names == sorted(path.name for path in other.iterdir())
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def test_a_search_over_ray_leaves_the_same_journal(cluster, tmp_path):

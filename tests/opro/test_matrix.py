@@ -666,8 +666,9 @@ def test_a_baseline_is_tuned_on_dev_and_judged_on_the_split(small):
 def test_a_search_of_the_matrix_is_the_search_of_its_own_settings(small, monkeypatch):
     made = []
 
-    def run(settings):
+    def run(settings, beside):
         made.append(settings)
+        assert beside == [model.evaluator for model in models]
         return small.parent / f"run{len(made)}"
 
     monkeypatch.setattr(matrix, "run_search", run)
@@ -678,7 +679,8 @@ def test_a_search_of_the_matrix_is_the_search_of_its_own_settings(small, monkeyp
         manifest=small, seed=3, swap=True, runs_dir=small.parent / "r", device="cpu"
     )
     asked = matrix._entries([path], problem.open_data(settings), settings)
-    found = matrix._searched(asked, ["a", "b"], settings)
+    models = [problem.Model(name, FakeEvaluator(), None) for name in ("a", "b")]
+    found = matrix._searched(asked, models, settings)
     assert [m.checkpoint for m in made] == ["a", "b"]
     assert [m.share for m in made] == [None, str(small.parent / "run1")]
     for m in made:
@@ -800,6 +802,18 @@ def test_order_of_prompts_changes_no_score(made, tmp_path):
         rows = result_of(made)["rows"]
         scores.append({r["prompt_id"]: r["balanced_accuracy"] for r in rows})
     assert scores[0] == scores[1]
+
+
+def test_checkpoints_and_soft_prompts_share_what_they_have_in_common(small, monkeypatch):
+    given = []
+    monkeypatch.setattr(matrix, "share", lambda evaluators: given.append(evaluators))
+    soft = problem.Model("fake", FakeEvaluator(), None), matrix.Entry(Classifier(Prompt("?")), "s")
+    monkeypatch.setattr(matrix, "_open_soft", lambda *a: soft)
+    flags = ["--manifest", small, "--runs-dir", small.parent / "r", "--soft", "x", "--dry-run"]
+    assert verb(*flags, "--checkpoint", "fake", "pocket-base", "--device", "cpu") == 0
+    ((first, second, third),) = given
+    assert isinstance(first.innermost, FakeEvaluator) and third is soft[0].evaluator
+    assert second.about().checkpoint.name == "pocket-base"
 
 
 def test_a_dry_run_opens_nothing(made, capsys):

@@ -15,7 +15,7 @@ from evaluators.splits import Registry, halves, write_registry
 from evaluators.tasks import SPEECH_TASK
 from opro import problem
 from opro.problem import open_data, open_model, open_problem, open_seeds
-from opro.settings import DataSettings, ModelSettings, OptimizeSettings
+from opro.settings import DataSettings, MachineSettings, ModelSettings, OptimizeSettings
 
 
 def mixed(rows):
@@ -185,6 +185,16 @@ def test_data_is_what_the_manifest_holds(folder):
         }
     labels = [c.label for c in data.split("dev").first(10)]
     assert labels.count(LABELS[0]) == 5  # in balanced order
+
+
+def test_several_checkpoints_share_their_base(folder, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(problem, "share", lambda evaluators: given.append(evaluators))
+    data = open_data(DataSettings(manifest=folder))
+    machine, settings = MachineSettings(runs_dir=tmp_path / "r"), ModelSettings(device="cpu")
+    names, clips = ["pocket-base", "pocket-lora"], [data.split("dev")]
+    model = problem.open_joint_model(settings, names, data, clips, machine=machine)
+    assert given == [list(model.evaluator.evaluators.values())]
 
 
 def test_a_model_without_a_machine_keeps_no_scores(folder):

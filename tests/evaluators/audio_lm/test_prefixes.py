@@ -107,7 +107,7 @@ def note_bytes(evaluator):
 
     def noted(batch, cache):
         layers = sum(part.numel() * part.itemsize for layer in cache for part in layer)
-        kept = sum(t.numel() * t.itemsize for t in prefixes._embedded.values())
+        kept = sum(t.numel() * t.itemsize for t in prefixes._embeddings.kept.values())
         assert prefixes.bytes == layers + kept and kept <= EMBEDDINGS_SHARE * prefixes.budget()
         seen.append(prefixes.bytes)
         return step(batch, cache)
