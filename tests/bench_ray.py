@@ -2,18 +2,25 @@
 
 Needs `pip install -e '.[ray]'`. The fake evaluator, whose evals cost a fixed sleep, shows what handing out costs; with
 --checkpoint or --shape a real one, with one GPU a worker where Ray sees GPUs. Clips and prompts are those of the demo.
+After the table of a real one: where each process of a call spent its time, and when in the call it began and ended.
 """
 
 import argparse
 import functools
 import gc
+import json
+import os
+import tempfile
 import time
+from pathlib import Path
 
 import ray
 import torch
 from bench_wording import rewritten
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.bench import Stages
 from evaluators.fakes import FakeEvaluator
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
@@ -23,28 +30,61 @@ from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 
 
+class Told(AudioScorer):
+    """One that writes a line a call to a file: its process, begin, end, stages. Set `told` to the file."""
+
+    told: Path
+
+    def score(self, prompts, clips):
+        begin = time.time()
+        with Stages(self.device) as stages:
+            table = super().score(prompts, clips)
+        line = {"pid": os.getpid(), "begin": begin, "end": time.time(), "clips": len(clips)}
+        with self.told.open("a") as file:
+            file.write(json.dumps(line | stages.seconds | {"tokens": stages.tokens}) + "\n")
+        return table
+
+
+def real(name, told):
+    """The scorer of a checkpoint; of ``7b`` the exact shape with random weights, alike on every card."""
+    if name == "7b":
+        from evaluators.audio_lm.stock import random_7b
+
+        loaded = random_7b(torch.device("cuda"))
+        scorer = Told(open_checkpoint("pocket-base"), "cuda", loaded=loaded)
+    else:
+        scorer = Told(open_checkpoint(name))
+    scorer.told = told
+    return scorer
+
+
 def timed(evaluator, prompts, clips, ready, repeats=3):
-    """(Seconds of the fastest call that keeps nothing of an earlier one, scores), once `ready` says that all work."""
+    """(Seconds of the fastest call that keeps nothing of an earlier one, scores, when it began), once all work."""
     while not ready():
         evaluator.score(prompts[:1], clips)
     evaluator.score(prompts, clips)  # kernels of these shapes
-    best = float("inf")
+    best = float("inf"), 0.0
     for _ in range(repeats):
         if hasattr(evaluator.innermost, "forget"):
             evaluator.forget()
-        begin = time.perf_counter()
+        at, begin = time.time(), time.perf_counter()
         table = evaluator.score(prompts, clips)
-        best = min(best, time.perf_counter() - begin)
-    return best, table.logp
+        best = min(best, (time.perf_counter() - begin, at))
+    return best[0], table.logp, best[1]
 
 
-def seven():
-    """The exact 7B shape with random weights, alike on every card."""
-    from evaluators.audio_lm.scorer import AudioScorer
-    from evaluators.audio_lm.stock import random_7b
-
-    loaded = random_7b(torch.device("cuda"))
-    return AudioScorer(open_checkpoint("pocket-base"), "cuda", loaded=loaded)
+def parts(told, begin, seconds):
+    """Lines of a call: what each chunk took where, in ms after the call's begin."""
+    lines = map(json.loads, told.read_text().splitlines()) if told.exists() else ()
+    own = [x for x in lines if begin - 0.001 <= x["begin"] <= begin + seconds]
+    pids = sorted({x["pid"] for x in own})
+    for x in own:
+        stages = " ".join(f"{n} {1e3 * x[n]:.0f}" for n in (*Stages.NAMES, "rest"))
+        tokens = " ".join(f"{n} {count}" for n, count in x["tokens"].items())
+        yield (
+            f"  process {pids.index(x['pid']) + 1}, {x['clips']} clips: {1e3 * (x['begin'] - begin):.0f} to"
+            f" {1e3 * (x['end'] - begin):.0f} of {1e3 * seconds:.0f} ms; {stages}; tokens {tokens}"
+        )
 
 
 def sized(text):
@@ -71,17 +111,16 @@ def main():
     prompts += rewritten(prompts[:3], max(0, max(p for _, p in cases) - len(prompts)))
     clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
-    if args.checkpoint:
-        from evaluators.audio_lm.scorer import AudioScorer
-
-        makers = {args.checkpoint: functools.partial(AudioScorer, open_checkpoint(args.checkpoint))}
-    if args.shape:
-        makers = {"7B shape": seven}
-    alone = {}
+    told = Path(tempfile.mkdtemp()) / "calls.jsonl"
+    if name := args.shape or args.checkpoint:
+        makers = {name: functools.partial(real, name, told)}
+    alone, calls = {}, []
     for name, make in makers.items():  # before Ray's workers need the card's memory
         one = make()
         for case in cases:
-            alone[name, case] = timed(one, prompts[: case[1]], clips[: case[0]], lambda: True)
+            found = timed(one, prompts[: case[1]], clips[: case[0]], lambda: True)
+            alone[name, case] = found[:2]
+            calls.append((f"{name}, {case[0]} x {case[1]}, one process", found[2], found[0]))
         one.release()
         del one
     gc.collect()
@@ -108,14 +147,20 @@ def main():
             pool = RayPool(make, workers=count)
             for case in cases:
                 used, heard = prompts[: case[1]], clips[: case[0]]
-                seconds, logp = timed(pool, used, heard, lambda p=pool, n=count: p.usable == n)
+                found = timed(pool, used, heard, lambda p=pool, n=count: p.usable == n)
+                seconds, logp, begin = found
                 own, expected = alone[name, case]
-                assert abs(logp - expected).max() < 1e-5
+                assert (logp == expected).all()
+                title = f"{name}, {case[0]} x {case[1]}, {count} workers"
+                calls.append((title, begin, seconds))
                 cells[case].append(f" {seconds:.3f} | {own / seconds:.2f} |")
             pool.release()
         for case in cases:
             title = f"{name}, {case[0]} x {case[1]}"
             print(f"| {title} | {alone[name, case][0]:.3f} |" + "".join(cells[case]), flush=True)
+    for title, begin, seconds in calls:
+        if lines := list(parts(told, begin, seconds)):
+            print(title, *lines, sep="\n")
 
 
 if __name__ == "__main__":

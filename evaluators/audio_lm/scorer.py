@@ -447,7 +447,8 @@ class AudioScorer(Uncached):
         """Starts a batch; its results stay on the device, so that nothing waits for them."""
         layout = lay_out_prompts(jobs, system)
         shape, device, decoder = self.shape, self.device, self.decoder
-        batch = pack(self._tokens(jobs), layout, size=shape.tokens, kept=shape.kept, device=device)
+        size = decoder.sizes(shape.tokens, shape.tokens).holding(len(layout.positions))
+        batch = pack(self._tokens(jobs), layout, size=size, kept=shape.kept, device=device)
         hidden = decoder.step(batch, self.prefixes.layers)
         reads = AnswerReads.of(jobs)
         state, token = (to_device(part, device) for part in (reads.state, reads.token))
