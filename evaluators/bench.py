@@ -222,7 +222,7 @@ class Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        Decoder.step, AudioTower.embed, ClipReader.take = self._stock  # type: ignore[assignment, method-assign]
+        Decoder.step, AudioTower.embed, ClipReader.take = self._stock  # type: ignore[method-assign]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.whole = time.perf_counter() - self._begin
@@ -327,7 +327,7 @@ def compare_sizes(bench: Bench, evaluator: AudioScorer) -> None:
     """Prints the sizes that batches may have, and times whole batches alone, which must give the same bits."""
     shape, decoder = evaluator.shape, evaluator.decoder
     whole = bench.scorer()
-    whole.decoder.sizes = lambda own, most: BatchSizes((own,))  # type: ignore[assignment, method-assign]
+    whole.decoder.sizes = lambda own, most: BatchSizes((own,))  # type: ignore[method-assign]
     time_scorer(bench, whole, "the same in whole batches only", 3)
     evaluator.forget()
     tables = [one.score(bench.prompts, bench.clips) for one in (evaluator, whole)]
