@@ -33,7 +33,7 @@ import torch
 from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.audio_lm.decoder import Decoder
-from evaluators.audio_lm.device import pick_device, pick_dtype
+from evaluators.audio_lm.device import matrix_rate, pick_device, pick_dtype
 from evaluators.audio_lm.families import family_of
 from evaluators.audio_lm.memory import Shape, weight_counts
 from evaluators.audio_lm.scorer import AudioScorer
@@ -100,26 +100,6 @@ def timed(device: torch.device, work: Callable[[], Any], repeats: int = 1) -> fl
         wait()
         seconds.append(time.perf_counter() - begin)
     return float(np.median(seconds))
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.0) -> float:
-    """FLOP/s of a large matrix product of random numbers: 20 of them, or as many as take about so many seconds.
-
-    A card that is limited by power is fast for a moment and then slower: a search runs at the second rate.
-    """
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-
-    count = 20 * round(max(1.0, seconds / 0.03))
-
-    def products() -> None:
-        for _ in range(count):
-            a @ b
-
-    products()
-    return count * 2 * size**3 / timed(device, products)
 
 
 def suffix_flop(config: Any) -> float:
@@ -495,8 +475,8 @@ def open_bench(args: argparse.Namespace) -> Bench:
         loaded = plain.decoder.model, plain.processor
     family = family_of(loaded[0].config)
     prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX, family.template)
-    rate = matrix_rate(device, dtype)
-    lasting = matrix_rate(device, dtype, 2.0) if device.type == "cuda" else rate
+    rate = matrix_rate(device, dtype, 0.03)
+    lasting = matrix_rate(device, dtype, 2.0)
     flop = suffix_flop(loaded[0].config)
     floor = Floor(flop / rate, flop / lasting)
     cpu = f"{torch.get_num_threads()} CPU threads"
@@ -506,7 +486,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         f" prompts of {SUFFIX} tokens"
     )
     print(
-        f"matrix product {rate / 1e12:.3g} TFLOP/s over 20 products, {lasting / 1e12:.3g} over 2 s;"
+        f"matrix product {rate / 1e12:.3g} TFLOP/s over 0.03 s, {lasting / 1e12:.3g} over 2 s;"
         f" floors {1e3 * floor.moment:.3f} and {1e3 * floor.lasting:.3f} ms an eval\n"
     )
     stock = StockModel(*loaded, device)

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, prompt_tokens
+from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, Work, prompt_tokens
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ class Worker:
     def forget(self) -> None:
         """Drops what it keeps of clips."""
         self.evaluator.forget()
+
+    def work(self) -> Work | None:
+        """What it has computed."""
+        work: Work | None = self.evaluator.about().work
+        return work
 
     def score(
         self, prompts: Sequence[Prompt], clips: Sequence[Clip]
@@ -98,6 +103,7 @@ class RayPool(Uncached):
         self._home: dict[tuple[str, str], int] = {}  # clip -> seat
         self._calls = 0
         self.forwards = 0
+        self._seconds = 0.0  # of calls
         self.lost = 0  # workers that died
 
     @functools.cached_property
@@ -111,8 +117,29 @@ class RayPool(Uncached):
         return self._local.innermost
 
     def about(self) -> About:
-        """That of an evaluator like the workers', in this process."""
-        return self._local.about()
+        """That of an evaluator like the workers', in this process; with what they have computed."""
+        return replace(self._local.about(), work=self._work())
+
+    def _work(self) -> Work | None:
+        """Of all workers at once, in the wall time of this process; their rates add up."""
+        seats = [seat for seat in self.__dict__.get("_seats", ()) if seat.usable]
+        if not seats:
+            return None
+        import ray
+
+        try:
+            found: list[Work | None] = ray.get([seat.actor.work.remote() for seat in seats])
+        except ray.exceptions.RayError as error:  # one died; the next call replaces it
+            log.debug("work is not told: %s", error)
+            return None
+        works = [work for work in found if work is not None and work.evals]
+        if not works:
+            return None
+        told = self.forwards / sum(work.evals for work in works)  # those that died tell nothing
+        flop = told * sum(work.flop for work in works)
+        measured = all(work.rate for work in works)
+        rate = sum(work.rate for work in works) if measured else 0.0
+        return Work(self.forwards, self._seconds, flop, rate)
 
     def release(self) -> None:
         """Ends the workers; the next `score` starts new ones."""
@@ -167,8 +194,9 @@ class RayPool(Uncached):
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator`."""
         while True:
-            before = self.fingerprint
+            before, begin = self.fingerprint, time.perf_counter()
             table = self._score(prompts, clips)
+            self._seconds += time.perf_counter() - begin
             if self.fingerprint == before:  # else a worker ran out of memory: all in its shape
                 self.forwards += len(prompts) * len(clips)
                 return table

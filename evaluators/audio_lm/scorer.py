@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from evaluators.audio_lm.device import (
     limits,
     pick_device,
     pick_dtype,
+    rate_in_use,
 )
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
@@ -44,6 +46,7 @@ from evaluators.audio_lm.memory import (
     memory_lines,
     shape_for,
     should_dequantize,
+    weight_counts,
 )
 from evaluators.audio_lm.packing import (
     AnswerReads,
@@ -63,13 +66,14 @@ from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import About, ScoreTable, Uncached
+from evaluators.evaluator import About, ScoreTable, Uncached, Work
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
 SCORER = "4"  # raise it whenever a change can change a score: it is part of every cache key
 MIN_TOKENS = 128  # smaller batches are not tried when memory runs out
+MEASURED_S = 1.0  # seconds of scoring from which on its share of the device's rate is told
 PENDING = 256  # batches whose results wait on the device, so that it need not wait for the host
 # Prompts that share what is computed of a clip: by how its samples are presented, and by what stands before it.
 Groups = dict[Presentation, dict[Before, list[PromptRow]]]
@@ -188,6 +192,8 @@ class AudioScorer(Uncached):
         self._given = loaded
         self._untested = None if loaded else checkpoint.self_test
         self._loaded: LoadedModel | None = None
+        self._seconds = 0.0  # of calls, weights in memory
+        self._asked = 0  # tokens of their prompts
 
     @property
     def shape(self) -> Shape:
@@ -316,7 +322,16 @@ class AudioScorer(Uncached):
             memory=tuple(lines),
             versions=self.versions,
             seconds_per_eval=self._seconds_per_eval,
+            work=self._work(),
         )
+
+    def _work(self) -> Work:
+        """What was computed; the device's rate is measured where that took long enough to be told."""
+        rate = 0.0
+        if self._seconds >= MEASURED_S:
+            rate = rate_in_use(self.device, self.dtype, torch.get_num_threads())
+        flop = 2.0 * weight_counts(self.config)[1] * self._asked
+        return Work(self.forwards, self._seconds, flop, rate)
 
     def forget(self) -> None:
         """Drops embeddings, keys and values that are kept, as before timing."""
@@ -335,7 +350,7 @@ class AudioScorer(Uncached):
         if test is not None:
             precision = str(self.dtype).removeprefix("torch.")
             selftest.check(self, test, precision, self.checkpoint.name)
-            self.forwards = 0
+            self.forwards, self._seconds, self._asked = 0, 0.0, 0
         groups: Groups = {}
         tokenizer = self.processor.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
@@ -351,10 +366,14 @@ class AudioScorer(Uncached):
         self._used = self._wanted
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
+            begin = time.perf_counter()
             while not results.done.all():
                 self._attempt(groups, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         check_finite(table)
+        rows = [row for by_system in groups.values() for own in by_system.values() for row in own]
+        self._seconds += time.perf_counter() - begin
+        self._asked += sum(len(row.ids) for row in rows) * len(clips)
         self.forwards += len(prompts) * len(clips)
         return table
 
