@@ -238,13 +238,16 @@ class RayPool(Uncached):
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _hand_out(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[deque[Chunk]]:
-        """Each seat's chunks: its own clips, new ones to whoever has the fewest."""
+        """Each seat's chunks: its own clips, and then new ones to whoever has the fewest."""
         own: list[list[int]] = [[] for _ in self._seats]
-        for i, clip in enumerate(clips):
-            key = (clip.sha256, clip.audio)
-            if key not in self._home:
-                self._home[key] = min(range(len(own)), key=lambda s: (len(own[s]), s))
-            own[self._home[key]].append(i)
+        keys = [(clip.sha256, clip.audio) for clip in clips]
+        known = [key in self._home for key in keys]
+        for i in sorted(
+            range(len(keys)), key=lambda i: not known[i]
+        ):  # new ones make up for the rest
+            if keys[i] not in self._home:
+                self._home[keys[i]] = min(range(len(own)), key=lambda s: (len(own[s]), s))
+            own[self._home[keys[i]]].append(i)
         size = max(1, -(-len(clips) // (self._chunks(prompts, clips) * len(own))))
         return [
             deque(np.array(mine[at : at + size], np.int64) for at in range(0, len(mine), size))

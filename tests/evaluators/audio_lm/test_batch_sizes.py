@@ -1,5 +1,7 @@
 """A batch that is not full is smaller where, and only where, each of its tokens gets the same bits."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from tiny_models import evaluator_with, noise, random_model, whole_batches
 
 from evaluators.audio_lm.batch_sizes import BatchSizes, equal_sizes, steps
 from evaluators.audio_lm.memory import Shape
+from evaluators.audio_lm.templates import encode
+from evaluators.evaluator import Work
 from evaluators.prompts import Prompt
 
 PROMPTS = [Prompt("A or B?" + " And now?" * n) for n in range(5)]
@@ -80,10 +84,36 @@ def test_scores_are_those_of_whole_batches_to_the_bit_and_less_is_computed(made,
 
 
 @pytest.mark.tiny
-def test_clips_longer_than_a_batch_are_computed_as_before_each_by_itself(made):
+def test_clips_longer_than_a_batch_are_computed_in_their_own_length_as_ever(made):
     model, processor, clips = made
     shape = Shape(768, 48, 8)
     whole = whole_batches(evaluator_with(model, processor, shape))
     own = evaluator_with(model, processor, shape)
     own.decoder.sizes = lambda own, most: BatchSizes((own, 2 * own, 4 * own, 96 * own))
-    np.testing.assert_array_equal(own.score(PROMPTS, clips).logp, whole.score(PROMPTS, clips).logp)
+    many, few = steps_of(whole), steps_of(own)
+    expected = whole.score(PROMPTS, clips).logp
+    np.testing.assert_array_equal(own.score(PROMPTS, clips).logp, expected)
+    longer = [n for n in many if 8 < n < 64]
+    assert len(longer) > 5 and [n for n in few if 8 < n < 64] == longer
+
+
+@pytest.mark.tiny
+def test_work_counts_the_products_of_the_prompts_tokens_and_the_time_they_took(made, monkeypatch):
+    model, processor, clips = made
+    scorer = evaluator_with(model, processor)
+    assert scorer.about().work == Work()
+    begin = time.perf_counter()
+    scorer.score(PROMPTS, clips[:3])
+    scorer.score(PROMPTS[1:2], clips)
+    passed = time.perf_counter() - begin
+    tokens = [
+        len(encode(processor.tokenizer, scorer.family.template.after(p.text))) for p in PROMPTS
+    ]
+    work = scorer.about().work
+    assert work.evals == scorer.forwards == 24 and 0 < work.seconds < passed
+    products = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)  # of the tiny model, a token
+    assert work.flop == 2 * products * (3 * sum(tokens) + 9 * tokens[1])
+    assert work.rate == 0 and work.share is None  # too short to be told
+    monkeypatch.setattr("evaluators.audio_lm.scorer.MEASURED_S", 0.0)
+    assert 0 < scorer.about().work.share < 1
+    assert scorer.about().work.rate == scorer.about().work.rate  # measured once
