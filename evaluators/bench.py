@@ -296,6 +296,12 @@ def compare_work(bench: Bench, evaluator: AudioScorer, ours: float, theirs: floa
     evaluator.forget()
     pairs = len(bench.prompts) * len(bench.clips)
     needed = multiply_adds(lambda: evaluator.score(bench.prompts, bench.clips)) / pairs
+    rate = suffix_flop(bench.stock.model.config) / bench.floor.lasting
+    bound = 2 * needed / rate
+    print(
+        f"all multiply-adds at the matrix rate: {1e3 * bound:.3f} ms an eval; this evaluator, all, takes"
+        f" {ours / bound:.2f} times as long"
+    )
     print(
         f"multiply-adds an eval: stock batch {plain / 1e6:.0f} M, this evaluator, all,"
         f" {needed / 1e6:.0f} M: {plain / needed:.2f} times fewer; {theirs / ours:.2f} times faster,"

@@ -250,7 +250,7 @@ class Decoder:
         if self.kernels is not None:
             return self.kernels.gate_up(both)
         gate, up = both.chunk(2, -1)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
 
 def _refuse_other_kinds(config: Any) -> None:
