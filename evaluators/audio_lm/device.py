@@ -113,6 +113,20 @@ def card_gib(device: torch.device) -> float | None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute on one processor thread: what is small, beside a card, or may round otherwise with others.
+
+    Where threads outnumber the work, each product waits for all of them, and so does the card.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def device_faults() -> Iterator[None]:
     """Raises PauseError for exhausted memory and DeviceLostError for a lost device; other errors pass."""
     try:

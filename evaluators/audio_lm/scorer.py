@@ -8,6 +8,7 @@ Three savings, none of them an approximation:
 3. Only the hidden states at the answer go through the last layer's feed-forward and the head (`decoder`).
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -33,6 +34,7 @@ from evaluators.audio_lm.device import (
     device_faults,
     estimate_seconds_per_eval,
     limits,
+    one_thread,
     pick_device,
     pick_dtype,
     rate_in_use,
@@ -364,11 +366,13 @@ class AudioScorer(Uncached):
         sequences = [sum(map(len, one.sequences)) for one in answers]
         results = _Results(sequences, len(clips), len(prompts[0].answers))
         self._used = self._wanted
+        alone = contextlib.nullcontext() if self.device.type == "cpu" else one_thread()
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
             begin = time.perf_counter()
-            while not results.done.all():
-                self._attempt(groups, clips, results)
+            with alone:
+                while not results.done.all():
+                    self._attempt(groups, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         check_finite(table)
         rows = [row for by_system in groups.values() for own in by_system.values() for row in own]
