@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -58,14 +59,24 @@ def real(name, told):
     return scorer
 
 
-def timed(evaluator, prompts, clips, ready, repeats=3):
-    """(Seconds of the fastest call that keeps nothing of an earlier one, scores, when it began), once all work."""
-    while not ready():
-        evaluator.score(prompts[:1], clips)
+@dataclass(frozen=True)
+class Case:
+    """Work of a call; `kept`: what earlier calls computed of the clips is there, as in a search after its seeds."""
+
+    clips: int
+    prompts: int
+    kept: bool
+
+    def __str__(self):
+        return f"{self.clips} x {self.prompts}{', clips kept' if self.kept else ''}"
+
+
+def timed(evaluator, prompts, clips, kept, repeats=3):
+    """(Seconds of the fastest call, scores, when it began)."""
     evaluator.score(prompts, clips)  # kernels of these shapes
     best = float("inf"), 0.0
     for _ in range(repeats):
-        if hasattr(evaluator.innermost, "forget"):
+        if not kept and hasattr(evaluator.innermost, "forget"):
             evaluator.forget()
         at, begin = time.time(), time.perf_counter()
         table = evaluator.score(prompts, clips)
@@ -87,10 +98,10 @@ def parts(told, begin, seconds):
         )
 
 
-def sized(text):
-    """(Clips, prompts) of ``400x50``."""
-    clips, prompts = text.split("x")
-    return int(clips), int(prompts)
+def cases_of(texts, kept):
+    """Those of ``400x50``: clips and prompts; with `kept`, each also with the clips kept."""
+    sizes = [tuple(map(int, text.split("x"))) for text in texts]
+    return [Case(*size, known) for size in sizes for known in ((False, True) if kept else (False,))]
 
 
 def main():
@@ -106,9 +117,9 @@ def main():
     )
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
-    cases = [sized(text) for text in args.cases]
+    cases = cases_of(args.cases, bool(args.shape or args.checkpoint))
     prompts = read_prompts(shipped("prompts/heldout.yaml"), labels)
-    prompts += rewritten(prompts[:3], max(0, max(p for _, p in cases) - len(prompts)))
+    prompts += rewritten(prompts[:3], max(0, max(c.prompts for c in cases) - len(prompts)))
     clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
     told = Path(tempfile.mkdtemp()) / "calls.jsonl"
@@ -118,9 +129,9 @@ def main():
     for name, make in makers.items():  # before Ray's workers need the card's memory
         one = make()
         for case in cases:
-            found = timed(one, prompts[: case[1]], clips[: case[0]], lambda: True)
+            found = timed(one, prompts[: case.prompts], clips[: case.clips], case.kept)
             alone[name, case] = found[:2]
-            calls.append((f"{name}, {case[0]} x {case[1]}, one process", found[2], found[0]))
+            calls.append((f"{name}, {case}, one process", found[2], found[0]))
         one.release()
         del one
     gc.collect()
@@ -145,19 +156,21 @@ def main():
         cells = {case: [] for case in cases}
         for count in args.workers:
             pool = RayPool(make, workers=count)
+            while pool.usable < count:
+                pool.score(prompts[:1], clips[:8])
             for case in cases:
-                used, heard = prompts[: case[1]], clips[: case[0]]
-                found = timed(pool, used, heard, lambda p=pool, n=count: p.usable == n)
+                found = timed(pool, prompts[: case.prompts], clips[: case.clips], case.kept)
                 seconds, logp, begin = found
                 own, expected = alone[name, case]
                 assert (logp == expected).all()
-                title = f"{name}, {case[0]} x {case[1]}, {count} workers"
-                calls.append((title, begin, seconds))
+                calls.append((f"{name}, {case}, {count} workers", begin, seconds))
                 cells[case].append(f" {seconds:.3f} | {own / seconds:.2f} |")
             pool.release()
         for case in cases:
-            title = f"{name}, {case[0]} x {case[1]}"
-            print(f"| {title} | {alone[name, case][0]:.3f} |" + "".join(cells[case]), flush=True)
+            print(
+                f"| {name}, {case} | {alone[name, case][0]:.3f} |" + "".join(cells[case]),
+                flush=True,
+            )
     for title, begin, seconds in calls:
         if lines := list(parts(told, begin, seconds)):
             print(title, *lines, sep="\n")
