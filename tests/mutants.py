@@ -644,11 +644,6 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/tower.py", "self._begun.pop(key) for key", "self._begun[key] for key"),
     ("evaluators/audio_lm/tower.py", " and self._seconds < SECONDS_AHEAD", ""),
     ("evaluators/audio_lm/tower.py", "with one_thread():", "if True:"),
-    (
-        "evaluators/audio_lm/tower.py",
-        "self._whole = torch.get_num_threads() == 1",
-        "self._whole = True",
-    ),
     ("evaluators/cache.py", "self._read(key, labels) | new", "self._read(key, labels) and new"),
     ("evaluators/cache.py", "{self.inner.fingerprint}|{prompt.digest}", "{prompt.digest}"),
     (

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.device import one_thread
@@ -23,7 +21,6 @@ from evaluators.presentation import AS_IS, Presentation
 DECODING_THREADS = 8  # more of them are in each other's way
 SECONDS_AHEAD = 512.0  # of audio that is decoded and waits, 32 MB: long clips are not read as far ahead as short ones
 ClipKey = tuple[str, str, Presentation]
-Mel = NDArray[np.float32]  # [mel bin, frame]
 
 
 def clip_key(clip: Clip, how: Presentation = AS_IS) -> ClipKey:
@@ -33,17 +30,14 @@ def clip_key(clip: Clip, how: Presentation = AS_IS) -> ClipKey:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A clip that is being read, or was: decoded, and with features where they are there."""
+    """A clip that is being decoded, or was."""
 
-    read: "Future[tuple[DecodedClip, Mel | None]]"
+    decoded: "Future[DecodedClip]"
     seconds: float
 
 
 class ClipReader:
     """Decodes clips in threads, ahead of the device, and lets go of each as its features are taken.
-
-    The threads make the features, too, where torch computes on one thread, as beside a card; else they would all wait
-    for torch's. One clip's features are the same bits by itself and among others.
 
     A context manager; leaving it waits for its threads.
 
@@ -59,7 +53,6 @@ class ClipReader:
         self, store: FeatureStore, clips: Sequence[Clip], how: Presentation = AS_IS
     ) -> None:
         self._store, self._how = store, how
-        self._whole = torch.get_num_threads() == 1
         self._pool = ThreadPoolExecutor(self.threads)
         self._left = deque(clips)
         self._begun: dict[ClipKey, _Reading] = {}
@@ -85,37 +78,30 @@ class ClipReader:
         """10 ms frames of a clip, once it is decoded. Raises what decoding raised."""
         while key not in self._begun:
             self._begin()
-        return self._begun[key].read.result()[0].frames
+        return self._begun[key].decoded.result().frames
 
     def take(self, keys: Sequence[ClipKey]) -> list[LogMel]:
         """Features of decoded clips, which are let go of; new features are stored."""
         reads = [self._begun.pop(key) for key in keys]
         self._seconds -= sum(read.seconds for read in reads)
-        found = [read.read.result() for read in reads]
-        waves = [d.wave for d, mel in found if mel is None and d.wave is not None]
-        with one_thread():
+        decoded = [read.decoded.result() for read in reads]
+        waves = [d.wave for d in decoded if d.wave is not None]
+        with one_thread():  # with four, a clip of a second has other bits
             new = iter(self._store.log_mel(waves) if waves else ())
         out = []
-        for d, made in found:
-            mel = next(new) if made is None else made
+        for d in decoded:
+            mel = next(new) if d.mel is None else d.mel
             if d.mel is None and self._store.folder is not None:
                 self._pool.submit(self._store.keep, d, mel)
             out.append(LogMel(mel, d.frames))
         return out
 
-    def _read(self, clip: Clip) -> "tuple[DecodedClip, Mel | None]":
-        """A clip, decoded, and its features."""
-        d = self._store.decode(clip, self._how)
-        if d.wave is None or not self._whole:
-            return d, d.mel
-        return d, self._store.log_mel([d.wave])[0]
-
     def _begin(self) -> None:
         clip = self._left.popleft()
         how = self._how
         seconds = max(clip.duration_ms, how.repeat_to_ms, how.pad_to_ms) / 1e3
-        read = self._pool.submit(self._read, clip)
-        self._begun[clip_key(clip, how)] = _Reading(read, seconds)
+        decoded = self._pool.submit(self._store.decode, clip, how)
+        self._begun[clip_key(clip, how)] = _Reading(decoded, seconds)
         self._seconds += seconds
 
 
