@@ -13,7 +13,7 @@ Work: 200 dev clips of 200, 300, 500 and 1000 ms, 10 prompts of 46 suffix tokens
 Floor: the language model's matrix products for the suffix tokens at the rate of a large product on the same device,
 over a moment and over 2 s: a card that is limited by power is slower when it lasts.
 Rows "all": decoding, features, audio tower, prefixes and suffixes. Rows "suffix step": the same prompts again, when the
-clips' keys and values are there, as in a search.
+clips' keys and values are there, as in a search. Below the table: what the stages of "all" take.
 """
 
 import argparse
@@ -24,20 +24,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
-from evaluators.audio_lm.device import pick_device, pick_dtype
+from evaluators.audio_lm.decoder import Decoder
+from evaluators.audio_lm.device import matrix_rate, pick_device, pick_dtype
 from evaluators.audio_lm.families import family_of
 from evaluators.audio_lm.memory import Shape, weight_counts
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.shapes import SHAPES, random_model, tiny
 from evaluators.audio_lm.stock import FamilyStock, StockModel, config_7b, random_7b, to_nf4
 from evaluators.audio_lm.templates import QWEN2_AUDIO, Template, encode
+from evaluators.audio_lm.tower import AudioTower, ClipReader
 from evaluators.clips import Clip
 from evaluators.evaluator import ScoreTable
 from evaluators.files import shipped
@@ -99,26 +102,6 @@ def timed(device: torch.device, work: Callable[[], Any], repeats: int = 1) -> fl
     return float(np.median(seconds))
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.0) -> float:
-    """FLOP/s of a large matrix product of random numbers: 20 of them, or as many as take about so many seconds.
-
-    A card that is limited by power is fast for a moment and then slower: a search runs at the second rate.
-    """
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-
-    count = 20 * round(max(1.0, seconds / 0.03))
-
-    def products() -> None:
-        for _ in range(count):
-            a @ b
-
-    products()
-    return count * 2 * size**3 / timed(device, products)
-
-
 def suffix_flop(config: Any) -> float:
     """Operations of the language model's matrix products for one suffix."""
     return float(2 * weight_counts(config)[1] * SUFFIX)
@@ -154,6 +137,7 @@ class Bench:
     prompts: Sequence[Prompt]
     clips: Sequence[Clip]
     floor: Floor
+    notes: list[str] = field(default_factory=list)  # printed after the table
 
     @property
     def device(self) -> torch.device:
@@ -172,6 +156,76 @@ class Bench:
             f" {peak} | {first} |",
             flush=True,
         )
+
+
+class Stages:
+    """What the stages of a scorer's calls take, while it is entered: on a card by the card's own clock.
+
+    A context manager. Nothing waits for it, so that the host runs ahead of the card as ever. What a card does within a
+    stage is its; `rest` is when it had nothing to do but wait for the host, as for decoded audio and features.
+    """
+
+    NAMES = ("tower", "prefix", "suffix")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(self.NAMES, 0.0)
+        self.tokens = dict.fromkeys(
+            self.NAMES, 0
+        )  # of batches, with padding; of the tower its embeddings
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._open: Any = None
+
+    def __enter__(self) -> "Stages":
+        self._stock = Decoder.step, AudioTower.embed, ClipReader.take
+        step, embed, take = self._stock
+
+        def timed_step(decoder: Decoder, batch: Any, cache: Any) -> Any:
+            begin, name = self._now(), "suffix" if batch.write is None else "prefix"
+            out = step(decoder, batch, cache)
+            self._close(name, begin, len(batch.positions))
+            return out
+
+        def timed_take(reader: ClipReader, keys: Any) -> Any:
+            self._close_tower(0)
+            out = take(reader, keys)
+            self._open = self._now()
+            return out
+
+        def timed_embed(tower: AudioTower, *args: Any) -> Any:
+            out = embed(tower, *args)
+            self._close_tower(sum(map(len, out.values())))
+            return out
+
+        Decoder.step, AudioTower.embed, ClipReader.take = timed_step, timed_embed, timed_take  # type: ignore[assignment, method-assign]
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Decoder.step, AudioTower.embed, ClipReader.take = self._stock  # type: ignore[method-assign]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.whole = time.perf_counter() - self._begin
+        for name, begin, end in self._spans:
+            cuda = self.device.type == "cuda"
+            self.seconds[name] += begin.elapsed_time(end) / 1e3 if cuda else end - begin
+        self.seconds["rest"] = self.whole - sum(self.seconds.values())
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _close(self, name: str, begin: Any, tokens: int) -> None:
+        self._spans.append((name, begin, self._now()))
+        self.tokens[name] += tokens
+
+    def _close_tower(self, tokens: int) -> None:
+        if self._open is not None:
+            self._close("tower", self._open, tokens)
+        self._open = None
 
 
 def time_scorer(bench: Bench, evaluator: AudioScorer, name: str, repeats: int) -> float:
@@ -196,6 +250,11 @@ def time_scorer(bench: Bench, evaluator: AudioScorer, name: str, repeats: int) -
     peak = f"{torch.cuda.max_memory_allocated(bench.device) / 2**30:.1f} GiB" if on_gpu else "-"
     bench.row(f"{name}, all", whole, peak, f"{first:.1f}")
     bench.row(f"{name}, suffix step", step)
+    with Stages(bench.device) as stages:
+        everything()
+    parts = ", ".join(f"{part} {1e3 * s / pairs:.3f}" for part, s in stages.seconds.items())
+    tokens = ", ".join(f"{part} {count:,}" for part, count in stages.tokens.items())
+    bench.notes.append(f"{name}, all, ms an eval: {parts}; tokens: {tokens}")
     return whole
 
 
@@ -237,10 +296,33 @@ def compare_work(bench: Bench, evaluator: AudioScorer, ours: float, theirs: floa
     evaluator.forget()
     pairs = len(bench.prompts) * len(bench.clips)
     needed = multiply_adds(lambda: evaluator.score(bench.prompts, bench.clips)) / pairs
+    rate = suffix_flop(bench.stock.model.config) / bench.floor.lasting
+    bound = 2 * needed / rate
+    print(
+        f"all multiply-adds at the matrix rate: {1e3 * bound:.3f} ms an eval; this evaluator, all, takes"
+        f" {ours / bound:.2f} times as long"
+    )
     print(
         f"multiply-adds an eval: stock batch {plain / 1e6:.0f} M, this evaluator, all,"
         f" {needed / 1e6:.0f} M: {plain / needed:.2f} times fewer; {theirs / ours:.2f} times faster,"
         f" {100 * theirs / ours * needed / plain:.0f} % of that ratio"
+    )
+
+
+def compare_sizes(bench: Bench, evaluator: AudioScorer) -> None:
+    """Prints the sizes that batches may have, and times whole batches alone, which must give the same bits."""
+    shape, decoder = evaluator.shape, evaluator.decoder
+    whole = bench.scorer()
+    whole.decoder.sizes = lambda own, most: BatchSizes((own,))  # type: ignore[method-assign]
+    time_scorer(bench, whole, "the same in whole batches only", 3)
+    evaluator.forget()
+    tables = [one.score(bench.prompts, bench.clips) for one in (evaluator, whole)]
+    same = np.array_equal(tables[0].logp, tables[1].logp)
+    tokens = decoder.sizes(shape.tokens, shape.tokens).equal
+    prefix = decoder.sizes(shape.prefix, shape.tokens).equal
+    bench.notes.append(
+        f"tokens of a batch with the bits of {shape.tokens}: {tokens}; of audio, with those of {shape.prefix}: {prefix}"
+        f" (multiples up to {shape.tokens}); scores equal to the bit in whole batches: {same}"
     )
 
 
@@ -399,8 +481,8 @@ def open_bench(args: argparse.Namespace) -> Bench:
         loaded = plain.decoder.model, plain.processor
     family = family_of(loaded[0].config)
     prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX, family.template)
-    rate = matrix_rate(device, dtype)
-    lasting = matrix_rate(device, dtype, 2.0) if device.type == "cuda" else rate
+    rate = matrix_rate(device, dtype, 0.03)
+    lasting = matrix_rate(device, dtype, 2.0)
     flop = suffix_flop(loaded[0].config)
     floor = Floor(flop / rate, flop / lasting)
     cpu = f"{torch.get_num_threads()} CPU threads"
@@ -410,7 +492,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         f" prompts of {SUFFIX} tokens"
     )
     print(
-        f"matrix product {rate / 1e12:.1f} TFLOP/s over 20 products, {lasting / 1e12:.1f} over 2 s;"
+        f"matrix product {rate / 1e12:.3g} TFLOP/s over 0.03 s, {lasting / 1e12:.3g} over 2 s;"
         f" floors {1e3 * floor.moment:.3f} and {1e3 * floor.lasting:.3f} ms an eval\n"
     )
     stock = StockModel(*loaded, device)
@@ -483,6 +565,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     theirs = time_stock(bench, label)
     ours = bench.scorer()
     seconds = time_scorer(bench, ours, f"this evaluator, {label}", 3)
+    compare_sizes(bench, ours)
+    print(*bench.notes, sep="\n", flush=True)
     if bench.device.type != "cuda":
         compare_work(bench, ours, seconds, theirs)
     check_neighbours(bench, ours)

@@ -100,6 +100,41 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What an evaluator has computed since it was made, and how fast its devices multiply.
+
+    Attributes:
+        evals: Pairs of prompt and clip that went through the model.
+        seconds: Wall time of the calls that computed them, weights in memory: decoding, features and audio included.
+        flop: Operations of the language model's matrix products for the prompts' own tokens: the least that evals cost,
+            as `evaluators.bench` counts it.
+        rate: FLOP/s of large matrix products, measured on all devices in use, in the process that computed, after it
+            did; 0 where it was not measured.
+    """
+
+    evals: int = 0
+    seconds: float = 0.0
+    flop: float = 0.0
+    rate: float = 0.0
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds an eval."""
+        return 1e3 * self.seconds / self.evals if self.evals else 0.0
+
+    @property
+    def share(self) -> float | None:
+        """How much of the measured rate was reached; None where none was."""
+        return self.flop / self.seconds / self.rate if self.rate and self.seconds else None
+
+    def after(self, other: "Work") -> "Work":
+        """Of both, one after the other on devices of one rate."""
+        rate = self.rate or other.rate
+        evals, flop = self.evals + other.evals, self.flop + other.flop
+        return Work(evals, self.seconds + other.seconds, flop, rate)
+
+
+@dataclass(frozen=True)
 class About:
     """What an evaluator runs on.
 
@@ -112,6 +147,7 @@ class About:
         versions: Of the libraries that are a part of the fingerprint; none where no score depends on one.
         seconds_per_eval: An estimate from the model's size and a matrix product timed on the device; None: next to
             nothing.
+        work: What was computed so far; None of evaluators that do not count it.
     """
 
     device: str = "none"
@@ -121,6 +157,7 @@ class About:
     memory: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds_per_eval: float | None = None
+    work: Work | None = None
 
 
 @runtime_checkable

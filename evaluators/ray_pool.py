@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from evaluators.clips import Clip
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, prompt_tokens, share
+from evaluators.evaluator import About, Evaluator, ScoreTable, Uncached, Work, prompt_tokens, share
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,11 @@ class Worker:
     def forget(self) -> None:
         """Drops what it keeps of clips."""
         self.evaluator.forget()
+
+    def work(self, number: int) -> Work | None:
+        """What one of its evaluators has computed."""
+        work: Work | None = self.evaluators[number].about().work
+        return work
 
     def score(
         self, prompts: Sequence[Prompt], clips: Sequence[Clip]
@@ -147,6 +152,7 @@ class RayPool(Uncached):
         self._home: dict[tuple[str, str], int] = {}  # clip -> seat
         self._calls = 0
         self.forwards = 0
+        self._seconds = 0.0  # of calls
         self.lost = 0  # workers that died
 
     @functools.cached_property
@@ -160,8 +166,31 @@ class RayPool(Uncached):
         return self._local.innermost
 
     def about(self) -> About:
-        """That of an evaluator like the workers', in this process."""
-        return self._local.about()
+        """That of an evaluator like the workers', in this process; with what they have computed."""
+        return replace(self._local.about(), work=self._work())
+
+    def _work(self) -> Work | None:
+        """Of all workers at once, in the wall time of this process; their rates add up."""
+        seats = [seat for seat in self.__dict__.get("_seats", ()) if seat.usable]
+        if not seats:
+            return None
+        import ray
+
+        try:
+            found: list[Work | None] = ray.get(
+                [seat.actor.work.remote(self._number) for seat in seats]
+            )
+        except ray.exceptions.RayError as error:  # one died; the next call replaces it
+            log.debug("work is not told: %s", error)
+            return None
+        works = [work for work in found if work is not None and work.evals]
+        if not works:
+            return None
+        told = self.forwards / sum(work.evals for work in works)  # those that died tell nothing
+        flop = told * sum(work.flop for work in works)
+        measured = all(work.rate for work in works)
+        rate = sum(work.rate for work in works) if measured else 0.0
+        return Work(self.forwards, self._seconds, flop, rate)
 
     def share_with(self, other: Uncached) -> bool:
         """Whether both take turns at one set of workers from here on, each of which holds their bases once."""
@@ -254,8 +283,9 @@ class RayPool(Uncached):
         """See `Evaluator`."""
         self._take_turn()
         while True:
-            before = self.fingerprint
+            before, begin = self.fingerprint, time.perf_counter()
             table = self._score(prompts, clips)
+            self._seconds += time.perf_counter() - begin
             if self.fingerprint == before:  # else a worker ran out of memory: all in its shape
                 self.forwards += len(prompts) * len(clips)
                 return table
@@ -297,13 +327,16 @@ class RayPool(Uncached):
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _hand_out(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[deque[Chunk]]:
-        """Each seat's chunks: its own clips, new ones to whoever has the fewest."""
+        """Each seat's chunks: its own clips, and then new ones to whoever has the fewest."""
         own: list[list[int]] = [[] for _ in self._seats]
-        for i, clip in enumerate(clips):
-            key = (clip.sha256, clip.audio)
-            if key not in self._home:
-                self._home[key] = min(range(len(own)), key=lambda s: (len(own[s]), s))
-            own[self._home[key]].append(i)
+        keys = [(clip.sha256, clip.audio) for clip in clips]
+        known = [key in self._home for key in keys]
+        for i in sorted(
+            range(len(keys)), key=lambda i: not known[i]
+        ):  # new ones make up for the rest
+            if keys[i] not in self._home:
+                self._home[keys[i]] = min(range(len(own)), key=lambda s: (len(own[s]), s))
+            own[self._home[keys[i]]].append(i)
         size = max(1, -(-len(clips) // (self._chunks(prompts, clips) * len(own))))
         return [
             deque(np.array(mine[at : at + size], np.int64) for at in range(0, len(mine), size))

@@ -1,5 +1,6 @@
 """Several checkpoints as one evaluator, to search one prompt that serves them all."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from evaluators.clips import Clip
-from evaluators.evaluator import About, Evaluator, ScoreTable, Usage
+from evaluators.evaluator import About, Evaluator, ScoreTable, Usage, Work
 from evaluators.prompts import Prompt
 
 
@@ -42,10 +43,12 @@ class PerCheckpoint:
         return self.innermost.reading(prompt)
 
     def about(self) -> About:
-        """The first checkpoint's, with the libraries of all."""
+        """The first checkpoint's, with the libraries and the work of all."""
         every = [evaluator.about() for evaluator in self.evaluators.values()]
         libraries = {name: version for one in every for name, version in one.versions.items()}
-        return replace(every[0], versions=libraries)
+        counted = [one.work for one in every if one.work is not None]
+        work = functools.reduce(Work.after, counted) if counted else None
+        return replace(every[0], versions=libraries, work=work)
 
     def release(self) -> None:
         """Releases all of them."""

@@ -52,7 +52,7 @@ from opro.results.result import Result
 from opro.results.run_folder import LOG, STUDY, RunFolder
 from opro.results.shown import plan_lines, show_run
 from opro.results.spending import MeteredEvaluator, Spending, Spent, read_spent
-from opro.results.summary import Evals, LmUsage, Repeats, Seconds, Summary
+from opro.results.summary import Evals, LmUsage, Repeats, Seconds, Speed, Summary
 from opro.results.trackers import Reported, open_trackers, tracker_names
 from opro.search.budget import decision_pairs, fit_budget, planned_pairs
 from opro.search.history import Candidate, History, Trial
@@ -506,7 +506,8 @@ def _conclude(
     folder, problem = work.folder, work.problem
     steered = folder.history.steering.told(settings.max_evals)
     problem = dataclasses.replace(problem, warnings=(*problem.warnings, *steered))
-    summary = Summary.of(settings, problem, folder.history, decision, costs)
+    speed = Speed.of(problem.evaluator.about().work)
+    summary = Summary.of(settings, problem, folder.history, decision, {**costs, "speed": speed})
     rows = leaderboard_rows(folder, summary)
     folder.save_results(decision, summary, leaderboard_csv(rows))
     work.reported.finish(summary)

@@ -2,18 +2,26 @@
 
 Needs `pip install -e '.[ray]'`. The fake evaluator, whose evals cost a fixed sleep, shows what handing out costs; with
 --checkpoint or --shape a real one, with one GPU a worker where Ray sees GPUs. Clips and prompts are those of the demo.
+After the table of a real one: where each process of a call spent its time, and when in the call it began and ended.
 """
 
 import argparse
 import functools
 import gc
+import json
+import os
+import tempfile
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import torch
 from bench_wording import rewritten
 
 from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.bench import Stages
 from evaluators.fakes import FakeEvaluator
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
@@ -23,34 +31,77 @@ from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 
 
-def timed(evaluator, prompts, clips, ready, repeats=3):
-    """(Seconds of the fastest call that keeps nothing of an earlier one, scores), once `ready` says that all work."""
-    while not ready():
-        evaluator.score(prompts[:1], clips)
+class Told(AudioScorer):
+    """One that writes a line a call to a file: its process, begin, end, stages. Set `told` to the file."""
+
+    told: Path
+
+    def score(self, prompts, clips):
+        begin = time.time()
+        with Stages(self.device) as stages:
+            table = super().score(prompts, clips)
+        line = {"pid": os.getpid(), "begin": begin, "end": time.time(), "clips": len(clips)}
+        with self.told.open("a") as file:
+            file.write(json.dumps(line | stages.seconds | {"tokens": stages.tokens}) + "\n")
+        return table
+
+
+def real(name, told):
+    """The scorer of a checkpoint; of ``7b`` the exact shape with random weights, alike on every card."""
+    if name == "7b":
+        from evaluators.audio_lm.stock import random_7b
+
+        loaded = random_7b(torch.device("cuda"))
+        scorer = Told(open_checkpoint("pocket-base"), "cuda", loaded=loaded)
+    else:
+        scorer = Told(open_checkpoint(name))
+    scorer.told = told
+    return scorer
+
+
+@dataclass(frozen=True)
+class Case:
+    """Work of a call; `kept`: what earlier calls computed of the clips is there, as in a search after its seeds."""
+
+    clips: int
+    prompts: int
+    kept: bool
+
+    def __str__(self):
+        return f"{self.clips} x {self.prompts}{', clips kept' if self.kept else ''}"
+
+
+def timed(evaluator, prompts, clips, kept, repeats=3):
+    """(Seconds of the fastest call, scores, when it began)."""
     evaluator.score(prompts, clips)  # kernels of these shapes
-    best = float("inf")
+    best = float("inf"), 0.0
     for _ in range(repeats):
-        if hasattr(evaluator.innermost, "forget"):
+        if not kept and hasattr(evaluator.innermost, "forget"):
             evaluator.forget()
-        begin = time.perf_counter()
+        at, begin = time.time(), time.perf_counter()
         table = evaluator.score(prompts, clips)
-        best = min(best, time.perf_counter() - begin)
-    return best, table.logp
+        best = min(best, (time.perf_counter() - begin, at))
+    return best[0], table.logp, best[1]
 
 
-def seven():
-    """The exact 7B shape with random weights, alike on every card."""
-    from evaluators.audio_lm.scorer import AudioScorer
-    from evaluators.audio_lm.stock import random_7b
+def parts(told, begin, seconds):
+    """Lines of a call: what each chunk took where, in ms after the call's begin."""
+    lines = map(json.loads, told.read_text().splitlines()) if told.exists() else ()
+    own = [x for x in lines if begin - 0.001 <= x["begin"] <= begin + seconds]
+    pids = sorted({x["pid"] for x in own})
+    for x in own:
+        stages = " ".join(f"{n} {1e3 * x[n]:.0f}" for n in (*Stages.NAMES, "rest"))
+        tokens = " ".join(f"{n} {count}" for n, count in x["tokens"].items())
+        yield (
+            f"  process {pids.index(x['pid']) + 1}, {x['clips']} clips: {1e3 * (x['begin'] - begin):.0f} to"
+            f" {1e3 * (x['end'] - begin):.0f} of {1e3 * seconds:.0f} ms; {stages}; tokens {tokens}"
+        )
 
-    loaded = random_7b(torch.device("cuda"))
-    return AudioScorer(open_checkpoint("pocket-base"), "cuda", loaded=loaded)
 
-
-def sized(text):
-    """(Clips, prompts) of ``400x50``."""
-    clips, prompts = text.split("x")
-    return int(clips), int(prompts)
+def cases_of(texts, kept):
+    """Those of ``400x50``: clips and prompts; with `kept`, each also with the clips kept."""
+    sizes = [tuple(map(int, text.split("x"))) for text in texts]
+    return [Case(*size, known) for size in sizes for known in ((False, True) if kept else (False,))]
 
 
 def main():
@@ -66,22 +117,21 @@ def main():
     )
     args = parser.parse_args()
     labels = SPEECH_TASK.labels
-    cases = [sized(text) for text in args.cases]
+    cases = cases_of(args.cases, bool(args.shape or args.checkpoint))
     prompts = read_prompts(shipped("prompts/heldout.yaml"), labels)
-    prompts += rewritten(prompts[:3], max(0, max(p for _, p in cases) - len(prompts)))
+    prompts += rewritten(prompts[:3], max(0, max(c.prompts for c in cases) - len(prompts)))
     clips = balanced_order(read_manifest(shipped("data/demo"), labels, "dev"))
     makers = {f"fake, {d:g} ms": functools.partial(FakeEvaluator, d / 1000) for d in args.delays}
-    if args.checkpoint:
-        from evaluators.audio_lm.scorer import AudioScorer
-
-        makers = {args.checkpoint: functools.partial(AudioScorer, open_checkpoint(args.checkpoint))}
-    if args.shape:
-        makers = {"7B shape": seven}
-    alone = {}
+    told = Path(tempfile.mkdtemp()) / "calls.jsonl"
+    if name := args.shape or args.checkpoint:
+        makers = {name: functools.partial(real, name, told)}
+    alone, calls = {}, []
     for name, make in makers.items():  # before Ray's workers need the card's memory
         one = make()
         for case in cases:
-            alone[name, case] = timed(one, prompts[: case[1]], clips[: case[0]], lambda: True)
+            found = timed(one, prompts[: case.prompts], clips[: case.clips], case.kept)
+            alone[name, case] = found[:2]
+            calls.append((f"{name}, {case}, one process", found[2], found[0]))
         one.release()
         del one
     gc.collect()
@@ -106,16 +156,24 @@ def main():
         cells = {case: [] for case in cases}
         for count in args.workers:
             pool = RayPool(make, workers=count)
+            while pool.usable < count:
+                pool.score(prompts[:1], clips[:8])
             for case in cases:
-                used, heard = prompts[: case[1]], clips[: case[0]]
-                seconds, logp = timed(pool, used, heard, lambda p=pool, n=count: p.usable == n)
+                found = timed(pool, prompts[: case.prompts], clips[: case.clips], case.kept)
+                seconds, logp, begin = found
                 own, expected = alone[name, case]
-                assert abs(logp - expected).max() < 1e-5
+                assert (logp == expected).all()
+                calls.append((f"{name}, {case}, {count} workers", begin, seconds))
                 cells[case].append(f" {seconds:.3f} | {own / seconds:.2f} |")
             pool.release()
         for case in cases:
-            title = f"{name}, {case[0]} x {case[1]}"
-            print(f"| {title} | {alone[name, case][0]:.3f} |" + "".join(cells[case]), flush=True)
+            print(
+                f"| {name}, {case} | {alone[name, case][0]:.3f} |" + "".join(cells[case]),
+                flush=True,
+            )
+    for title, begin, seconds in calls:
+        if lines := list(parts(told, begin, seconds)):
+            print(title, *lines, sep="\n")
 
 
 if __name__ == "__main__":

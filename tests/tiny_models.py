@@ -7,6 +7,7 @@ import soundfile
 import torch
 
 from evaluators.audio_lm.answer_tokens import find_answers
+from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.templates import encode
@@ -42,6 +43,12 @@ def evaluator_with(model, processor, shape=None, dtype="float32", **options):
     checkpoint = open_checkpoint("pocket-base")
     loaded = (model, processor)
     return AudioScorer(checkpoint, "cpu", dtype, shape=shape, loaded=loaded, **options)
+
+
+def whole_batches(scorer):
+    """The scorer, with batches of one size each: what is not full is padded to it."""
+    scorer.decoder.sizes = lambda own, most: BatchSizes((own,))
+    return scorer
 
 
 def stock_scores(stock, prompt, clip):

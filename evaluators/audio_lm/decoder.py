@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluators.audio_lm.attention import Heads, KeysValues, PaddedAttention
+from evaluators.audio_lm.batch_sizes import BatchSizes, equal_sizes, steps
 from evaluators.audio_lm.device import has_kernels
 from evaluators.audio_lm.packing import PackedBatch, PackedRows
 from evaluators.errors import UserError
@@ -98,6 +99,45 @@ class Decoder:
         self.device, self.dtype = self._lm.embed_tokens.weight.device, self._lm.norm.weight.dtype
         self.layers = [DecoderLayer(layer) for layer in self._lm.layers]
         self.kernels = load_kernels(self.device)
+        self._sizes: dict[tuple[int, int], BatchSizes] = {}
+
+    def sizes(self, own: int, most: int) -> BatchSizes:
+        """Tokens that a batch may have where scores are those of batches of `own` tokens; `most` of them at most.
+
+        They are tried at the first call, on one layer of the model (`equal_sizes`). With experts there is `own` alone:
+        how many rows an expert gets depends on the batch.
+        """
+        key = own, max(own, most)
+        if key not in self._sizes:
+            tried = steps(*key) if self.layers[0].experts is None else []
+            self._sizes[key] = BatchSizes((own,))
+            if tried:
+                rows = own * -(-max(own, *tried) // own)
+                random = torch.Generator(self.device).manual_seed(0)
+                width = self._lm.norm.weight.shape[0]
+                example = torch.randn(rows, width, device=self.device, generator=random)
+                self._sizes[key] = equal_sizes(self._alone, example.to(self.dtype), own, tried)
+        return self._sizes[key]
+
+    def _alone(self, x: Tensor) -> Tensor:
+        """All that a layer computes of tokens but attention: what may depend on their number.
+
+        Args:
+            x: ``[token, channel]``; overwritten.
+
+        Returns:
+            ``[token, channels of queries, keys, values, residual stream and its norm]``.
+        """
+        layer = self.layers[0]
+        qkv = layer.qkv(self._norm(x, layer.norm_1))
+        self._norm_heads(qkv, layer)
+        self.rotate(
+            qkv, *self._angles(x, torch.ones(len(x), dtype=torch.int64, device=self.device))
+        )
+        out = layer.out(qkv[:, : self.heads.query_width].contiguous())
+        h = self._add_norm(x, out, layer.norm_2)
+        h = self._add_norm(x, self._feed_forward(h, layer), layer.norm_1)
+        return torch.cat([qkv, x, h], 1)
 
     @property
     def bytes_per_place(self) -> int:
@@ -117,10 +157,7 @@ class Decoder:
             ``[kept, channel]`` after the final norm; empty if the batch keeps no token.
         """
         x = batch.tokens if batch.tokens.dim() == 2 else self._lm.embed_tokens(batch.tokens)
-        cos, sin = (
-            part[0].contiguous()
-            for part in self._lm.rotary_emb(x[None], self.rotary_rows(batch.positions))
-        )
+        cos, sin = self._angles(x, batch.positions)
         widths = [self.heads.query_width, self.heads.key_width, self.heads.key_width]
         rows, last = batch.rows, len(self.layers) - 1
         padded = None
@@ -160,6 +197,11 @@ class Decoder:
         half = self.heads.dim // 2
         turned = torch.cat([-part[..., half:], part[..., :half]], -1)
         part.copy_(part * cos[:, None] + turned * sin[:, None])
+
+    def _angles(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, each ``[token, dim]`` in the precision of `x`."""
+        cos, sin = self._lm.rotary_emb(x[None], self.rotary_rows(positions))
+        return cos[0].contiguous(), sin[0].contiguous()
 
     def rotary_rows(self, positions: Tensor) -> Tensor:
         """Positions as the rotary embedding takes them: ``[1, token]``, or the same for time, height and width.
@@ -208,7 +250,7 @@ class Decoder:
         if self.kernels is not None:
             return self.kernels.gate_up(both)
         gate, up = both.chunk(2, -1)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
 
 def _refuse_other_kinds(config: Any) -> None:

@@ -1,6 +1,7 @@
 """Devices: which one, in which precision, its memory and speed, and its faults as errors that a resume follows."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -112,6 +113,20 @@ def card_gib(device: torch.device) -> float | None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute on one processor thread: what is small, beside a card, or may round otherwise with others.
+
+    Where threads outnumber the work, each product waits for all of them, and so does the card.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def device_faults() -> Iterator[None]:
     """Raises PauseError for exhausted memory and DeviceLostError for a lost device; other errors pass."""
     try:
@@ -130,6 +145,36 @@ def device_faults() -> Iterator[None]:
             f"the device was lost ({str(error).splitlines()[0][:200]}); nothing that was scored is lost, the same"
             " command goes on from here"
         ) from None
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of large matrix products of random numbers that follow each other for so long, as long after they began.
+
+    A card that is limited by power is fast for a moment and then slower: a search runs at the second rate.
+    """
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def products(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            c = a @ b
+        float(c[0, 0])  # waits for them
+        return time.perf_counter() - begin
+
+    products(2)  # loads what multiplies
+    count = max(1, round(seconds / (products(3) / 3)))
+    products(count)
+    return count * 2 * size**3 / products(count)
+
+
+@functools.cache
+def rate_in_use(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """`matrix_rate` of a device, or of so many processor threads, once a process; 0 where memory has no room."""
+    try:
+        return matrix_rate(device, dtype, 0.2 if device.type == "cuda" else 0.05)
+    except torch.OutOfMemoryError:
+        return 0.0
 
 
 def estimate_seconds_per_eval(config: Any, device: torch.device, dtype: torch.dtype) -> float:

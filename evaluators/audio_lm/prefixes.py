@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evaluators.audio_lm.attention import ROW_BUCKET, KeysValues
+from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.decoder import Decoder
 from evaluators.audio_lm.memory import EMBEDDINGS_SHARE, Shape, cache_bytes
 from evaluators.audio_lm.packing import (
@@ -34,6 +35,8 @@ CPU_CACHE_BYTES = 2**30
 FIRST_PLACES = {"cuda": 4096, "cpu": 1024, "mps": 1024}  # of a new cache, where it may take so many
 WORTHWHILE = 1.25  # a cache that may grow by less does not: all of it would be copied
 WAITING_FACTOR = 16  # without kernels, clips worth so many batches of audio tokens are collected
+GROWTH = 4  # each part of a call's clips may be so many times the one before
+BATCH_SHARE = 1 / 4  # of the cache, that a batch takes at most where it could be smaller
 Before = tuple[str, str]  # what stands before the audio: a system message, and a text of the user's
 PrefixKey = tuple[
     Before, ClipKey | None
@@ -301,6 +304,15 @@ class Prefixes:
                 clips[places[unheard[0]][0]].clip_id,
             )
 
+    def _sizes(self, shape: Shape) -> BatchSizes:
+        """Tokens that a batch of clips may have; those of the largest take no large part of the cache."""
+        if self._decoder.kernels is None:  # a CPU gains nothing from larger ones
+            return self._decoder.sizes(shape.prefix, shape.prefix)
+        sizes = self._decoder.sizes(shape.prefix, shape.tokens)
+        places = BATCH_SHARE * self.budget() / self._decoder.bytes_per_place
+        fitting = tuple(n for n in sizes.equal if n <= max(places, shape.prefix))
+        return BatchSizes(fitting)
+
     def _kept(self, system: Before, keys: Iterable[ClipKey]) -> dict[ClipKey, CacheSegment]:
         """Those of the clips whose keys and values after the system message are in the cache."""
         segments = self._ring.segments
@@ -320,11 +332,12 @@ class Prefixes:
     def _parts(
         self, keys: Sequence[ClipKey], reader: ClipReader, shape: Shape
     ) -> Iterator[list[ClipKey]]:
-        """Clips that fill about one batch of audio tokens and one line of the tower, decoded some way ahead."""
+        """Clips that fill about one batch of audio tokens or more, decoded some way ahead."""
         # Without kernels a batch holds clips of one length bucket: more of them at once fill it.
-        full = shape.prefix * (1 if self._decoder.kernels is not None else WAITING_FACTOR)
+        first = shape.prefix * (1 if self._decoder.kernels is not None else WAITING_FACTOR)
+        full = max(first, self._sizes(shape).largest)
         # The first part is small, and little is decoded beside it, so that the device starts early.
-        enough, ahead = full // 4, 4 * reader.threads
+        enough, ahead = first // GROWTH, 4 * reader.threads
         part: list[ClipKey] = []
         taken = 0
         for key in keys:
@@ -333,7 +346,8 @@ class Prefixes:
             share = self._tower.share(reader.frames(key)) if kept is None else len(kept)
             if part and taken + share > enough:
                 yield part
-                part, taken, enough, ahead = [], 0, full, 64 * reader.threads
+                part, taken = [], 0
+                enough, ahead = min(full, GROWTH * enough), 64 * reader.threads
             part.append(key)
             taken += share
         if part:
@@ -357,12 +371,15 @@ class Prefixes:
 
         Yields the places of a batch before they are overwritten, and then where its clips lie.
         """
-        limits = BatchLimits(shape.prefix, shape.kept, self.row_bucket())
+        sizes = self._sizes(shape)
+        limits = BatchLimits(sizes.largest, shape.kept, self.row_bucket())
         unheard = [item for item in audio.items() if not len(item[1])]
-        heard = [item for item in audio.items() if len(item[1])]
+        heard = [item for item in audio.items() if 0 < len(item[1]) <= shape.prefix]
+        long = [item for item in audio.items() if len(item[1]) > shape.prefix]  # each by itself
         heard.sort(key=lambda item: limits.bucket_of(len(item[1])))
         batches = fill_batches(heard, lambda item: (len(item[1]), 0), limits)
-        for batch in [*([unheard] if unheard else []), *batches]:
+        alone = ([item] for item in long)
+        for batch in [*([unheard] if unheard else []), *batches, *alone]:
             lengths = [len(tokens) for _, tokens in batch]
             total = sum(lengths)
             needed = self._needed(system, total)
@@ -371,7 +388,8 @@ class Prefixes:
             segment = self._ring.segments[system, None]
             if total:
                 embeddings = torch.cat([tokens for _, tokens in batch])
-                self._write(embeddings, lengths, segment, begin, max(shape.prefix, total))
+                size = sizes.holding(total) if lengths[0] <= shape.prefix else total
+                self._write(embeddings, lengths, segment, begin, size)
             segments = {}
             for (key, _), length in zip(batch, lengths, strict=True):
                 segments[key] = CacheSegment(begin, length) if length else NOTHING

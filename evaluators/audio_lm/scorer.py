@@ -8,11 +8,13 @@ Three savings, none of them an approximation:
 3. Only the hidden states at the answer go through the last layer's feed-forward and the head (`decoder`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -34,8 +36,10 @@ from evaluators.audio_lm.device import (
     device_faults,
     estimate_seconds_per_eval,
     limits,
+    one_thread,
     pick_device,
     pick_dtype,
+    rate_in_use,
 )
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
@@ -48,6 +52,7 @@ from evaluators.audio_lm.memory import (
     memory_lines,
     shape_for,
     should_dequantize,
+    weight_counts,
 )
 from evaluators.audio_lm.packing import (
     AnswerReads,
@@ -68,13 +73,14 @@ from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import About, ScoreTable, Uncached
+from evaluators.evaluator import About, ScoreTable, Uncached, Work
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
 SCORER = "4"  # raise it whenever a change can change a score: it is part of every cache key
 MIN_TOKENS = 128  # smaller batches are not tried when memory runs out
+MEASURED_S = 1.0  # seconds of scoring from which on its share of the device's rate is told
 PENDING = 256  # batches whose results wait on the device, so that it need not wait for the host
 # Prompts that share what is computed of a clip: by how its samples are presented, and by what stands before it.
 Groups = dict[Presentation, dict[Before, list[PromptRow]]]
@@ -195,6 +201,8 @@ class AudioScorer(Uncached):
         self._loaded: LoadedModel | None = None
         self._base = SharedBase()
         self._base.join(self)
+        self._seconds = 0.0  # of calls, weights in memory
+        self._asked = 0  # tokens of their prompts
 
     @property
     def shape(self) -> Shape:
@@ -328,7 +336,16 @@ class AudioScorer(Uncached):
             memory=tuple(lines),
             versions=self.versions,
             seconds_per_eval=self._seconds_per_eval,
+            work=self._work(),
         )
+
+    def _work(self) -> Work:
+        """What was computed; the device's rate is measured where that took long enough to be told."""
+        rate = 0.0
+        if self._seconds >= MEASURED_S:
+            rate = rate_in_use(self.device, self.dtype, torch.get_num_threads())
+        flop = 2.0 * weight_counts(self.config)[1] * self._asked
+        return Work(self.forwards, self._seconds, flop, rate)
 
     def forget(self) -> None:
         """Drops embeddings, keys and values that are kept, as before timing."""
@@ -384,7 +401,7 @@ class AudioScorer(Uncached):
         if test is not None:
             precision = str(self.dtype).removeprefix("torch.")
             selftest.check(self, test, precision, self.checkpoint.name)
-            self.forwards = 0
+            self.forwards, self._seconds, self._asked = 0, 0.0, 0
         groups: Groups = {}
         tokenizer = self.processor.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
@@ -398,12 +415,18 @@ class AudioScorer(Uncached):
         sequences = [sum(map(len, one.sequences)) for one in answers]
         results = _Results(sequences, len(clips), len(prompts[0].answers))
         self._used = self._wanted
+        alone = contextlib.nullcontext() if self.device.type == "cpu" else one_thread()
         with device_faults(), torch.inference_mode():
             self._load()  # here: smaller batches would not help the weights into memory
-            while not results.done.all():
-                self._attempt(groups, clips, results)
+            begin = time.perf_counter()
+            with alone:
+                while not results.done.all():
+                    self._attempt(groups, clips, results)
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         check_finite(table)
+        rows = [row for by_system in groups.values() for own in by_system.values() for row in own]
+        self._seconds += time.perf_counter() - begin
+        self._asked += sum(len(row.ids) for row in rows) * len(clips)
         self.forwards += len(prompts) * len(clips)
         return table
 
@@ -533,7 +556,8 @@ class AudioScorer(Uncached):
         """Starts a batch; its results stay on the device, so that nothing waits for them."""
         layout = lay_out_prompts(jobs, system)
         shape, device, decoder = self.shape, self.device, self.decoder
-        batch = pack(self._tokens(jobs), layout, size=shape.tokens, kept=shape.kept, device=device)
+        size = decoder.sizes(shape.tokens, shape.tokens).holding(len(layout.positions))
+        batch = pack(self._tokens(jobs), layout, size=size, kept=shape.kept, device=device)
         hidden = decoder.step(batch, self.prefixes.layers)
         reads = AnswerReads.of(jobs)
         state, token = (to_device(part, device) for part in (reads.state, reads.token))

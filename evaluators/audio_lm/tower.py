@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluators.audio_lm.device import one_thread
 from evaluators.audio_lm.families import Family
 from evaluators.audio_lm.features import DecodedClip, FeatureStore
 from evaluators.audio_lm.packed_tower import LogMel
@@ -85,7 +86,8 @@ class ClipReader:
         self._seconds -= sum(read.seconds for read in reads)
         decoded = [read.decoded.result() for read in reads]
         waves = [d.wave for d in decoded if d.wave is not None]
-        new = iter(self._store.log_mel(waves) if waves else ())
+        with one_thread():  # with four, a clip of a second has other bits
+            new = iter(self._store.log_mel(waves) if waves else ())
         out = []
         for d in decoded:
             mel = next(new) if d.mel is None else d.mel

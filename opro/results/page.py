@@ -384,6 +384,8 @@ def _run_facts(summary: Summary, task: Task) -> Iterator[tuple[str, str]]:
         f"{evals.requested:,} evals, {evals.cached:,} from the cache,"
         f" {evals.forward:,} through the model; {summary.seconds.total:.0f} s",
     )
+    if summary.speed:
+        yield "speed", summary.speed.line()
     if lm.calls:
         cost = "cost unknown" if lm.cost is None else f"US$ {lm.cost:.2f}"
         tokens = f"{lm.tokens_in:,} tokens in, {lm.tokens_out:,} out"

@@ -186,6 +186,8 @@ def decision_lines(folder: RunFolder, summary: Summary) -> Iterator[tuple[str, s
         yield "", wins_line(summary.repeats)
     yield "controls", _controls(summary.controls[chosen.prompt_id], folder.task)
     yield "cost", _cost(summary)
+    if summary.speed:
+        yield "", summary.speed.line()
     made = ", ".join(f"{n} by {ORIGINS.get(k, k)}" for k, n in summary.proposed.items())
     if summary.refused:
         made += (

@@ -15,6 +15,7 @@ from pydantic import (
 
 from evaluators.classifier import Bias
 from evaluators.errors import UserError
+from evaluators.evaluator import Work
 from evaluators.files import read_json
 from evaluators.statistics.resampling import Estimate
 from opro.problem import Problem
@@ -253,6 +254,44 @@ class Seconds(Part):
     proposing: float
 
 
+class Speed(Part):
+    """How fast evals went through the model, in the process that ended the run; see `evaluators.evaluator.Work`.
+
+    Attributes:
+        ms_per_eval: Wall time, with decoding, features and audio, without loading weights.
+        share: How much of the devices' matrix rate the language model's products for the prompts' tokens came to; None
+            where scoring was too short to measure it.
+        tflops: That rate, of all devices in use, measured as the run ended.
+    """
+
+    evals: int
+    ms_per_eval: float
+    share: float | None = None
+    tflops: float | None = None
+
+    @classmethod
+    def of(cls, work: Work | None) -> "Speed | None":
+        """The speed of what was computed; None where nothing was, or nobody counted."""
+        if work is None or not work.evals:
+            return None
+        share, tflops = work.share, work.rate / 1e12
+        measured = share is not None
+        return cls(
+            evals=work.evals,
+            ms_per_eval=round(work.ms, 4),
+            share=round(share, 4) if share is not None else None,
+            tflops=float(f"{tflops:.4g}") if measured else None,
+        )
+
+    def line(self) -> str:
+        """In words, for terminal and page."""
+        text = f"{self.ms_per_eval:.2f} ms an eval through the model"
+        if self.share is None or self.tflops is None:
+            return text
+        rate = f"({self.tflops:.3g} TFLOP/s as the run ended)"
+        return f"{text}, {100 * self.share:.0f} % of the devices' matrix rate {rate}"
+
+
 class LmUsage(Part):
     """Calls to a language model; cost in US dollars."""
 
@@ -289,6 +328,7 @@ class Summary(Part):
     controls: dict[str, dict[str, float]]
     evals: Evals
     seconds: Seconds
+    speed: Speed | None = None  # left out where nothing went through a model that counts
     proposed: dict[str, int] = {}
     refused: int = 0
     lost: int = 0
@@ -299,8 +339,9 @@ class Summary(Part):
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         plain: dict[str, Any] = dump(self)
-        if self.repeats is None:
-            plain.pop("repeats", None)
+        for name in ("repeats", "speed"):
+            if plain.get(name) is None:
+                plain.pop(name, None)
         return plain
 
     @classmethod
@@ -315,7 +356,7 @@ class Summary(Part):
         """The summary of a search that has just ended.
 
         Args:
-            costs: evals, seconds, refused, lost, lm; of several searches `repeats`, too.
+            costs: evals, seconds, speed, refused, lost, lm; of several searches `repeats`, too.
         """
         none = Estimate(
             0.0, 0.0, 0.0, decision.baseline_score.clips, decision.baseline_score.sources

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.cache import CachedEvaluator
 from evaluators.classifier import Calibration, Classifier, log_odds
-from evaluators.evaluator import About, ScoreTable, Uncached, Usage, share
+from evaluators.evaluator import About, ScoreTable, Uncached, Usage, Work, share
 from evaluators.fakes import FakeEvaluator
 from evaluators.orders import BothOrders
 from evaluators.prompts import Prompt
@@ -75,6 +75,30 @@ def test_usages_are_added_member_by_member(a, b):
     assert total.requested == a.requested + b.requested
     assert (total.cached, total.forward) == (a.cached + b.cached, a.forward + b.forward)
     assert sum([a, b], Usage()) == total
+
+
+def test_work_is_milliseconds_an_eval_and_a_share_of_the_measured_rate():
+    work = Work(evals=2000, seconds=4.0, flop=6e12, rate=3e12)
+    assert work.ms == 2.0 and work.share == 0.5
+    assert replace(work, rate=0.0).share is None  # not measured
+    assert Work().ms == 0.0 and Work().share is None
+    more = work.after(Work(1000, 1.0, 1e12))
+    assert more == Work(3000, 5.0, 7e12, 3e12) == Work(1000, 1.0, 1e12).after(work)
+
+
+def test_the_work_of_several_checkpoints_is_their_sum():
+    class Counting(FakeEvaluator):
+        def __init__(self, work):
+            super().__init__()
+            self.work = work
+
+        def about(self):
+            return About(work=self.work)
+
+    made = [Counting(Work(10, 1.0, 5.0, 2.0)), Counting(None), Counting(Work(20, 3.0, 7.0))]
+    several = PerCheckpoint({str(n): one for n, one in enumerate(made)})
+    assert several.about().work == Work(30, 4.0, 12.0, 2.0)
+    assert PerCheckpoint({"one": made[1]}).about().work is None
 
 
 def test_what_computes_its_scores_itself_counts_all_of_them_and_holds_nothing(seeds, dev_clips):

@@ -103,6 +103,17 @@ def test_a_large_call_has_chunks_that_fill_batches_and_some_ahead(dev_clips):
     assert max(pool.at_once.values()) == AHEAD
 
 
+def test_new_clips_make_up_for_known_ones_that_lie_with_few_workers(dev_clips):
+    """A race's later block: clips in doubt, some known, wherever they lie among the others."""
+    pool, clips = Pool(3, 4096, Counting), dev_clips[:30]
+    known = {1: 0, 8: 0, 14: 2, 19: 0, 22: 0, 23: 1, 29: 0, 28: 0}
+    pool._home.update({(clips[i].sha256, clips[i].audio): seat for i, seat in known.items()})
+    pool.score(prompts(10), clips)
+    assert [sum(map(len, seat.actor.calls)) for seat in pool._seats] == [10, 10, 10]
+    for i, seat in known.items():
+        assert any(clips[i] in call for call in pool._seats[seat].actor.calls)
+
+
 def test_who_has_nothing_left_takes_from_the_one_that_has_most(dev_clips):
     """The clips are all at home with the first worker."""
     pool, clips = Pool(2, 256, Counting), dev_clips[:100]

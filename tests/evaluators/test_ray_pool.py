@@ -16,7 +16,7 @@ ray = pytest.importorskip("ray")
 
 from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.errors import DeviceLostError, PauseError, UserError
-from evaluators.evaluator import share
+from evaluators.evaluator import About, Work, share
 from evaluators.fakes import FakeEvaluator
 from evaluators.ray_pool import RayPool
 from opro import matrix, optimize
@@ -52,6 +52,9 @@ class Slow(FakeEvaluator):
         node = ray.get_runtime_context().get_node_id()
         (self.folder / f"{os.getpid()}").write_text(node)
         return super().score(prompts, clips)
+
+    def about(self):
+        return About(work=Work(self.forwards, 99.0, 7.0 * self.forwards, 1e9))
 
 
 class Faulty(FakeEvaluator):
@@ -98,7 +101,8 @@ class Small(FakeEvaluator):
 
 def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, tmp_path):
     pool = RayPool(functools.partial(Slow, tmp_path, 0.001))
-    clips = dev_clips[:101]
+    clips, begin = dev_clips[:101], time.perf_counter()
+    assert pool.about().work is None  # nobody has started
     while pool.usable < 3:  # a busy machine starts workers slowly
         pool.score(seeds[:1], clips[:9])
     for path in tmp_path.iterdir():
@@ -110,6 +114,9 @@ def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, t
         np.testing.assert_array_equal(table.logp_top, expected.logp_top[:, order])
     assert pool.fingerprint == FakeEvaluator().fingerprint
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 3  # every node took part
+    work = pool.about().work  # three at once, in the time that passed here
+    assert (work.evals, work.flop, work.rate) == (pool.forwards, 7.0 * pool.forwards, 3e9)
+    assert 0.001 * pool.forwards / 3 < work.seconds < time.perf_counter() - begin
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import evaluator_with, noise, random_model
+from tiny_models import evaluator_with, noise, random_model, whole_batches
 
 from evaluators.audio_lm.attention import Heads
 from evaluators.audio_lm.memory import EMBEDDINGS_SHARE, Shape
@@ -211,7 +211,7 @@ def test_a_call_that_needs_smaller_batches_is_of_them_alone_and_the_next_is_not(
 
     def opened(shape):
         """Its scores depend on the shape more than those of a small model on a CPU do."""
-        evaluator = evaluator_with(model, processor, shape, "bfloat16")
+        evaluator = whole_batches(evaluator_with(model, processor, shape, "bfloat16"))
         read = evaluator.decoder.read
         evaluator.decoder.read = lambda hidden, *rest: read(hidden, *rest) - len(hidden)
         return evaluator
@@ -245,7 +245,7 @@ def test_a_call_that_needs_smaller_batches_is_of_them_alone_and_the_next_is_not(
 def test_what_other_batches_gave_is_not_used_where_a_worker_takes_another_shape(small):
     """As `evaluators.ray_pool` has it: in bf16, keys and values may depend on the shape that they were made in."""
     model, processor, clips, truth = small
-    evaluator = evaluator_with(model, processor, Shape(200, 30, 30))
+    evaluator = whole_batches(evaluator_with(model, processor, Shape(200, 30, 30)))
     evaluator.score(PROMPTS, clips)
     steps = Failing(evaluator)
     evaluator.score(PROMPTS, clips)

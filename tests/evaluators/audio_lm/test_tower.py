@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import evaluator_with, noise, random_model, stock_scores
 
+from evaluators.audio_lm.device import one_thread
 from evaluators.audio_lm.families import QWEN2_AUDIO, encode_qwen2_audio
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.memory import Shape
@@ -180,6 +181,35 @@ def test_waves_and_features_are_let_go_of_as_they_are_used(tiny, made):
     assert len(most) == 2500 and len(seen) > 5
     part = 16 * 256 // 6  # clips that take 6 tokens' worth of the tower
     assert max(most) <= 64 * 8 + part + 1 and not alive
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_features_are_made_on_one_thread_whatever_torch_has(tiny, made, threads):
+    """With four threads a clip of a second had features of other bits, and Ray's workers have one."""
+    clip, _ = made
+    store = FeatureStore(None, tiny[1].feature_extractor)
+    clips = [clip(samples) for samples in (16000, 3200, 4801)]
+    with one_thread():
+        expected = [store.log_mel([store.decode(c).wave])[0] for c in clips]
+    log_mel, used = store.log_mel, []
+
+    def noted(waves):
+        used.append(torch.get_num_threads())
+        return log_mel(waves)
+
+    store.log_mel = noted
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with ClipReader(store, clips) as reader:
+            reader.read_ahead(3)
+            found = reader.take([clip_key(c) for c in clips])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for mel, values in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mel.values, values)
+    assert used == [1]
 
 
 def test_long_clips_are_not_read_as_far_ahead_as_short_ones(tiny, made):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from common import ROOT
@@ -9,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluators.errors import UserError
-from opro.results.summary import Summary, read_summary
+from evaluators.evaluator import Work
+from opro.results.summary import Speed, Summary, read_summary
 
 FROZEN = ROOT / "tests" / "assets" / "run-v1"
 quietly = settings(
@@ -52,6 +54,19 @@ def test_what_is_written_is_read_back_equal(tmp_path, raw):
     one = read(tmp_path, raw)
     assert read(tmp_path, one.model_dump()) == one
     assert read(tmp_path, json.loads(one.model_dump_json())) == one
+
+
+def test_the_speed_of_a_run_is_told_and_left_out_where_nobody_counted(tmp_path, raw):
+    assert Speed.of(None) is None and Speed.of(Work()) is None
+    assert "speed" not in read(tmp_path, raw).model_dump()
+    work = Work(evals=5000, seconds=5.5, flop=3e15, rate=6.5e14)
+    told = raw | {"speed": Speed.of(work).model_dump()}
+    assert told["speed"] == {"evals": 5000, "ms_per_eval": 1.1, "share": 0.8392, "tflops": 650.0}
+    speed = read(tmp_path, told).speed
+    assert speed.line() == (
+        "1.10 ms an eval through the model, 84 % of the devices' matrix rate (650 TFLOP/s as the run ended)"
+    )
+    assert Speed.of(replace(work, rate=0.0)).line() == "1.10 ms an eval through the model"
 
 
 def test_keys_of_a_later_version_are_left_aside(tmp_path, raw):
