@@ -34,8 +34,8 @@ def hold_in_memory(monkeypatch, pairs):
 
 
 def in_memory(cached):
-    """Pairs held in memory, as counted and as they are."""
-    return cached._pairs, sum(map(len, cached._rows.values()))
+    """Pairs that there is room for in memory, as counted and as they are."""
+    return cached._slots, sum(row.slots for row in cached._rows.values())
 
 
 class Spied(FakeEvaluator):
