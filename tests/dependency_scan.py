@@ -31,7 +31,10 @@ def main() -> int:
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
     try:
         done = subprocess.run(
-            [*command, "--timeout", "5"], capture_output=True, text=True, timeout=TIMEOUT_S
+            [*command, "--aliases", "on", "--timeout", "5"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         print(f"{NOT_CHECKED} ({TIMEOUT_S} s without an answer)")
