@@ -1725,8 +1725,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/results/run_folder.py",
-        "*(old for old, new in self._older_ids.items() if new == prompt_id)",
-        "*()",
+        "(old for old, new in self._older_ids.items() if new == prompt_id)",
+        "()",
     ),
     ("opro/results/run_folder.py", 'both = bool(config.get("swap"))', "both = False"),
     (

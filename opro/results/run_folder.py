@@ -300,9 +300,12 @@ class RunFolder:
 
     def _named(self, folder: Path, prompt_id: str) -> Path:
         """The file of a prompt, under the id that it had when the file was written."""
-        names = [prompt_id, *(old for old, new in self._older_ids.items() if new == prompt_id)]
-        paths = [self.path / folder / f"{name}.csv" for name in names]
-        return next((p for p in paths if p.exists()), paths[0])
+        path = self.path / folder / f"{prompt_id}.csv"
+        if path.exists():
+            return path
+        older = (old for old, new in self._older_ids.items() if new == prompt_id)
+        paths = [self.path / folder / f"{name}.csv" for name in older]
+        return next((p for p in paths if p.exists()), path)
 
     def searched_sources(self, trials: Sequence[Trial]) -> frozenset[str]:
         """Sources of the clips that trials were scored on.
