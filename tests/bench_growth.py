@@ -18,7 +18,6 @@ import csv
 import hashlib
 import io
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -100,7 +99,8 @@ def write_clips(folder: Path, counts: Sequence[int]) -> None:
 
 def highest() -> float:
     """The most memory that this process had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def size(folder: Path) -> int:
