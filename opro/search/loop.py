@@ -210,8 +210,8 @@ class Search:
                 )
             self.logp.update({t.number: table.logp[i] for i, t in enumerate(missing)})
         logp = {t.number: self.logp[t.number] for t in best}
-        for number in self.logp.keys() - logp.keys():  # no later round has it among the best
-            del self.logp[number]
+        for passed in self.logp.keys() - logp.keys():  # no later round has it among the best
+            del self.logp[passed]
         rounds = max(number, self.settings.iterations)
         forbidden, clips = self.history.steering.forbidden, self.problem.search_clips
         return SearchView(number, trials, clips, logp, rounds, forbidden, self.limit)
