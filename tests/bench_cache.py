@@ -1,8 +1,8 @@
 """What the score cache and its key cost: python tests/bench_cache.py
 
 20,000 scores (50 prompts in 5 calls x 400 clips) stored one iteration after another, then read again by a new process'
-cache, in seconds of the processor. The evaluator inside is the fake one, its own time is taken off. Then the digest of 2 GB of weights in two
-files, hashed, and remembered.
+cache, in seconds of the processor. The evaluator inside is the fake one, its own time is taken
+off. Then the digest of 2 GB of weights in two files, hashed, and remembered.
 """
 
 import json
