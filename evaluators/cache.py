@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ class CachedEvaluator(Around):
         self._numbers: dict[bytes, int] = {}  # of the clips that this process has met
         self._rows: dict[str, Row] = {}  # read by this process
         self._slots = 0  # in them
+        self._alone = threading.RLock()  # threads of one process share numbers and rows
 
     @functools.cached_property
     def _cache(self) -> Any:
@@ -151,8 +153,10 @@ class CachedEvaluator(Around):
 
     def _numbered(self, clips: Sequence[bytes]) -> Numbers:
         """The number of each clip in this process."""
-        known = self._numbers
-        return np.array([known.setdefault(clip, len(known)) for clip in clips], dtype=np.int64)
+        with self._alone:
+            known = self._numbers
+            found = [known.setdefault(clip, len(known)) for clip in clips]
+        return np.array(found, dtype=np.int64)
 
     def _row_key(self, prompt: Prompt) -> str:
         parts = f"{LAYOUT}|{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
@@ -163,25 +167,25 @@ class CachedEvaluator(Around):
 
         Also from the prompt whose two answers are exchanged: the same two numbers a clip.
         """
-        row = self._row(self._row_key(prompt), len(prompt.answers), numbers)
-        known, values = row.take(numbers)
+        known, values = self._taken(prompt, numbers)
         other = exchanged(prompt) if self.mirrors else None
         if other is None or known.all():
             return known, values
-        there = self._row(self._row_key(other), len(other.answers), numbers)
-        also, turned = there.take(numbers)
+        also, turned = self._taken(other, numbers)
         new = also & ~known
         values[new] = turned[new][..., ::-1]
         return known | also, values
 
-    def _row(self, key: str, labels: int, numbers: Numbers) -> Row:
-        """A prompt's row. Read again where some of the clips lack: another process may have added them."""
-        row = self._rows.get(key)
-        if row is None or not row.take(numbers)[0].all():
-            with self._faults():
-                row = self._read(key, labels).row
-            self._keep(key, row)
-        return row
+    def _taken(self, prompt: Prompt, numbers: Numbers) -> tuple[NDArray[np.bool_], Array]:
+        """A prompt's own. Read again where some of the clips lack: another process may have added them."""
+        key = self._row_key(prompt)
+        with self._alone:
+            row = self._rows.get(key)
+            if row is None or not row.take(numbers)[0].all():
+                with self._faults():
+                    row = self._read(key, len(prompt.answers)).row
+                self._keep(key, row)
+            return row.take(numbers)
 
     def _keep(self, key: str, row: Row) -> None:
         """Keeps a row in memory, and evicts the oldest rows above the limit."""
@@ -214,7 +218,7 @@ class CachedEvaluator(Around):
         """Adds ``[clip, 2, label]`` scores behind those that are there."""
         numbers, size = self._numbered(clips), entry_bytes(values.shape[-1])
         written: list[tuple[int, bytes, int]] = []
-        with self._faults(), self._cache.transact(retry=True):
+        with self._alone, self._faults(), self._cache.transact(retry=True):
             found = self._read(key, values.shape[-1])
             once = np.sort(np.unique(numbers, return_index=True)[1])  # a call may name a clip twice
             fresh = once[~found.row.take(numbers[once])[0]]
@@ -229,10 +233,11 @@ class CachedEvaluator(Around):
                     raw = sealed(_segment(key, number), entries)
                     self._cache.set(_segment(key, number), raw, retry=True)
                     written.append((number, raw, len(entries) // size))
-        found.row.put(numbers[fresh], values[fresh])  # only what is on disk counts as known
-        for segment in written:
-            found.row.note(*segment)
-        self._keep(key, found.row)
+        with self._alone:
+            found.row.put(numbers[fresh], values[fresh])  # only what is on disk counts as known
+            for segment in written:
+                found.row.note(*segment)
+            self._keep(key, found.row)
 
     def _read(self, key: str, labels: int) -> "_Read":
         """A prompt's row with all that is on disk by now; what is damaged counts as missing."""

@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -318,6 +319,25 @@ def test_a_write_that_failed_leaves_nothing_known(tmp_path, seeds, clips, monkey
     assert cached.count_missing(seeds[:1], clips[:3]) == 3
     cached.score(seeds[:1], clips[:3])
     assert CachedEvaluator(Spied(), tmp_path).count_missing(seeds[:1], clips[:3]) == 0
+
+
+def test_threads_of_one_process_share_a_cache(tmp_path, seeds, dev_clips, monkeypatch):
+    hold_in_segments(monkeypatch, 8)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    cached, plain = CachedEvaluator(FakeEvaluator(), tmp_path), FakeEvaluator()
+    rng = np.random.default_rng(0)
+    calls = [([seeds[i % 3]], [dev_clips[k] for k in rng.permutation(40)[:9]]) for i in range(24)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda call: cached.score(*call).logp, calls))
+    finally:
+        sys.setswitchinterval(before)
+    for call, logp in zip(calls, found, strict=True):
+        assert np.array_equal(logp, plain.score(*call).logp)
+        assert np.array_equal(cached.score(*call).logp, logp)
+    numbers = list(cached._numbers.values())
+    assert sorted(numbers) == list(range(len(numbers)))
 
 
 def test_exactly_the_limit_is_held_in_memory(tmp_path, seeds, clips, monkeypatch):
