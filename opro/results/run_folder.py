@@ -329,9 +329,9 @@ class RunFolder:
 
     def save_scores(self, trial: Trial, clips: Sequence[Clip], logp: NDArray[np.floating]) -> None:
         """Per clip the log-probability of each label in nats, and the mass outside all answers."""
-        labels = self.task.labels
-        rows = []
-        for clip, values in zip(clips, logp, strict=True):
+        labels, rows = self.task.labels, []
+        inside = np.exp(logp).sum(axis=-1)
+        for clip, values, share in zip(clips, logp.tolist(), inside.tolist(), strict=True):
             row = {
                 "clip_id": clip.name,
                 "source_id": clip.source_id,
@@ -341,8 +341,8 @@ class RunFolder:
                 "category": clip.category,
             }
             for label, value in zip(labels, values, strict=True):
-                row[f"logp_{label}"] = round(float(value), 6)
-            row["outside"] = round(max(0.0, 1 - float(np.exp(values).sum())), 6)
+                row[f"logp_{label}"] = round(value, 6)
+            row["outside"] = round(max(0.0, 1 - share), 6)
             rows.append(row)
         columns = ["clip_id", "source_id", "label", "duration_ms", "snr_db", "category"]
         columns += [*(f"logp_{label}" for label in labels), "outside"]
