@@ -427,6 +427,13 @@ def test_each_part_of_the_key_alone_makes_another_pair(tmp_path, seeds, clips, p
     assert cached.fingerprint == cached.inner.fingerprint
 
 
+def test_a_prompt_is_known_by_its_whole_digest(tmp_path, seeds, clips, monkeypatch):
+    monkeypatch.setattr(Prompt, "prompt_id", property(lambda self: "of both"))
+    cached = CachedEvaluator(FakeEvaluator(), tmp_path)
+    cached.score(seeds[:1], clips[:1])
+    assert cached.count_missing(seeds[:2], clips[:1]) == 1
+
+
 def test_the_three_controls_are_three_pairs(tmp_path, seeds, clips):
     cached = CachedEvaluator(Spied(), tmp_path)
     three = [replace(clips[0], audio=audio) for audio in ("recorded", "silence", "shuffled")]
