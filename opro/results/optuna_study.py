@@ -93,6 +93,8 @@ class LiveStudy:
 
     def _add(self, trials: Sequence[Trial], now: int | None) -> None:
         for trial in trials:
+            if (trial.number, trial.state) in self._written:
+                continue
             self._study.add_trial(self._frozen(trial, trial.number == now))
             self._written.add((trial.number, trial.state))
 
