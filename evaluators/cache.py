@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,23 @@ from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import Around, Evaluator, ScoreTable, Usage
 from evaluators.files import disk_is_full
 from evaluators.prompts import Prompt, exchanged
+from evaluators.score_rows import (
+    SEGMENT,
+    SUM_BYTES,
+    Array,
+    Numbers,
+    Row,
+    entry_bytes,
+    packed,
+    sealed,
+    unpacked,
+    unsealed,
+)
 
 log = logging.getLogger(__name__)
-KEPT = 100_000  # pairs that a process holds in memory, about 30 MB
+KEPT = 2_000_000  # pairs that a process has room for in memory, 34 MB with two labels
 INLINE = 2**62  # bytes from which on diskcache would put a value into a file of its own: never
 LAYOUT = "2"  # of a value; part of its key, so that rows of earlier versions are left alone
-SUM_BYTES = 16  # of a value's checksum
 
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]
@@ -59,8 +73,9 @@ class CachedEvaluator(Around):
     """An Evaluator that scores only pairs that no process has scored before, by the inner evaluator.
 
     The key is a digest of the evaluator's fingerprint (weights, adapter, precision, scorer version), the prompt's
-    content and the clip's audio bytes: never a name or a position. One row holds a prompt's clips; rows are merged
-    inside a transaction, so processes may share the folder.
+    content and the clip's audio bytes: never a name or a position. One row holds a prompt's clips, in segments of
+    1,024, so that what a call costs does not grow with the row; they are written inside a transaction, so processes
+    may share the folder.
 
     Args:
         mirrors: Exchanging the answers of two labels exchanges their scores, as of any model that is asked for words;
@@ -73,8 +88,10 @@ class CachedEvaluator(Around):
         self.folder = folder
         self._requested = 0
         self._cached = 0
-        self._rows: dict[str, dict[bytes, NDArray[np.float32]]] = {}  # rows read by this process
-        self._pairs = 0  # in them
+        self._numbers: dict[bytes, int] = {}  # of the clips that this process has met
+        self._rows: dict[str, Row] = {}  # read by this process
+        self._slots = 0  # in them
+        self._alone = threading.RLock()  # threads of one process share numbers and rows
 
     @functools.cached_property
     def _cache(self) -> Any:
@@ -106,29 +123,22 @@ class CachedEvaluator(Around):
         logp = np.full((len(prompts), len(clips), labels), np.nan, dtype=np.float32)
         top = logp.copy()
         keys = [_clip_key(clip) for clip in clips]
-        cached = 0
-        missing: dict[
-            tuple[int, ...], list[int]
-        ] = {}  # clip positions -> prompts that lack exactly those
+        numbers, cached = self._numbered(keys), 0
+        missing: dict[bytes, list[int]] = {}  # which clips are known -> prompts that lack the rest
         for p, prompt in enumerate(prompts):
-            row = self._known(prompt, keys)
-            lacking = tuple(c for c, key in enumerate(keys) if key not in row)
-            for c, key in enumerate(keys):
-                if key in row:
-                    logp[p, c], top[p, c] = row[key]
-            cached += len(clips) - len(lacking)
-            if lacking:
-                missing.setdefault(lacking, []).append(p)
-        for positions, numbers in missing.items():
+            known, values = self._known(prompt, numbers)
+            logp[p], top[p] = values[:, 0], values[:, 1]
+            cached += int(known.sum())
+            if not known.all():
+                missing.setdefault(known.tobytes(), []).append(p)
+        for mask, lacking in missing.items():
+            places = np.flatnonzero(~np.frombuffer(mask, dtype=bool)).tolist()
             # Memory that ran out changes the shape of this call's batches, and with it the key: it is asked for after.
-            table = self.inner.score([prompts[p] for p in numbers], [clips[c] for c in positions])
-            for i, p in enumerate(numbers):
-                logp[p, positions], top[p, positions] = table.logp[i], table.logp_top[i]
-                new = {
-                    keys[c]: np.stack([table.logp[i, j], table.logp_top[i, j]])
-                    for j, c in enumerate(positions)
-                }
-                self._add(self._row_key(prompts[p]), new, labels)
+            table = self.inner.score([prompts[p] for p in lacking], [clips[c] for c in places])
+            for i, p in enumerate(lacking):
+                logp[p, places], top[p, places] = table.logp[i], table.logp_top[i]
+                both = np.stack([table.logp[i], table.logp_top[i]], axis=1)
+                self._add(self._row_key(prompts[p]), [keys[c] for c in places], both)
         # Only now: of a call that fails, PromptError say, nothing is delivered, and the rest of it is asked for again.
         self._requested += len(prompts) * len(clips)
         self._cached += cached
@@ -138,40 +148,55 @@ class CachedEvaluator(Around):
         """How many of these pairs would go through the model."""
         if not self.folder.is_dir():
             return len(prompts) * len(clips)
-        keys = [_clip_key(clip) for clip in clips]
-        rows = [self._known(p, keys) for p in prompts]
-        return sum(key not in row for row in rows for key in keys)
+        numbers = self._numbered([_clip_key(clip) for clip in clips])
+        return sum(int((~self._known(p, numbers)[0]).sum()) for p in prompts)
+
+    def _numbered(self, clips: Sequence[bytes]) -> Numbers:
+        """The number of each clip in this process."""
+        with self._alone:
+            known = self._numbers
+            found = [known.setdefault(clip, len(known)) for clip in clips]
+        return np.array(found, dtype=np.int64)
 
     def _row_key(self, prompt: Prompt) -> str:
         parts = f"{LAYOUT}|{self.inner.fingerprint}|{prompt.digest}{self.reading(prompt)}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
-    def _known(self, prompt: Prompt, clips: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """A prompt's scores, also from the one whose two answers are exchanged: the same two numbers a clip."""
-        row = self._row(self._row_key(prompt), len(prompt.answers), clips)
+    def _known(self, prompt: Prompt, numbers: Numbers) -> tuple[NDArray[np.bool_], Array]:
+        """A prompt's scores as `Row.take` gives them.
+
+        Also from the prompt whose two answers are exchanged: the same two numbers a clip.
+        """
+        known, values = self._taken(prompt, numbers)
         other = exchanged(prompt) if self.mirrors else None
-        if other is None or all(clip in row for clip in clips):
-            return row
-        there = self._row(self._row_key(other), len(other.answers), clips)
-        return {clip: values[:, ::-1] for clip, values in there.items()} | row
+        if other is None or known.all():
+            return known, values
+        also, turned = self._taken(other, numbers)
+        new = also & ~known
+        values[new] = turned[new][..., ::-1]
+        return known | also, values
 
-    def _row(
-        self, key: str, labels: int, clips: Sequence[bytes]
-    ) -> dict[bytes, NDArray[np.float32]]:
-        """A prompt's scores. Read again where some of the clips lack: another process may have added them."""
-        row = self._rows.get(key)
-        if row is None or not all(clip in row for clip in clips):
-            with self._faults():
-                row = self._read(key, labels)
-            self._keep(key, row)
-        return row
+    def _taken(self, prompt: Prompt, numbers: Numbers) -> tuple[NDArray[np.bool_], Array]:
+        """A prompt's own. Read again where some of the clips lack: another process may have added them."""
+        key = self._row_key(prompt)
+        with self._alone:
+            row = self._rows.get(key)
+            if row is None or not row.take(numbers)[0].all():
+                with self._faults():
+                    row = self._read(key, len(prompt.answers)).row
+                self._keep(key, row)
+            return row.take(numbers)
 
-    def _keep(self, key: str, row: dict[bytes, NDArray[np.float32]]) -> None:
+    def _keep(self, key: str, row: Row) -> None:
         """Keeps a row in memory, and evicts the oldest rows above the limit."""
-        self._pairs += len(row) - len(self._rows.pop(key, ()))
+        self._rows.pop(key, None)
         self._rows[key] = row
-        while self._pairs > KEPT and len(self._rows) > 1:
-            self._pairs -= len(self._rows.pop(next(iter(self._rows))))
+        self._slots += row.slots - row.counted
+        row.counted = row.slots
+        while self._slots > KEPT and len(self._rows) > 1:
+            gone = self._rows.pop(next(iter(self._rows)))
+            self._slots -= gone.counted
+            gone.counted = 0
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
@@ -189,22 +214,56 @@ class CachedEvaluator(Around):
                 " made again"
             ) from None
 
-    def _add(self, key: str, new: dict[bytes, NDArray[np.float32]], labels: int) -> None:
-        with self._faults(), self._cache.transact(retry=True):
-            merged = self._read(key, labels) | new
-            self._cache.set(key, _pack(key, merged), retry=True)
-        self._keep(key, merged)
+    def _add(self, key: str, clips: Sequence[bytes], values: Array) -> None:
+        """Adds ``[clip, 2, label]`` scores behind those that are there."""
+        numbers, size = self._numbered(clips), entry_bytes(values.shape[-1])
+        written: list[tuple[int, bytes, int]] = []
+        with self._alone, self._faults(), self._cache.transact(retry=True):
+            found = self._read(key, values.shape[-1])
+            once = np.sort(np.unique(numbers, return_index=True)[1])  # a call may name a clip twice
+            fresh = once[~found.row.take(numbers[once])[0]]
+            left, beyond = fresh, ((number, b"") for number in itertools.count(found.end))
+            for number, entries in itertools.chain(found.room.items(), beyond):
+                if number >= found.end and not len(left):
+                    break
+                count = SEGMENT - len(entries) // size
+                some, left = left[:count], left[count:]
+                if len(some) or not entries:  # one that was damaged is mended
+                    entries += packed([clips[i] for i in some], values[some])
+                    raw = sealed(_segment(key, number), entries)
+                    self._cache.set(_segment(key, number), raw, retry=True)
+                    written.append((number, raw, len(entries) // size))
+        with self._alone:
+            found.row.put(numbers[fresh], values[fresh])  # only what is on disk counts as known
+            for segment in written:
+                found.row.note(*segment)
+            self._keep(key, found.row)
 
-    def _read(self, key: str, labels: int) -> dict[bytes, NDArray[np.float32]]:
-        """A row as it is on disk; a damaged one counts as missing."""
-        raw = self._cache.get(key, b"", retry=True)
-        row = _unpack(key, raw, labels)
-        if row is None:
-            log.warning(
-                "a row of the score cache %r is not what was written there; its scores are made again",
-                str(self.folder),
-            )
-        return row or {}
+    def _read(self, key: str, labels: int) -> "_Read":
+        """A prompt's row with all that is on disk by now; what is damaged counts as missing."""
+        row, room = self._rows.get(key) or Row(labels), dict[int, bytes]()
+        for number in itertools.count(row.whole):
+            name = _segment(key, number)
+            raw = self._cache.get(name, b"", retry=True)
+            if raw == b"":
+                return _Read(row, room, number)
+            if number == row.whole and raw == row.last:
+                room[number] = raw[:-SUM_BYTES]
+                continue
+            entries = unsealed(name, raw, labels)
+            if entries is None:
+                log.warning(
+                    "a row of the score cache %r is not what was written there; its scores are made again",
+                    str(self.folder),
+                )
+                room[number] = b""
+                continue
+            clips, values = unpacked(entries, labels)
+            row.put(self._numbered(clips), values)
+            row.note(number, raw, len(clips))
+            if len(clips) < SEGMENT:
+                room[number] = entries
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Closes the files."""
@@ -215,32 +274,21 @@ def _clip_key(clip: Clip) -> bytes:
     return hashlib.sha256(f"{clip.sha256}|{clip.audio}".encode()).digest()[:16]
 
 
-def _dtype(labels: int) -> Any:
-    return np.dtype([("clip", "V16"), ("values", "<f4", (2, labels))])
+def _segment(key: str, number: int) -> str:
+    """The key of a row's segment; of the first that of the row, as when a row was one value."""
+    return f"{key}.{number}" if number else key
 
 
-def _pack(key: str, row: dict[bytes, NDArray[np.float32]]) -> bytes:
-    """A row's value: its entries, and a checksum over its key and them."""
-    out = np.zeros(len(row), dtype=_dtype(len(next(iter(row.values()))[0])))
-    out["clip"] = np.array(list(row), dtype="V16")
-    out["values"] = np.stack(list(row.values()))
-    return out.tobytes() + _checksum(key, out.tobytes())
+@dataclass(frozen=True)
+class _Read:
+    """What a look at the disk gives.
 
+    Attributes:
+        row: The row with all that stands there.
+        room: Segments that take more clips -> their entries; none of one that is damaged.
+        end: The first segment that is not there.
+    """
 
-def _checksum(key: str, entries: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + entries).digest()[:SUM_BYTES]
-
-
-def _unpack(key: str, raw: bytes | None, labels: int) -> dict[bytes, NDArray[np.float32]] | None:
-    """The entries of a row's value; None where they are not what was written under that key."""
-    if raw is None:
-        return None
-    if not raw:
-        return {}
-    entries, told = raw[:-SUM_BYTES], raw[-SUM_BYTES:]
-    if told != _checksum(key, entries) or len(entries) % _dtype(labels).itemsize:
-        return None
-    table = np.frombuffer(entries, dtype=_dtype(labels))
-    return {
-        bytes(clip): values for clip, values in zip(table["clip"], table["values"], strict=True)
-    }
+    row: Row
+    room: dict[int, bytes]
+    end: int

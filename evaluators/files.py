@@ -132,14 +132,18 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spr
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as CSV; a free text, in none of `KEYS`, that a spreadsheet would run gets an apostrophe in front."""
 
-    def cell(name: str, value: Any) -> Any:
-        runs = isinstance(value, str) and value.startswith(FORMULA) and name not in KEYS
-        return f"'{value}" if runs else value
+    columns, out = tuple(columns), io.StringIO()
+    free = [(name, name not in KEYS) for name in columns]
 
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: cell(k, v) for k, v in row.items()} for row in rows)
+    def cells(row: Mapping[str, Any]) -> Iterator[Any]:
+        for name, is_free in free:
+            value = row.get(name, "")
+            runs = is_free and isinstance(value, str) and value.startswith(FORMULA)
+            yield f"'{value}" if runs else value
+
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(map(cells, rows))
     return out.getvalue()
 
 

@@ -7,6 +7,7 @@ count as two in intervals, as they always did, but no split may part them.
 
 import functools
 import os
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -105,6 +106,7 @@ class Finder:
         self.others: list[tuple[str, str]] = []
         self._entries: dict[Path, dict[str, list[str]]] = {}
         self._folders: dict[str, Path] = {}  # by the path that a name gives: links resolved
+        self._plain: dict[str, Path] = {}  # of these, by name, folders in which a file was found
 
     def find(self, name: str, where: str) -> Path:
         """The file, links resolved; one that is not there, or a link to nothing, as it is named.
@@ -115,11 +117,16 @@ class Finder:
         Raises:
             UserError: The name or a link leaves the folder, or the name can be no path.
         """
+        folder, _, file = name.rpartition("/")
+        if folder in self._plain and _is_no_link(self._plain[folder], file):
+            return self._plain[folder] / file
         try:
             path = self.root / name
             found = self._resolved(path)
             if found.is_relative_to(self.root):
                 if path.exists():
+                    if file == path.name and ".." not in path.parts and not path.is_symlink():
+                        self._plain[folder] = found.parent
                     return found
                 if (other := self._other_spelling(name)) is not None:
                     return self.find(other, where)
@@ -181,6 +188,16 @@ class Finder:
             f"{len(self.others)} paths are spelled otherwise than their files (Unicode form, case, blanks or"
             f" slashes), such as {name!a} for {other!a}; the files were taken"
         )
+
+
+def _is_no_link(folder: Path, file: str) -> bool:
+    """Whether an entry of a folder stands there and is no link; one look at the disk."""
+    if file in ("", ".", ".."):
+        return False
+    try:
+        return not stat.S_ISLNK(os.lstat(f"{folder}/{file}").st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def missing(path: Path) -> str:

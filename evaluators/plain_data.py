@@ -180,7 +180,21 @@ def log_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping with two equal keys, of which YAML would silently keep the last, and aliases that multiply."""
+    """Refuses a mapping with two equal keys, of which YAML would silently keep the last, and nodes that lie too deep.
+
+    At once: for each bracket that is open, PyYAML looks at every token.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.depth > DEEPEST:
+            raise UserError(_too_deep())
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -221,6 +235,10 @@ def parse_yaml(text: str, where: str) -> Any:
             loader.dispose()
 
 
+def _too_deep() -> str:
+    return f"nested deeper than {DEEPEST} levels; expected plain data"
+
+
 def _check_growth(root: yaml.Node) -> None:
     """Raises UserError for a document that is too deep, or too large once its aliases are followed."""
     known: dict[
@@ -243,7 +261,7 @@ def _check_growth(root: yaml.Node) -> None:
             known[id(node)] = 1 + sum(n for n, _ in found), 1 + max(levels for _, levels in found)
         nodes, levels = known[id(node)]
         if levels > DEEPEST or depth >= DEEPEST:
-            raise UserError(f"nested deeper than {DEEPEST} levels; expected plain data")
+            raise UserError(_too_deep())
         if nodes > MOST_NODES:
             raise UserError(
                 f"more than {MOST_NODES:,} values, with those that aliases repeat; write fewer"

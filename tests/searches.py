@@ -239,6 +239,7 @@ class Searched:
             save,
             inbox=inbox,
         )
+        self.search = one
         one.run()
         if decides:
             one.finish_finalists()

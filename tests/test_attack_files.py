@@ -29,8 +29,13 @@ YAML = {
         f"nested deeper than {DEEPEST}",
     ),
     "an alias of itself": ("a: &a [*a]\n", f"nested deeper than {DEEPEST}"),
-    "lists in lists": ("[" * 5000 + "]" * 5000, "not readable as YAML"),
+    "lists in lists": ("[" * 5000 + "]" * 5000, f"nested deeper than {DEEPEST}"),
     "lists in lists, fewer": ("[" * 100 + "]" * 100, f"nested deeper than {DEEPEST}"),
+    "one list too many": (
+        "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1),
+        f"nested deeper than {DEEPEST}",
+    ),
+    "mappings in lists": ("- " * 4000 + "x", f"nested deeper than {DEEPEST}"),
     "a tag that makes an object": ("!!python/object/apply:os.system [ls]", "not readable as YAML"),
     "a key twice": ("a: 1\na: 2\n", "line 2: key 'a' stands twice"),
     "an alias as a key": ("? &a [1]\n: 1\n", "not readable as YAML"),
@@ -56,6 +61,13 @@ JSON = {
     "nothing": (b"", "not readable as JSON"),
     "zeros of a crash": (b"\x00" * 64, "not readable as JSON"),
 }
+
+
+def test_yaml_as_deep_as_is_allowed_is_read():
+    value = parse_yaml("[" * DEEPEST + "]" * DEEPEST, "it")
+    for _ in range(DEEPEST - 1):
+        (value,) = value
+    assert value == []
 
 
 @pytest.mark.parametrize("name", YAML)

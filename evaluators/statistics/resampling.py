@@ -31,7 +31,8 @@ Numbers = NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]
 
 RESAMPLES = 4000
 ALIKE = 1e-12  # numbers that differ by less are equal but for rounding
-KEPT_WEIGHTS = 2**21  # 16 MiB: draws of more sources are made anew each time rather than kept
+KEPT_WEIGHTS = 2**21  # 16 MiB: draws of more sources are kept as one byte a number
+KEPT_COUNTS = 2**27  # 128 MiB: draws of still more sources are made anew each time
 MIN_SOURCES = (
     10  # per label; with fewer no claim is made (percentile intervals cover .88 at 7 clusters)
 )
@@ -337,9 +338,24 @@ def clusters(
     kinds = np.asarray(truth if kinds is None else kinds)
     held = np.stack([np.bincount(index, kinds == k, len(ids)) > 0 for k in np.unique(kinds)])
     strata = np.unique(held, axis=1, return_inverse=True)[1].ravel()
-    draw = _drawn if strata.size * resamples <= KEPT_WEIGHTS else _drawn.__wrapped__
-    weights = draw(strata.tobytes(), resamples, seed)
+    weights = _weights(strata.tobytes(), resamples, seed, strata.size * resamples)
     return Clusters(np.asarray(truth), index, weights, fewest_sources(kinds, sources), kinds)
+
+
+def _weights(strata: bytes, resamples: int, seed: int, size: int) -> Floats:
+    """`_drawn`, of which as much is kept as memory allows."""
+    if size <= KEPT_WEIGHTS:
+        return _drawn(strata, resamples, seed)
+    if size <= KEPT_COUNTS:
+        return _counts(strata, resamples, seed).astype(np.float64)
+    return _drawn.__wrapped__(strata, resamples, seed)
+
+
+@functools.lru_cache(2)  # search half and holdout
+def _counts(strata: bytes, resamples: int, seed: int) -> Ints:
+    """`_drawn` in the smallest type that holds it."""
+    drawn = _drawn.__wrapped__(strata, resamples, seed)
+    return drawn.astype(np.min_scalar_type(int(drawn.max())))
 
 
 @functools.lru_cache(8)  # slices, metrics and prompts ask for the same draws again

@@ -4,7 +4,7 @@ Derived from the history and never read back but to see what stands there alread
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class LiveStudy:
 
     def told(self, trial: Trial, best: Trial | None) -> None:
         """See `Display`."""
-        self._guarded(lambda: self._add_missing(trial.number))
+        self._guarded(lambda: self._add_told(trial.number))
 
     def catch_up(self) -> None:
         """Adds what was told and does not stand there."""
@@ -70,6 +70,13 @@ class LiveStudy:
             self._failed = True
             log.warning("%s could not be written (%s)", self._path.name, error)
 
+    def _add_told(self, number: int) -> None:
+        """Adds the trial that was told at this moment: those before it stand there, once the study is open."""
+        if self._study is None:
+            self._add_missing(number)
+        else:
+            self._add([self._history.trials[number]], number)
+
     def _add_missing(self, now: int | None = None) -> None:
         """Adds trials in their order; of one that was dropped and later scored on all clips a second entry.
 
@@ -82,7 +89,12 @@ class LiveStudy:
         known = {number for number, _ in self._written}
         fresh = [t for t in done if t.number not in known]
         again = [t for t in done if t.number in known and (t.number, t.state) not in self._written]
-        for trial in (*fresh, *again):
+        self._add([*fresh, *again], now)
+
+    def _add(self, trials: Sequence[Trial], now: int | None) -> None:
+        for trial in trials:
+            if (trial.number, trial.state) in self._written:
+                continue
             self._study.add_trial(self._frozen(trial, trial.number == now))
             self._written.add((trial.number, trial.state))
 

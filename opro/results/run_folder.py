@@ -300,9 +300,12 @@ class RunFolder:
 
     def _named(self, folder: Path, prompt_id: str) -> Path:
         """The file of a prompt, under the id that it had when the file was written."""
-        names = [prompt_id, *(old for old, new in self._older_ids.items() if new == prompt_id)]
-        paths = [self.path / folder / f"{name}.csv" for name in names]
-        return next((p for p in paths if p.exists()), paths[0])
+        path = self.path / folder / f"{prompt_id}.csv"
+        if path.exists():
+            return path
+        older = (old for old, new in self._older_ids.items() if new == prompt_id)
+        paths = [self.path / folder / f"{name}.csv" for name in older]
+        return next((p for p in paths if p.exists()), path)
 
     def searched_sources(self, trials: Sequence[Trial]) -> frozenset[str]:
         """Sources of the clips that trials were scored on.
@@ -326,9 +329,9 @@ class RunFolder:
 
     def save_scores(self, trial: Trial, clips: Sequence[Clip], logp: NDArray[np.floating]) -> None:
         """Per clip the log-probability of each label in nats, and the mass outside all answers."""
-        labels = self.task.labels
-        rows = []
-        for clip, values in zip(clips, logp, strict=True):
+        labels, rows = self.task.labels, []
+        inside = np.exp(logp).sum(axis=-1)
+        for clip, values, share in zip(clips, logp.tolist(), inside.tolist(), strict=True):
             row = {
                 "clip_id": clip.name,
                 "source_id": clip.source_id,
@@ -338,8 +341,8 @@ class RunFolder:
                 "category": clip.category,
             }
             for label, value in zip(labels, values, strict=True):
-                row[f"logp_{label}"] = round(float(value), 6)
-            row["outside"] = round(max(0.0, 1 - float(np.exp(values).sum())), 6)
+                row[f"logp_{label}"] = round(value, 6)
+            row["outside"] = round(max(0.0, 1 - share), 6)
             rows.append(row)
         columns = ["clip_id", "source_id", "label", "duration_ms", "snr_db", "category"]
         columns += [*(f"logp_{label}" for label in labels), "outside"]

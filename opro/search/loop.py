@@ -79,7 +79,8 @@ class Search:
 
     Attributes:
         save: Called with each scored trial and its entry in the race.
-        logp: Of complete trials by number; what an interrupted run has scored is scored again, from the cache.
+        logp: Of the best complete trials, and of the round's, by number; what an interrupted run has scored is scored
+            again, from the cache.
         inbox: All that a person has asked for so far, see `opro.search.steering`; looked at between rounds.
     """
 
@@ -209,6 +210,8 @@ class Search:
                 )
             self.logp.update({t.number: table.logp[i] for i, t in enumerate(missing)})
         logp = {t.number: self.logp[t.number] for t in best}
+        for passed in self.logp.keys() - logp.keys():  # no later round has it among the best
+            del self.logp[passed]
         rounds = max(number, self.settings.iterations)
         forbidden, clips = self.history.steering.forbidden, self.problem.search_clips
         return SearchView(number, trials, clips, logp, rounds, forbidden, self.limit)

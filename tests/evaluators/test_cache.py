@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from common import ROOT
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from evaluators import cache
+from evaluators import cache, score_rows
 from evaluators.build import build_evaluator
 from evaluators.cache import CachedEvaluator
 from evaluators.errors import PauseError, UserError
@@ -33,9 +34,21 @@ def hold_in_memory(monkeypatch, pairs):
     monkeypatch.setattr(cache, "KEPT", pairs)
 
 
+def hold_in_segments(monkeypatch, clips):
+    """Sets how many clips a segment of a row holds."""
+    for module in (cache, score_rows):
+        monkeypatch.setattr(module, "SEGMENT", clips)
+
+
+def on_disk(folder):
+    """Key -> value of all that the folder holds."""
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as db:
+        return dict(db.execute("SELECT key, value FROM Cache ORDER BY rowid"))
+
+
 def in_memory(cached):
-    """Pairs held in memory, as counted and as they are."""
-    return cached._pairs, sum(map(len, cached._rows.values()))
+    """Pairs that there is room for in memory, as counted and as they are."""
+    return cached._slots, sum(row.slots for row in cached._rows.values())
 
 
 class Spied(FakeEvaluator):
@@ -164,13 +177,14 @@ orders = st.lists(
 
 
 @settings(max_examples=15, deadline=None, phases=UNSHRUNK, derandomize=True)
-@given(orders, st.integers(1, 8))
+@given(orders, st.integers(1, 8), st.integers(1, 7))
 def test_any_calls_give_what_the_model_says_and_no_pair_is_scored_twice(
-    tmp_path_factory, seeds, dev_clips, asked, kept
+    tmp_path_factory, seeds, dev_clips, asked, kept, segment
 ):
-    """Two instances on one folder, with repeats, and with room in memory for few pairs."""
+    """Two instances on one folder, with repeats, with room in memory for few pairs, and in a segment for few clips."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         hold_in_memory(monkeypatch, kept)
+        hold_in_segments(monkeypatch, segment)
         folder = tmp_path_factory.mktemp("cache") / "deep" / "er"
         both = [CachedEvaluator(Spied(), folder) for _ in range(2)]
         seen = [set(), set()]
@@ -217,6 +231,115 @@ def test_rows_that_left_the_memory_are_read_again_not_scored_again(
     assert in_memory(cached) == (30, 30)
 
 
+def test_what_a_call_writes_and_reads_does_not_grow_with_the_row(
+    tmp_path, seeds, dev_clips, monkeypatch
+):
+    hold_in_segments(monkeypatch, 8)
+    cached = CachedEvaluator(Spied(), tmp_path)
+    sizes, unpacked = [], []
+    store, unpack = type(cached._cache).set, cache.unpacked
+    monkeypatch.setattr(
+        type(cached._cache), "set",
+        lambda self, key, value, **more: (sizes.append(len(value)), store(self, key, value, **more)),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        cache, "unpacked",
+        lambda entries, labels: (unpacked.append(len(entries)), unpack(entries, labels))[1],
+    )  # fmt: skip
+    parts = [dev_clips[i : i + 4] for i in range(0, 80, 4)]
+    tables = [cached.score(seeds[:1], part) for part in parts]
+    assert max(sizes) <= 8 * 32 + 16 and len(sizes) == 20 and unpacked == []
+    assert len(on_disk(tmp_path)) == 10
+    again = CachedEvaluator(Spied(), tmp_path)
+    logp = again.score(seeds[:1], dev_clips[:80]).logp
+    assert np.array_equal(logp, np.concatenate([t.logp for t in tables], axis=1))
+    assert again.inner.pairs == [] and unpacked == [8 * 32] * 10
+
+
+def test_a_row_is_the_bytes_of_its_clips_in_the_order_they_came_whoever_adds_them(
+    tmp_path, seeds, dev_clips, monkeypatch
+):
+    hold_in_segments(monkeypatch, 8)
+    one, other = (CachedEvaluator(Spied(), tmp_path / "parts") for _ in range(2))
+    for i, part in enumerate((slice(0, 3), slice(0, 9), slice(5, 12), slice(12, 20))):
+        (one, other)[i % 2].score(seeds[:1], dev_clips[part])
+    CachedEvaluator(Spied(), tmp_path / "whole").score(seeds[:1], dev_clips[:20])
+    parts, whole = on_disk(tmp_path / "parts"), on_disk(tmp_path / "whole")
+    assert parts == whole and [len(v) for v in parts.values()] == [8 * 32 + 16] * 2 + [4 * 32 + 16]
+
+
+def test_damaged_segments_are_made_again_and_mended_and_the_others_kept(
+    tmp_path, seeds, dev_clips, monkeypatch, caplog
+):
+    hold_in_segments(monkeypatch, 4)
+    clips = dev_clips[:14]
+    first = CachedEvaluator(Spied(), tmp_path)
+    table = first.score(seeds[:1], clips)
+    first.close()
+    key, second, third, last = on_disk(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as db, db:
+        db.execute("UPDATE Cache SET value = ? WHERE key = ?", (b"torn", key))
+        db.execute("UPDATE Cache SET value = mode WHERE key = ?", (third,))
+    cached = CachedEvaluator(Spied(), tmp_path)
+    assert cached.count_missing(seeds[:1], clips) == 8
+    assert np.array_equal(cached.score(seeds[:1], clips[:2]).logp, table.logp[:, :2])
+    assert len(cached.inner.pairs) == 2
+    caplog.clear()
+    mended = CachedEvaluator(Spied(), tmp_path)
+    assert mended.count_missing(seeds[:1], clips) == 6 and not caplog.text
+    assert np.array_equal(mended.score(seeds[:1], clips).logp, table.logp)
+    assert len(mended.inner.pairs) == 6
+    assert CachedEvaluator(Spied(), tmp_path).count_missing(seeds[:1], clips) == 0
+    assert {key, second, third, last} == set(on_disk(tmp_path)) and not caplog.text
+
+
+def test_a_row_that_an_earlier_version_wrote_whole_is_read_and_goes_on(
+    tmp_path, seeds, dev_clips, monkeypatch
+):
+    old = CachedEvaluator(Spied(), tmp_path)
+    old.score(seeds[:1], dev_clips[:20])  # one value of 20 clips
+    old.close()
+    hold_in_segments(monkeypatch, 8)
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds[:1], dev_clips[:23])
+    assert len(cached.inner.pairs) == 3
+    before = next(iter(on_disk(tmp_path)))
+    assert [len(v) for v in on_disk(tmp_path).values()] == [20 * 32 + 16, 3 * 32 + 16]
+    assert list(on_disk(tmp_path)) == [before, f"{before}.1"]
+
+
+def test_a_write_that_failed_leaves_nothing_known(tmp_path, seeds, clips, monkeypatch):
+    cached = CachedEvaluator(Spied(), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(cached._cache), "set", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        with pytest.raises(PauseError):
+            cached.score(seeds[:1], clips[:3])
+    assert cached.count_missing(seeds[:1], clips[:3]) == 3
+    cached.score(seeds[:1], clips[:3])
+    assert CachedEvaluator(Spied(), tmp_path).count_missing(seeds[:1], clips[:3]) == 0
+
+
+def test_threads_of_one_process_share_a_cache(tmp_path, seeds, dev_clips, monkeypatch):
+    hold_in_segments(monkeypatch, 8)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    cached, plain = CachedEvaluator(FakeEvaluator(), tmp_path), FakeEvaluator()
+    rng = np.random.default_rng(0)
+    calls = [([seeds[i % 3]], [dev_clips[k] for k in rng.permutation(40)[:9]]) for i in range(24)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda call: cached.score(*call).logp, calls))
+    finally:
+        sys.setswitchinterval(before)
+    for call, logp in zip(calls, found, strict=True):
+        assert np.array_equal(logp, plain.score(*call).logp)
+        assert np.array_equal(cached.score(*call).logp, logp)
+    numbers = list(cached._numbers.values())
+    assert sorted(numbers) == list(range(len(numbers)))
+
+
 def test_exactly_the_limit_is_held_in_memory(tmp_path, seeds, clips, monkeypatch):
     hold_in_memory(monkeypatch, 30)
     cached = CachedEvaluator(Spied(), tmp_path)
@@ -237,6 +360,7 @@ def test_a_row_that_another_process_made_longer_keeps_its_scores(tmp_path, seeds
     a, b = CachedEvaluator(Spied(), tmp_path), CachedEvaluator(Overtaken(), tmp_path)
     b.score(seeds[:1], clips[4:9])
     assert len(a.inner.pairs) == 6 and len(b.inner.pairs) == 5
+    assert [len(v) for v in on_disk(tmp_path).values()] == [9 * 32 + 16]  # each clip once
     again = CachedEvaluator(Spied(), tmp_path)
     assert again.count_missing(seeds[:1], clips) == len(clips) - 9
     table = again.score(seeds[:1], clips[:9])
@@ -301,6 +425,13 @@ def test_each_part_of_the_key_alone_makes_another_pair(tmp_path, seeds, clips, p
     table = cached.score([prompt], [clip])
     assert np.array_equal(table.logp, Spied().score([prompt], [clip]).logp)
     assert cached.fingerprint == cached.inner.fingerprint
+
+
+def test_a_prompt_is_known_by_its_whole_digest(tmp_path, seeds, clips, monkeypatch):
+    monkeypatch.setattr(Prompt, "prompt_id", property(lambda self: "of both"))
+    cached = CachedEvaluator(FakeEvaluator(), tmp_path)
+    cached.score(seeds[:1], clips[:1])
+    assert cached.count_missing(seeds[:2], clips[:1]) == 1
 
 
 def test_the_three_controls_are_three_pairs(tmp_path, seeds, clips):
@@ -404,6 +535,28 @@ def test_a_closed_cache_leaves_no_file_open(tmp_path, seeds, clips):
     assert open_files()
     cached.close()
     assert open_files() == []
+
+
+def test_values_are_bytes_in_their_row_and_nothing_is_pickled_or_unpickled(
+    tmp_path, seeds, clips, monkeypatch
+):
+    """Of the store underneath, CVE-2025-69872: it unpickles what a folder holds. Not as it is used here."""
+
+    def refused(*args, **more):
+        raise AssertionError("pickled")
+
+    for name in ("dumps", "loads", "load", "dump", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refused)
+    cached = CachedEvaluator(Spied(), tmp_path)
+    cached.score(seeds, clips)
+    cached.close()
+    again = CachedEvaluator(Spied(), tmp_path)
+    assert again.count_missing(seeds, clips) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as db:
+        kinds = db.execute(
+            "SELECT DISTINCT raw, typeof(key), mode, filename, typeof(value) FROM Cache"
+        )
+        assert kinds.fetchall() == [(1, "text", 1, None, "blob")]  # mode 1: raw bytes
 
 
 def test_only_bytes_are_stored(tmp_path, seeds, clips):

@@ -143,6 +143,14 @@ def test_a_folder_resolved_once_is_the_folder_resolved_each_time(tmp_path_factor
             (folder / "to-b.wav").symlink_to("b.wav")
             (folder / "to-a").symlink_to(root / "a")
             (folder / "out").symlink_to(root.parent)
-    finder = Finder(root)
+
+    def found(finder, name):
+        try:
+            return finder.find(name, "x")
+        except UserError as error:
+            return str(error)
+
+    finder, again = Finder(root), Finder(root)
     for name in names:
         assert finder._resolved(finder.root / name) == (finder.root / name).resolve()
+        assert found(again, name) == found(Finder(root), name)

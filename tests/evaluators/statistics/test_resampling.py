@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from evaluators.statistics import resampling
 from evaluators.statistics.resampling import (
     MIN_SOURCES,
     Estimate,
@@ -84,6 +85,21 @@ def test_sources_are_drawn_with_replacement_equally_often_and_by_the_seed():
     assert c.weights.max() >= 4 and len(c.weights) >= 2000
     assert (c.weights == clusters(truth, sources, seed=1).weights).all()
     assert (c.weights != clusters(truth, sources, seed=2).weights).any()
+
+
+def test_draws_of_many_sources_are_kept_small_and_are_the_same_numbers(monkeypatch):
+    truth, sources = uneven()
+    kept = clusters(truth, sources, resamples=50).weights
+    monkeypatch.setattr(resampling, "KEPT_WEIGHTS", 0)
+    resampling._counts.cache_clear()
+    for _ in range(2):
+        small = clusters(truth, sources, resamples=50).weights
+        assert np.array_equal(small, kept) and small.dtype == kept.dtype == np.float64
+    assert resampling._counts.cache_info().hits == 1
+    assert resampling._counts.cache_info().misses == 1
+    monkeypatch.setattr(resampling, "KEPT_COUNTS", 0)
+    assert np.array_equal(clusters(truth, sources, resamples=50).weights, kept)
+    assert resampling._counts.cache_info().misses == 1
 
 
 def test_statistics_subtract_and_index_value_and_draws_together():

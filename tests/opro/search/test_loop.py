@@ -502,6 +502,24 @@ def test_a_proposer_sees_earlier_iterations_and_the_scores_of_the_best_complete_
         assert view.scored == sorted(view.trials, key=lambda t: t.rank, reverse=True)
 
 
+def test_scores_of_the_best_alone_are_held_however_many_trials_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "REFERENCES", 3)
+    shown = []
+
+    class Looks(Made):
+        def propose(self, view, n):
+            shown.append(list(view.logp))
+            return super().propose(view, n)
+
+    found = Searched(
+        tmp_path / "t.jsonl", iterations=6, candidates=4, strategy="opro", proposer=Looks()
+    )
+    complete = found.history.complete
+    assert len(complete) == 27 and len(found.search.logp) <= 3 + 4
+    for number, numbers in enumerate(shown, 1):
+        assert numbers == [t.number for t in complete if t.iteration < number][:3]
+
+
 @pytest.mark.parametrize("strategy", ["race", "opro"])
 @pytest.mark.parametrize("short", [0, 2, 5])
 def test_pairs_scored_and_skipped_add_up_to_what_was_planned(tmp_path, strategy, short):
