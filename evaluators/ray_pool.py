@@ -32,6 +32,7 @@ AHEAD = 2  # of its own chunks a worker has at once, so that it never waits for 
 TEMPLATE = 12  # tokens of a row besides its prompt, about
 LOSSES = 3  # workers that may die on one chunk
 WAIT_S = 120.0  # without any worker at all
+TOLD_S = 30.0  # for workers to tell what they have computed; a run ends without it as well
 
 Chunk = NDArray[np.int64]  # positions of clips
 
@@ -177,10 +178,9 @@ class RayPool(Uncached):
         import ray
 
         try:
-            found: list[Work | None] = ray.get(
-                [seat.actor.work.remote(self._number) for seat in seats]
-            )
-        except ray.exceptions.RayError as error:  # one died; the next call replaces it
+            asked = [seat.actor.work.remote(self._number) for seat in seats]
+            found: list[Work | None] = ray.get(asked, timeout=TOLD_S)
+        except ray.exceptions.RayError as error:  # one died, or is not there in time
             log.debug("work is not told: %s", error)
             return None
         works = [work for work in found if work is not None and work.evals]

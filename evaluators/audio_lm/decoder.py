@@ -5,6 +5,7 @@ are never copied: the system message, and its own clip. Matrix products see pack
 padding. On CUDA Triton kernels compute everything between the products, elsewhere plain torch does.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,19 +106,22 @@ class Decoder:
         """Tokens that a batch may have where scores are those of batches of `own` tokens; `most` of them at most.
 
         They are tried at the first call, on one layer of the model (`equal_sizes`). With experts there is `own` alone:
-        how many rows an expert gets depends on the batch.
+        how many rows an expert gets depends on the batch. So it is where there is no memory to try others.
         """
         key = own, max(own, most)
         if key not in self._sizes:
-            tried = steps(*key) if self.layers[0].experts is None else []
             self._sizes[key] = BatchSizes((own,))
-            if tried:
-                rows = own * -(-max(own, *tried) // own)
-                random = torch.Generator(self.device).manual_seed(0)
-                width = self._lm.norm.weight.shape[0]
-                example = torch.randn(rows, width, device=self.device, generator=random)
-                self._sizes[key] = equal_sizes(self._alone, example.to(self.dtype), own, tried)
+            if self.layers[0].experts is None:
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    self._sizes[key] = self._try_sizes(own, steps(*key))
         return self._sizes[key]
+
+    def _try_sizes(self, own: int, tried: Sequence[int]) -> BatchSizes:
+        rows = own * -(-max((own, *tried)) // own)
+        random = torch.Generator(self.device).manual_seed(0)
+        width = self._lm.norm.weight.shape[0]
+        example = torch.randn(rows, width, device=self.device, generator=random)
+        return equal_sizes(self._alone, example.to(self.dtype), own, tried)
 
     def _alone(self, x: Tensor) -> Tensor:
         """All that a layer computes of tokens but attention: what may depend on their number.

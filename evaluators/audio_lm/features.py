@@ -23,6 +23,9 @@ from evaluators.presentation import AS_IS, Presentation
 
 log = logging.getLogger(__name__)
 FRONT_END = "1"  # raise it whenever the features of a clip change
+FEWEST_FRAMES = (
+    64  # of a product: on some CPUs narrow ones are summed in another order than a whole window's
+)
 PAST = 8  # frames after the clip that its features hold: the tower reads two, and nothing is heard in them
 
 
@@ -182,7 +185,8 @@ class FeatureStore:
         hop = self.extractor.hop_length
         window = windows * self.extractor.n_samples // hop
         frames = [min(window, -(-len(wave) // hop) + PAST) for wave in waves]
-        padded = np.zeros((len(waves), max(frames) * hop), dtype=np.float32)
+        widest = min(window, max(*frames, FEWEST_FRAMES))
+        padded = np.zeros((len(waves), widest * hop), dtype=np.float32)
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = wave
         spectrum = torch.stft(
@@ -193,8 +197,11 @@ class FeatureStore:
             return_complex=True,
         )
         power = spectrum.abs() ** 2
-        # One product per wave, of its own frames: a product of all at once may round differently.
-        mels = [self._filters @ p[:, :n] for p, n in zip(power, frames, strict=True)]
+        # One product per wave, of its own frames: a product of all at once may round differently, and so do narrow ones.
+        mels = [
+            (self._filters @ p[:, : max(n, FEWEST_FRAMES)])[:, :n]
+            for p, n in zip(power, frames, strict=True)
+        ]
         return [_log_scale(mel).numpy() for mel in mels]
 
     def _path(self, key: str) -> Path | None:

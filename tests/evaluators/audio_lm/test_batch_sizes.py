@@ -84,6 +84,21 @@ def test_scores_are_those_of_whole_batches_to_the_bit_and_less_is_computed(made,
 
 
 @pytest.mark.tiny
+def test_without_memory_to_try_others_batches_are_whole_and_keep_their_shape(made):
+    model, processor, clips = made
+    scorer = evaluator_with(model, processor, Shape(768, 48, 256))
+    expected = scorer.score(PROMPTS[:1], clips[:2]).logp
+
+    def full(x):
+        raise torch.OutOfMemoryError("pretended")
+
+    short = evaluator_with(model, processor, Shape(768, 48, 256))
+    short.decoder._alone = full
+    np.testing.assert_array_equal(short.score(PROMPTS[:1], clips[:2]).logp, expected)
+    assert short.decoder.sizes(768, 768).equal == (768,) and short.shape == Shape(768, 48, 256)
+
+
+@pytest.mark.tiny
 def test_clips_longer_than_a_batch_are_computed_in_their_own_length_as_ever(made):
     model, processor, clips = made
     shape = Shape(768, 48, 8)
