@@ -20,6 +20,7 @@ from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.clips import Clip
+from evaluators.finetuning.packed import Line, PackedDecoder, is_packable
 from evaluators.finetuning.recipe import Recipe, target_modules
 from evaluators.finetuning.samples import log_mel
 
@@ -104,6 +105,12 @@ class AdaptedModel(Adapted):
 
     family: Family
     graphs: Graphs = field(default_factory=Graphs)
+    share: float | None = None  # of dropout, where the layers' gradients are written out; None: autograd's
+
+    @functools.cached_property
+    def packed(self) -> PackedDecoder | None:
+        """The language model on packed tokens, if it is trained so. Made when the model is on its device."""
+        return None if self.share is None else PackedDecoder(self.base, self.share)
 
     def answer_loss(
         self,
@@ -114,6 +121,9 @@ class AdaptedModel(Adapted):
         target_place: Tensor,
         target_id: Tensor,
         target_weight: Tensor,
+        line: Line,
+        keep: Tensor,
+        state: Tensor,
     ) -> dict[str, Tensor]:
         """``loss``, the weighted loss at the supervised tokens, and ``logp``, their log-probabilities in nats.
 
@@ -121,17 +131,24 @@ class AdaptedModel(Adapted):
         """
         model = self.base
         lm = model.model.language_model
-        x = lm.embed_tokens(ids)
+        packed = self.packed
+        x = lm.embed_tokens(ids if packed is None else line.ids)
         for group in groups:
             audio = group.get("audio")
             if audio is None:
                 frames = group["frames"]
                 tower = functools.partial(_Tower, model, self.family, frames)
                 audio = self.graphs.run(("tower", frames), tower, group["mel"])
+            row = group["row"][:, None]
             place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
-            x = x.index_put((group["row"][:, None], place), audio.to(x.dtype))
-        hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
-        logits = model.lm_head(hidden[target_row, target_place]).float()
+            where = (row, place) if packed is None else (line.index[row, place],)
+            x = x.index_put(where, audio.to(x.dtype))
+        if packed is None:
+            hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
+            hidden = hidden[target_row, target_place]
+        else:
+            hidden = packed(x, line, keep)[state]
+        logits = model.lm_head(hidden).float()
         logp = -F.cross_entropy(logits, target_id, reduction="none")
         return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
 
@@ -145,6 +162,7 @@ def adapted_model(
     expand: bool = False,
     loaded: Any = None,
     graphs: Graphs | None = None,
+    packed: bool | None = None,
 ) -> AdaptedModel:
     """The base weights with a new adapter, or with the checkpoint's own, which is trained further.
 
@@ -156,6 +174,7 @@ def adapted_model(
         expand: Expand 4-bit weights once, to what every product would expand them to.
         loaded: A base model in memory, instead of the checkpoint's files. It is changed.
         graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
+        packed: Whether its layers' gradients are written out. None: where they can be, on a CUDA card.
     """
     family = family_of(loaded.config if loaded is not None else audio_config(checkpoint.base))
     model = loaded
@@ -164,7 +183,10 @@ def adapted_model(
     if expand:
         merge(model, dtype, True)
     peft = with_adapter(model, checkpoint, recipe, target_modules(recipe.targets))
-    adapted = AdaptedModel(peft, family, graphs or Graphs())
+    if packed is None:
+        packed = device.type == "cuda" and is_packable(model)
+    share = recipe.dropout if packed else None
+    adapted = AdaptedModel(peft, family, graphs or Graphs(), share)
     model.forward = adapted.answer_loss
     return adapted
 

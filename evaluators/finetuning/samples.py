@@ -21,6 +21,7 @@ from evaluators.audio_lm.templates import encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
 from evaluators.finetuning.memory import RowLength
+from evaluators.finetuning.packed import in_line
 from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
 from evaluators.presentation import AS_IS
@@ -252,7 +253,8 @@ class Collate:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
             ``audio``, their ``row`` and the ``place`` where the audio begins; and for each supervised token its
             ``target_row``, ``target_place`` (of the state that predicts it), ``target_id`` and ``target_weight``;
-            weights sum to about one.
+            weights sum to about one. The same rows packed: ``line``, its ``keep`` of tokens whose states predict
+            something, and for each supervised token its ``state`` among them.
         """
         audio_tokens = [
             len(item["audio"])
@@ -270,6 +272,10 @@ class Collate:
         for r, row in enumerate(rows):
             ids[r, : len(row)] = row
         target_row, target_place, target_id, target_weight = zip(*targets, strict=True)
+        # No state of a row's last token predicts anything.
+        before = min(len(item["wording"].before) for item in items)
+        line = in_line([row[:-1] for row in rows], before)
+        keep, state = line.index[target_row, target_place].unique(return_inverse=True)
         return {
             "ids": torch.from_numpy(ids),
             "groups": _groups(items, audio_tokens),
@@ -277,6 +283,9 @@ class Collate:
             "target_place": torch.tensor(target_place),
             "target_id": torch.tensor(target_id),
             "target_weight": torch.tensor(target_weight, dtype=torch.float32),
+            "line": line,
+            "keep": keep,
+            "state": state,
         }
 
     def _row(self, item: dict[str, Any], audio_tokens: int) -> tuple[list[int], list[int]]:
