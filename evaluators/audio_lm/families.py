@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,18 @@ from evaluators.audio_lm.templates import Template
 from evaluators.errors import UserError
 
 
+RunLayers = Callable[[Tensor], Tensor]  # a tower's, over ``[clip, position, channel]``
+
+
+class Encode(Protocol):
+    """See `Family.encode`."""
+
+    def __call__(
+        self, model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
+    ) -> Tensor:
+        """Of clips of one length."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of model.
@@ -52,8 +64,8 @@ class Family:
         positions: (config, frames) -> places in the audio tower's line that a clip takes.
         positions_per_token: About as many of them become one token.
         embed: (model, clips, size) -> ``[token, channel]`` of each clip, for clips of any lengths in one line.
-        encode: (model, mel ``[clip, bin, frame]``, frames) -> ``[clip, token, channel]``, for clips of one length:
-            for training, since it can be differentiated and captured in a graph.
+        encode: (model, mel ``[clip, bin, frame]``, frames, layers) -> ``[clip, token, channel]``, for clips of one
+            length: for training, since it can be differentiated. `layers` runs the tower's in place of its modules.
         processor: Folder -> something with `tokenizer` and `feature_extractor`.
         windows: What becomes of clips that are longer than the window.
         note: What a person must know of its scores, in one sentence; "": nothing.
@@ -66,7 +78,7 @@ class Family:
     positions: Callable[[Any, int], int]
     positions_per_token: int
     embed: Callable[[Any, Sequence[LogMel], int], list[Tensor]]
-    encode: Callable[[Any, Tensor, int], Tensor]
+    encode: "Encode"
     processor: Callable[[Path], Any]
     windows: Windows = ONE_WINDOW
     note: str = ""
@@ -132,8 +144,11 @@ def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
     return processor
 
 
-def _omni_encode(model: Any, mel: Tensor, frames: int) -> Tensor:
+def _omni_encode(
+    model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
+) -> Tensor:
     """Audio embeddings by the stock tower, which works on each clip alone and pads none of clips of one length."""
+    assert layers is None  # its layers are not of Whisper's kind
     tower = model.model.audio_tower
     flat = mel[:, :, :frames].to(tower.conv2d1.weight.dtype).transpose(0, 1).flatten(1)
     lengths = torch.full((len(mel),), frames, device=mel.device)
@@ -141,7 +156,9 @@ def _omni_encode(model: Any, mel: Tensor, frames: int) -> Tensor:
     return out.view(len(mel), -1, out.shape[-1])
 
 
-def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
+def encode_qwen2_audio(
+    model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
+) -> Tensor:
     """Audio embeddings ``[clip, token, channel]`` of clips of the same length, exact and without padding.
 
     The stock model pads to its whole window (30 s) and masks the padding as keys in every layer, so valid positions
@@ -152,46 +169,56 @@ def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
         mel: ``[clip, mel bin, frame]``, at least ``2 * v + 2`` frames or the model's whole window.
         frames: Valid 10 ms frames; ``v = (frames - 1) // 2 + 1`` of them remain after the convolutions,
             ``v // 2`` tokens after pooling.
+        layers: See `Family.encode`.
     """
     tower = model.model.audio_tower
-    x = _pairs(_encode_parts(tower, mel, frames, window_frames(model.config)))
+    x = _pairs(_encode_parts(tower, mel, frames, window_frames(model.config), layers))
     return model.model.multi_modal_projector(tower.layer_norm(x))
 
 
-def _encode_qwen2_5_omni(model: Any, mel: Tensor, frames: int) -> Tensor:
+def _encode_qwen2_5_omni(
+    model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
+) -> Tensor:
     """The same of Qwen2.5-Omni; its convolutions see zeros past a chunk's end."""
     tower = model.model.audio_tower
-    x = _pairs(_encode_parts(tower, mel[:, :, :frames], frames, 2 * tower.config.n_window))
+    width = 2 * tower.config.n_window
+    x = _pairs(_encode_parts(tower, mel[:, :, :frames], frames, width, layers))
     return tower.proj(tower.ln_post(x))
 
 
-def _encode_voxtral(model: Any, mel: Tensor, frames: int) -> Tensor:
+def _encode_voxtral(
+    model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
+) -> Tensor:
     """The same of Voxtral, which hears the silence to the end of the last window."""
     tower, width = model.model.audio_tower, window_frames(model.config)
     windows = -(-frames // width)
     mel = F.pad(mel, (0, windows * width - mel.shape[2]), mode="replicate")
-    x = tower.layer_norm(_encode_parts(tower, mel, windows * width, width))
+    x = tower.layer_norm(_encode_parts(tower, mel, windows * width, width, layers))
     group = voxtral_group(model.config)
     return model.model.multi_modal_projector(x.unflatten(1, (-1, group)).flatten(2))
 
 
-def _encode_parts(tower: Any, mel: Tensor, frames: int, width: int) -> Tensor:
+def _encode_parts(
+    tower: Any, mel: Tensor, frames: int, width: int, layers: RunLayers | None
+) -> Tensor:
     """``[clip, position, channel]`` after the layers, of clips in parts of `width` frames, each heard alone."""
     last = (frames - 1) // width * width
-    x = _encode_part(tower, mel[:, :, last:], frames - last)
+    x = _encode_part(tower, mel[:, :, last:], frames - last, layers)
     if not last:
         return x
     whole = mel[:, :, :last].unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)
-    before = _encode_part(tower, whole, width).unflatten(0, (len(mel), -1)).flatten(1, 2)
+    before = _encode_part(tower, whole, width, layers).unflatten(0, (len(mel), -1)).flatten(1, 2)
     return torch.cat([before, x], 1)
 
 
-def _encode_part(tower: Any, mel: Tensor, frames: int) -> Tensor:
+def _encode_part(tower: Any, mel: Tensor, frames: int, layers: RunLayers | None) -> Tensor:
     """``[part, position, channel]`` after the layers of a tower of Whisper's kind."""
     valid = (frames - 1) // 2 + 1
     x = mel[:, :, : 2 * valid + 2].to(tower.conv1.weight.dtype)
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
     x = (x + position_table(tower)[:valid]).to(x.dtype)
+    if layers is not None:
+        return layers(x)
     again = torch.is_grad_enabled() and getattr(tower, "gradient_checkpointing", False)
     attend = functools.partial(_attend_all, tower.layers[0].self_attn.num_heads)
     for layer in tower.layers:

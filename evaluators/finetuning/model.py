@@ -23,6 +23,7 @@ from evaluators.clips import Clip
 from evaluators.finetuning.packed import Line, PackedDecoder, is_packable
 from evaluators.finetuning.recipe import Recipe, target_modules
 from evaluators.finetuning.samples import log_mel
+from evaluators.finetuning.tower_layers import TowerLayers, has_plain_layers
 
 EMBED_CLIPS = 16  # at once, where the audio tower is not trained
 
@@ -121,7 +122,7 @@ class AdaptedModel(Adapted):
         target_place: Tensor,
         target_id: Tensor,
         target_weight: Tensor,
-        line: Line,
+        line: dict[str, Any],
         keep: Tensor,
         state: Tensor,
     ) -> dict[str, Tensor]:
@@ -131,26 +132,35 @@ class AdaptedModel(Adapted):
         """
         model = self.base
         lm = model.model.language_model
-        packed = self.packed
-        x = lm.embed_tokens(ids if packed is None else line.ids)
+        packed, tokens = self.packed, Line(**line)
+        x = lm.embed_tokens(ids if packed is None else tokens.ids)
         for group in groups:
             audio = group.get("audio")
             if audio is None:
                 frames = group["frames"]
-                tower = functools.partial(_Tower, model, self.family, frames)
-                audio = self.graphs.run(("tower", frames), tower, group["mel"])
+                if self.tower is None:
+                    tower = functools.partial(_Tower, model, self.family, frames)
+                    audio = self.graphs.run(("tower", frames), tower, group["mel"])
+                else:
+                    audio = self.family.encode(model, group["mel"], frames, self.tower)
             row = group["row"][:, None]
             place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
-            where = (row, place) if packed is None else (line.index[row, place],)
+            where = (row, place) if packed is None else (tokens.index[row, place],)
             x = x.index_put(where, audio.to(x.dtype))
         if packed is None:
             hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
             hidden = hidden[target_row, target_place]
         else:
-            hidden = packed(x, line, keep)[state]
+            hidden = packed(x, tokens, keep)[state]
         logits = model.lm_head(hidden).float()
         logp = -F.cross_entropy(logits, target_id, reduction="none")
         return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
+
+    @functools.cached_property
+    def tower(self) -> TowerLayers | None:
+        """The audio tower's layers, if they are trained so."""
+        tower = self.base.model.audio_tower
+        return None if self.share is None or not has_plain_layers(tower) else TowerLayers(tower, self.share)
 
 
 def adapted_model(

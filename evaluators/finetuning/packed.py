@@ -16,20 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluators.audio_lm.decoder import load_kernels
 from evaluators.audio_lm.attention import Heads
-from evaluators.finetuning import elementwise
-from evaluators.finetuning.products import Beside, Dropping, Product, is_plain_lora
+from evaluators.finetuning.products import (
+    Beside,
+    Dropping,
+    Product,
+    is_plain_lora,
+    load_ops,
+    new_dropping,
+)
 
-SEEDS = 2**31  # of a step's dropout
-PRODUCTS = 4  # of a layer
 
-
-class Line(NamedTuple):
-    """Rows of tokens in one line: what all rows begin with, then the rest of each. Made by `in_line`.
-
-    A tuple, so that accelerate moves what is in it to the device.
-    """
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Rows of tokens in one line: what all rows begin with, then the rest of each. Made by `in_line`."""
 
     ids: Tensor  # [token]
     position: Tensor  # [token] in its row
@@ -116,7 +116,6 @@ class Step:
     Attributes:
         line: The tokens.
         cos, sin: ``[token, channel of a head]`` of their positions.
-        keep: Tokens with which the last layer goes on, each once; None: all.
         dropping: Of the first product of the first layer.
         again: Keep only the input of each layer, and compute it again in the backward pass.
     """
@@ -124,7 +123,6 @@ class Step:
     line: Line
     cos: Tensor
     sin: Tensor
-    keep: Tensor | None
     dropping: Dropping
     again: bool
 
@@ -169,7 +167,7 @@ class Layer:
 
     def forward(self, x: Tensor, step: Step, keep: Tensor | None) -> tuple[Tensor, _Kept]:
         """(The residual stream after the layer ``[kept, channel]``, what `backward` needs)."""
-        ops, drop = self.ops, self._droppings(step)
+        ops, drop = self.ops, step.dropping.of_layer(self.number)
         _, h_1 = ops.add_norm(x, None, self.norm_1.weight, self.norm_1.variance_epsilon)
         turned, side_1 = self.qkv.forward(h_1, drop[0])
         turning = self.heads.queries + self.heads.keys, self.heads.dim
@@ -190,9 +188,9 @@ class Layer:
         self, grad: Tensor, kept: _Kept, step: Step, keep: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """(Gradient by the layer's input, those by the `adapters`), from that by its result."""
-        ops, drop = self.ops, self._droppings(step)
+        ops, drop = self.ops, step.dropping.of_layer(self.number)
         kind = kept.h_1.dtype
-        stream = grad.float().clone()
+        stream = grad.float().clone(memory_format=torch.contiguous_format)
         x_4 = ops.gate_up(kept.both) if self.down.parts else None
         by_gate, lora_4 = self.down.backward(stream.to(kind), x_4, kept.beside[3], drop[3])
         by_both = ops.gate_up_backward(by_gate, kept.both)
@@ -212,13 +210,6 @@ class Layer:
             by_h, kept.x, self.norm_1.weight, self.norm_1.variance_epsilon, stream
         )
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
-
-    def _droppings(self, step: Step) -> list[Dropping]:
-        """Of each product."""
-        given, first = step.dropping, self.number * PRODUCTS
-        return [
-            Dropping(given.seed + first + i, given.share, given.ops) for i in range(PRODUCTS)
-        ]
 
 
 def _spread(x: Tensor, places: Tensor, size: int) -> Tensor:
@@ -264,11 +255,7 @@ class PackedDecoder:
         count = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // count
         heads = Heads(count, config.num_key_value_heads, dim)
-        self.share, self.ops = share, elementwise
-        if load_kernels(self.lm.embed_tokens.weight.device) is not None:
-            from evaluators.finetuning import kernels  # Triton's, which CUDA alone has
-
-            self.ops = kernels
+        self.share, self.ops = share, load_ops(self.lm.embed_tokens.weight.device)
         self.layers = [Layer(one, heads, i, self.ops) for i, one in enumerate(self.lm.layers)]
 
     def __call__(self, x: Tensor, line: Line, keep: Tensor | None) -> Tensor:
@@ -283,10 +270,9 @@ class PackedDecoder:
         if hasattr(self.lm.rotary_emb, "mrope_section"):  # time, height and width: equal without pictures
             rows = rows.expand(3, 1, -1)
         cos, sin = (part[0].contiguous() for part in self.lm.rotary_emb(x[None], rows))
-        share = self.share if self.lm.training else 0.0
-        seed = int(torch.randint(SEEDS, ())) if share else 0  # from the CPU's numbers, which are resumed
+        dropping = new_dropping(self.share if self.lm.training else 0.0, self.ops)
         again = self.lm.training and getattr(self.lm, "gradient_checkpointing", False)
-        step = Step(line, cos, sin, keep, Dropping(seed, share, self.ops), again)
+        step = Step(line, cos, sin, dropping, again)
         x = x.float()
         for layer in self.layers:
             last = keep if layer is self.layers[-1] else None

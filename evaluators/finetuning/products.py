@@ -5,7 +5,7 @@ is random either way.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluators.audio_lm.decoder import FusedLinear
+from evaluators.audio_lm.decoder import FusedLinear, biases, load_kernels
 from evaluators.finetuning import elementwise
+
+PRODUCTS = 4  # of a layer
+SEEDS = 2**31  # of a step's dropout
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class Dropping:
             self.ops.add_dropped(into, x, self.seed, self.share)
         else:
             into += x
+
+    def of_layer(self, number: int) -> list["Dropping"]:
+        """Of each product of a layer, where this one is the first layer's first."""
+        first = self.seed + number * PRODUCTS
+        return [replace(self, seed=first + i) for i in range(PRODUCTS)]
+
+
+def new_dropping(share: float, ops: ModuleType) -> Dropping:
+    """Of a step. Its seed comes from the CPU's random numbers, which a resumed training goes on with."""
+    return Dropping(int(torch.randint(SEEDS, ())) if share else 0, share, ops)
+
+
+def load_ops(device: torch.device) -> ModuleType:
+    """`elementwise`, or, where Triton's kernels run, those."""
+    if load_kernels(device) is None:
+        return elementwise
+    from evaluators.finetuning import kernels  # Triton's, which CUDA alone has
+
+    return kernels
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,7 @@ class Product:
         """``[out]``, zero where a layer has none; None where none has one."""
         if self.fused.fused:
             return self.fused.bias
-        if all(base.bias is None for base in self.bases):
-            return None
-        like = next(base.bias for base in self.bases if base.bias is not None)
-        return torch.cat(
-            [like.new_zeros(b.out_features) if b.bias is None else b.bias for b in self.bases]
-        )
+        return biases(self.bases)
 
     def forward(self, x: Tensor, dropping: Dropping) -> tuple[Tensor, "Beside | None"]:
         """(``[token, out]``, what `backward` needs of the adapters).

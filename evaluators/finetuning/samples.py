@@ -253,7 +253,7 @@ class Collate:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
             ``audio``, their ``row`` and the ``place`` where the audio begins; and for each supervised token its
             ``target_row``, ``target_place`` (of the state that predicts it), ``target_id`` and ``target_weight``;
-            weights sum to about one. The same rows packed: ``line``, its ``keep`` of tokens whose states predict
+            weights sum to about one. The same rows packed: a `Line` as a dictionary, ``line``, its ``keep`` of tokens whose states predict
             something, and for each supervised token its ``state`` among them.
         """
         audio_tokens = [
@@ -283,7 +283,7 @@ class Collate:
             "target_place": torch.tensor(target_place),
             "target_id": torch.tensor(target_id),
             "target_weight": torch.tensor(target_weight, dtype=torch.float32),
-            "line": line,
+            "line": vars(line),
             "keep": keep,
             "state": state,
         }

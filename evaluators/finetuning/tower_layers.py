@@ -1,0 +1,176 @@
+"""The layers of an audio tower of Whisper's kind with LoRA, their gradients written out, as in `packed`."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from evaluators.finetuning.products import (
+    PRODUCTS,
+    Beside,
+    Dropping,
+    Product,
+    is_plain_lora,
+    load_ops,
+    new_dropping,
+)
+
+GELU = (nn.GELU, GELUActivation)
+
+
+class _Norm:
+    """A layer normalization of the float32 stream, whose result has the weights' precision."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.kind, self.eps, self.shape = norm.weight.dtype, norm.eps, norm.normalized_shape
+        self.weight, self.bias = norm.weight.data.float(), norm.bias.data.float()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(Normalized, mean and inverse deviation for `backward`) of ``[token, channel]``."""
+        out, mean, scale = torch.native_layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return out.to(self.kind), mean, scale
+
+    def backward(self, grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """The gradient by `x`."""
+        given = grad.float(), x, self.shape, mean, scale, self.weight, self.bias
+        return torch.ops.aten.native_layer_norm_backward(*given, [True, False, False])[0]
+
+
+class _Kept(NamedTuple):
+    """What the backward pass of a layer needs."""
+
+    x: Tensor  # [token, channel] float32
+    norm_1: tuple[Tensor, Tensor, Tensor]
+    beside: tuple[Beside | None, ...]  # of the products
+    qkv: Tensor  # with the graph of the attention after them
+    attended: Tensor
+    mid: Tensor  # float32, after attention
+    norm_2: tuple[Tensor, Tensor, Tensor]
+    wide: Tensor  # before the activation
+
+
+class TowerLayer:
+    """One layer.
+
+    Args:
+        layer: Of transformers, with peft's layers in it.
+        number: Of the layer.
+    """
+
+    def __init__(self, layer: Any, number: int) -> None:
+        attention = layer.self_attn
+        self.heads, self.number = attention.num_heads, number
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = Product([attention.out_proj])
+        self.wide, self.narrow = Product([layer.fc1]), Product([layer.fc2])
+        self.norm_1, self.norm_2 = _Norm(layer.self_attn_layer_norm), _Norm(layer.final_layer_norm)
+
+    @property
+    def adapters(self) -> list[Tensor]:
+        """All trained weights, product by product."""
+        every = (self.qkv, self.out, self.wide, self.narrow)
+        return [weight for product in every for weight in product.adapters]
+
+    def forward(self, x: Tensor, clips: int, step: Dropping) -> tuple[Tensor, _Kept]:
+        """(``[position, channel]`` of clips of one length, one after another; what `backward` needs)."""
+        drop = step.of_layer(self.number)
+        norm_1 = self.norm_1.forward(x)
+        qkv, side_1 = self.qkv.forward(norm_1[0], drop[0])
+        with torch.enable_grad():  # for `backward`
+            qkv = qkv.requires_grad_()
+            attended = self._attend(qkv, clips)
+        more, side_2 = self.out.forward(attended.detach(), drop[1])
+        mid = x + more
+        norm_2 = self.norm_2.forward(mid)
+        wide, side_3 = self.wide.forward(norm_2[0], drop[2])
+        more, side_4 = self.narrow.forward(F.gelu(wide), drop[3])
+        beside = side_1, side_2, side_3, side_4
+        return mid + more, _Kept(x, norm_1, beside, qkv, attended, mid, norm_2, wide)
+
+    def backward(self, grad: Tensor, kept: _Kept, step: Dropping) -> tuple[Tensor, list[Tensor]]:
+        """(Gradient by the layer's input, those by the `adapters`), from that by its result."""
+        drop = step.of_layer(self.number)
+        (h_1, *about_1), (h_2, *about_2) = kept.norm_1, kept.norm_2
+        kind = h_1.dtype
+        x_4 = F.gelu(kept.wide) if self.narrow.parts else None
+        by_act, lora_4 = self.narrow.backward(grad.to(kind), x_4, kept.beside[3], drop[3])
+        by_wide = torch.ops.aten.gelu_backward(by_act, kept.wide)
+        by_h, lora_3 = self.wide.backward(by_wide, h_2, kept.beside[2], drop[2])
+        stream = grad + self.norm_2.backward(by_h, kept.mid, *about_2)
+        attended = kept.attended.detach()
+        by_out, lora_2 = self.out.backward(stream.to(kind), attended, kept.beside[1], drop[1])
+        (by_qkv,) = torch.autograd.grad(kept.attended, kept.qkv, by_out)
+        by_h, lora_1 = self.qkv.backward(by_qkv, h_1, kept.beside[0], drop[0])
+        stream = stream + self.norm_1.backward(by_h, kept.x, *about_1)
+        return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
+
+    def _attend(self, qkv: Tensor, clips: int) -> Tensor:
+        """Attention of each clip's positions to each other."""
+        q, k, v = qkv.view(clips, -1, 3, self.heads, qkv.shape[1] // (3 * self.heads)).unbind(2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).reshape(len(qkv), -1)
+
+
+class _Apply(torch.autograd.Function):
+    """A layer. Its adapters are arguments, so that autograd gives them their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layer: TowerLayer, shape: tuple[int, bool], step: Dropping, *adapters: Tensor
+    ) -> Tensor:
+        clips, again = shape
+        out, kept = layer.forward(x, clips, step)
+        ctx.layer, ctx.shape, ctx.step = layer, shape, step
+        ctx.kept = x.to(kept.wide.dtype) if again else kept
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layer, (clips, again), step, kept = ctx.layer, ctx.shape, ctx.step, ctx.kept
+        ctx.kept = None
+        if again:
+            _, kept = layer.forward(kept.float(), clips, step)
+        by_x, adapters = layer.backward(grads[0], kept, step)
+        return by_x, None, None, None, *adapters
+
+
+class TowerLayers:
+    """All layers of a tower.
+
+    Args:
+        tower: Of transformers, with peft's layers in it, on its device.
+        share: Of the adapters' inputs that dropout takes away in training.
+    """
+
+    def __init__(self, tower: Any, share: float) -> None:
+        self.tower, self.share, self.ops = tower, share, load_ops(tower.layer_norm.weight.device)
+        self.layers = [TowerLayer(layer, i) for i, layer in enumerate(tower.layers)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[clip, position, channel]`` after the layers, of the same before them."""
+        dropping = new_dropping(self.share if self.tower.training else 0.0, self.ops)
+        again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
+        stream = x.flatten(0, 1).float()
+        for layer in self.layers:
+            if torch.is_grad_enabled():
+                shape = len(x), again
+                stream = _Apply.apply(stream, layer, shape, dropping, *layer.adapters)
+            else:
+                stream = layer.forward(stream, len(x), dropping)[0]
+        return stream.to(x.dtype).view(x.shape)
+
+
+def has_plain_layers(tower: Any) -> bool:
+    """Whether a tower is one whose layers `TowerLayers` computes: of Whisper's kind, with plain LoRA or none."""
+    for layer in tower.layers:
+        attention = getattr(layer, "self_attn", None)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        if not all(hasattr(attention, name) for name in names) or not hasattr(layer, "fc2"):
+            return False
+        modules = [*(getattr(attention, name) for name in names), layer.fc1, layer.fc2]
+        if not all(map(is_plain_lora, modules)) or not isinstance(layer.activation_fn, GELU):
+            return False
+    return True
