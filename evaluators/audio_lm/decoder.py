@@ -58,7 +58,10 @@ def biases(linears: Sequence[nn.Linear]) -> Tensor | None:
     if not known:
         return None
     return torch.cat(
-        [known[0].data.new_zeros(m.out_features) if m.bias is None else m.bias.data for m in linears]
+        [
+            known[0].data.new_zeros(m.out_features) if m.bias is None else m.bias.data
+            for m in linears
+        ]
     )
 
 

@@ -144,9 +144,7 @@ def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
     return processor
 
 
-def _omni_encode(
-    model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None
-) -> Tensor:
+def _omni_encode(model: Any, mel: Tensor, frames: int, layers: RunLayers | None = None) -> Tensor:
     """Audio embeddings by the stock tower, which works on each clip alone and pads none of clips of one length."""
     assert layers is None  # its layers are not of Whisper's kind
     tower = model.model.audio_tower

@@ -106,7 +106,9 @@ class AdaptedModel(Adapted):
 
     family: Family
     graphs: Graphs = field(default_factory=Graphs)
-    share: float | None = None  # of dropout, where the layers' gradients are written out; None: autograd's
+    share: float | None = (
+        None  # of dropout, where the layers' gradients are written out; None: autograd's
+    )
 
     @functools.cached_property
     def packed(self) -> PackedDecoder | None:
@@ -130,37 +132,61 @@ class AdaptedModel(Adapted):
 
         For the arguments see `Collate`.
         """
-        model = self.base
-        lm = model.model.language_model
-        packed, tokens = self.packed, Line(**line)
-        x = lm.embed_tokens(ids if packed is None else tokens.ids)
-        for group in groups:
-            audio = group.get("audio")
-            if audio is None:
-                frames = group["frames"]
-                if self.tower is None:
-                    tower = functools.partial(_Tower, model, self.family, frames)
-                    audio = self.graphs.run(("tower", frames), tower, group["mel"])
-                else:
-                    audio = self.family.encode(model, group["mel"], frames, self.tower)
-            row = group["row"][:, None]
-            place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
-            where = (row, place) if packed is None else (tokens.index[row, place],)
-            x = x.index_put(where, audio.to(x.dtype))
-        if packed is None:
-            hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
-            hidden = hidden[target_row, target_place]
+        if self.packed is None:
+            hidden = self._hidden_of_rows(ids, groups)
+            logits = self.base.lm_head(hidden[target_row, target_place]).float()
         else:
-            hidden = packed(x, tokens, keep)[state]
-        logits = model.lm_head(hidden).float()
+            with torch.autocast(
+                ids.device.type, enabled=False
+            ):  # the layers say themselves what they round
+                logits = self._logits_in_line(self.packed, Line(**line), groups, keep)[state]
         logp = -F.cross_entropy(logits, target_id, reduction="none")
         return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
+
+    def _logits_in_line(
+        self, packed: PackedDecoder, line: Line, groups: Sequence[dict[str, Any]], keep: Tensor
+    ) -> Tensor:
+        """``[kept, vocabulary]`` float32."""
+        x = self.base.model.language_model.embed_tokens(line.ids)
+        for group in groups:
+            audio = self._audio(group)
+            x = x.index_put((line.index[_places(group, audio)],), audio.to(x.dtype))
+        return packed(x, line, keep)
+
+    def _hidden_of_rows(self, ids: Tensor, groups: Sequence[dict[str, Any]]) -> Tensor:
+        """``[sample, token, channel]`` last hidden states, by transformers' own layers."""
+        lm = self.base.model.language_model
+        x = lm.embed_tokens(ids)
+        for group in groups:
+            audio = self._audio(group)
+            x = x.index_put(_places(group, audio), audio.to(x.dtype))
+        return self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
+
+    def _audio(self, group: dict[str, Any]) -> Tensor:
+        """``[sample, token, channel]`` embeddings of a group's clips."""
+        if "audio" in group:
+            return group["audio"]
+        frames = group["frames"]
+        if self.tower is not None:
+            return self.family.encode(self.base, group["mel"], frames, self.tower)
+        tower = functools.partial(_Tower, self.base, self.family, frames)
+        return self.graphs.run(("tower", frames), tower, group["mel"])
 
     @functools.cached_property
     def tower(self) -> TowerLayers | None:
         """The audio tower's layers, if they are trained so."""
         tower = self.base.model.audio_tower
-        return None if self.share is None or not has_plain_layers(tower) else TowerLayers(tower, self.share)
+        return (
+            None
+            if self.share is None or not has_plain_layers(tower)
+            else TowerLayers(tower, self.share)
+        )
+
+
+def _places(group: dict[str, Any], audio: Tensor) -> tuple[Tensor, Tensor]:
+    """(Row, place) of each audio token of a group."""
+    within = torch.arange(audio.shape[1], device=audio.device)
+    return group["row"][:, None], group["place"][:, None] + within
 
 
 def adapted_model(

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from evaluators.audio_lm.attention import Heads
 from evaluators.finetuning.products import (
+    PRODUCTS,
     Beside,
     Dropping,
+    Given,
     Product,
+    cast_adapters,
     is_plain_lora,
     load_ops,
     new_dropping,
@@ -34,7 +37,9 @@ class Line:
     ids: Tensor  # [token]
     position: Tensor  # [token] in its row
     index: Tensor  # [row, width] where each place of a row stands in the line; padding: at the first token
-    first: Tensor  # [token] its place in [row * width], that of the first row where several share it
+    first: (
+        Tensor  # [token] its place in [row * width], that of the first row where several share it
+    )
     shared: int  # tokens that all rows share
 
 
@@ -116,6 +121,7 @@ class Step:
     Attributes:
         line: The tokens.
         cos, sin: ``[token, channel of a head]`` of their positions.
+        beside: The adapters of each product, layer by layer.
         dropping: Of the first product of the first layer.
         again: Keep only the input of each layer, and compute it again in the backward pass.
     """
@@ -123,6 +129,7 @@ class Step:
     line: Line
     cos: Tensor
     sin: Tensor
+    beside: list[Beside | None]
     dropping: Dropping
     again: bool
 
@@ -132,7 +139,7 @@ class _Kept(NamedTuple):
 
     x: Tensor  # [token, channel] float32
     h_1: Tensor  # normalized
-    beside: tuple[Beside | None, ...]  # of the products
+    low: tuple[list[Tensor], ...]  # of the adapters of each product
     turned: Tensor  # queries, keys and values, with the graph of the attention after them
     attended: Tensor
     out: Tensor  # the same of the places that are kept
@@ -160,56 +167,66 @@ class Layer:
         self.norm_1, self.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
 
     @property
+    def products(self) -> list[Product]:
+        """All of them."""
+        return [self.qkv, self.out, self.gate_up, self.down]
+
+    @property
     def adapters(self) -> list[Tensor]:
         """All trained weights, product by product."""
-        every = (self.qkv, self.out, self.gate_up, self.down)
-        return [weight for product in every for weight in product.adapters]
+        return [weight for product in self.products for weight in product.adapters]
 
     def forward(self, x: Tensor, step: Step, keep: Tensor | None) -> tuple[Tensor, _Kept]:
         """(The residual stream after the layer ``[kept, channel]``, what `backward` needs)."""
-        ops, drop = self.ops, step.dropping.of_layer(self.number)
+        ops, drop, beside = self.ops, step.dropping.of_layer(self.number), self._beside(step)
         _, h_1 = ops.add_norm(x, None, self.norm_1.weight, self.norm_1.variance_epsilon)
-        turned, side_1 = self.qkv.forward(h_1, drop[0])
+        turned, low_1 = self.qkv.forward(h_1, beside[0], drop[0])
         turning = self.heads.queries + self.heads.keys, self.heads.dim
         ops.rotate(turned, step.cos, step.sin, *turning)
         with torch.enable_grad():  # for `backward`
             turned = turned.requires_grad_(torch.is_grad_enabled())
             attended = attend(turned, step.line, self.heads)
         out = attended.detach() if keep is None else attended.detach()[keep]
-        more, side_2 = self.out.forward(out, drop[1])
+        more, low_2 = self.out.forward(out, beside[1], drop[1])
         before = x if keep is None else x[keep]
         mid, h_2 = ops.add_norm(before, more, self.norm_2.weight, self.norm_2.variance_epsilon)
-        both, side_3 = self.gate_up.forward(h_2, drop[2])
-        more, side_4 = self.down.forward(ops.gate_up(both), drop[3])
-        beside = side_1, side_2, side_3, side_4
-        return mid + more, _Kept(x, h_1, beside, turned, attended, out, mid, both)
+        both, low_3 = self.gate_up.forward(h_2, beside[2], drop[2])
+        more, low_4 = self.down.forward(ops.gate_up(both), beside[3], drop[3])
+        low = low_1, low_2, low_3, low_4
+        return mid + more, _Kept(x, h_1, low, turned, attended, out, mid, both)
 
     def backward(
         self, grad: Tensor, kept: _Kept, step: Step, keep: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """(Gradient by the layer's input, those by the `adapters`), from that by its result."""
-        ops, drop = self.ops, step.dropping.of_layer(self.number)
+        ops, drop, beside = self.ops, step.dropping.of_layer(self.number), self._beside(step)
         kind = kept.h_1.dtype
         stream = grad.float().clone(memory_format=torch.contiguous_format)
         x_4 = ops.gate_up(kept.both) if self.down.parts else None
-        by_gate, lora_4 = self.down.backward(stream.to(kind), x_4, kept.beside[3], drop[3])
+        by_gate, lora_4 = self.down.backward(
+            stream.to(kind), Given(x_4, kept.low[3]), beside[3], drop[3]
+        )
         by_both = ops.gate_up_backward(by_gate, kept.both)
         norm = self.norm_2.weight, self.norm_2.variance_epsilon
         x_3 = ops.add_norm(kept.mid, None, *norm)[1] if self.gate_up.parts else None
-        by_h, lora_3 = self.gate_up.backward(by_both, x_3, kept.beside[2], drop[2])
+        by_h, lora_3 = self.gate_up.backward(by_both, Given(x_3, kept.low[2]), beside[2], drop[2])
         ops.norm_backward(by_h, kept.mid, *norm, stream)
-        by_out, lora_2 = self.out.backward(stream.to(kind), kept.out, kept.beside[1], drop[1])
+        by_out, lora_2 = self.out.backward(
+            stream.to(kind), Given(kept.out, kept.low[1]), beside[1], drop[1]
+        )
         if keep is not None:
             by_out = _spread(by_out, keep, len(kept.x))
             stream = _spread(stream, keep, len(kept.x))
         (by_qkv,) = torch.autograd.grad(kept.attended, kept.turned, by_out)
         turning = self.heads.queries + self.heads.keys, self.heads.dim
         ops.rotate(by_qkv, step.cos, -step.sin, *turning)
-        by_h, lora_1 = self.qkv.backward(by_qkv, kept.h_1, kept.beside[0], drop[0])
-        ops.norm_backward(
-            by_h, kept.x, self.norm_1.weight, self.norm_1.variance_epsilon, stream
-        )
+        by_h, lora_1 = self.qkv.backward(by_qkv, Given(kept.h_1, kept.low[0]), beside[0], drop[0])
+        ops.norm_backward(by_h, kept.x, self.norm_1.weight, self.norm_1.variance_epsilon, stream)
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
+
+    def _beside(self, step: Step) -> list[Beside | None]:
+        """The adapters of each product."""
+        return step.beside[self.number * PRODUCTS : (self.number + 1) * PRODUCTS]
 
 
 def _spread(x: Tensor, places: Tensor, size: int) -> Tensor:
@@ -241,6 +258,21 @@ class _Apply(torch.autograd.Function):
         return by_x, None, None, None, *adapters
 
 
+class _Logits(torch.autograd.Function):
+    """``hidden @ head.T`` in float32: bfloat16 would round a logit of 20 by as much as 0.06 nats."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor) -> Tensor:
+        ctx.head = head
+        if hidden.is_cuda and hidden.dtype != torch.float32:
+            return torch.mm(hidden, head.T, out_dtype=torch.float32)
+        return hidden.float() @ head.T.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].to(ctx.head.dtype) @ ctx.head, None
+
+
 class PackedDecoder:
     """The language model of a family, with LoRA.
 
@@ -255,24 +287,28 @@ class PackedDecoder:
         count = config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // count
         heads = Heads(count, config.num_key_value_heads, dim)
+        self.head = model.lm_head.weight.data
         self.share, self.ops = share, load_ops(self.lm.embed_tokens.weight.device)
         self.layers = [Layer(one, heads, i, self.ops) for i, one in enumerate(self.lm.layers)]
 
-    def __call__(self, x: Tensor, line: Line, keep: Tensor | None) -> Tensor:
-        """Hidden states after the last norm, ``[kept, channel]``.
+    def __call__(self, x: Tensor, line: Line, keep: Tensor) -> Tensor:
+        """Logits ``[kept, vocabulary]`` in float32.
 
         Args:
             x: ``[token, channel]`` embeddings of the line's tokens, in the weights' precision.
             line: The tokens.
-            keep: Those whose states are asked for, each once; None: all.
+            keep: Those whose logits are asked for, each once.
         """
         rows = line.position[None]
-        if hasattr(self.lm.rotary_emb, "mrope_section"):  # time, height and width: equal without pictures
+        if hasattr(
+            self.lm.rotary_emb, "mrope_section"
+        ):  # time, height and width: equal without pictures
             rows = rows.expand(3, 1, -1)
         cos, sin = (part[0].contiguous() for part in self.lm.rotary_emb(x[None], rows))
         dropping = new_dropping(self.share if self.lm.training else 0.0, self.ops)
         again = self.lm.training and getattr(self.lm, "gradient_checkpointing", False)
-        step = Step(line, cos, sin, dropping, again)
+        products = [product for layer in self.layers for product in layer.products]
+        step = Step(line, cos, sin, cast_adapters(products, x.dtype), dropping, again)
         x = x.float()
         for layer in self.layers:
             last = keep if layer is self.layers[-1] else None
@@ -282,7 +318,8 @@ class PackedDecoder:
                 x = layer.forward(x, step, last)[0]
         norm = self.lm.norm
         unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-        return (unit * norm.weight).to(norm.weight.dtype)
+        logits: Tensor = _Logits.apply((unit * norm.weight).to(self.head.dtype), self.head)
+        return logits
 
 
 def is_packable(model: Any) -> bool:
@@ -293,13 +330,21 @@ def is_packable(model: Any) -> bool:
     config = model.config.text_config
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     kinds = getattr(config, "layer_types", None) or ()
-    if config.hidden_act != "silu" or rope in ("dynamic", "longrope") or "sliding_attention" in kinds:
+    if (
+        config.hidden_act != "silu"
+        or rope in ("dynamic", "longrope")
+        or "sliding_attention" in kinds
+    ):
         return False
     if getattr(config, "attention_dropout", 0.0):
         return False
     for layer in model.model.language_model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        if hasattr(attention, "q_norm") or not hasattr(mlp, "gate_proj"):
+        if (
+            model.lm_head.bias is not None
+            or hasattr(attention, "q_norm")
+            or not hasattr(mlp, "gate_proj")
+        ):
             return False
         names = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         if not all(map(is_plain_lora, [*names, mlp.gate_proj, mlp.up_proj, mlp.down_proj])):

@@ -82,9 +82,7 @@ class Product:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.bases: list[Any] = [
-            m.get_base_layer() if hasattr(m, "lora_A") else m for m in modules
-        ]
+        self.bases: list[Any] = [m.get_base_layer() if hasattr(m, "lora_A") else m for m in modules]
         self.fused = FusedLinear(self.bases)
         ends = [0]
         self.parts: list[_Part] = []
@@ -97,10 +95,9 @@ class Product:
 
     @property
     def adapters(self) -> list[Tensor]:
-        """The trained weights: of each part ``[rank, in]`` and ``[out, rank]``."""
-        return [
-            m["default"].weight for part in self.parts for m in (part.lora.lora_A, part.lora.lora_B)
-        ]
+        """The trained weights: of each part ``[rank, in]``, then of each ``[out, rank]``."""
+        both = (part.lora.lora_A for part in self.parts), (part.lora.lora_B for part in self.parts)
+        return [one["default"].weight for every in both for one in every]
 
     def weight(self) -> Tensor:
         """``[out, in]``; 4-bit weights are expanded each time."""
@@ -116,7 +113,10 @@ class Product:
         first = 0
         for data, state in packed:
             rows = out[first : first + state.shape[0]]
-            bnb.functional.dequantize_4bit(data, state, out=rows)
+            if data.is_cuda:
+                bnb.functional.dequantize_4bit(data, state, out=rows)
+            else:  # where it cannot write into a part
+                rows.copy_(bnb.functional.dequantize_4bit(data, state))
             first += len(rows)
         return out
 
@@ -127,56 +127,83 @@ class Product:
             return self.fused.bias
         return biases(self.bases)
 
-    def forward(self, x: Tensor, dropping: Dropping) -> tuple[Tensor, "Beside | None"]:
-        """(``[token, out]``, what `backward` needs of the adapters).
+    def forward(
+        self, x: Tensor, beside: "Beside | None", dropping: Dropping
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(``[token, out]``; what the first matrix of each adapter made of `x`, ``[token, rank]``).
 
         Args:
             x: ``[token, in]`` in the weights' precision.
-            dropping: Of the adapters' input.
+            beside: The adapters; None where there are none.
+            dropping: Of their input.
         """
         y = F.linear(x, self.weight(), self.bias)
-        if not self.parts:
-            return y, None
-        weights = self.adapters
-        first = torch.cat(weights[::2]).to(x.dtype)
-        low = (dropping(x) @ first.T).split([len(weight) for weight in weights[::2]], 1)
-        second = [weight.to(x.dtype) for weight in weights[1::2]]
-        for part, inner, outer in zip(self.parts, low, second, strict=True):
+        if beside is None:
+            return y, []
+        low = (dropping(x) @ beside.first.T).split(beside.ranks, 1)
+        for part, inner, outer in zip(self.parts, low, beside.second, strict=True):
             y[:, part.rows].addmm_(inner, outer.T, alpha=part.scale)
-        return y, Beside(first, second, low)
+        return y, list(low)
 
     def backward(
-        self, grad: Tensor, x: Tensor | None, beside: "Beside | None", dropping: Dropping
+        self, grad: Tensor, given: "Given", beside: "Beside | None", dropping: Dropping
     ) -> tuple[Tensor, list[Tensor]]:
-        """(Gradient by the input, those by the `adapters`), of what `forward` made of `x`.
+        """(Gradient by the input, those by the `adapters`), of what `forward` made.
 
         Args:
             grad: ``[token, out]``, by what came out.
-            x: The input; None where there are no adapters.
-            beside: As `forward` gave it.
-            dropping: The same as there.
+            given: What went in.
+            beside, dropping: The same as there.
         """
         by_x = grad @ self.weight()
-        if x is None or beside is None:
+        if beside is None or given.x is None:
             return by_x, []
         by_low, by_second = [], []
-        for part, outer, inner in zip(self.parts, beside.second, beside.low, strict=True):
+        for part, outer, inner in zip(self.parts, beside.second, given.low, strict=True):
             come = grad[:, part.rows]
             by_low.append(_times(come, outer, part.scale))
             by_second.append(_times(come.T, inner, part.scale).float())
-        low = torch.cat(by_low, 1)
-        by_first = (low.T @ dropping(x)).float().split([inner.shape[1] for inner in beside.low])
+        low = torch.cat(by_low, 1) if len(by_low) > 1 else by_low[0]
+        by_first = (low.T @ dropping(given.x)).float().split(beside.ranks)
         dropping.add(by_x, low @ beside.first)
-        pairs = zip(by_first, by_second, strict=True)
-        return by_x, [grad for pair in pairs for grad in pair]
+        return by_x, [*by_first, *by_second]
+
+
+class Given(NamedTuple):
+    """What a product was given, as far as its `backward` needs it."""
+
+    x: Tensor | None  # [token, in]; None where it has no adapters
+    low: list[Tensor]  # [token, rank] of each adapter
 
 
 class Beside(NamedTuple):
-    """Of the adapters beside a product."""
+    """The adapters beside a product, in the weights' precision."""
 
-    first: Tensor  # [ranks, in], their first matrices one above the other, in the weights' precision
-    second: Sequence[Tensor]  # [out, rank] of each
-    low: Sequence[Tensor]  # [token, rank] of each, after the first matrix
+    first: Tensor  # [ranks, in], their first matrices one above the other
+    second: list[Tensor]  # [out, rank] of each
+    ranks: list[int]
+
+
+def cast_adapters(products: Sequence[Product], dtype: torch.dtype) -> list[Beside | None]:
+    """The adapters of all products as they are now, in a precision: cast together."""
+    every = [product.adapters for product in products]
+    flat = [weight.reshape(-1) for weights in every for weight in weights]
+    pieces = torch.cat(flat).to(dtype) if flat else torch.empty(0)
+    out: list[Beside | None] = []
+    end = 0
+    for weights in every:
+        if not weights:
+            out.append(None)
+            continue
+        count = len(weights) // 2
+        ranks, width = [len(weight) for weight in weights[:count]], weights[0].shape[1]
+        begin, end = end, end + sum(ranks) * width
+        first, second = pieces[begin:end].view(sum(ranks), width), []
+        for weight in weights[count:]:
+            begin, end = end, end + weight.numel()
+            second.append(pieces[begin:end].view(weight.shape))
+        out.append(Beside(first, second, ranks))
+    return out
 
 
 def _times(a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The layers of an audio tower of Whisper's kind with LoRA, their gradients written out, as in `packed`."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from evaluators.finetuning.products import (
     PRODUCTS,
     Beside,
     Dropping,
+    Given,
     Product,
+    cast_adapters,
     is_plain_lora,
     load_ops,
     new_dropping,
@@ -38,12 +41,29 @@ class _Norm:
         return torch.ops.aten.native_layer_norm_backward(*given, [True, False, False])[0]
 
 
+@dataclass(frozen=True)
+class TowerStep:
+    """What all layers share in a step.
+
+    Attributes:
+        clips: Of one length.
+        beside: The adapters of each product, layer by layer.
+        dropping: Of the first product of the first layer.
+        again: Keep only the input of each layer, and compute it again in the backward pass.
+    """
+
+    clips: int
+    beside: list[Beside | None]
+    dropping: Dropping
+    again: bool
+
+
 class _Kept(NamedTuple):
     """What the backward pass of a layer needs."""
 
     x: Tensor  # [token, channel] float32
     norm_1: tuple[Tensor, Tensor, Tensor]
-    beside: tuple[Beside | None, ...]  # of the products
+    low: tuple[list[Tensor], ...]  # of the adapters of each product
     qkv: Tensor  # with the graph of the attention after them
     attended: Tensor
     mid: Tensor  # float32, after attention
@@ -68,41 +88,49 @@ class TowerLayer:
         self.norm_1, self.norm_2 = _Norm(layer.self_attn_layer_norm), _Norm(layer.final_layer_norm)
 
     @property
+    def products(self) -> list[Product]:
+        """All of them."""
+        return [self.qkv, self.out, self.wide, self.narrow]
+
+    @property
     def adapters(self) -> list[Tensor]:
         """All trained weights, product by product."""
-        every = (self.qkv, self.out, self.wide, self.narrow)
-        return [weight for product in every for weight in product.adapters]
+        return [weight for product in self.products for weight in product.adapters]
 
-    def forward(self, x: Tensor, clips: int, step: Dropping) -> tuple[Tensor, _Kept]:
+    def forward(self, x: Tensor, step: TowerStep) -> tuple[Tensor, _Kept]:
         """(``[position, channel]`` of clips of one length, one after another; what `backward` needs)."""
-        drop = step.of_layer(self.number)
+        drop, beside = step.dropping.of_layer(self.number), self._beside(step)
         norm_1 = self.norm_1.forward(x)
-        qkv, side_1 = self.qkv.forward(norm_1[0], drop[0])
+        qkv, low_1 = self.qkv.forward(norm_1[0], beside[0], drop[0])
         with torch.enable_grad():  # for `backward`
             qkv = qkv.requires_grad_()
-            attended = self._attend(qkv, clips)
-        more, side_2 = self.out.forward(attended.detach(), drop[1])
+            attended = self._attend(qkv, step.clips)
+        more, low_2 = self.out.forward(attended.detach(), beside[1], drop[1])
         mid = x + more
         norm_2 = self.norm_2.forward(mid)
-        wide, side_3 = self.wide.forward(norm_2[0], drop[2])
-        more, side_4 = self.narrow.forward(F.gelu(wide), drop[3])
-        beside = side_1, side_2, side_3, side_4
-        return mid + more, _Kept(x, norm_1, beside, qkv, attended, mid, norm_2, wide)
+        wide, low_3 = self.wide.forward(norm_2[0], beside[2], drop[2])
+        more, low_4 = self.narrow.forward(F.gelu(wide), beside[3], drop[3])
+        low = low_1, low_2, low_3, low_4
+        return mid + more, _Kept(x, norm_1, low, qkv, attended, mid, norm_2, wide)
 
-    def backward(self, grad: Tensor, kept: _Kept, step: Dropping) -> tuple[Tensor, list[Tensor]]:
+    def backward(self, grad: Tensor, kept: _Kept, step: TowerStep) -> tuple[Tensor, list[Tensor]]:
         """(Gradient by the layer's input, those by the `adapters`), from that by its result."""
-        drop = step.of_layer(self.number)
+        drop, beside = step.dropping.of_layer(self.number), self._beside(step)
         (h_1, *about_1), (h_2, *about_2) = kept.norm_1, kept.norm_2
         kind = h_1.dtype
         x_4 = F.gelu(kept.wide) if self.narrow.parts else None
-        by_act, lora_4 = self.narrow.backward(grad.to(kind), x_4, kept.beside[3], drop[3])
+        by_act, lora_4 = self.narrow.backward(
+            grad.to(kind), Given(x_4, kept.low[3]), beside[3], drop[3]
+        )
         by_wide = torch.ops.aten.gelu_backward(by_act, kept.wide)
-        by_h, lora_3 = self.wide.backward(by_wide, h_2, kept.beside[2], drop[2])
+        by_h, lora_3 = self.wide.backward(by_wide, Given(h_2, kept.low[2]), beside[2], drop[2])
         stream = grad + self.norm_2.backward(by_h, kept.mid, *about_2)
         attended = kept.attended.detach()
-        by_out, lora_2 = self.out.backward(stream.to(kind), attended, kept.beside[1], drop[1])
+        by_out, lora_2 = self.out.backward(
+            stream.to(kind), Given(attended, kept.low[1]), beside[1], drop[1]
+        )
         (by_qkv,) = torch.autograd.grad(kept.attended, kept.qkv, by_out)
-        by_h, lora_1 = self.qkv.backward(by_qkv, h_1, kept.beside[0], drop[0])
+        by_h, lora_1 = self.qkv.backward(by_qkv, Given(h_1, kept.low[0]), beside[0], drop[0])
         stream = stream + self.norm_1.backward(by_h, kept.x, *about_1)
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
 
@@ -113,28 +141,31 @@ class TowerLayer:
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(len(qkv), -1)
 
+    def _beside(self, step: TowerStep) -> list[Beside | None]:
+        """The adapters of each product."""
+        return step.beside[self.number * PRODUCTS : (self.number + 1) * PRODUCTS]
+
 
 class _Apply(torch.autograd.Function):
     """A layer. Its adapters are arguments, so that autograd gives them their gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: TowerLayer, shape: tuple[int, bool], step: Dropping, *adapters: Tensor
+        ctx: Any, x: Tensor, layer: TowerLayer, step: TowerStep, *adapters: Tensor
     ) -> Tensor:
-        clips, again = shape
-        out, kept = layer.forward(x, clips, step)
-        ctx.layer, ctx.shape, ctx.step = layer, shape, step
-        ctx.kept = x.to(kept.wide.dtype) if again else kept
+        out, kept = layer.forward(x, step)
+        ctx.layer, ctx.step = layer, step
+        ctx.kept = x.to(kept.wide.dtype) if step.again else kept
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layer, (clips, again), step, kept = ctx.layer, ctx.shape, ctx.step, ctx.kept
+        layer, step, kept = ctx.layer, ctx.step, ctx.kept
         ctx.kept = None
-        if again:
-            _, kept = layer.forward(kept.float(), clips, step)
+        if step.again:
+            _, kept = layer.forward(kept.float(), step)
         by_x, adapters = layer.backward(grads[0], kept, step)
-        return by_x, None, None, None, *adapters
+        return by_x, None, None, *adapters
 
 
 class TowerLayers:
@@ -153,13 +184,14 @@ class TowerLayers:
         """``[clip, position, channel]`` after the layers, of the same before them."""
         dropping = new_dropping(self.share if self.tower.training else 0.0, self.ops)
         again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
+        products = [product for layer in self.layers for product in layer.products]
+        step = TowerStep(len(x), cast_adapters(products, x.dtype), dropping, again)
         stream = x.flatten(0, 1).float()
         for layer in self.layers:
             if torch.is_grad_enabled():
-                shape = len(x), again
-                stream = _Apply.apply(stream, layer, shape, dropping, *layer.adapters)
+                stream = _Apply.apply(stream, layer, step, *layer.adapters)
             else:
-                stream = layer.forward(stream, len(x), dropping)[0]
+                stream = layer.forward(stream, step)[0]
         return stream.to(x.dtype).view(x.shape)
 
 

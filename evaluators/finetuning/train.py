@@ -300,6 +300,8 @@ def trainer_arguments(training: Training, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,  # it would disturb the capture of a graph
         ddp_find_unused_parameters=False,  # every adapted layer is in every step
+        ddp_broadcast_buffers=False,  # they are constants
+        logging_nan_inf_filter=False,  # `StopAtNan` is to see them, and the host would wait for each step
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several cards are for `accelerate launch`
     return arguments
