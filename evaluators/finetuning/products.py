@@ -219,4 +219,4 @@ def is_plain_lora(module: nn.Module) -> bool:
         if list(lora.lora_A) != ["default"] or lora.lora_variant or any(lora.lora_bias.values()):
             return False
         base = lora.get_base_layer()
-    return type(base) is nn.Linear or hasattr(base.weight, "quant_state")
+    return type(base) is nn.Linear or hasattr(getattr(base, "weight", None), "quant_state")

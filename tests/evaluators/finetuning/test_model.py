@@ -14,8 +14,10 @@ from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.stock import StockModel
 from evaluators.finetuning.model import adapted_model
+from evaluators.finetuning.packed import in_line, is_packable
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, Schedule, tokenize_prompts
+from evaluators.finetuning.tower_layers import has_plain_layers
 from evaluators.finetuning.train import train
 
 pytestmark = pytest.mark.tiny
@@ -23,9 +25,12 @@ CPU = torch.device("cpu")
 OMNI_TESTS = Path(__file__).resolve().parents[1] / "audio_lm" / "test_omni.py"
 
 
-def adapted_pocket():
+def adapted_pocket(packed=False, **recipe):
     """A model whose adapter is not zero, so that no gradient is."""
-    adapted = adapted_model(open_checkpoint("pocket-base"), Recipe(dropout=0.0), CPU, torch.float32)
+    recipe = Recipe(**{"dropout": 0.0, **recipe})
+    adapted = adapted_model(
+        open_checkpoint("pocket-base"), recipe, CPU, torch.float32, packed=packed
+    )
     for name, weight in adapted.peft.named_parameters():
         if "lora_B" in name:
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -73,6 +78,88 @@ def test_loss_and_gradients_equal_the_plain_implementation(
     assert float(ours.detach()) == pytest.approx(float(total.detach()), abs=1e-5)
     expected = gradients(peft, total)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+    peft = adapted_pocket(packed=True).peft.train()  # layers whose gradients are written out
+    for checkpointing in (False, True):
+        if checkpointing:
+            peft.gradient_checkpointing_enable({"use_reentrant": False})
+        ours = peft(**batch)["loss"]
+        assert float(ours.detach()) == pytest.approx(float(total.detach()), abs=1e-5)
+        assert float((gradients(peft, ours) - expected).norm() / expected.norm()) < 1e-4
+
+
+def small_batch(adapted, processor, clips, seeds, labels):
+    store = FeatureStore(None, processor.feature_extractor)
+    wordings = tokenize_prompts(seeds[:2], labels, processor.tokenizer, QWEN2_AUDIO, False)
+    samples = Samples(clips, wordings, labels, store, schedule=Schedule(shuffle=True))
+    collate = Collate(QWEN2_AUDIO, adapted.base.config, "answer")
+    return collate([samples[i] for i in range(len(clips))])
+
+
+def test_dropout_in_written_out_layers_leaves_out_the_same_inputs_backward(
+    processor, train_clips, seeds, labels
+):
+    adapted = adapted_pocket(packed=True, dropout=0.3, targets="attention+mlp")
+    peft, weights = adapted.peft.train(), [p for p in adapted.peft.parameters() if p.requires_grad]
+    batch = small_batch(adapted, processor, train_clips[:2], seeds, labels)
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return peft(**batch)["loss"]
+
+    found = gradients(peft, loss(5))
+    peft.gradient_checkpointing_enable({"use_reentrant": False})  # computed again, with the same
+    assert torch.allclose(gradients(peft, loss(5)), found, atol=1e-6)
+    length, parts = found.norm(), found.split([p.numel() for p in weights])
+    step = [1e-3 / length * g.view(p.shape) for p, g in zip(weights, parts, strict=True)]
+    with torch.no_grad():
+        assert float(loss(5)) != float(loss(6))
+        torch._foreach_add_(weights, step)
+        above = loss(5)
+        torch._foreach_sub_(weights, [2 * s for s in step])
+        slope = (above - loss(5)) / 2e-3
+    assert float(slope) == pytest.approx(float(length), rel=0.02)
+
+
+def test_adapters_of_some_layers_and_of_no_tower_are_trained_written_out(
+    processor, train_clips, seeds, labels
+):
+    batch, found = None, []
+    for packed in (False, True):
+        adapted = adapted_pocket(packed, targets="llm-only")
+        batch = batch or small_batch(adapted, processor, train_clips[:2], seeds, labels)
+        found.append(gradients(adapted.peft, adapted.peft(**batch)["loss"]))
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-4
+
+
+def test_layers_are_written_out_only_where_they_compute_what_the_stock_ones_do(processor):
+    model = adapted_pocket().base
+    layer = model.model.language_model.layers[1]
+    assert is_packable(model) and has_plain_layers(model.model.audio_tower)
+    layer.self_attn.q_norm = torch.nn.Identity()  # as in Qwen3
+    assert not is_packable(model)
+    del layer.self_attn.q_norm
+    for field, value in (("hidden_act", "gelu"), ("attention_dropout", 0.1)):
+        known = getattr(model.config.text_config, field)
+        setattr(model.config.text_config, field, value)
+        assert not is_packable(model)
+        setattr(model.config.text_config, field, known)
+    layer.self_attn.v_proj.lora_variant["default"] = object()  # as of DoRA
+    assert not is_packable(model)
+    tower_layer = model.model.audio_tower.layers[0]
+    tower_layer.fc2 = torch.nn.Sequential(tower_layer.fc2)
+    assert not has_plain_layers(model.model.audio_tower)
+
+
+def test_what_rows_begin_with_stands_once_in_a_line():
+    line = in_line([[7, 8, 9, 1, 2], [7, 8, 3]], 2)
+    assert line.ids.tolist() == [7, 8, 9, 1, 2, 3] and line.shared == 2
+    assert line.position.tolist() == [0, 1, 2, 3, 4, 2]
+    assert line.index.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0]]
+    assert line.first.tolist() == [0, 1, 2, 3, 4, 7]
+    assert in_line([[7, 8, 9], [7, 8, 3]], 1).shared == 1  # no more than stands before the audio
+    assert in_line([[7, 8]], 2).ids.tolist() == [7, 8]
+    assert in_line([[7], [8]], 1).shared == 0
 
 
 def tiny_omni(tokenizer):
