@@ -38,7 +38,6 @@ from evaluators.audio_lm.packed_tower import (
 from evaluators.audio_lm.templates import Template
 from evaluators.errors import UserError
 
-
 RunLayers = Callable[[Tensor], Tensor]  # a tower's, over ``[clip, position, channel]``
 
 

@@ -1,7 +1,7 @@
 """What stands between the matrix products of a layer, forward and backward, by plain torch.
 
-The residual stream is float32, what goes into a product has the precision of the weights. `evaluators.finetuning.kernels`
-has the same functions for CUDA, each as one kernel.
+The residual stream is float32, what goes into a product has the precision of the weights. For CUDA
+`evaluators.finetuning.kernels` has the same functions, each as one kernel.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def add_norm(x: Tensor, more: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(``x + more`` in float32, its root mean square normalization in the precision of `norm`) of ``[token, channel]``."""
+    """(``x + more`` in float32, its root mean square normalization in `norm`'s precision) of ``[token, channel]``."""
     total = x if more is None else x + more
     return total, (_unit(total, eps)[0] * norm).to(norm.dtype)
 

@@ -210,7 +210,7 @@ def adapted_model(
         expand: Expand 4-bit weights once, to what every product would expand them to.
         loaded: A base model in memory, instead of the checkpoint's files. It is changed.
         graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
-        packed: Whether its layers' gradients are written out. None: where they can be, on a CUDA card.
+        packed: Whether its layers' gradients are written out. None: where they can be.
     """
     family = family_of(loaded.config if loaded is not None else audio_config(checkpoint.base))
     model = loaded
@@ -220,7 +220,7 @@ def adapted_model(
         merge(model, dtype, True)
     peft = with_adapter(model, checkpoint, recipe, target_modules(recipe.targets))
     if packed is None:
-        packed = device.type == "cuda" and is_packable(model)
+        packed = is_packable(model)
     share = recipe.dropout if packed else None
     adapted = AdaptedModel(peft, family, graphs or Graphs(), share)
     model.forward = adapted.answer_loss

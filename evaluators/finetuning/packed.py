@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluators.audio_lm.attention import Heads
 from evaluators.finetuning.products import (
@@ -27,6 +27,7 @@ from evaluators.finetuning.products import (
     is_plain_lora,
     load_ops,
     new_dropping,
+    only_lora_is_trained,
 )
 
 
@@ -338,7 +339,12 @@ def is_packable(model: Any) -> bool:
         return False
     if getattr(config, "attention_dropout", 0.0):
         return False
-    for layer in model.model.language_model.layers:
+    lm, head = model.model.language_model, model.lm_head
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    if not all(map(only_lora_is_trained, (lm.layers, lm.norm, head))):
+        return False
+    for layer in lm.layers:
         attention, mlp = layer.self_attn, layer.mlp
         if (
             model.lm_head.bias is not None

@@ -71,7 +71,16 @@ class _Part:
 
     rows: slice  # of the weight, so columns of what comes out
     lora: Any  # peft's layer
-    scale: float
+
+    @property
+    def scale(self) -> float:
+        """Of what the adapter adds."""
+        return float(self.lora.scaling["default"])
+
+
+def base_of(module: Any) -> Any:
+    """The frozen layer in a layer of peft; any other as it is."""
+    return module.get_base_layer() if hasattr(module, "lora_A") else module
 
 
 class Product:
@@ -90,7 +99,7 @@ class Product:
             ends.append(ends[-1] + base.out_features)
             if hasattr(module, "lora_A"):
                 rows = slice(ends[-2], ends[-1])
-                self.parts.append(_Part(rows, module, float(module.scaling["default"])))
+                self.parts.append(_Part(rows, module))
         self.width = ends[-1]
 
     @property
@@ -211,12 +220,20 @@ def _times(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
+def only_lora_is_trained(module: nn.Module) -> bool:
+    """Whether a module's trained weights are those of LoRA alone; an adapter may train a norm whole."""
+    return all(
+        "lora_A" in name or "lora_B" in name
+        for name, weight in module.named_parameters()
+        if weight.requires_grad
+    )
+
+
 def is_plain_lora(module: nn.Module) -> bool:
-    """Whether a linear layer is one that a `Product` computes: plain or of 4 bits, with LoRA of the plain kind or none."""
-    base: Any = module
+    """Whether a linear layer is one that a `Product` computes: plain or of 4 bits, with plain LoRA or none."""
     if hasattr(module, "lora_A"):
         lora: Any = module
         if list(lora.lora_A) != ["default"] or lora.lora_variant or any(lora.lora_bias.values()):
             return False
-        base = lora.get_base_layer()
+    base = base_of(module)
     return type(base) is nn.Linear or hasattr(getattr(base, "weight", None), "quant_state")

@@ -253,8 +253,8 @@ class Collate:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
             ``audio``, their ``row`` and the ``place`` where the audio begins; and for each supervised token its
             ``target_row``, ``target_place`` (of the state that predicts it), ``target_id`` and ``target_weight``;
-            weights sum to about one. The same rows packed: a `Line` as a dictionary, ``line``, its ``keep`` of tokens whose states predict
-            something, and for each supervised token its ``state`` among them.
+            weights sum to about one. The same rows packed: the fields of a `Line`, ``line``; its tokens whose states
+            predict something, ``keep``; and for each supervised token its ``state`` among them.
         """
         audio_tokens = [
             len(item["audio"])

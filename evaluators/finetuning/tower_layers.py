@@ -18,6 +18,7 @@ from evaluators.finetuning.products import (
     is_plain_lora,
     load_ops,
     new_dropping,
+    only_lora_is_trained,
 )
 
 GELU = (nn.GELU, GELUActivation)
@@ -177,7 +178,8 @@ class TowerLayers:
     """
 
     def __init__(self, tower: Any, share: float) -> None:
-        self.tower, self.share, self.ops = tower, share, load_ops(tower.layer_norm.weight.device)
+        device = tower.layers[0].final_layer_norm.weight.device
+        self.tower, self.share, self.ops = tower, share, load_ops(device)
         self.layers = [TowerLayer(layer, i) for i, layer in enumerate(tower.layers)]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -197,6 +199,8 @@ class TowerLayers:
 
 def has_plain_layers(tower: Any) -> bool:
     """Whether a tower is one whose layers `TowerLayers` computes: of Whisper's kind, with plain LoRA or none."""
+    if not only_lora_is_trained(tower.layers):
+        return False
     for layer in tower.layers:
         attention = getattr(layer, "self_attn", None)
         names = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -144,6 +144,10 @@ def test_layers_are_written_out_only_where_they_compute_what_the_stock_ones_do(p
         setattr(model.config.text_config, field, value)
         assert not is_packable(model)
         setattr(model.config.text_config, field, known)
+    layer.input_layernorm.weight.requires_grad_()  # as an adapter that trains norms whole
+    assert not is_packable(model)
+    layer.input_layernorm.weight.requires_grad_(False)
+    assert is_packable(model)
     layer.self_attn.v_proj.lora_variant["default"] = object()  # as of DoRA
     assert not is_packable(model)
     tower_layer = model.model.audio_tower.layers[0]
