@@ -78,9 +78,10 @@ class _Part:
         return float(self.lora.scaling["default"])
 
 
-def base_of(module: Any) -> Any:
+def base_of(module: nn.Module) -> Any:
     """The frozen layer in a layer of peft; any other as it is."""
-    return module.get_base_layer() if hasattr(module, "lora_A") else module
+    adapted: Any = module
+    return adapted.get_base_layer() if hasattr(adapted, "lora_A") else module
 
 
 class Product:
@@ -91,7 +92,7 @@ class Product:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.bases: list[Any] = [m.get_base_layer() if hasattr(m, "lora_A") else m for m in modules]
+        self.bases: list[Any] = [base_of(module) for module in modules]
         self.fused = FusedLinear(self.bases)
         ends = [0]
         self.parts: list[_Part] = []
