@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.families import Family, audio_config, family_of
+from evaluators.audio_lm.families import Family, audio_config, family_of, join_parts
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.clips import Clip
@@ -107,7 +107,7 @@ class AdaptedModel(Adapted):
     family: Family
     graphs: Graphs = field(default_factory=Graphs)
     share: float | None = (
-        None  # of dropout, where the layers' gradients are written out; None: autograd's
+        None  # of dropout, where layers are written out; None: they are autograd's
     )
 
     @functools.cached_property
@@ -148,8 +148,7 @@ class AdaptedModel(Adapted):
     ) -> Tensor:
         """``[kept, vocabulary]`` float32."""
         x = self.base.model.language_model.embed_tokens(line.ids)
-        for group in groups:
-            audio = self._audio(group)
+        for group, audio in zip(groups, self._audio(groups), strict=True):
             x = x.index_put((line.index[_places(group, audio)],), audio.to(x.dtype))
         return packed(x, line, keep)
 
@@ -157,30 +156,33 @@ class AdaptedModel(Adapted):
         """``[sample, token, channel]`` last hidden states, by transformers' own layers."""
         lm = self.base.model.language_model
         x = lm.embed_tokens(ids)
-        for group in groups:
-            audio = self._audio(group)
+        for group, audio in zip(groups, self._audio(groups), strict=True):
             x = x.index_put(_places(group, audio), audio.to(x.dtype))
         return self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
 
-    def _audio(self, group: dict[str, Any]) -> Tensor:
-        """``[sample, token, channel]`` embeddings of a group's clips."""
-        if "audio" in group:
-            return group["audio"]
-        frames = group["frames"]
-        if self.tower is not None:
-            return self.family.encode(self.base, group["mel"], frames, self.tower)
+    def _audio(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """``[sample, token, channel]`` embeddings of each group's clips."""
+        if "audio" in groups[0]:
+            return [group["audio"] for group in groups]
+        ends = self.family.ends
+        if self.tower is None or ends is None:
+            return [self._encoded(group["mel"], group["frames"]) for group in groups]
+        parts = [ends.front(self.base, group["mel"], group["frames"]) for group in groups]
+        done = iter(self.tower([x for own in parts for x in own]))
+        return [ends.back(self.base, join_parts([next(done) for _ in own])) for own in parts]
+
+    def _encoded(self, mel: Tensor, frames: int) -> Tensor:
+        """Embeddings by the tower's own modules."""
         tower = functools.partial(_Tower, self.base, self.family, frames)
-        return self.graphs.run(("tower", frames), tower, group["mel"])
+        return self.graphs.run(("tower", frames), tower, mel)
 
     @functools.cached_property
     def tower(self) -> TowerLayers | None:
         """The audio tower's layers, if they are trained so."""
         tower = self.base.model.audio_tower
-        return (
-            None
-            if self.share is None or not has_plain_layers(tower)
-            else TowerLayers(tower, self.share)
-        )
+        if self.share is None or self.family.ends is None or not has_plain_layers(tower):
+            return None
+        return TowerLayers(tower, self.share)
 
 
 def _places(group: dict[str, Any], audio: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,13 +103,17 @@ class _InLine(torch.autograd.Function):
         return out.view(ctx.shape), None
 
 
-def attend(qkv: Tensor, line: Line, heads: Heads) -> Tensor:
-    """Causal attention of each row of a line: ``[token, channel]`` of ``[token, queries, keys and values]``."""
+def attend(qkv: Tensor, line: Line, heads: Heads, seen: Tensor | None = None) -> Tensor:
+    """Attention of each row of a line: ``[token, channel]`` of ``[token, queries, keys and values]``.
+
+    Args:
+        seen: ``[row, 1, 1, width]``, which places all of a row's tokens see; None: a token sees those up to its own.
+    """
     rows = _Rows.apply(qkv, line)
     widths = [heads.query_width, heads.key_width, heads.key_width]
     q, k, v = (x.unflatten(2, (-1, heads.dim)).transpose(1, 2) for x in rows.split(widths, 2))
     out = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=heads.queries != heads.keys
+        q, k, v, seen, is_causal=seen is None, enable_gqa=heads.queries != heads.keys
     )
     line_out: Tensor = _InLine.apply(out.transpose(1, 2).flatten(2), line)
     return line_out

@@ -1,6 +1,7 @@
 """The layers of an audio tower of Whisper's kind with LoRA, their gradients written out, as in `packed`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
+from evaluators.audio_lm.attention import Heads
+from evaluators.finetuning.packed import Line, attend, in_line
 from evaluators.finetuning.products import (
     PRODUCTS,
     Beside,
@@ -47,13 +50,15 @@ class TowerStep:
     """What all layers share in a step.
 
     Attributes:
-        clips: Of one length.
+        line: Parts of clips as rows, of whose tokens none are shared.
+        seen: ``[row, 1, 1, width]`` the places of a row; None: the rows fill the width.
         beside: The adapters of each product, layer by layer.
         dropping: Of the first product of the first layer.
         again: Keep only the input of each layer, and compute it again in the backward pass.
     """
 
-    clips: int
+    line: Line
+    seen: Tensor | None
     beside: list[Beside | None]
     dropping: Dropping
     again: bool
@@ -82,7 +87,8 @@ class TowerLayer:
 
     def __init__(self, layer: Any, number: int) -> None:
         attention = layer.self_attn
-        self.heads, self.number = attention.num_heads, number
+        count, self.number = attention.num_heads, number
+        self.heads = Heads(count, count, attention.q_proj.out_features // count)
         self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = Product([attention.out_proj])
         self.wide, self.narrow = Product([layer.fc1]), Product([layer.fc2])
@@ -99,13 +105,13 @@ class TowerLayer:
         return [weight for product in self.products for weight in product.adapters]
 
     def forward(self, x: Tensor, step: TowerStep) -> tuple[Tensor, _Kept]:
-        """(``[position, channel]`` of clips of one length, one after another; what `backward` needs)."""
+        """(``[position, channel]`` of all rows, one after another; what `backward` needs)."""
         drop, beside = step.dropping.of_layer(self.number), self._beside(step)
         norm_1 = self.norm_1.forward(x)
         qkv, low_1 = self.qkv.forward(norm_1[0], beside[0], drop[0])
         with torch.enable_grad():  # for `backward`
             qkv = qkv.requires_grad_()
-            attended = self._attend(qkv, step.clips)
+            attended = self._attend(qkv, step)
         more, low_2 = self.out.forward(attended.detach(), beside[1], drop[1])
         mid = x + more
         norm_2 = self.norm_2.forward(mid)
@@ -135,10 +141,12 @@ class TowerLayer:
         stream = stream + self.norm_1.backward(by_h, kept.x, *about_1)
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
 
-    def _attend(self, qkv: Tensor, clips: int) -> Tensor:
-        """Attention of each clip's positions to each other."""
-        q, k, v = qkv.view(clips, -1, 3, self.heads, qkv.shape[1] // (3 * self.heads)).unbind(2)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    def _attend(self, qkv: Tensor, step: TowerStep) -> Tensor:
+        """Attention of each row's positions to each other."""
+        if step.seen is not None:
+            return attend(qkv, step.line, self.heads, step.seen)
+        rows = qkv.view(*step.line.index.shape, 3, self.heads.queries, self.heads.dim)
+        q, k, v = (x.transpose(1, 2) for x in rows.unbind(2))
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(len(qkv), -1)
 
@@ -182,19 +190,28 @@ class TowerLayers:
         self.tower, self.share, self.ops = tower, share, load_ops(device)
         self.layers = [TowerLayer(layer, i) for i, layer in enumerate(tower.layers)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[clip, position, channel]`` after the layers, of the same before them."""
+    def __call__(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """``[part, position, channel]`` after the layers, of several such before them, all in one line."""
+        lengths = [x.shape[1] for x in parts for _ in x]
+        line = in_line([range(length) for length in lengths], 0)
+        device, seen = parts[0].device, None
+        line = replace(line, **{n: getattr(line, n).to(device) for n in ("index", "first")})
+        if len(set(lengths)) > 1:
+            place = torch.arange(max(lengths), device=device)
+            seen = (place < torch.tensor(lengths, device=device)[:, None])[:, None, None]
         dropping = new_dropping(self.share if self.tower.training else 0.0, self.ops)
         again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
         products = [product for layer in self.layers for product in layer.products]
-        step = TowerStep(len(x), cast_adapters(products, x.dtype), dropping, again)
-        stream = x.flatten(0, 1).float()
+        dtype = parts[0].dtype
+        step = TowerStep(line, seen, cast_adapters(products, dtype), dropping, again)
+        stream = torch.cat([x.flatten(0, 1) for x in parts]).float()
         for layer in self.layers:
             if torch.is_grad_enabled():
                 stream = _Apply.apply(stream, layer, step, *layer.adapters)
             else:
                 stream = layer.forward(stream, step)[0]
-        return stream.to(x.dtype).view(x.shape)
+        done = stream.to(dtype).split([x.shape[0] * x.shape[1] for x in parts])
+        return [x.view(like.shape) for x, like in zip(done, parts, strict=True)]
 
 
 def has_plain_layers(tower: Any) -> bool:
