@@ -41,7 +41,7 @@ from evaluators.audio_lm.stock import StockModel, random_7b, to_nf4
 from evaluators.bench import matrix_rate, prompts_of_length
 from evaluators.clips import Clip
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
-from evaluators.finetuning.model import Graphs, adapted_model
+from evaluators.finetuning.model import adapted_model
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, tokenize_prompts
 from evaluators.finetuning.train import Machine, Training, train
@@ -49,7 +49,8 @@ from evaluators.finetuning.train import Machine, Training, train
 STEPS, BATCH, SUFFIX = 24, 16, 45
 LABELS = ("SPEECH", "NONSPEECH")
 COMPARED = 4  # samples whose gradients are compared: what float32 has room for
-PARTS = ("plain", "small", "whole", "gradients", "profile", "cards")
+PARTS = ("published", "plain", "small", "whole", "gradients", "profile", "cards")
+LENGTHS = (200, 300, 500, 1000)  # ms
 
 
 @dataclass
@@ -100,14 +101,14 @@ class Bench:
         }  # fmt: skip
         return Training(**{**fields, **changes})
 
-    def samples(self, count: int) -> dict[str, Any]:
+    def samples(self, count: int, padded: bool = False) -> dict[str, Any]:
         """A batch of the first clips."""
         store = FeatureStore(None, self.processor.feature_extractor)
         wordings = tokenize_prompts(
             self.prompts, LABELS, self.processor.tokenizer, QWEN2_AUDIO, False
         )
         samples = Samples(self.clips[:count], wordings, LABELS, store)
-        collate = Collate(QWEN2_AUDIO, self.model.config, "answer")
+        collate = Collate(QWEN2_AUDIO, self.model.config, "answer", padded)
         return send_to_device(collate([samples[i] for i in range(count)]), str(self.device))
 
     def stock_samples(self, count: int) -> dict[str, Any]:
@@ -147,18 +148,19 @@ class Bench:
         return value
 
 
-def make_clips(folder: Path, count: int) -> list[Clip]:
-    """Noise of 1 s."""
+def make_clips(folder: Path, count: int, lengths: tuple[int, ...] = (1000,)) -> list[Clip]:
+    """Noise of so many ms, in turns."""
     out = []
     for i in range(count):
-        wave = np.random.default_rng(i).normal(0, 0.1, 16000).astype(np.float32)
-        path = folder / f"{i}.wav"
+        ms = lengths[i // 2 % len(lengths)]
+        wave = np.random.default_rng(i).normal(0, 0.1, 16 * ms).astype(np.float32)
+        path = folder / f"{i}-{ms}.wav"
         if not path.is_file():
             soundfile.write(path, wave, 16000, subtype="PCM_16")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         label = LABELS[i % 2]
         out.append(
-            Clip(str(i), path, label, "x", 1000.0, None, "x", f"s{i}", "train", "CC0", digest)
+            Clip(str(i), path, label, "x", float(ms), None, "x", f"s{i}", "train", "CC0", digest)
         )
     return out
 
@@ -215,11 +217,8 @@ def row(bench: Bench, name: str, step: float, whole: float | None, loss: str = "
     )
 
 
-def plain(bench: Bench) -> None:
-    """Rows of plain transformers and peft."""
-    ways = [(1, True, 1), (1, False, 1), (2, True, 1), (BATCH, False, 3)]
-    if "nf4" not in kind(bench):
-        ways = ways[-1:]
+def plain(bench: Bench, ways: tuple[tuple[int, bool, int], ...] = ((BATCH, False, 3),)) -> None:
+    """Rows of plain transformers and peft, of (samples at once, checkpointing, steps)."""
     for micro, checkpointing, steps in ways:
         seconds = plain_step(bench, micro, checkpointing, steps)
         if (micro, checkpointing) == (1, True):
@@ -227,6 +226,11 @@ def plain(bench: Bench) -> None:
         bench.best = min(bench.best, seconds)
         name = f"plain, {kind(bench)}, {micro} x {BATCH // micro}"
         row(bench, name + (", checkpointing" if checkpointing else ""), seconds, None)
+
+
+def published(bench: Bench) -> None:
+    """Rows of what published trainers do: few samples at once."""
+    plain(bench, ((1, True, 1), (1, False, 1), (2, True, 1)))
 
 
 def kind(bench: Bench) -> str:
@@ -290,10 +294,15 @@ def small(bench: Bench) -> None:
 
 
 def whole(bench: Bench) -> None:
-    """Rows on the whole card; the second time kernels are compiled."""
+    """Rows on the whole card; the second time kernels are compiled. Then without graphs; of clips of four lengths."""
+    training = planned(bench, None)
     for again in ("", ", again"):
-        training = planned(bench, None)
         ours(bench, training, f"ours{again}: {training.plan.line()}")
+    machine = replace(training.machine, max_graphs=0)
+    ours(bench, replace(training, machine=machine), "ours without graphs")
+    clips = make_clips(bench.folder, len(bench.clips), LENGTHS)
+    names = ", ".join(map(str, LENGTHS))
+    ours(bench, replace(training, clips=clips, validation=clips[:16]), f"ours, clips of {names} ms")
 
 
 def noisy(bench: Bench, **how: Any) -> Any:
@@ -340,6 +349,12 @@ def written_out(bench: Bench, checkpointing: bool) -> torch.Tensor:
     return gradients_of(bench, adapted, bench.samples(COMPARED))
 
 
+def by_graphs(bench: Bench, times: int) -> torch.Tensor:
+    """The same of rows that fill the line: the first time as it comes, later by a graph."""
+    adapted = noisy(bench, packed=True, max_graphs=1)
+    return gradients_of(bench, adapted, bench.samples(COMPARED, padded=True), times)
+
+
 def by_autograd(bench: Bench) -> torch.Tensor:
     """Those of the same loss by transformers' layers, cut to the clip."""
     return gradients_of(bench, noisy(bench, packed=False), bench.samples(COMPARED))
@@ -368,29 +383,32 @@ def compare(bench: Bench, kept: dict[str, torch.Tensor]) -> None:
     found["plain transformers"] = by_stock(bench)
     found["plain, one sample at a time"] = by_stock(bench, 1)
     found["transformers' layers cut to the clip"] = by_autograd(bench)
-    if bench.device.type == "cuda":
-        adapted = noisy(bench, packed=False, graphs=Graphs(3))
-        found["the same, CUDA graphs"] = gradients_of(bench, adapted, bench.samples(COMPARED), 3)
     found["ours"] = written_out(bench, False)
     found["ours, checkpointing"] = written_out(bench, True)
+    if bench.device.type == "cuda":
+        found["ours, line filled"] = by_graphs(bench, 1)
+        found["ours, by graphs"] = by_graphs(bench, 3)
+        found["ours, by graphs, again"] = by_graphs(bench, 3)
     bench.model = bench.model.float()
     bench.peak()
     exact = by_stock(bench)
     found["ours in float32"] = written_out(bench, False)
-    print("\n| gradients | from float32 | from plain transformers |\n| --- | --- | --- |")
-    near = found["plain transformers"]
+    print("\n| gradients | from float32 | from plain transformers | from ours, line filled |")
+    print("| --- | --- | --- | --- |")
+    near = exact, found["plain transformers"], found.get("ours, line filled", found["ours"])
     for name, grads in found.items():
-        far = [float((grads - one).norm() / one.norm()) for one in (exact, near)]
-        print(f"| {name} | {far[0]:.1e} | {far[1]:.1e} |", flush=True)
+        far = " | ".join(f"{float((grads - one).norm() / one.norm()):.1e}" for one in near)
+        print(f"| {name} | {far} |", flush=True)
 
 
 def profile(bench: Bench, count: int = BATCH) -> None:
     """Prints what a step of forward, backward and optimizer takes without Trainer, and its kernels."""
     checkpoint = open_checkpoint("pocket-base")
     adapted = adapted_model(
-        checkpoint, Recipe(), bench.device, bench.dtype, loaded=bench.model, packed=True
-    )
-    peft, inputs = adapted.peft.train(), bench.samples(count)
+        checkpoint, Recipe(), bench.device, bench.dtype, loaded=bench.model,
+        max_graphs=int(bench.device.type == "cuda"), packed=True,
+    )  # fmt: skip
+    peft, inputs = adapted.peft.train(), bench.samples(count, padded=True)
     weights = [p for p in peft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=2e-4, fused=bench.device.type == "cuda")
 
@@ -400,8 +418,8 @@ def profile(bench: Bench, count: int = BATCH) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()
-    step()
+    for _ in range(3):  # as it comes, by a new graph, by a graph
+        step()
     begin = bench.wait()
     for _ in range(5):
         step()
@@ -489,7 +507,9 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="the pocket's model on the CPU")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4] + PARTS[5:])
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[part for part in PARTS if part != "profile"]
+    )
     parser.add_argument("--profile", action="store_true", help="the kernels of a step, too")
     parser.add_argument("--known", help=argparse.SUPPRESS)  # of a process of `cards`
     args = parser.parse_args()
@@ -508,6 +528,8 @@ def main() -> int:
             to_nf4(bench.model.model)
         bench.peak()
         print(HEAD, flush=True)
+        if "published" in parts and not args.tiny:
+            run_part("published", partial(published, bench))
         if "plain" in parts:
             run_part("plain", partial(plain, bench))
         if "small" in parts:

@@ -48,17 +48,17 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, dim: int) -> None:
     part.copy_(part * cos[:, None] + turned * sin[:, None])
 
 
-def dropped(x: Tensor, seed: int, share: float) -> Tensor:
-    """`x` with a random `share` set to zero and the rest scaled up. The same seed gives the same places."""
-    return x * _mask(x, seed, share)
+def dropped(x: Tensor, seed: Tensor, number: int, share: float) -> Tensor:
+    """`x` with a random `share` set to zero and the rest scaled up; the places depend on ``seed + number`` alone."""
+    return x * _mask(x, seed, number, share)
 
 
-def add_dropped(into: Tensor, x: Tensor, seed: int, share: float) -> None:
-    """Adds ``dropped(x, seed, share)`` to `into`."""
-    into += x * _mask(x, seed, share)
+def add_dropped(into: Tensor, x: Tensor, seed: Tensor, number: int, share: float) -> None:
+    """Adds ``dropped(x, seed, number, share)`` to `into`."""
+    into += x * _mask(x, seed, number, share)
 
 
-def _mask(x: Tensor, seed: int, share: float) -> Tensor:
-    source = torch.Generator(x.device).manual_seed(seed)
+def _mask(x: Tensor, seed: Tensor, number: int, share: float) -> Tensor:
+    source = torch.Generator(x.device).manual_seed(int(seed) + number)
     kept = torch.rand(x.shape, generator=source, device=x.device) >= share
     return kept.to(x.dtype) / (1 - share)

@@ -88,28 +88,29 @@ def gate_up_backward(grad: Tensor, both: Tensor) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["seed"])
-def _dropped(x, out, count, seed, share, ADD: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["number"])
+def _dropped(x, out, count, seed, number, share, ADD: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     value = tl.load(x + at, inside, other=0.0).to(tl.float32)
-    value = tl.where(tl.rand(seed, at) >= share, value / (1 - share), 0.0)
+    drawn = tl.rand(tl.load(seed) + number, at)
+    value = tl.where(drawn >= share, value / (1 - share), 0.0)
     if ADD:
         value += tl.load(out + at, inside, other=0.0).to(tl.float32)
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
-def dropped(x: Tensor, seed: int, share: float) -> Tensor:
+def dropped(x: Tensor, seed: Tensor, number: int, share: float) -> Tensor:
     """See `elementwise.dropped`; the places are others."""
     out = torch.empty_like(x)
     _dropped[(triton.cdiv(x.numel(), BLOCK),)](
-        x, out, x.numel(), seed, share, ADD=False, BLOCK=BLOCK, num_warps=8
+        x, out, x.numel(), seed, number, share, ADD=False, BLOCK=BLOCK, num_warps=8
     )
     return out
 
 
-def add_dropped(into: Tensor, x: Tensor, seed: int, share: float) -> None:
+def add_dropped(into: Tensor, x: Tensor, seed: Tensor, number: int, share: float) -> None:
     """See `elementwise.add_dropped`."""
     _dropped[(triton.cdiv(x.numel(), BLOCK),)](
-        x, into, x.numel(), seed, share, ADD=True, BLOCK=BLOCK, num_warps=8
+        x, into, x.numel(), seed, number, share, ADD=True, BLOCK=BLOCK, num_warps=8
     )

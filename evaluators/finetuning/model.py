@@ -1,12 +1,12 @@
-"""The model that is trained: base weights, LoRA adapter, the loss at the answer, CUDA graphs of its parts.
+"""The model that is trained: base weights, LoRA adapter, the loss at the answer.
 
 It is the evaluator's model: the audio tower is cut to the clip, and hidden states go through the head only where
 something is supervised.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,68 +20,13 @@ from evaluators.audio_lm.families import Family, audio_config, family_of, join_p
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.clips import Clip
-from evaluators.finetuning.packed import Line, PackedDecoder, is_packable
+from evaluators.finetuning.line import Line
+from evaluators.finetuning.packed import PackedDecoder, is_packable
 from evaluators.finetuning.recipe import Recipe, target_modules
 from evaluators.finetuning.samples import log_mel
 from evaluators.finetuning.tower_layers import TowerLayers, has_plain_layers
 
 EMBED_CLIPS = 16  # at once, where the audio tower is not trained
-
-
-class _Decoder(torch.nn.Module):
-    """Embeddings ``[sample, token, channel]`` -> last hidden states."""
-
-    def __init__(self, lm: Any) -> None:
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state
-        return out
-
-
-class _Tower(torch.nn.Module):
-    """Features ``[sample, bin, frame]`` of clips of one length -> audio embeddings."""
-
-    def __init__(self, model: Any, family: Family, frames: int) -> None:
-        super().__init__()
-        self.tower = model.model.audio_tower  # its parameters are the graph's
-        self.encode = functools.partial(family.encode, model)
-        self.frames = frames
-
-    def forward(self, mel: Tensor) -> Tensor:
-        return self.encode(mel, self.frames)
-
-
-class Graphs:
-    """CUDA graphs of decoder and audio tower, forward and backward, for shapes that come again.
-
-    The layers of a LoRA step are thousands of small kernels: launched one by one they keep the card waiting for the
-    host. Only without gradient accumulation, since a graph's gradients lie in memory that the next replay overwrites.
-
-    Args:
-        limit: Graphs that are kept; each holds the activations of its shape. 0: none.
-    """
-
-    def __init__(self, limit: int = 0) -> None:
-        self.limit = limit
-        self._seen: dict[Any, int] = {}
-        self._graphs: dict[Any, Any] = {}
-
-    def run(self, key: Any, make: Callable[[], torch.nn.Module], x: Tensor) -> Tensor:
-        """``make()(x)``; from the second time that a shape comes, by a graph."""
-        key = (key, tuple(x.shape))
-        if not self.limit or not torch.is_grad_enabled():
-            return make()(x)
-        self._seen[key] = self._seen.get(key, 0) + 1
-        if key not in self._graphs:
-            if self._seen[key] < 2 or len(self._graphs) >= self.limit:
-                return make()(x)
-            sample = torch.zeros_like(x).requires_grad_(x.requires_grad)
-            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                module = make().train()
-                self._graphs[key] = torch.cuda.make_graphed_callables(module, (sample,))
-        return self._graphs[key](x)
 
 
 @dataclass(frozen=True)
@@ -105,15 +50,13 @@ class AdaptedModel(Adapted):
     """One of a packed family. Calling `peft` with a batch of `Collate` gives what `answer_loss` returns."""
 
     family: Family
-    graphs: Graphs = field(default_factory=Graphs)
-    share: float | None = (
-        None  # of dropout, where layers are written out; None: they are autograd's
-    )
+    share: float | None = None  # of dropout, where layers are written out; None: autograd's
+    max_graphs: int = 0  # of language model and audio tower each
 
     @functools.cached_property
     def packed(self) -> PackedDecoder | None:
         """The language model on packed tokens, if it is trained so. Made when the model is on its device."""
-        return None if self.share is None else PackedDecoder(self.base, self.share)
+        return None if self.share is None else PackedDecoder(self.base, self.share, self.max_graphs)
 
     def answer_loss(
         self,
@@ -158,7 +101,8 @@ class AdaptedModel(Adapted):
         x = lm.embed_tokens(ids)
         for group, audio in zip(groups, self._audio(groups), strict=True):
             x = x.index_put(_places(group, audio), audio.to(x.dtype))
-        return self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
+        hidden: Tensor = lm(inputs_embeds=x, use_cache=False).last_hidden_state
+        return hidden
 
     def _audio(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
         """``[sample, token, channel]`` embeddings of each group's clips."""
@@ -166,15 +110,10 @@ class AdaptedModel(Adapted):
             return [group["audio"] for group in groups]
         ends = self.family.ends
         if self.tower is None or ends is None:
-            return [self._encoded(group["mel"], group["frames"]) for group in groups]
+            return [self.family.encode(self.base, g["mel"], g["frames"]) for g in groups]
         parts = [ends.front(self.base, group["mel"], group["frames"]) for group in groups]
         done = iter(self.tower([x for own in parts for x in own]))
         return [ends.back(self.base, join_parts([next(done) for _ in own])) for own in parts]
-
-    def _encoded(self, mel: Tensor, frames: int) -> Tensor:
-        """Embeddings by the tower's own modules."""
-        tower = functools.partial(_Tower, self.base, self.family, frames)
-        return self.graphs.run(("tower", frames), tower, mel)
 
     @functools.cached_property
     def tower(self) -> TowerLayers | None:
@@ -182,7 +121,7 @@ class AdaptedModel(Adapted):
         tower = self.base.model.audio_tower
         if self.share is None or self.family.ends is None or not has_plain_layers(tower):
             return None
-        return TowerLayers(tower, self.share)
+        return TowerLayers(tower, self.share, self.max_graphs)
 
 
 def _places(group: dict[str, Any], audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +138,7 @@ def adapted_model(
     *,
     expand: bool = False,
     loaded: Any = None,
-    graphs: Graphs | None = None,
+    max_graphs: int = 0,
     packed: bool | None = None,
 ) -> AdaptedModel:
     """The base weights with a new adapter, or with the checkpoint's own, which is trained further.
@@ -211,7 +150,7 @@ def adapted_model(
         dtype: Of the frozen weights; the adapter is float32.
         expand: Expand 4-bit weights once, to what every product would expand them to.
         loaded: A base model in memory, instead of the checkpoint's files. It is changed.
-        graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
+        max_graphs: CUDA graphs that may be kept, of language model and audio tower each. 0: none is made.
         packed: Whether its layers' gradients are written out. None: where they can be.
     """
     family = family_of(loaded.config if loaded is not None else audio_config(checkpoint.base))
@@ -224,7 +163,7 @@ def adapted_model(
     if packed is None:
         packed = is_packable(model)
     share = recipe.dropout if packed else None
-    adapted = AdaptedModel(peft, family, graphs or Graphs(), share)
+    adapted = AdaptedModel(peft, family, share, max_graphs)
     model.forward = adapted.answer_loss
     return adapted
 

@@ -5,7 +5,7 @@ is random either way.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,44 +16,33 @@ from torch import Tensor, nn
 from evaluators.audio_lm.decoder import FusedLinear, biases, load_kernels
 from evaluators.finetuning import elementwise
 
-PRODUCTS = 4  # of a layer
-SEEDS = 2**31  # of a step's dropout
-
 
 @dataclass(frozen=True)
 class Dropping:
     """Dropout of the adapters' inputs.
 
     Attributes:
-        seed: Of this product, in this step.
+        seed: ``[]`` of the step.
+        number: Of the product, which is added to the seed.
         share: Of the inputs; 0: none.
         ops: `elementwise`, or the kernels of the same functions.
     """
 
-    seed: int = 0
-    share: float = 0.0
-    ops: ModuleType = elementwise
+    seed: Tensor
+    number: int
+    share: float
+    ops: ModuleType
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` without the share."""
-        return self.ops.dropped(x, self.seed, self.share) if self.share else x
+        return self.ops.dropped(x, self.seed, self.number, self.share) if self.share else x
 
     def add(self, into: Tensor, x: Tensor) -> None:
         """Adds to `into` what is left of `x`."""
         if self.share:
-            self.ops.add_dropped(into, x, self.seed, self.share)
+            self.ops.add_dropped(into, x, self.seed, self.number, self.share)
         else:
             into += x
-
-    def of_layer(self, number: int) -> list["Dropping"]:
-        """Of each product of a layer, where this one is the first layer's first."""
-        first = self.seed + number * PRODUCTS
-        return [replace(self, seed=first + i) for i in range(PRODUCTS)]
-
-
-def new_dropping(share: float, ops: ModuleType) -> Dropping:
-    """Of a step. Its seed comes from the CPU's random numbers, which a resumed training goes on with."""
-    return Dropping(int(torch.randint(SEEDS, ())) if share else 0, share, ops)
 
 
 def load_ops(device: torch.device) -> ModuleType:

@@ -20,8 +20,8 @@ from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.templates import encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.finetuning.line import in_line
 from evaluators.finetuning.memory import RowLength
-from evaluators.finetuning.packed import in_line
 from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
 from evaluators.presentation import AS_IS
@@ -240,11 +240,15 @@ def mask(mel: NDArray[np.float32], frames: int, rng: np.random.Generator) -> NDA
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples -> a batch of padded rows. Padding stands at the end, where causal attention never looks from."""
+    """Samples -> a batch of padded rows. Padding stands at the end, where causal attention never looks from.
+
+    With `padded` the line is filled, see `in_line`.
+    """
 
     family: Family
     config: Any
     loss: Loss
+    padded: bool = False
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch as tensors.
@@ -274,7 +278,7 @@ class Collate:
         target_row, target_place, target_id, target_weight = zip(*targets, strict=True)
         # No state of a row's last token predicts anything.
         before = min(len(item["wording"].before) for item in items)
-        line = in_line([row[:-1] for row in rows], before)
+        line = in_line([row[:-1] for row in rows], before, self.padded)
         keep, state = line.index[target_row, target_place].unique(return_inverse=True)
         return {
             "ids": torch.from_numpy(ids),

@@ -1,7 +1,7 @@
 """The layers of an audio tower of Whisper's kind with LoRA, their gradients written out, as in `packed`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,19 +10,15 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from evaluators.audio_lm.attention import Heads
-from evaluators.finetuning.packed import Line, attend, in_line
+from evaluators.finetuning.line import attend, in_line
 from evaluators.finetuning.products import (
-    PRODUCTS,
-    Beside,
-    Dropping,
     Given,
     Product,
-    cast_adapters,
     is_plain_lora,
     load_ops,
-    new_dropping,
     only_lora_is_trained,
 )
+from evaluators.finetuning.stack import Stack, Step, new_seed
 
 GELU = (nn.GELU, GELUActivation)
 
@@ -45,25 +41,6 @@ class _Norm:
         return torch.ops.aten.native_layer_norm_backward(*given, [True, False, False])[0]
 
 
-@dataclass(frozen=True)
-class TowerStep:
-    """What all layers share in a step.
-
-    Attributes:
-        line: Parts of clips as rows, of whose tokens none are shared.
-        seen: ``[row, 1, 1, width]`` the places of a row; None: the rows fill the width.
-        beside: The adapters of each product, layer by layer.
-        dropping: Of the first product of the first layer.
-        again: Keep only the input of each layer, and compute it again in the backward pass.
-    """
-
-    line: Line
-    seen: Tensor | None
-    beside: list[Beside | None]
-    dropping: Dropping
-    again: bool
-
-
 class _Kept(NamedTuple):
     """What the backward pass of a layer needs."""
 
@@ -83,11 +60,12 @@ class TowerLayer:
     Args:
         layer: Of transformers, with peft's layers in it.
         number: Of the layer.
+        ops: `elementwise`, or its kernels.
     """
 
-    def __init__(self, layer: Any, number: int) -> None:
+    def __init__(self, layer: Any, number: int, ops: ModuleType) -> None:
         attention = layer.self_attn
-        count, self.number = attention.num_heads, number
+        count, self.number, self.ops = attention.num_heads, number, ops
         self.heads = Heads(count, count, attention.q_proj.out_features // count)
         self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = Product([attention.out_proj])
@@ -99,14 +77,9 @@ class TowerLayer:
         """All of them."""
         return [self.qkv, self.out, self.wide, self.narrow]
 
-    @property
-    def adapters(self) -> list[Tensor]:
-        """All trained weights, product by product."""
-        return [weight for product in self.products for weight in product.adapters]
-
-    def forward(self, x: Tensor, step: TowerStep) -> tuple[Tensor, _Kept]:
+    def forward(self, x: Tensor, step: Step) -> tuple[Tensor, _Kept]:
         """(``[position, channel]`` of all rows, one after another; what `backward` needs)."""
-        drop, beside = step.dropping.of_layer(self.number), self._beside(step)
+        drop, beside = step.of_layer(self.number, self.ops)
         norm_1 = self.norm_1.forward(x)
         qkv, low_1 = self.qkv.forward(norm_1[0], beside[0], drop[0])
         with torch.enable_grad():  # for `backward`
@@ -120,9 +93,9 @@ class TowerLayer:
         low = low_1, low_2, low_3, low_4
         return mid + more, _Kept(x, norm_1, low, qkv, attended, mid, norm_2, wide)
 
-    def backward(self, grad: Tensor, kept: _Kept, step: TowerStep) -> tuple[Tensor, list[Tensor]]:
+    def backward(self, grad: Tensor, kept: _Kept, step: Step) -> tuple[Tensor, list[Tensor]]:
         """(Gradient by the layer's input, those by the `adapters`), from that by its result."""
-        drop, beside = step.dropping.of_layer(self.number), self._beside(step)
+        drop, beside = step.of_layer(self.number, self.ops)
         (h_1, *about_1), (h_2, *about_2) = kept.norm_1, kept.norm_2
         kind = h_1.dtype
         x_4 = F.gelu(kept.wide) if self.narrow.parts else None
@@ -141,40 +114,14 @@ class TowerLayer:
         stream = stream + self.norm_1.backward(by_h, kept.x, *about_1)
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
 
-    def _attend(self, qkv: Tensor, step: TowerStep) -> Tensor:
+    def _attend(self, qkv: Tensor, step: Step) -> Tensor:
         """Attention of each row's positions to each other."""
         if step.seen is not None:
-            return attend(qkv, step.line, self.heads, step.seen)
-        rows = qkv.view(*step.line.index.shape, 3, self.heads.queries, self.heads.dim)
+            return attend(qkv, step, self.heads, step.seen)
+        rows = qkv.view(*step.index.shape, 3, self.heads.queries, self.heads.dim)
         q, k, v = (x.transpose(1, 2) for x in rows.unbind(2))
         out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(len(qkv), -1)
-
-    def _beside(self, step: TowerStep) -> list[Beside | None]:
-        """The adapters of each product."""
-        return step.beside[self.number * PRODUCTS : (self.number + 1) * PRODUCTS]
-
-
-class _Apply(torch.autograd.Function):
-    """A layer. Its adapters are arguments, so that autograd gives them their gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, layer: TowerLayer, step: TowerStep, *adapters: Tensor
-    ) -> Tensor:
-        out, kept = layer.forward(x, step)
-        ctx.layer, ctx.step = layer, step
-        ctx.kept = x.to(kept.wide.dtype) if step.again else kept
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layer, step, kept = ctx.layer, ctx.step, ctx.kept
-        ctx.kept = None
-        if step.again:
-            _, kept = layer.forward(kept.float(), step)
-        by_x, adapters = layer.backward(grads[0], kept, step)
-        return by_x, None, None, *adapters
 
 
 class TowerLayers:
@@ -182,36 +129,36 @@ class TowerLayers:
 
     Args:
         tower: Of transformers, with peft's layers in it, on its device.
-        share: Of the adapters' inputs that dropout takes away in training.
+        share: Of the adapters' inputs that dropout leaves out in training.
+        max_graphs: See `Stack`.
     """
 
-    def __init__(self, tower: Any, share: float) -> None:
-        device = tower.layers[0].final_layer_norm.weight.device
-        self.tower, self.share, self.ops = tower, share, load_ops(device)
-        self.layers = [TowerLayer(layer, i) for i, layer in enumerate(tower.layers)]
+    def __init__(self, tower: Any, share: float, max_graphs: int) -> None:
+        self.tower, self.share, self.padded = tower, share, max_graphs > 0
+        like = tower.layers[0].final_layer_norm.weight
+        ops = load_ops(like.device)
+        layers = [TowerLayer(layer, i, ops) for i, layer in enumerate(tower.layers)]
+        self.stack = Stack(layers, like.dtype, max_graphs)
 
     def __call__(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """``[part, position, channel]`` after the layers, of several such before them, all in one line."""
-        lengths = [x.shape[1] for x in parts for _ in x]
-        line = in_line([range(length) for length in lengths], 0)
-        device, seen = parts[0].device, None
-        line = replace(line, **{n: getattr(line, n).to(device) for n in ("index", "first")})
-        if len(set(lengths)) > 1:
-            place = torch.arange(max(lengths), device=device)
-            seen = (place < torch.tensor(lengths, device=device)[:, None])[:, None, None]
-        dropping = new_dropping(self.share if self.tower.training else 0.0, self.ops)
-        again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
-        products = [product for layer in self.layers for product in layer.products]
-        dtype = parts[0].dtype
-        step = TowerStep(line, seen, cast_adapters(products, dtype), dropping, again)
+        lengths, device = [x.shape[1] for x in parts for _ in x], parts[0].device
+        same = len(set(lengths)) == 1
+        line = in_line([range(length) for length in lengths], padded=self.padded and not same)
         stream = torch.cat([x.flatten(0, 1) for x in parts]).float()
-        for layer in self.layers:
-            if torch.is_grad_enabled():
-                stream = _Apply.apply(stream, layer, step, *layer.adapters)
-            else:
-                stream = layer.forward(stream, step)[0]
-        done = stream.to(dtype).split([x.shape[0] * x.shape[1] for x in parts])
-        return [x.view(like.shape) for x, like in zip(done, parts, strict=True)]
+        more = len(line.first) - len(stream)
+        stream, seen = F.pad(stream, (0, 0, 0, more)), None
+        if not same:
+            ends = torch.tensor([*lengths, more][: len(line.index)])[:, None]
+            seen = (torch.arange(line.index.shape[1]) < ends)[:, None, None].to(device)
+        share = self.share if self.tower.training else 0.0
+        again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
+        step = Step(
+            line.index.to(device), line.first.to(device), 0, new_seed(share, device), share, again, seen=seen
+        )  # fmt: skip
+        done = self.stack(stream, step)[: len(stream) - more].to(parts[0].dtype)
+        pieces = done.split([x.shape[0] * x.shape[1] for x in parts])
+        return [x.view(like.shape) for x, like in zip(pieces, parts, strict=True)]
 
 
 def has_plain_layers(tower: Any) -> bool:

@@ -3,13 +3,12 @@
 Trainer brings what is not special here: optimizer, schedule, resuming, logging, several GPUs.
 """
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from evaluators.errors import UserError
 from evaluators.files import replacing_folder, sync, write_text
 from evaluators.finetuning.generic import CollateOne, GenericSamples, generic_model
 from evaluators.finetuning.memory import TrainingPlan
-from evaluators.finetuning.model import Adapted, AdaptedModel, Graphs, adapted_model, embed_clips
+from evaluators.finetuning.model import Adapted, AdaptedModel, adapted_model, embed_clips
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import (
     ALL_WORDINGS,
@@ -57,7 +56,12 @@ class Machine:
     dtype: torch.dtype  # of the frozen weights
     processes: int = 1
     features: Path | None = None  # folder that keeps features of clips
-    max_graphs: int = 3  # CUDA graphs that may be kept
+    max_graphs: int = 8  # CUDA graphs that may be kept, of language model and audio tower each
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs that may be kept; none on other devices."""
+        return self.max_graphs if self.device.type == "cuda" else 0
 
     @property
     def gib(self) -> float | None:
@@ -181,30 +185,12 @@ def train(
     trainer.accelerator.wait_for_everyone()
     resume = last_complete(folder)
     trainer.accelerator.wait_for_everyone()
-    with side_stream(training.machine.device):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.accelerator.wait_for_everyone()
     best = keeper.load_into(model.peft)
     seconds = time.perf_counter() - begin
     state = trainer.state
     return Trained(model, state.global_step, best["step"], best["loss"], seconds, loss_curve(state))
-
-
-@contextlib.contextmanager
-def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own. What accumulates gradients may not lie on the default one while a graph is captured.
-
-    Where such a node outlives its step, as under DistributedDataParallel, the capture would make the default stream
-    wait for it, which CUDA forbids (cudaErrorStreamCaptureImplicit).
-    """
-    if device.type != "cuda":
-        yield
-        return
-    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    own.wait_stream(outer)
-    with torch.cuda.stream(own):
-        yield
-    outer.wait_stream(own)
 
 
 def open_parts(
@@ -218,9 +204,9 @@ def open_parts(
         return model, make_generic_samples(training, training.chat), one
     packed = adapted_model(
         training.checkpoint, recipe, machine.device, machine.dtype,
-        expand=training.plan.expand, loaded=loaded, graphs=graphs_for(training),
+        expand=training.plan.expand, loaded=loaded, max_graphs=machine.graphs,
     )  # fmt: skip
-    batch = Collate(packed.family, packed.base.config, recipe.loss)
+    batch = Collate(packed.family, packed.base.config, recipe.loss, machine.graphs > 0)
     return packed, make_samples(training, packed), batch
 
 
@@ -233,18 +219,6 @@ def make_generic_samples(training: Training, chat: Chat) -> tuple[GenericSamples
         GenericSamples(training.clips, prompts, labels, chat, schedule=schedule),
         GenericSamples(training.validation, prompts, labels, chat, schedule=ALL_WORDINGS),
     )
-
-
-def graphs_for(training: Training) -> Graphs:
-    """CUDA graphs where they are possible: in bfloat16, without gradient accumulation and checkpointing."""
-    machine, plan = training.machine, training.plan
-    possible = (
-        machine.device.type == "cuda"
-        and machine.dtype == torch.bfloat16
-        and plan.micro_batch_size * machine.processes == training.recipe.batch
-        and not plan.checkpointing
-    )
-    return Graphs(machine.max_graphs if possible else 0)
 
 
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:

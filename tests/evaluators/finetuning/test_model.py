@@ -1,5 +1,6 @@
 """The loss and its gradients equal the plain implementation; Qwen3-Omni's thinker is trained the same way."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.stock import StockModel
+from evaluators.finetuning import stack
+from evaluators.finetuning.line import in_line
 from evaluators.finetuning.model import adapted_model
-from evaluators.finetuning.packed import in_line, is_packable
+from evaluators.finetuning.packed import is_packable
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, Schedule, tokenize_prompts
 from evaluators.finetuning.tower_layers import has_plain_layers
@@ -25,12 +28,13 @@ CPU = torch.device("cpu")
 OMNI_TESTS = Path(__file__).resolve().parents[1] / "audio_lm" / "test_omni.py"
 
 
-def adapted_pocket(packed=False, **recipe):
+def adapted_pocket(packed=False, max_graphs=0, **recipe):
     """A model whose adapter is not zero, so that no gradient is."""
     recipe = Recipe(**{"dropout": 0.0, **recipe})
     adapted = adapted_model(
-        open_checkpoint("pocket-base"), recipe, CPU, torch.float32, packed=packed
-    )
+        open_checkpoint("pocket-base"), recipe, CPU, torch.float32, max_graphs=max_graphs,
+        packed=packed,
+    )  # fmt: skip
     for name, weight in adapted.peft.named_parameters():
         if "lora_B" in name:
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -46,7 +50,7 @@ def gradients(peft, loss):
 
 @pytest.mark.parametrize("loss", ["answer", "full"])
 def test_loss_and_gradients_equal_the_plain_implementation(
-    processor, train_clips, seeds, labels, loss
+    processor, train_clips, seeds, labels, loss, monkeypatch
 ):
     clips = [*train_clips[:7], train_clips[9]]
     adapted = adapted_pocket()
@@ -86,6 +90,47 @@ def test_loss_and_gradients_equal_the_plain_implementation(
         ours = peft(**batch)["loss"]
         assert float(ours.detach()) == pytest.approx(float(total.detach()), abs=1e-5)
         assert float((gradients(peft, ours) - expected).norm() / expected.norm()) < 1e-4
+    adapted = graphed_pocket(monkeypatch)
+    batch = Collate(QWEN2_AUDIO, model.config, loss, padded=True)([samples[i] for i in range(8)])
+    ids, index = batch["line"]["ids"], batch["line"]["index"]
+    assert len(ids) % index.shape[1] == 0 and len(index) == 9  # one more row of zeros
+    for _ in range(2):  # as it comes, by a graph
+        found = gradients(adapted.peft, adapted.peft(**batch)["loss"])
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def graphed_pocket(monkeypatch):
+    """A model with graphs whose replay computes again what was captured, from the same places in memory."""
+
+    def capture(run, pool):
+        run()
+        return run
+
+    monkeypatch.setattr(stack, "capture", capture)
+    monkeypatch.setattr(stack, "side_stream", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    adapted = adapted_pocket(packed=True, max_graphs=1)
+    adapted.peft.train()
+    return adapted
+
+
+def test_graphs_take_what_each_batch_brings_and_their_gradients_add_up(
+    processor, train_clips, seeds, labels, monkeypatch
+):
+    adapted = graphed_pocket(monkeypatch)
+    clips = [c for c in train_clips if c.duration_ms == train_clips[0].duration_ms]
+    parts = [clips[i : i + 2] for i in (0, 2, 4)]  # of the same shape
+    batches = [small_batch(adapted, processor, part, seeds[:1], labels) for part in parts]
+    packed = adapted_pocket(packed=True)
+    packed.peft.train()
+    expected = [gradients(packed.peft, packed.peft(**batch)["loss"]) for batch in batches]
+    for batch, one in zip(batches, expected, strict=True):
+        found = gradients(adapted.peft, adapted.peft(**batch)["loss"])
+        assert float((found - one).norm() / one.norm()) < 1e-4
+    assert len(adapted.packed.stack._graphs) == len(adapted.tower.stack._graphs) == 1
+    adapted.peft(**batches[0])["loss"].backward()  # to those of the last
+    both = torch.cat([p.grad.flatten() for p in adapted.peft.parameters() if p.requires_grad])
+    assert float((both - expected[0] - expected[2]).norm() / both.norm()) < 1e-4
 
 
 def small_batch(adapted, processor, clips, seeds, labels):
@@ -164,6 +209,10 @@ def test_what_rows_begin_with_stands_once_in_a_line():
     assert in_line([[7, 8, 9], [7, 8, 3]], 1).shared == 1  # no more than stands before the audio
     assert in_line([[7, 8]], 2).ids.tolist() == [7, 8]
     assert in_line([[7], [8]], 1).shared == 0
+    filled = in_line([[7, 8, 9, 1, 2], [7, 8, 3]], 2, padded=True)
+    assert filled.ids.tolist() == [7, 8, 9, 1, 2, 3, 0, 0] and filled.index.shape == (3, 8)
+    assert filled.index[2].tolist() == [6, 7, 0, 0, 0, 0, 0, 0]
+    assert filled.first.tolist() == [0, 1, 2, 3, 4, 10, 16, 17]
 
 
 def tiny_omni(tokenizer):
