@@ -1,7 +1,7 @@
 """What stands between the matrix products of a layer, forward and backward, by plain torch.
 
 The residual stream is float32, what goes into a product has the precision of the weights. For CUDA
-`evaluators.finetuning.kernels` has the same functions, each as one kernel.
+`evaluators.audio_lm.kernels` has the same functions, each as one kernel.
 """
 
 import torch
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def add_norm(x: Tensor, more: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def stream_norm(x: Tensor, more: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(``x + more`` in float32, its root mean square normalization in `norm`'s precision) of ``[token, channel]``."""
     total = x if more is None else x + more
     return total, (_unit(total, eps)[0] * norm).to(norm.dtype)
 
 
-def norm_backward(grad: Tensor, x: Tensor, norm: Tensor, eps: float, into: Tensor) -> None:
+def stream_norm_backward(grad: Tensor, x: Tensor, norm: Tensor, eps: float, into: Tensor) -> None:
     """Adds to `into` the gradient by `x` of its normalization, from that by what came out."""
     unit, scale = _unit(x, eps)
     inner = grad.float() * norm

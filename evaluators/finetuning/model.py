@@ -67,9 +67,7 @@ class AdaptedModel(Adapted):
         target_place: Tensor,
         target_id: Tensor,
         target_weight: Tensor,
-        line: dict[str, Any],
-        keep: Tensor,
-        state: Tensor,
+        packed: dict[str, Any],
     ) -> dict[str, Tensor]:
         """``loss``, the weighted loss at the supervised tokens, and ``logp``, their log-probabilities in nats.
 
@@ -82,7 +80,9 @@ class AdaptedModel(Adapted):
             with torch.autocast(
                 ids.device.type, enabled=False
             ):  # the layers say themselves what they round
-                logits = self._logits_in_line(self.packed, Line(**line), groups, keep)[state]
+                line = Line(**packed["line"])
+                kept = self._logits_in_line(self.packed, line, groups, packed["keep"])
+            logits = kept[packed["state"]]
         logp = -F.cross_entropy(logits, target_id, reduction="none")
         return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
 

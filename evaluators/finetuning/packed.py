@@ -69,7 +69,7 @@ class Layer:
         assert step.cos is not None and step.sin is not None
         keep = step.keep if self.is_last else None
         ops, drop, beside = self.ops, *step.of_layer(self.number, self.ops)
-        _, h_1 = ops.add_norm(x, None, self.norm_1.weight, self.norm_1.variance_epsilon)
+        _, h_1 = ops.stream_norm(x, None, self.norm_1.weight, self.norm_1.variance_epsilon)
         turned, low_1 = self.qkv.forward(h_1, beside[0], drop[0])
         turning = self.heads.queries + self.heads.keys, self.heads.dim
         ops.rotate(turned, step.cos, step.sin, *turning)
@@ -79,7 +79,7 @@ class Layer:
         out = attended.detach() if keep is None else attended.detach()[keep]
         more, low_2 = self.out.forward(out, beside[1], drop[1])
         before = x if keep is None else x[keep]
-        mid, h_2 = ops.add_norm(before, more, self.norm_2.weight, self.norm_2.variance_epsilon)
+        mid, h_2 = ops.stream_norm(before, more, self.norm_2.weight, self.norm_2.variance_epsilon)
         both, low_3 = self.gate_up.forward(h_2, beside[2], drop[2])
         more, low_4 = self.down.forward(ops.gate_up(both), beside[3], drop[3])
         low = low_1, low_2, low_3, low_4
@@ -97,9 +97,9 @@ class Layer:
         )
         by_both = ops.gate_up_backward(by_gate, kept.both)
         norm = self.norm_2.weight, self.norm_2.variance_epsilon
-        x_3 = ops.add_norm(kept.mid, None, *norm)[1] if self.gate_up.parts else None
+        x_3 = ops.stream_norm(kept.mid, None, *norm)[1] if self.gate_up.parts else None
         by_h, lora_3 = self.gate_up.backward(by_both, Given(x_3, kept.low[2]), beside[2], drop[2])
-        ops.norm_backward(by_h, kept.mid, *norm, stream)
+        ops.stream_norm_backward(by_h, kept.mid, *norm, stream)
         by_out, lora_2 = self.out.backward(
             stream.to(kind), Given(kept.out, kept.low[1]), beside[1], drop[1]
         )
@@ -110,7 +110,9 @@ class Layer:
         turning = self.heads.queries + self.heads.keys, self.heads.dim
         ops.rotate(by_qkv, step.cos, -step.sin, *turning)
         by_h, lora_1 = self.qkv.backward(by_qkv, Given(kept.h_1, kept.low[0]), beside[0], drop[0])
-        ops.norm_backward(by_h, kept.x, self.norm_1.weight, self.norm_1.variance_epsilon, stream)
+        ops.stream_norm_backward(
+            by_h, kept.x, self.norm_1.weight, self.norm_1.variance_epsilon, stream
+        )
         return stream, [*lora_1, *lora_2, *lora_3, *lora_4]
 
 

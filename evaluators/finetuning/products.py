@@ -47,11 +47,8 @@ class Dropping:
 
 def load_ops(device: torch.device) -> ModuleType:
     """`elementwise`, or, where Triton's kernels run, those."""
-    if load_kernels(device) is None:
-        return elementwise
-    from evaluators.finetuning import kernels  # Triton's, which CUDA alone has
-
-    return kernels
+    ops: ModuleType = load_kernels(device) or elementwise
+    return ops
 
 
 @dataclass(frozen=True)

@@ -257,8 +257,8 @@ class Collate:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
             ``audio``, their ``row`` and the ``place`` where the audio begins; and for each supervised token its
             ``target_row``, ``target_place`` (of the state that predicts it), ``target_id`` and ``target_weight``;
-            weights sum to about one. The same rows packed: the fields of a `Line`, ``line``; its tokens whose states
-            predict something, ``keep``; and for each supervised token its ``state`` among them.
+            weights sum to about one. The same rows ``packed``: the fields of a `Line`, ``line``; its tokens that
+            predict something, ``keep``; and for each supervised token the number of that among them, ``state``.
         """
         audio_tokens = [
             len(item["audio"])
@@ -287,9 +287,7 @@ class Collate:
             "target_place": torch.tensor(target_place),
             "target_id": torch.tensor(target_id),
             "target_weight": torch.tensor(target_weight, dtype=torch.float32),
-            "line": vars(line),
-            "keep": keep,
-            "state": state,
+            "packed": {"line": vars(line), "keep": keep, "state": state},
         }
 
     def _row(self, item: dict[str, Any], audio_tokens: int) -> tuple[list[int], list[int]]:

@@ -92,7 +92,7 @@ def test_loss_and_gradients_equal_the_plain_implementation(
         assert float((gradients(peft, ours) - expected).norm() / expected.norm()) < 1e-4
     adapted = graphed_pocket(monkeypatch)
     batch = Collate(QWEN2_AUDIO, model.config, loss, padded=True)([samples[i] for i in range(8)])
-    ids, index = batch["line"]["ids"], batch["line"]["index"]
+    ids, index = batch["packed"]["line"]["ids"], batch["packed"]["line"]["index"]
     assert len(ids) % index.shape[1] == 0 and len(index) == 9  # one more row of zeros
     for _ in range(2):  # as it comes, by a graph
         found = gradients(adapted.peft, adapted.peft(**batch)["loss"])
