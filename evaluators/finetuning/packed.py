@@ -2,7 +2,7 @@
 
 Tokens of all samples lie one after another in a line, without padding. What all begin with (the system message) stands
 in it once: no token before the audio depends on what follows. The residual stream is float32, which costs little and
-takes away most of the rounding of bfloat16. Between the products of a layer stand kernels of one pass each; what they
+takes away some of the rounding of bfloat16. Between the products of a layer stand kernels of one pass each; what they
 need again in the backward pass is mostly computed again. The last layer goes on with the supervised places alone.
 """
 
@@ -148,12 +148,8 @@ class PackedDecoder:
     """
 
     def __init__(self, model: Any, share: float, max_graphs: int) -> None:
-        self.lm, self.head, self.share = (
-            model.model.language_model,
-            model.lm_head.weight.data,
-            share,
-        )
-        config = model.config.text_config
+        self.lm, self.head = model.model.language_model, model.lm_head.weight.data
+        self.share, config = share, model.config.text_config
         count, ops = config.num_attention_heads, load_ops(self.head.device)
         dim = getattr(config, "head_dim", None) or config.hidden_size // count
         heads, last = Heads(count, config.num_key_value_heads, dim), len(self.lm.layers) - 1
@@ -169,9 +165,7 @@ class PackedDecoder:
             keep: Those whose logits are asked for, each once.
         """
         lm, rows = self.lm, line.position[None]
-        if hasattr(
-            lm.rotary_emb, "mrope_section"
-        ):  # time, height and width: equal without pictures
+        if hasattr(lm.rotary_emb, "mrope_section"):  # time, height, width: equal without pictures
             rows = rows.expand(3, 1, -1)
         cos, sin = (part[0].contiguous() for part in lm.rotary_emb(x[None], rows))
         share = self.share if lm.training else 0.0

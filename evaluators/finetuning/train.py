@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.decoder import load_kernels
 from evaluators.audio_lm.device import card_gib
 from evaluators.audio_lm.families import audio_config
 from evaluators.audio_lm.generic_chat import Chat
@@ -57,11 +58,6 @@ class Machine:
     processes: int = 1
     features: Path | None = None  # folder that keeps features of clips
     max_graphs: int = 8  # CUDA graphs that may be kept, of language model and audio tower each
-
-    @property
-    def graphs(self) -> int:
-        """CUDA graphs that may be kept; none on other devices."""
-        return self.max_graphs if self.device.type == "cuda" else 0
 
     @property
     def gib(self) -> float | None:
@@ -202,11 +198,12 @@ def open_parts(
         model = generic_model(training.checkpoint, recipe, machine.device, machine.dtype)
         one = CollateOne(training.chat.audio_id, recipe.loss)
         return model, make_generic_samples(training, training.chat), one
+    max_graphs = graphs_for(training)
     packed = adapted_model(
         training.checkpoint, recipe, machine.device, machine.dtype,
-        expand=training.plan.expand, loaded=loaded, max_graphs=machine.graphs,
+        expand=training.plan.expand, loaded=loaded, max_graphs=max_graphs,
     )  # fmt: skip
-    batch = Collate(packed.family, packed.base.config, recipe.loss, machine.graphs > 0)
+    batch = Collate(packed.family, packed.base.config, recipe.loss, max_graphs > 0)
     return packed, make_samples(training, packed), batch
 
 
@@ -219,6 +216,12 @@ def make_generic_samples(training: Training, chat: Chat) -> tuple[GenericSamples
         GenericSamples(training.clips, prompts, labels, chat, schedule=schedule),
         GenericSamples(training.validation, prompts, labels, chat, schedule=ALL_WORDINGS),
     )
+
+
+def graphs_for(training: Training) -> int:
+    """CUDA graphs that may be kept: none without Triton's kernels, none with checkpointing, where memory is short."""
+    possible = load_kernels(training.machine.device) is not None and not training.plan.checkpointing
+    return training.machine.max_graphs if possible else 0
 
 
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:
