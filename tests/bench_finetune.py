@@ -9,6 +9,7 @@ bitsandbytes; --tiny runs the same on the pocket's model, to see that it runs.
 """
 
 import argparse
+import functools
 import gc
 import hashlib
 import os
@@ -19,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,13 @@ class Bench:
     @property
     def flop(self) -> float:
         """Of a step's products, forward and backward by the inputs, all rows whole but for the answer."""
-        config = self.model.config
-        decoder, _, _, tower = weight_counts(config)
-        return 4.0 * BATCH * (decoder * (14 + 25 + SUFFIX) + tower * 50)
+        decoder, _, _, tower = weight_counts(self.model.config)
+        return 4.0 * BATCH * (decoder * (self.length - 1) + tower * 50)
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Tokens of a row: system message, audio, the prompt, the answer."""
+        return self.samples(1)["ids"].shape[1]
 
     def training(self, **changes: Any) -> Training:
         """The default recipe on all clips."""
@@ -273,9 +277,12 @@ def planned(bench: Bench, gib: float | None) -> Training:
         return bench.training()
     total = torch.cuda.get_device_properties(0).total_memory / 2**30
     quantization = "nf4" if kind(bench) == "nf4" else "none"
-    length = RowLength(14 + 25 + SUFFIX + 1, 25)  # system, audio, the prompt, the answer
     plan = plan_training(
-        bench.model.config, length, gib or total, batch=BATCH, quantization=quantization
+        bench.model.config,
+        RowLength(bench.length, 25),
+        gib or total,
+        batch=BATCH,
+        quantization=quantization,
     )
     assert plan is not None
     checkpoint = replace(open_checkpoint("pocket-base"), quantization=quantization)
@@ -529,28 +536,28 @@ def main() -> int:
         bench.peak()
         print(HEAD, flush=True)
         if "published" in parts and not args.tiny:
-            run_part("published", partial(published, bench))
+            run_part("published", functools.partial(published, bench))
         if "plain" in parts:
-            run_part("plain", partial(plain, bench))
+            run_part("plain", functools.partial(plain, bench))
         if "small" in parts:
-            run_part("small", partial(small, bench))
+            run_part("small", functools.partial(small, bench))
         kept = {}
         if "gradients" in parts and not args.tiny:
-            grads = run_part("4 bits", partial(written_out, bench, True))
+            grads = run_part("4 bits", functools.partial(written_out, bench, True))
             kept = {} if grads is None else {"ours, 4 bits, checkpointing": grads}
         merge(bench.model, bench.dtype, True)
         bench.peak()
         if "plain" in parts and not args.tiny:
-            run_part("plain", partial(plain, bench))
+            run_part("plain", functools.partial(plain, bench))
         if "whole" in parts:
-            run_part("whole", partial(whole, bench))
+            run_part("whole", functools.partial(whole, bench))
         if "profile" in parts:
             for count in (BATCH, BATCH // 2):
-                run_part("profile", partial(profile, bench, count))
+                run_part("profile", functools.partial(profile, bench, count))
         if "gradients" in parts:
-            run_part("gradients", partial(compare, bench, kept))
+            run_part("gradients", functools.partial(compare, bench, kept))
         if "cards" in parts:
-            run_part("cards", partial(cards, bench))
+            run_part("cards", functools.partial(cards, bench))
     return 0
 
 
