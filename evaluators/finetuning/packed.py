@@ -185,31 +185,24 @@ def is_packable(model: Any) -> bool:
 
     It is dense, of Qwen2's or Llama's kind, has plain LoRA or none at each layer, and no dropout of its own.
     """
-    config = model.config.text_config
+    config, lm, head = model.config.text_config, model.model.language_model, model.lm_head
     rope = (config.rope_parameters or {}).get("rope_type", "default")
-    kinds = getattr(config, "layer_types", None) or ()
-    if (
-        config.hidden_act != "silu"
-        or rope in ("dynamic", "longrope")
-        or "sliding_attention" in kinds
-    ):
+    if config.hidden_act != "silu" or rope in ("dynamic", "longrope"):
+        return False
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return False
     if getattr(config, "attention_dropout", 0.0):
         return False
-    lm, head = model.model.language_model, model.lm_head
     if type(head) is not nn.Linear or head.bias is not None:
         return False
-    if not all(map(only_lora_is_trained, (lm.layers, lm.norm, head))):
+    trained = lm.layers, lm.norm, head
+    return all(map(only_lora_is_trained, trained)) and all(map(_is_plain, lm.layers))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer normalizes no heads and has no experts, and its products are plain."""
+    attention, mlp = layer.self_attn, layer.mlp
+    if hasattr(attention, "q_norm") or not hasattr(mlp, "gate_proj"):
         return False
-    for layer in lm.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        if (
-            model.lm_head.bias is not None
-            or hasattr(attention, "q_norm")
-            or not hasattr(mlp, "gate_proj")
-        ):
-            return False
-        names = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        if not all(map(is_plain_lora, [*names, mlp.gate_proj, mlp.up_proj, mlp.down_proj])):
-            return False
-    return True
+    products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return all(map(is_plain_lora, [*products, mlp.gate_proj, mlp.up_proj, mlp.down_proj]))

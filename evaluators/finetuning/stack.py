@@ -215,7 +215,7 @@ class _Graph:
         return self.out.clone()
 
     def backward(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As of the stack."""
+        """As of the stack. The gradients are copied all at once: autograd would copy what is kept one by one."""
         self.come.copy_(grad)
         self.second()
         return self.by_x.clone(), list(torch._foreach_mul(self.grads, 1.0))
