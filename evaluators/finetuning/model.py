@@ -77,9 +77,8 @@ class AdaptedModel(Adapted):
             hidden = self._hidden_of_rows(ids, groups)
             logits = self.base.lm_head(hidden[target_row, target_place]).float()
         else:
-            with torch.autocast(
-                ids.device.type, enabled=False
-            ):  # the layers say themselves what they round
+            # The layers say themselves what they round.
+            with torch.autocast(ids.device.type, enabled=False):
                 line = Line(**packed["line"])
                 kept = self._logits_in_line(self.packed, line, groups, packed["keep"])
             logits = kept[packed["state"]]

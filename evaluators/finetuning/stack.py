@@ -98,6 +98,7 @@ class Stack:
     ) -> None:
         self.layers, self.dtype, self.max_graphs = layers, dtype, max_graphs
         self.products = [product for layer in layers for product in layer.products]
+        self.turn = 0  # forward passes for a backward one
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None
@@ -226,7 +227,8 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stack: Stack, step: Step, *adapters: Tensor) -> Tensor:
-        ctx.graph, ctx.stack = stack.graph(x, step), stack
+        stack.turn += 1
+        ctx.graph, ctx.stack, ctx.turn = stack.graph(x, step), stack, stack.turn
         if ctx.graph is not None:
             return ctx.graph.forward(x, step)
         out, ctx.kept = stack.forward(x, step)
@@ -235,6 +237,9 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.graph is not None:
+            assert ctx.turn == ctx.stack.turn, (
+                "graphs share memory: each pass goes back before the next"
+            )
             by_x, adapters = ctx.graph.backward(grads[0])
         else:
             by_x, adapters = ctx.stack.backward(grads[0], ctx.kept)
