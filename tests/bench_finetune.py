@@ -1,85 +1,246 @@
-"""Times fine-tuning on the exact 7B shape against the published configuration: python tests/bench_finetune.py
+"""Times fine-tuning on the exact 7B shape against plain transformers and peft: python tests/bench_finetune.py
 
-NF4 with random weights, LoRA rank 16 on q, k, v, o, 128 clips of 1 s x 3 epochs, 16 samples a step: 24 steps.
-Published: mels of 30 s, batch 2 x 8, gradient checkpointing, logits at every position; timed over a few steps. Ours:
-the same training through `finetuning.train`, evaluation and checkpoints included, as it would run here, and
-as it would run in 8 GB. Needs a GPU with 40 GB and bitsandbytes.
+NF4 with random weights, LoRA, clips of 1 s, 16 samples a step. Plain: mels of 30 s, the tower frozen, rank 8 on the
+language model's attention, features ready: the published trainers' recipe, and what else fits the card. Ours: the
+default recipe through `finetuning.train`, 128 clips x 3 epochs: 24 steps with evaluations and checkpoints, as it would
+run here, as it would run in 8 GB, and, where there are two cards, on both. Then how far each way's gradients lie from
+those of plain transformers in float32, and with --profile which kernels a step runs. Needs a GPU with 80 GB and
+bitsandbytes; --tiny runs the same on the pocket's model, to see that it runs.
 """
 
 import argparse
+import functools
 import gc
 import hashlib
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 import transformers
 from accelerate.utils import send_to_device
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.loading import load_model
+from evaluators.audio_lm.memory import weight_counts
 from evaluators.audio_lm.stock import StockModel, random_7b, to_nf4
-from evaluators.bench import prompts_of_length
+from evaluators.bench import matrix_rate, prompts_of_length
 from evaluators.clips import Clip
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
-from evaluators.finetuning.model import Graphs, adapted_model
+from evaluators.finetuning.model import adapted_model
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, tokenize_prompts
 from evaluators.finetuning.train import Machine, Training, train
 
-DEVICE = torch.device("cuda")
 STEPS, BATCH, SUFFIX = 24, 16, 45
+LABELS = ("SPEECH", "NONSPEECH")
+COMPARED = 4  # samples whose gradients are compared: what float32 has room for
+PARTS = ("published", "plain", "small", "whole", "gradients", "profile", "cards")
+LENGTHS = (200, 300, 500, 1000)  # ms
 
 
-def make_clips(folder: Path, count: int) -> list[Clip]:
-    """Noise of 1 s."""
+@dataclass
+class Bench:
+    """What every part works on. `model` is taken apart and put together again on the way."""
+
+    device: torch.device
+    model: Any
+    processor: Any
+    clips: list[Clip]
+    folder: Path
+    rate: float  # FLOP/s of a lasting matrix product
+    published: float = float("nan")  # seconds a step of the published recipe
+    best: float = float("inf")  # and of the fastest plain way
+    runs: int = 0  # trainings so far
+
+    @property
+    def stock(self) -> StockModel:
+        """The model through its own classes."""
+        self.model.__dict__.pop("forward", None)  # what an adapted model put there
+        return StockModel(self.model, self.processor, self.device)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """One prompt."""
+        return prompts_of_length(self.processor.tokenizer, 1, SUFFIX)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.lm_head.weight.dtype
+
+    @property
+    def flop(self) -> float:
+        """Of a step's products, forward and backward by the inputs, all rows whole but for the answer."""
+        decoder, _, _, tower = weight_counts(self.model.config)
+        return 4.0 * BATCH * (decoder * (self.length - 1) + tower * 50)
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Tokens of a row: system message, audio, the prompt, the answer."""
+        return self.samples(1)["ids"].shape[1]
+
+    def training(self, **changes: Any) -> Training:
+        """The default recipe on all clips."""
+        fields = {
+            "checkpoint": open_checkpoint("pocket-base"), "recipe": Recipe(epochs=3),
+            "prompts": tuple(self.prompts), "labels": LABELS, "clips": self.clips,
+            "validation": self.clips[:16], "processor": self.processor,
+            "plan": TrainingPlan(False, BATCH, False, 0.0, None),
+            "machine": Machine(self.device, self.dtype),
+        }  # fmt: skip
+        return Training(**{**fields, **changes})
+
+    def samples(self, count: int, padded: bool = False) -> dict[str, Any]:
+        """A batch of the first clips."""
+        store = FeatureStore(None, self.processor.feature_extractor)
+        wordings = tokenize_prompts(
+            self.prompts, LABELS, self.processor.tokenizer, QWEN2_AUDIO, False
+        )
+        samples = Samples(self.clips[:count], wordings, LABELS, store)
+        collate = Collate(QWEN2_AUDIO, self.model.config, "answer", padded)
+        return send_to_device(collate([samples[i] for i in range(count)]), str(self.device))
+
+    def stock_samples(self, count: int) -> dict[str, Any]:
+        """The same as the model's own classes take it: mels of 30 s, the answer's token alone with a label."""
+        inputs = self.stock.batch(self.prompts[0], self.clips[:count])
+        wordings = tokenize_prompts(
+            self.prompts, LABELS, self.processor.tokenizer, QWEN2_AUDIO, False
+        )
+        answers = [wordings[0].answers[LABELS.index(c.label)] for c in self.clips[:count]]
+        last = torch.tensor(answers, device=self.device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], last], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        labels = torch.full_like(inputs["input_ids"], -100)
+        labels[:, -last.shape[1] :] = last
+        return {**inputs, "labels": labels}
+
+    def autocast(self) -> Any:
+        """As Trainer computes."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
+        )
+
+    def wait(self) -> float:
+        """The time when all that was launched is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def peak(self) -> float:
+        """Largest memory since it was last asked for, in GiB."""
+        if self.device.type != "cuda":
+            return 0.0
+        value = torch.cuda.max_memory_allocated() / 2**30
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return value
+
+
+def make_clips(folder: Path, count: int, lengths: tuple[int, ...] = (1000,)) -> list[Clip]:
+    """Noise of so many ms, in turns."""
     out = []
     for i in range(count):
-        wave = np.random.default_rng(i).normal(0, 0.1, 16000).astype(np.float32)
-        path = folder / f"{i}.wav"
-        soundfile.write(path, wave, 16000, subtype="PCM_16")
+        ms = lengths[i // 2 % len(lengths)]
+        wave = np.random.default_rng(i).normal(0, 0.1, 16 * ms).astype(np.float32)
+        path = folder / f"{i}-{ms}.wav"
+        if not path.is_file():
+            soundfile.write(path, wave, 16000, subtype="PCM_16")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        label = ("SPEECH", "NONSPEECH")[i % 2]
+        label = LABELS[i % 2]
         out.append(
-            Clip(str(i), path, label, "x", 1000.0, None, "x", f"s{i}", "train", "CC0", digest)
+            Clip(str(i), path, label, "x", float(ms), None, "x", f"s{i}", "train", "CC0", digest)
         )
     return out
 
 
-def published(peft, stock: StockModel, prompt, clips, steps: int) -> float:
-    """Seconds an optimizer step of the published configuration, features ready."""
-    model = peft.get_base_model()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    peft.train()
+def plain_step(bench: Bench, micro: int, checkpointing: bool, steps: int) -> float:
+    """Seconds an optimizer step of plain transformers and peft, after one batch to warm up."""
+    config = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.05,
+        target_modules=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)",
+    )  # fmt: skip
+    inputs = bench.stock_samples(micro)
+    peft = get_peft_model(bench.model, config).train()
+    if checkpointing:
+        bench.model.enable_input_require_grads()
+        bench.model.gradient_checkpointing_enable({"use_reentrant": False})
     weights = [p for p in peft.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=2e-4)
-    inputs = stock.batch(prompt, clips[:2])
-    labels = torch.full_like(inputs["input_ids"], -100)
-    labels[:, -1] = inputs["input_ids"][:, -1]
+    for weight in weights:
+        weight.data = weight.data.float()
+    optimizer = torch.optim.AdamW(weights, lr=2e-4, fused=bench.device.type == "cuda")
 
-    def step() -> None:
-        for _ in range(8):
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = peft(**inputs, labels=labels).loss / 8
+    def samples(times: int) -> None:
+        for _ in range(times):
+            with bench.autocast():
+                loss = peft(**inputs).loss * micro / BATCH
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
+    samples(1)
+    begin = bench.wait()
     for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
-    model.gradient_checkpointing_disable()
-    return (time.perf_counter() - begin) / steps
+        samples(BATCH // micro)
+    seconds = (bench.wait() - begin) / steps
+    if checkpointing:
+        bench.model.gradient_checkpointing_disable()
+        bench.model.disable_input_require_grads()
+    bench.model = peft.unload().eval()
+    return seconds
+
+
+HEAD = (
+    "| way | ms a step | best plain over it | of the floor | s for 24 steps, whole | published over it | peak GiB |"
+    " loss |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def row(bench: Bench, name: str, step: float, whole: float | None, loss: str = "") -> None:
+    """Prints a row of the table."""
+    print(
+        f"| {name} | {1e3 * step:.0f} | {bench.best / step:.2f} | {100 * bench.flop / bench.rate / step:.0f} % |"
+        f" {f'{whole:.1f}' if whole else f'({STEPS * step:.1f})'} |"
+        f" {STEPS * bench.published / (whole or STEPS * step):.1f} | {bench.peak():.1f} | {loss} |",
+        flush=True,
+    )
+
+
+def plain(bench: Bench, ways: tuple[tuple[int, bool, int], ...] = ((BATCH, False, 3),)) -> None:
+    """Rows of plain transformers and peft, of (samples at once, checkpointing, steps)."""
+    for micro, checkpointing, steps in ways:
+        seconds = plain_step(bench, micro, checkpointing, steps)
+        if (micro, checkpointing) == (1, True):
+            bench.published = seconds
+        bench.best = min(bench.best, seconds)
+        name = f"plain, {kind(bench)}, {micro} x {BATCH // micro}"
+        row(bench, name + (", checkpointing" if checkpointing else ""), seconds, None)
+
+
+def published(bench: Bench) -> None:
+    """Rows of what published trainers do: few samples at once."""
+    plain(bench, ((1, True, 1), (1, False, 1), (2, True, 1)))
+
+
+def kind(bench: Bench) -> str:
+    """How the weights lie in memory."""
+    packed = hasattr(bench.model.model.language_model.layers[0].mlp.up_proj.weight, "quant_state")
+    return "nf4" if packed else str(bench.dtype).removeprefix("torch.")
 
 
 class Losses(TrainerCallback):
@@ -96,123 +257,307 @@ class Losses(TrainerCallback):
             self.stamps.append(time.perf_counter())
 
 
-def ours(training: Training, model, folder: Path, theirs: float, gib: float | None):
-    """Trains on `gib` GiB (None: all there is) and prints a row. Returns the base model."""
-    total = torch.cuda.get_device_properties(0).total_memory / 2**30
-    row = RowLength(14 + 25 + SUFFIX + 1, 25)  # system, audio, the prompt, the answer
-    plan = plan_training(model.config, row, gib or total, batch=BATCH, quantization="nf4")
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or total) / total))
-    training = replace(training, plan=plan)
-    if gib is not None:
-        recipe = replace(training.recipe, epochs=1)
-        training = replace(training, clips=training.clips[:64], recipe=recipe)
-    graphs = training.machine.max_graphs
+def ours(bench: Bench, training: Training, name: str) -> None:
+    """Trains and prints a row."""
     watch = Losses()
-    trained = train(training, folder / f"run{gib}{graphs}", [watch], loaded=model)
-    seconds = trained.seconds * STEPS / trained.steps
-    step = float(np.median(np.diff(watch.stamps)))
-    name = plan.line() + (", CUDA graphs" if graphs else "")
-    print(
-        f"| {name} | {seconds:.1f} | {peak():.1f} | {theirs / seconds:.1f} | {1e3 * step:.0f} |"
-        f" {theirs / STEPS / step:.1f} | {watch.losses[0]:.2f} to {trained.best_loss:.2f} |",
-        flush=True,
+    bench.runs += 1
+    folder = bench.folder / f"{training.machine.processes}-{bench.runs}"
+    trained = train(training, folder / "run", [watch], loaded=bench.model)
+    bench.model = trained.model.peft.unload().eval()
+    if os.environ.get("RANK", "0") == "0":
+        seconds = trained.seconds * STEPS / trained.steps
+        step = float(np.median(np.diff(watch.stamps)))
+        loss = f"{watch.losses[0]:.2f} to {trained.best_loss:.2f}"
+        row(bench, name, step, seconds, loss)
+
+
+def planned(bench: Bench, gib: float | None) -> Training:
+    """The training as it is planned for so much memory; None: that of the card."""
+    if bench.device.type != "cuda":
+        return bench.training()
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    quantization = "nf4" if kind(bench) == "nf4" else "none"
+    plan = plan_training(
+        bench.model.config,
+        RowLength(bench.length, 25),
+        gib or total,
+        batch=BATCH,
+        quantization=quantization,
     )
-    return trained.model.peft.unload()
+    assert plan is not None
+    checkpoint = replace(open_checkpoint("pocket-base"), quantization=quantization)
+    return bench.training(plan=plan, checkpoint=checkpoint)
 
 
-def noisy_adapter(training: Training, model, max_graphs: int):
-    """A model whose adapter is not zero: that would hide half of the gradients."""
+def small(bench: Bench) -> None:
+    """A row in 8 GB."""
+    training = planned(bench, 8.0)
+    if bench.device.type == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(8.0 / total)
+    ours(bench, training, f"ours, 8 GB: {training.plan.line()}")
+    if bench.device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def whole(bench: Bench) -> None:
+    """Rows on the whole card; the second time kernels are compiled. Then without graphs; of clips of four lengths."""
+    training = planned(bench, None)
+    for again in ("", ", again"):
+        ours(bench, training, f"ours{again}: {training.plan.line()}")
+    machine = replace(training.machine, max_graphs=0)
+    ours(bench, replace(training, machine=machine), "ours without graphs")
+    clips = make_clips(bench.folder, len(bench.clips), LENGTHS)
+    names = ", ".join(map(str, LENGTHS))
+    ours(bench, replace(training, clips=clips, validation=clips[:16]), f"ours, clips of {names} ms")
+
+
+def noisy(bench: Bench, **how: Any) -> Any:
+    """The model with an adapter that is not zero: that would hide half of the gradients."""
+    checkpoint = open_checkpoint("pocket-base")
     adapted = adapted_model(
-        training.checkpoint, Recipe(dropout=0.0), DEVICE, torch.bfloat16, loaded=model,
-        graphs=Graphs(max_graphs),
-    )  # fmt: skip
+        checkpoint, Recipe(dropout=0.0), bench.device, bench.dtype, loaded=bench.model, **how
+    )
     for name, weight in adapted.peft.named_parameters():
         if "lora_B" in name:
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
             weight.data.copy_(0.01 * noise)
-    return adapted.peft.train()
+    adapted.peft.train()
+    return adapted
 
 
-def compare(training: Training, model) -> None:
-    """Prints how far the gradients by CUDA graphs lie from those without, and those by another library's products."""
-    processor, labels = training.processor, training.labels
-    wordings = tokenize_prompts(training.prompts, labels, processor.tokenizer, QWEN2_AUDIO, False)
-    store = FeatureStore(None, processor.feature_extractor)
-    samples = Samples(training.clips[:8], wordings, labels, store)
-    collate = Collate(QWEN2_AUDIO, model.config, "answer")
-    batch = send_to_device(collate([samples[i] for i in range(8)]), "cuda")
-    found = []
-    for max_graphs, library in ((0, "cublas"), (0, "cublaslt"), (3, "cublas")):
-        torch.backends.cuda.preferred_blas_library(library)
-        peft = noisy_adapter(training, model, max_graphs)
-        for _ in range(3):
-            peft.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = peft(**batch)["loss"]
-            loss.backward()
-            value = float(loss.detach())
-            del loss  # a graph is captured only where nothing of the step before is alive
-        grads = [p.grad.float().flatten() for p in peft.parameters() if p.requires_grad]
-        found.append((value, torch.cat(grads)))
-        model = peft.unload()
-    (loss, plain), *others = found
-    for name, (value, grads) in zip(("products by cuBLASLt", "CUDA graphs"), others, strict=True):
+def gradients_of(
+    bench: Bench, adapted: Any, inputs: dict[str, Any], times: int = 1
+) -> torch.Tensor:
+    """``[weight]`` float32, on the CPU. Takes the adapter away again."""
+    peft = adapted.peft
+    for _ in range(times):
+        peft.zero_grad(set_to_none=True)
+        with bench.autocast():
+            out = peft(**inputs)
+        out["loss"].backward()
+        value = float(out["loss"].detach())
+        del out
+    grads = [p.grad.float().flatten().cpu() for p in peft.parameters() if p.requires_grad]
+    norms = [(n, p.grad.float().norm()) for n, p in peft.named_parameters() if p.requires_grad]
+    assert all(norm > 0 for _, norm in norms), [n for n, norm in norms if not norm > 0][:3]
+    print(f"  loss {value:.5f}", end="", flush=True)
+    bench.model.gradient_checkpointing_disable()
+    bench.model = peft.unload().eval()
+    bench.model.__dict__.pop("forward", None)
+    return torch.cat(grads)
+
+
+def written_out(bench: Bench, checkpointing: bool) -> torch.Tensor:
+    """Gradients of our way."""
+    adapted = noisy(bench, packed=True)
+    if checkpointing:
+        bench.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return gradients_of(bench, adapted, bench.samples(COMPARED))
+
+
+def by_graphs(bench: Bench, times: int) -> torch.Tensor:
+    """The same of rows that fill the line: the first time as it comes, later by a graph."""
+    adapted = noisy(bench, packed=True, max_graphs=1)
+    return gradients_of(bench, adapted, bench.samples(COMPARED, padded=True), times)
+
+
+def by_autograd(bench: Bench) -> torch.Tensor:
+    """Those of the same loss by transformers' layers, cut to the clip."""
+    return gradients_of(bench, noisy(bench, packed=False), bench.samples(COMPARED))
+
+
+def by_stock(bench: Bench, count: int = COMPARED) -> torch.Tensor:
+    """Those of plain transformers and peft, so many samples at once; with checkpointing, for its memory."""
+    total = None
+    clips = bench.clips
+    for first in range(0, COMPARED, count):
+        bench.clips = clips[first:]
+        inputs = bench.stock_samples(count)
+        adapted = noisy(bench, packed=False)
+        bench.model.__dict__.pop("forward", None)
+        bench.model.gradient_checkpointing_enable({"use_reentrant": False})
+        part = gradients_of(bench, adapted, inputs) * count / COMPARED
+        total = part if total is None else total + part
+    bench.clips = clips
+    return total
+
+
+def compare(bench: Bench, kept: dict[str, torch.Tensor]) -> None:
+    """Prints how far the gradients of each way lie from those of plain transformers in float32, and in bfloat16."""
+    print("gradients of", COMPARED, "samples:")
+    found = dict(kept)
+    found["plain transformers"] = by_stock(bench)
+    found["plain, one sample at a time"] = by_stock(bench, 1)
+    found["transformers' layers cut to the clip"] = by_autograd(bench)
+    found["ours"] = written_out(bench, False)
+    found["ours, checkpointing"] = written_out(bench, True)
+    if bench.device.type == "cuda":
+        found["ours, line filled"] = by_graphs(bench, 1)
+        found["ours, by graphs"] = by_graphs(bench, 3)
+        found["ours, by graphs, again"] = by_graphs(bench, 3)
+    bench.model = bench.model.float()
+    bench.peak()
+    exact = by_stock(bench)
+    found["ours in float32"] = written_out(bench, False)
+    print("\n| gradients | from float32 | from plain transformers | from ours, line filled |")
+    print("| --- | --- | --- | --- |")
+    near = exact, found["plain transformers"], found.get("ours, line filled", found["ours"])
+    for name, grads in found.items():
+        far = " | ".join(f"{float((grads - one).norm() / one.norm()):.1e}" for one in near)
+        print(f"| {name} | {far} |", flush=True)
+
+
+def profile(bench: Bench, count: int = BATCH) -> None:
+    """Prints what a step of forward, backward and optimizer takes without Trainer, and its kernels."""
+    checkpoint = open_checkpoint("pocket-base")
+    adapted = adapted_model(
+        checkpoint, Recipe(), bench.device, bench.dtype, loaded=bench.model,
+        max_graphs=int(bench.device.type == "cuda"), packed=True,
+    )  # fmt: skip
+    peft, inputs = adapted.peft.train(), bench.samples(count, padded=True)
+    weights = [p for p in peft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=2e-4, fused=bench.device.type == "cuda")
+
+    def step() -> None:
+        peft(**inputs)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for _ in range(3):  # as it comes, by a new graph, by a graph
+        step()
+    begin = bench.wait()
+    for _ in range(5):
+        step()
+    launched = (time.perf_counter() - begin) / 5
+    seconds = (bench.wait() - begin) / 5
+    print(
+        f"{count} samples, a step without Trainer: {1e3 * seconds:.1f} ms, launched in {1e3 * launched:.1f} ms"
+    )
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        kinds = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as seen:
+        step()
+        bench.wait()
+    events = seen.key_averages()
+    cuda = bench.device.type == "cuda"
+    cost = lambda e: e.self_device_time_total if cuda else e.self_cpu_time_total  # noqa: E731
+    total = sum(map(cost, events))
+    print(f"| kernel | times | ms of {total / 1e3:.1f} | share |\n| --- | --- | --- | --- |")
+    for event in sorted(events, key=cost, reverse=True)[:15]:
+        name = event.key.replace("|", "/")[:110]
         print(
-            f"plain against {name}: loss {loss:.5f} and {value:.5f}; gradients differ by"
-            f" {float((plain - grads).norm() / plain.norm()):.2e} of their norm",
-            flush=True,
+            f"| {name} | {event.count} | {cost(event) / 1e3:.2f} | {100 * cost(event) / total:.1f} % |"
         )
+    sys.stdout.flush()
+    bench.model = peft.unload().eval()
 
 
-def peak() -> float:
-    """Largest memory since it was last asked for, in GiB."""
-    value = torch.cuda.max_memory_allocated() / 2**30
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return value
+def cards(bench: Bench) -> None:
+    """Rows of two processes, started beside this one, whose memory is given back."""
+    if bench.device.type == "cuda" and torch.cuda.device_count() < 2:
+        return
+    bench.model.to("meta")
+    bench.peak()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
+    known = f"{bench.published},{bench.best},{bench.rate},{bench.folder}"
+    tiny = ["--tiny"] if bench.device.type == "cpu" else []
+    subprocess.run([*command, *tiny, "--known", known], check=True)
+
+
+def one_of_two(bench: Bench) -> None:
+    """A process of `cards`."""
+    for again in ("", ", again"):
+        machine = replace(bench.training().machine, processes=2)
+        plan = TrainingPlan(False, BATCH // 2, False, 0.0, None)
+        ours(bench, bench.training(plan=plan, machine=machine), f"ours, two cards{again}")
+
+
+def open_bench(args: argparse.Namespace, folder: Path) -> Bench:
+    """The model and what it is trained on."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    device = torch.device("cpu" if args.tiny else f"cuda:{local}")
+    if args.tiny:
+        checkpoint = open_checkpoint("pocket-base")
+        model = load_model(checkpoint, QWEN2_AUDIO, device, torch.float32)
+        processor = QWEN2_AUDIO.processor(checkpoint.base)
+    else:
+        torch.cuda.set_device(device)
+        model, processor = random_7b(device)
+    count = 32 if args.tiny else 128
+    if args.known:
+        *numbers, shared = args.known.split(",")
+        published, best, rate = map(float, numbers)
+        clips = make_clips(Path(shared), count)
+        return Bench(device, model, processor, clips, Path(shared), rate, published, best)
+    clips = make_clips(folder, count)
+    rate = matrix_rate(device, torch.float32 if args.tiny else torch.bfloat16, 1.0)
+    return Bench(device, model, processor, clips, folder, rate)
+
+
+def run_part(name: str, work: Callable[[], Any]) -> Any:
+    """What the part returns. What goes wrong in it is told, and the others go on."""
+    begin = time.perf_counter()
+    try:
+        return work()
+    except Exception:
+        traceback.print_exc()
+        print(f"{name} failed", flush=True)
+    finally:
+        print(f"({name}: {time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
+    return None
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2, help="steps of the published timed")
+    parser.add_argument("--tiny", action="store_true", help="the pocket's model on the CPU")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[part for part in PARTS if part != "profile"]
+    )
+    parser.add_argument("--profile", action="store_true", help="the kernels of a step, too")
+    parser.add_argument("--known", help=argparse.SUPPRESS)  # of a process of `cards`
     args = parser.parse_args()
-    print("transformers", transformers.__version__, torch.cuda.get_device_name())
-    model, processor = random_7b(DEVICE)
-    to_nf4(model.model)
-    peak()
-    checkpoint = replace(open_checkpoint("pocket-base"), quantization="nf4")
-    prompts = prompts_of_length(processor.tokenizer, 1, SUFFIX)
-    stock = StockModel(model, processor, DEVICE)
-    plain_forward = model.forward
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        clips = make_clips(folder, 128)
-        adapted = adapted_model(checkpoint, Recipe(), DEVICE, torch.bfloat16, loaded=model)
-        print(f"{adapted.trainable():,} trainable parameters")
-        model.forward = plain_forward
-        theirs = published(adapted.peft, stock, prompts[0], clips, args.steps) * STEPS
+        bench = open_bench(args, Path(name))
+        if args.known:
+            one_of_two(bench)
+            return 0
+        card = "CPU" if args.tiny else torch.cuda.get_device_name()
         print(
-            "| way | s for 24 steps, all | peak GiB | times faster | ms a step | times faster | loss |"
-            "\n| --- | --- | --- | --- | --- | --- | --- |"
+            f"transformers {transformers.__version__}, torch {torch.__version__}, {card}: {bench.rate / 1e12:.1f}"
+            f" TFLOP/s over 1 s; {bench.flop / 1e12:.1f} TFLOP a step, floor {1e3 * bench.flop / bench.rate:.1f} ms"
         )
-        print(
-            f"| published, over {args.steps} steps | {theirs:.1f} | {peak():.1f} | |"
-            f" {1e3 * theirs / STEPS:.0f} | | |",
-            flush=True,
-        )
-        model = adapted.peft.unload()
-        training = Training(
-            checkpoint=checkpoint, recipe=Recipe(epochs=3), prompts=tuple(prompts),
-            labels=("SPEECH", "NONSPEECH"), clips=clips, validation=clips[:16],
-            processor=processor, plan=TrainingPlan(False, BATCH, False, 0.0, None),
-            machine=Machine(DEVICE, torch.bfloat16),
-        )  # fmt: skip
-        for gib, graphs in ((8.0, 0), (None, 0), (None, 3)):
-            machine = replace(training.machine, max_graphs=graphs)
-            model = ours(replace(training, machine=machine), model, folder, theirs, gib)
-        compare(training, model)
+        parts = [*args.parts, *(["profile"] if args.profile else [])]
+        if not args.tiny:
+            to_nf4(bench.model.model)
+        bench.peak()
+        print(HEAD, flush=True)
+        if "published" in parts and not args.tiny:
+            run_part("published", functools.partial(published, bench))
+        if "plain" in parts:
+            run_part("plain", functools.partial(plain, bench))
+        if "small" in parts:
+            run_part("small", functools.partial(small, bench))
+        kept = {}
+        if "gradients" in parts and not args.tiny:
+            grads = run_part("4 bits", functools.partial(written_out, bench, True))
+            kept = {} if grads is None else {"ours, 4 bits, checkpointing": grads}
+        merge(bench.model, bench.dtype, True)
+        bench.peak()
+        if "plain" in parts and not args.tiny:
+            run_part("plain", functools.partial(plain, bench))
+        if "whole" in parts:
+            run_part("whole", functools.partial(whole, bench))
+        if "profile" in parts:
+            for count in (BATCH, BATCH // 2):
+                run_part("profile", functools.partial(profile, bench, count))
+        if "gradients" in parts:
+            run_part("gradients", functools.partial(compare, bench, kept))
+        if "cards" in parts:
+            run_part("cards", functools.partial(cards, bench))
     return 0
 
 

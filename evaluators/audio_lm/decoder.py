@@ -40,9 +40,7 @@ class FusedLinear:
             self.weight, self.bias = linears[0].weight.data, linears[0].bias
             return
         self.weight = side_by_side([m.weight.data for m in linears])
-        has_bias = [m.bias is not None for m in linears]
-        assert all(has_bias) or not any(has_bias)
-        self.bias = torch.cat([m.bias.data for m in linears]) if all(has_bias) else None
+        self.bias = biases(linears)
         first = 0
         for m in linears:  # the modules go on with views, so nothing is stored twice
             m.weight.data = self.weight[first : first + m.out_features]
@@ -54,6 +52,19 @@ class FusedLinear:
             return F.linear(x, self.weight, self.bias)
         parts = [m(x) for m in self.modules]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def biases(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """``[out]`` of layers side by side, zero where one has none; None where none has one."""
+    known = [m.bias for m in linears if m.bias is not None]
+    if not known:
+        return None
+    return torch.cat(
+        [
+            known[0].data.new_zeros(m.out_features) if m.bias is None else m.bias.data
+            for m in linears
+        ]
+    )
 
 
 def side_by_side(weights: Sequence[Tensor]) -> Tensor:

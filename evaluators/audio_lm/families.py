@@ -40,6 +40,31 @@ from evaluators.errors import UserError
 
 
 @dataclass(frozen=True)
+class TowerEnds:
+    """What stands before and after the layers of a tower of Whisper's kind.
+
+    Attributes:
+        front: (model, mel ``[clip, bin, frame]``, frames) -> ``[part, position, channel]`` of the parts of clips of one
+            length that are heard alone: the whole windows if there are any, then what is left of each clip.
+        back: (model, ``[clip, position, channel]`` after the layers) -> ``[clip, token, channel]``.
+    """
+
+    front: Callable[[Any, Tensor, int], list[Tensor]]
+    back: Callable[[Any, Tensor], Tensor]
+
+    def encode(self, model: Any, mel: Tensor, frames: int) -> Tensor:
+        """See `Family.encode`."""
+        parts = [_layers(model.model.audio_tower, x) for x in self.front(model, mel, frames)]
+        return self.back(model, join_parts(parts))
+
+
+def join_parts(parts: Sequence[Tensor]) -> Tensor:
+    """``[clip, position, channel]`` of the parts of clips, as `TowerEnds.front` makes them."""
+    *whole, last = parts
+    return torch.cat([*(x.unflatten(0, (len(last), -1)).flatten(1, 2) for x in whole), last], 1)
+
+
+@dataclass(frozen=True)
 class Family:
     """A kind of model.
 
@@ -54,6 +79,7 @@ class Family:
         embed: (model, clips, size) -> ``[token, channel]`` of each clip, for clips of any lengths in one line.
         encode: (model, mel ``[clip, bin, frame]``, frames) -> ``[clip, token, channel]``, for clips of one length:
             for training, since it can be differentiated and captured in a graph.
+        ends: Of a tower of Whisper's kind; None: it is of another.
         processor: Folder -> something with `tokenizer` and `feature_extractor`.
         windows: What becomes of clips that are longer than the window.
         note: What a person must know of its scores, in one sentence; "": nothing.
@@ -68,6 +94,7 @@ class Family:
     embed: Callable[[Any, Sequence[LogMel], int], list[Tensor]]
     encode: Callable[[Any, Tensor, int], Tensor]
     processor: Callable[[Path], Any]
+    ends: TowerEnds | None = None
     windows: Windows = ONE_WINDOW
     note: str = ""
 
@@ -153,45 +180,66 @@ def encode_qwen2_audio(model: Any, mel: Tensor, frames: int) -> Tensor:
         frames: Valid 10 ms frames; ``v = (frames - 1) // 2 + 1`` of them remain after the convolutions,
             ``v // 2`` tokens after pooling.
     """
+    return _QWEN2_AUDIO_ENDS.encode(model, mel, frames)
+
+
+def _qwen2_audio_front(model: Any, mel: Tensor, frames: int) -> list[Tensor]:
+    return _parts(model.model.audio_tower, mel, frames, window_frames(model.config))
+
+
+def _qwen2_audio_back(model: Any, x: Tensor) -> Tensor:
+    return model.model.multi_modal_projector(model.model.audio_tower.layer_norm(_pairs(x)))
+
+
+def _qwen2_5_omni_front(model: Any, mel: Tensor, frames: int) -> list[Tensor]:
+    """Of Qwen2.5-Omni, whose convolutions see zeros past a chunk's end."""
     tower = model.model.audio_tower
-    x = _pairs(_encode_parts(tower, mel, frames, window_frames(model.config)))
-    return model.model.multi_modal_projector(tower.layer_norm(x))
+    return _parts(tower, mel[:, :, :frames], frames, 2 * tower.config.n_window)
 
 
-def _encode_qwen2_5_omni(model: Any, mel: Tensor, frames: int) -> Tensor:
-    """The same of Qwen2.5-Omni; its convolutions see zeros past a chunk's end."""
+def _qwen2_5_omni_back(model: Any, x: Tensor) -> Tensor:
     tower = model.model.audio_tower
-    x = _pairs(_encode_parts(tower, mel[:, :, :frames], frames, 2 * tower.config.n_window))
-    return tower.proj(tower.ln_post(x))
+    return tower.proj(tower.ln_post(_pairs(x)))
 
 
-def _encode_voxtral(model: Any, mel: Tensor, frames: int) -> Tensor:
-    """The same of Voxtral, which hears the silence to the end of the last window."""
-    tower, width = model.model.audio_tower, window_frames(model.config)
+def _voxtral_front(model: Any, mel: Tensor, frames: int) -> list[Tensor]:
+    """Of Voxtral, which hears the silence to the end of the last window."""
+    width = window_frames(model.config)
     windows = -(-frames // width)
     mel = F.pad(mel, (0, windows * width - mel.shape[2]), mode="replicate")
-    x = tower.layer_norm(_encode_parts(tower, mel, windows * width, width))
-    group = voxtral_group(model.config)
+    return _parts(model.model.audio_tower, mel, windows * width, width)
+
+
+def _voxtral_back(model: Any, x: Tensor) -> Tensor:
+    x, group = model.model.audio_tower.layer_norm(x), voxtral_group(model.config)
     return model.model.multi_modal_projector(x.unflatten(1, (-1, group)).flatten(2))
 
 
-def _encode_parts(tower: Any, mel: Tensor, frames: int, width: int) -> Tensor:
-    """``[clip, position, channel]`` after the layers, of clips in parts of `width` frames, each heard alone."""
+_QWEN2_AUDIO_ENDS = TowerEnds(_qwen2_audio_front, _qwen2_audio_back)
+_QWEN2_5_OMNI_ENDS = TowerEnds(_qwen2_5_omni_front, _qwen2_5_omni_back)
+_VOXTRAL_ENDS = TowerEnds(_voxtral_front, _voxtral_back)
+
+
+def _parts(tower: Any, mel: Tensor, frames: int, width: int) -> list[Tensor]:
+    """Of clips in parts of `width` frames, each heard alone: see `TowerEnds.front`."""
     last = (frames - 1) // width * width
-    x = _encode_part(tower, mel[:, :, last:], frames - last)
-    if not last:
-        return x
-    whole = mel[:, :, :last].unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)
-    before = _encode_part(tower, whole, width).unflatten(0, (len(mel), -1)).flatten(1, 2)
-    return torch.cat([before, x], 1)
+    parts = [_part(tower, mel[:, :, last:], frames - last)]
+    if last:
+        whole = mel[:, :, :last].unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)
+        parts.insert(0, _part(tower, whole, width))
+    return parts
 
 
-def _encode_part(tower: Any, mel: Tensor, frames: int) -> Tensor:
-    """``[part, position, channel]`` after the layers of a tower of Whisper's kind."""
+def _part(tower: Any, mel: Tensor, frames: int) -> Tensor:
+    """``[part, position, channel]`` before the layers of a tower of Whisper's kind."""
     valid = (frames - 1) // 2 + 1
     x = mel[:, :, : 2 * valid + 2].to(tower.conv1.weight.dtype)
     x = F.gelu(tower.conv2(F.gelu(tower.conv1(x)))).transpose(1, 2)[:, :valid]
-    x = (x + position_table(tower)[:valid]).to(x.dtype)
+    return (x + position_table(tower)[:valid]).to(x.dtype)
+
+
+def _layers(tower: Any, x: Tensor) -> Tensor:
+    """``[part, position, channel]`` after the layers, of the same before them."""
     again = torch.is_grad_enabled() and getattr(tower, "gradient_checkpointing", False)
     attend = functools.partial(_attend_all, tower.layers[0].self_attn.num_heads)
     for layer in tower.layers:
@@ -226,6 +274,7 @@ QWEN2_AUDIO = Family(
     positions_per_token=2,
     embed=embed_qwen2_audio,
     encode=encode_qwen2_audio,
+    ends=_QWEN2_AUDIO_ENDS,
     processor=_auto_processor,
 )
 QWEN3_OMNI = Family(
@@ -248,7 +297,8 @@ QWEN2_5_OMNI = Family(
     positions=lambda config, frames: qwen2_audio_positions(frames),
     positions_per_token=2,
     embed=embed_qwen2_5_omni,
-    encode=_encode_qwen2_5_omni,
+    encode=_QWEN2_5_OMNI_ENDS.encode,
+    ends=_QWEN2_5_OMNI_ENDS,
     processor=functools.partial(_tokenizer_and_extractor, templates.QWEN2_5_OMNI),
 )
 AUDIO_FLAMINGO_3 = Family(
@@ -260,6 +310,7 @@ AUDIO_FLAMINGO_3 = Family(
     positions_per_token=2,
     embed=embed_qwen2_audio,
     encode=encode_qwen2_audio,
+    ends=_QWEN2_AUDIO_ENDS,
     processor=functools.partial(_tokenizer_and_extractor, templates.AUDIO_FLAMINGO_3),
     windows=Windows(20, apart=True),  # max_audio_len of AudioFlamingo3Processor: 600 s
 )
@@ -271,7 +322,8 @@ VOXTRAL = Family(
     positions=voxtral_positions,
     positions_per_token=4,
     embed=embed_voxtral,
-    encode=_encode_voxtral,
+    encode=_VOXTRAL_ENDS.encode,
+    ends=_VOXTRAL_ENDS,
     processor=_voxtral_processor,
     windows=Windows(
         80

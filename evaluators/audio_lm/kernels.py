@@ -1,5 +1,7 @@
 """Triton kernels for everything between the matrix products of the packed step. Imported on CUDA only.
 
+The last ones are those of training, forward and backward.
+
 They work on packed tokens ``[token, ...]`` without padding between rows. Each row of the result is computed from its
 own row's inputs alone, in an order that does not depend on its neighbours.
 """
@@ -13,6 +15,7 @@ from evaluators.audio_lm.attention import Heads, KeysValues
 from evaluators.audio_lm.packing import PackedRows
 
 VERSION = f"triton {triton.__version__}"
+ELEMENTS = 2048  # that a program of training takes, where it takes no whole row
 WARPS, STAGES = 4, 2  # of the attention kernel, as timed on an H100 with blocks of 32 keys
 
 
@@ -227,3 +230,106 @@ def attend(
         BLOCK_M=block_m, BLOCK_N=heads.block, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _stream_norm(x, more, norm, total, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    at = token * width + columns
+    value = tl.load(x + at, inside, other=0.0)
+    if ADD:
+        value += tl.load(more + at, inside, other=0.0).to(tl.float32)
+        tl.store(total + at, value, inside)
+    value *= tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    value *= tl.load(norm + columns, inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
+def stream_norm(x: Tensor, more: Tensor | None, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `evaluators.finetuning.elementwise.stream_norm`."""
+    tokens, width = x.shape
+    out = torch.empty(tokens, width, dtype=norm.dtype, device=x.device)
+    total = x if more is None else torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    _stream_norm[(tokens,)](
+        x, x if more is None else more, norm, total, out, width, eps,
+        ADD=more is not None, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+    return total, out
+
+
+@triton.jit
+def _stream_norm_backward(grad, x, norm, into, width, eps, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    at = token * width + columns
+    value = tl.load(x + at, inside, other=0.0)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    unit = value * scale
+    inner = tl.load(grad + at, inside, other=0.0).to(tl.float32)
+    inner *= tl.load(norm + columns, inside, other=0.0).to(tl.float32)
+    mean = tl.sum(inner * unit, 0) / width
+    before = tl.load(into + at, inside, other=0.0)
+    tl.store(into + at, before + scale * (inner - unit * mean), inside)
+
+
+def stream_norm_backward(grad: Tensor, x: Tensor, norm: Tensor, eps: float, into: Tensor) -> None:
+    """See `evaluators.finetuning.elementwise.stream_norm_backward`."""
+    tokens, width = x.shape
+    block = triton.next_power_of_2(width)
+    _stream_norm_backward[(tokens,)](grad, x, norm, into, width, eps, BLOCK=block, num_warps=8)
+
+
+@triton.jit
+def _gate_up_backward(grad, both, out, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    at = token * 2 * width + columns
+    gate = tl.load(both + at, inside, other=0.0).to(tl.float32)
+    up = tl.load(both + at + width, inside, other=0.0).to(tl.float32)
+    come = tl.load(grad + token * width + columns, inside, other=0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    kind = out.dtype.element_ty
+    tl.store(out + at, (come * up * share * (1 + gate * (1 - share))).to(kind), inside)
+    tl.store(out + at + width, (come * gate * share).to(kind), inside)
+
+
+def gate_up_backward(grad: Tensor, both: Tensor) -> Tensor:
+    """See `evaluators.finetuning.elementwise.gate_up_backward`."""
+    tokens, width = grad.shape
+    out = torch.empty_like(both)
+    grid = (tokens, triton.cdiv(width, ELEMENTS))
+    _gate_up_backward[grid](grad, both, out, width, BLOCK=ELEMENTS, num_warps=8)
+    return out
+
+
+@triton.jit(do_not_specialize=["number"])
+def _dropped(x, out, count, seed, number, share, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
+    drawn = tl.rand(tl.load(seed) + number, at)
+    value = tl.where(drawn >= share, value / (1 - share), 0.0)
+    if ADD:
+        value += tl.load(out + at, inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
+def dropped(x: Tensor, seed: Tensor, number: int, share: float) -> Tensor:
+    """See `evaluators.finetuning.elementwise.dropped`; the places are others."""
+    out = torch.empty_like(x)
+    _dropped[(triton.cdiv(x.numel(), ELEMENTS),)](
+        x, out, x.numel(), seed, number, share, ADD=False, BLOCK=ELEMENTS, num_warps=8
+    )
+    return out
+
+
+def add_dropped(into: Tensor, x: Tensor, seed: Tensor, number: int, share: float) -> None:
+    """See `evaluators.finetuning.elementwise.add_dropped`."""
+    _dropped[(triton.cdiv(x.numel(), ELEMENTS),)](
+        x, into, x.numel(), seed, number, share, ADD=True, BLOCK=ELEMENTS, num_warps=8
+    )

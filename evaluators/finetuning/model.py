@@ -1,12 +1,12 @@
-"""The model that is trained: base weights, LoRA adapter, the loss at the answer, CUDA graphs of its parts.
+"""The model that is trained: base weights, LoRA adapter, the loss at the answer.
 
 It is the evaluator's model: the audio tower is cut to the clip, and hidden states go through the head only where
 something is supervised.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,70 +16,17 @@ from torch import Tensor
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.families import Family, audio_config, family_of
+from evaluators.audio_lm.families import Family, audio_config, family_of, join_parts
 from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.loading import load_model
 from evaluators.clips import Clip
+from evaluators.finetuning.line import Line
+from evaluators.finetuning.packed import PackedDecoder, is_packable
 from evaluators.finetuning.recipe import Recipe, target_modules
 from evaluators.finetuning.samples import log_mel
+from evaluators.finetuning.tower_layers import TowerLayers, has_plain_layers
 
 EMBED_CLIPS = 16  # at once, where the audio tower is not trained
-
-
-class _Decoder(torch.nn.Module):
-    """Embeddings ``[sample, token, channel]`` -> last hidden states."""
-
-    def __init__(self, lm: Any) -> None:
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lm(inputs_embeds=x, use_cache=False).last_hidden_state
-        return out
-
-
-class _Tower(torch.nn.Module):
-    """Features ``[sample, bin, frame]`` of clips of one length -> audio embeddings."""
-
-    def __init__(self, model: Any, family: Family, frames: int) -> None:
-        super().__init__()
-        self.tower = model.model.audio_tower  # its parameters are the graph's
-        self.encode = functools.partial(family.encode, model)
-        self.frames = frames
-
-    def forward(self, mel: Tensor) -> Tensor:
-        return self.encode(mel, self.frames)
-
-
-class Graphs:
-    """CUDA graphs of decoder and audio tower, forward and backward, for shapes that come again.
-
-    The layers of a LoRA step are thousands of small kernels: launched one by one they keep the card waiting for the
-    host. Only without gradient accumulation, since a graph's gradients lie in memory that the next replay overwrites.
-
-    Args:
-        limit: Graphs that are kept; each holds the activations of its shape. 0: none.
-    """
-
-    def __init__(self, limit: int = 0) -> None:
-        self.limit = limit
-        self._seen: dict[Any, int] = {}
-        self._graphs: dict[Any, Any] = {}
-
-    def run(self, key: Any, make: Callable[[], torch.nn.Module], x: Tensor) -> Tensor:
-        """``make()(x)``; from the second time that a shape comes, by a graph."""
-        key = (key, tuple(x.shape))
-        if not self.limit or not torch.is_grad_enabled():
-            return make()(x)
-        self._seen[key] = self._seen.get(key, 0) + 1
-        if key not in self._graphs:
-            if self._seen[key] < 2 or len(self._graphs) >= self.limit:
-                return make()(x)
-            sample = torch.zeros_like(x).requires_grad_(x.requires_grad)
-            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                module = make().train()
-                self._graphs[key] = torch.cuda.make_graphed_callables(module, (sample,))
-        return self._graphs[key](x)
 
 
 @dataclass(frozen=True)
@@ -103,7 +50,13 @@ class AdaptedModel(Adapted):
     """One of a packed family. Calling `peft` with a batch of `Collate` gives what `answer_loss` returns."""
 
     family: Family
-    graphs: Graphs = field(default_factory=Graphs)
+    share: float | None = None  # of dropout, where layers are written out; None: autograd's
+    max_graphs: int = 0  # of language model and audio tower each
+
+    @functools.cached_property
+    def packed(self) -> PackedDecoder | None:
+        """The language model on packed tokens, if it is trained so. Made when the model is on its device."""
+        return None if self.share is None else PackedDecoder(self.base, self.share, self.max_graphs)
 
     def answer_loss(
         self,
@@ -114,26 +67,66 @@ class AdaptedModel(Adapted):
         target_place: Tensor,
         target_id: Tensor,
         target_weight: Tensor,
+        packed: dict[str, Any],
     ) -> dict[str, Tensor]:
         """``loss``, the weighted loss at the supervised tokens, and ``logp``, their log-probabilities in nats.
 
         For the arguments see `Collate`.
         """
-        model = self.base
-        lm = model.model.language_model
-        x = lm.embed_tokens(ids)
-        for group in groups:
-            audio = group.get("audio")
-            if audio is None:
-                frames = group["frames"]
-                tower = functools.partial(_Tower, model, self.family, frames)
-                audio = self.graphs.run(("tower", frames), tower, group["mel"])
-            place = group["place"][:, None] + torch.arange(audio.shape[1], device=ids.device)
-            x = x.index_put((group["row"][:, None], place), audio.to(x.dtype))
-        hidden = self.graphs.run("decoder", functools.partial(_Decoder, lm), x)
-        logits = model.lm_head(hidden[target_row, target_place]).float()
+        if self.packed is None:
+            hidden = self._hidden_of_rows(ids, groups)
+            logits = self.base.lm_head(hidden[target_row, target_place]).float()
+        else:
+            # The layers say themselves what they round.
+            with torch.autocast(ids.device.type, enabled=False):
+                line = Line(**packed["line"])
+                kept = self._logits_in_line(self.packed, line, groups, packed["keep"])
+            logits = kept[packed["state"]]
         logp = -F.cross_entropy(logits, target_id, reduction="none")
         return {"loss": -(target_weight * logp).sum(), "logp": logp.detach()}
+
+    def _logits_in_line(
+        self, packed: PackedDecoder, line: Line, groups: Sequence[dict[str, Any]], keep: Tensor
+    ) -> Tensor:
+        """``[kept, vocabulary]`` float32."""
+        x = self.base.model.language_model.embed_tokens(line.ids)
+        for group, audio in zip(groups, self._audio(groups), strict=True):
+            x = x.index_put((line.index[_places(group, audio)],), audio.to(x.dtype))
+        return packed(x, line, keep)
+
+    def _hidden_of_rows(self, ids: Tensor, groups: Sequence[dict[str, Any]]) -> Tensor:
+        """``[sample, token, channel]`` last hidden states, by transformers' own layers."""
+        lm = self.base.model.language_model
+        x = lm.embed_tokens(ids)
+        for group, audio in zip(groups, self._audio(groups), strict=True):
+            x = x.index_put(_places(group, audio), audio.to(x.dtype))
+        hidden: Tensor = lm(inputs_embeds=x, use_cache=False).last_hidden_state
+        return hidden
+
+    def _audio(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """``[sample, token, channel]`` embeddings of each group's clips."""
+        if "audio" in groups[0]:
+            return [group["audio"] for group in groups]
+        ends = self.family.ends
+        if self.tower is None or ends is None:
+            return [self.family.encode(self.base, g["mel"], g["frames"]) for g in groups]
+        parts = [ends.front(self.base, group["mel"], group["frames"]) for group in groups]
+        done = iter(self.tower([x for own in parts for x in own]))
+        return [ends.back(self.base, join_parts([next(done) for _ in own])) for own in parts]
+
+    @functools.cached_property
+    def tower(self) -> TowerLayers | None:
+        """The audio tower's layers, if they are trained so."""
+        tower = self.base.model.audio_tower
+        if self.share is None or self.family.ends is None or not has_plain_layers(tower):
+            return None
+        return TowerLayers(tower, self.share, self.max_graphs)
+
+
+def _places(group: dict[str, Any], audio: Tensor) -> tuple[Tensor, Tensor]:
+    """(Row, place) of each audio token of a group."""
+    within = torch.arange(audio.shape[1], device=audio.device)
+    return group["row"][:, None], group["place"][:, None] + within
 
 
 def adapted_model(
@@ -144,7 +137,8 @@ def adapted_model(
     *,
     expand: bool = False,
     loaded: Any = None,
-    graphs: Graphs | None = None,
+    max_graphs: int = 0,
+    packed: bool | None = None,
 ) -> AdaptedModel:
     """The base weights with a new adapter, or with the checkpoint's own, which is trained further.
 
@@ -155,7 +149,8 @@ def adapted_model(
         dtype: Of the frozen weights; the adapter is float32.
         expand: Expand 4-bit weights once, to what every product would expand them to.
         loaded: A base model in memory, instead of the checkpoint's files. It is changed.
-        graphs: CUDA graphs of its parts. None: every kernel is launched by itself.
+        max_graphs: CUDA graphs that may be kept, of language model and audio tower each. 0: none is made.
+        packed: Whether its layers' gradients are written out. None: where they can be.
     """
     family = family_of(loaded.config if loaded is not None else audio_config(checkpoint.base))
     model = loaded
@@ -164,7 +159,10 @@ def adapted_model(
     if expand:
         merge(model, dtype, True)
     peft = with_adapter(model, checkpoint, recipe, target_modules(recipe.targets))
-    adapted = AdaptedModel(peft, family, graphs or Graphs())
+    if packed is None:
+        packed = is_packable(model)
+    share = recipe.dropout if packed else None
+    adapted = AdaptedModel(peft, family, share, max_graphs)
     model.forward = adapted.answer_loss
     return adapted
 

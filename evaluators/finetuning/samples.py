@@ -20,6 +20,7 @@ from evaluators.audio_lm.features import FeatureStore
 from evaluators.audio_lm.templates import encode
 from evaluators.clips import Clip
 from evaluators.errors import UserError
+from evaluators.finetuning.line import in_line
 from evaluators.finetuning.memory import RowLength
 from evaluators.finetuning.recipe import Loss
 from evaluators.orders import swapped
@@ -239,11 +240,15 @@ def mask(mel: NDArray[np.float32], frames: int, rng: np.random.Generator) -> NDA
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples -> a batch of padded rows. Padding stands at the end, where causal attention never looks from."""
+    """Samples -> a batch of padded rows. Padding stands at the end, where causal attention never looks from.
+
+    With `padded` the line is filled, see `in_line`.
+    """
 
     family: Family
     config: Any
     loss: Loss
+    padded: bool = False
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch as tensors.
@@ -252,7 +257,8 @@ class Collate:
             ``ids`` ``[sample, token]``; ``groups`` of samples with equally long audio: ``mel`` and ``frames`` or
             ``audio``, their ``row`` and the ``place`` where the audio begins; and for each supervised token its
             ``target_row``, ``target_place`` (of the state that predicts it), ``target_id`` and ``target_weight``;
-            weights sum to about one.
+            weights sum to about one. The same rows ``packed``: the fields of a `Line`, ``line``; its tokens that
+            predict something, ``keep``; and for each supervised token the number of that among them, ``state``.
         """
         audio_tokens = [
             len(item["audio"])
@@ -270,6 +276,10 @@ class Collate:
         for r, row in enumerate(rows):
             ids[r, : len(row)] = row
         target_row, target_place, target_id, target_weight = zip(*targets, strict=True)
+        # No state of a row's last token predicts anything.
+        before = min(len(item["wording"].before) for item in items)
+        line = in_line([row[:-1] for row in rows], before, self.padded)
+        keep, state = line.index[target_row, target_place].unique(return_inverse=True)
         return {
             "ids": torch.from_numpy(ids),
             "groups": _groups(items, audio_tokens),
@@ -277,6 +287,7 @@ class Collate:
             "target_place": torch.tensor(target_place),
             "target_id": torch.tensor(target_id),
             "target_weight": torch.tensor(target_weight, dtype=torch.float32),
+            "packed": {"line": vars(line), "keep": keep, "state": state},
         }
 
     def _row(self, item: dict[str, Any], audio_tokens: int) -> tuple[list[int], list[int]]:

@@ -3,13 +3,12 @@
 Trainer brings what is not special here: optimizer, schedule, resuming, logging, several GPUs.
 """
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.decoder import load_kernels
 from evaluators.audio_lm.device import card_gib
 from evaluators.audio_lm.families import audio_config
 from evaluators.audio_lm.generic_chat import Chat
@@ -31,7 +31,7 @@ from evaluators.errors import UserError
 from evaluators.files import replacing_folder, sync, write_text
 from evaluators.finetuning.generic import CollateOne, GenericSamples, generic_model
 from evaluators.finetuning.memory import TrainingPlan
-from evaluators.finetuning.model import Adapted, AdaptedModel, Graphs, adapted_model, embed_clips
+from evaluators.finetuning.model import Adapted, AdaptedModel, adapted_model, embed_clips
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import (
     ALL_WORDINGS,
@@ -57,7 +57,7 @@ class Machine:
     dtype: torch.dtype  # of the frozen weights
     processes: int = 1
     features: Path | None = None  # folder that keeps features of clips
-    max_graphs: int = 3  # CUDA graphs that may be kept
+    max_graphs: int = 8  # CUDA graphs that may be kept, of language model and audio tower each
 
     @property
     def gib(self) -> float | None:
@@ -181,30 +181,12 @@ def train(
     trainer.accelerator.wait_for_everyone()
     resume = last_complete(folder)
     trainer.accelerator.wait_for_everyone()
-    with side_stream(training.machine.device):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.accelerator.wait_for_everyone()
     best = keeper.load_into(model.peft)
     seconds = time.perf_counter() - begin
     state = trainer.state
     return Trained(model, state.global_step, best["step"], best["loss"], seconds, loss_curve(state))
-
-
-@contextlib.contextmanager
-def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own. What accumulates gradients may not lie on the default one while a graph is captured.
-
-    Where such a node outlives its step, as under DistributedDataParallel, the capture would make the default stream
-    wait for it, which CUDA forbids (cudaErrorStreamCaptureImplicit).
-    """
-    if device.type != "cuda":
-        yield
-        return
-    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    own.wait_stream(outer)
-    with torch.cuda.stream(own):
-        yield
-    outer.wait_stream(own)
 
 
 def open_parts(
@@ -216,11 +198,12 @@ def open_parts(
         model = generic_model(training.checkpoint, recipe, machine.device, machine.dtype)
         one = CollateOne(training.chat.audio_id, recipe.loss)
         return model, make_generic_samples(training, training.chat), one
+    max_graphs = graphs_for(training)
     packed = adapted_model(
         training.checkpoint, recipe, machine.device, machine.dtype,
-        expand=training.plan.expand, loaded=loaded, graphs=graphs_for(training),
+        expand=training.plan.expand, loaded=loaded, max_graphs=max_graphs,
     )  # fmt: skip
-    batch = Collate(packed.family, packed.base.config, recipe.loss)
+    batch = Collate(packed.family, packed.base.config, recipe.loss, max_graphs > 0)
     return packed, make_samples(training, packed), batch
 
 
@@ -235,16 +218,10 @@ def make_generic_samples(training: Training, chat: Chat) -> tuple[GenericSamples
     )
 
 
-def graphs_for(training: Training) -> Graphs:
-    """CUDA graphs where they are possible: in bfloat16, without gradient accumulation and checkpointing."""
-    machine, plan = training.machine, training.plan
-    possible = (
-        machine.device.type == "cuda"
-        and machine.dtype == torch.bfloat16
-        and plan.micro_batch_size * machine.processes == training.recipe.batch
-        and not plan.checkpointing
-    )
-    return Graphs(machine.max_graphs if possible else 0)
+def graphs_for(training: Training) -> int:
+    """CUDA graphs that may be kept: none without Triton's kernels, none with checkpointing, where memory is short."""
+    possible = load_kernels(training.machine.device) is not None and not training.plan.checkpointing
+    return training.machine.max_graphs if possible else 0
 
 
 def make_samples(training: Training, model: AdaptedModel) -> tuple[Samples, Samples]:
@@ -300,6 +277,8 @@ def trainer_arguments(training: Training, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,  # it would disturb the capture of a graph
         ddp_find_unused_parameters=False,  # every adapted layer is in every step
+        ddp_broadcast_buffers=False,  # they are constants
+        logging_nan_inf_filter=False,  # `StopAtNan` is to see them, and the host would wait for each step
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several cards are for `accelerate launch`
     return arguments

@@ -70,6 +70,29 @@ ours = RowAttention(lengths, 128, whole, parts.device, kernels)(*parts)
 theirs = RowAttention(lengths, 128, whole, parts.device, None)(*parts)
 assert torch.allclose(ours, theirs, atol=2e-5), float((ours - theirs).abs().max())
 assert not theirs[108:].any() and theirs[:108].abs().sum(1).min() > 0
+
+# Those of training.
+from evaluators.finetuning import elementwise as plain
+ours = kernels
+def close(a, b): assert torch.allclose(a, b, atol=2e-5, rtol=2e-5), float((a - b).abs().max())
+x, more, grad, into, norm = (torch.randn(5, 48, device=device) for _ in range(5))
+for added in (None, more):
+    for a, b in zip(ours.stream_norm(x, added, norm[0], 1e-6), plain.stream_norm(x, added, norm[0], 1e-6)):
+        close(a, b)
+both = into.clone(), into.clone()
+for one, into in zip((ours, plain), both):
+    one.stream_norm_backward(grad, x, norm[0], 1e-6, into)
+close(*both)
+wide, grad = torch.randn(5, 140, device=device), torch.randn(5, 70, device=device)
+close(ours.gate_up_backward(grad, wide), plain.gate_up_backward(grad, wide))
+ones, seed = torch.ones(90, 64, device=device), torch.tensor(2**31 - 3, device=device)
+left = ours.dropped(ones, seed, 10, 0.25)  # more than 32 bits hold
+assert abs(float((left == 0).float().mean()) - 0.25) < 0.03 and abs(float(left.max()) - 4 / 3) < 1e-6
+assert torch.equal(left, ours.dropped(ones, seed, 10, 0.25))
+assert not torch.equal(left, ours.dropped(ones, seed, 11, 0.25))
+total = ones.clone()
+ours.add_dropped(total, ones, seed, 10, 0.25)
+close(total, ones + left)
 print("equal")
 """
 

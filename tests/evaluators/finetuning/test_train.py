@@ -1,6 +1,7 @@
 """A training: what is refused, which checkpoint is continued, which epoch is kept, several processes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from evaluators.errors import UserError
+from evaluators.finetuning import train
 from evaluators.finetuning.memory import TrainingPlan
 from evaluators.finetuning.model import adapted_model
 from evaluators.finetuning.recipe import Recipe
@@ -35,6 +37,15 @@ def test_a_batch_must_divide_among_the_processes(make_training):
     plan = TrainingPlan(False, 8, False, 0.0, None)
     training = make_training(Recipe(epochs=3), machine=machine, plan=plan)
     assert (training.steps, training.steps_per_epoch) == (6, 2)
+
+
+def test_graphs_are_made_with_kernels_and_where_memory_is_not_short(make_training, monkeypatch):
+    training = make_training(Recipe())
+    assert train.graphs_for(training) == 0
+    monkeypatch.setattr(train, "load_kernels", lambda device: object())
+    assert train.graphs_for(training) == training.machine.max_graphs > 0
+    short = make_training(Recipe(), plan=replace(training.plan, checkpointing=True))
+    assert train.graphs_for(short) == 0
 
 
 def test_an_epoch_is_chosen_by_every_wording_that_was_trained_on_in_both_orders_where_they_were(
