@@ -26,7 +26,7 @@ from evaluators.audio_lm.model_folder import (
     read_config,
     read_object,
     shards,
-    tensor_types,
+    tensor_places,
 )
 from evaluators.errors import PauseError, UserError
 from evaluators.files import write_text
@@ -141,23 +141,16 @@ def _tensors(path: Path) -> list[Tensor]:
     Raises:
         UserError: The file is torn.
     """
-    tensor_types(path)  # refuses a header that does not fit the file
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    places = {
-        name: (8 + length + about["data_offsets"][0], 8 + length + about["data_offsets"][1])
-        for name, about in header.items()
-    }
-    names = sorted(header, key=lambda name: places[name][0] - places[name][1])
+    places = tensor_places(path)
+    names = sorted(places, key=lambda name: places[name].begin - places[name].end)
     size = path.stat().st_size / 1e9
     if size > TOLD:
         log.warning("%s: %.1f GB are hashed, once for this version of the file", path.name, size)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: _hash_part(path, *places[name]), names))
+        parts = ((path, places[name].begin, places[name].end) for name in names)
+        digests = list(pool.map(lambda part: _hash_part(*part), parts))
     return [
-        (name, header[name]["dtype"], header[name]["shape"], digest)
+        (name, places[name].kind, list(places[name].shape), digest)
         for name, digest in zip(names, digests, strict=True)
     ]
 
@@ -227,10 +220,15 @@ def _remember(record: Path, about: dict[str, Any]) -> None:
         log.info("digests are not remembered: %s", error)
 
 
+def cache_folder() -> Path:
+    """This user's cache folder. Raises RuntimeError for a user without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "opro-audio"
+
+
 def _memory() -> Path:
     """Where digests are remembered."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "opro-audio" / "digests"
+    return cache_folder() / "digests"
 
 
 def _version(path: Path) -> list[Any]:

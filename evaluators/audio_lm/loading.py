@@ -1,8 +1,11 @@
 """Loads a checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code.
 
+Onto a card by `weight_reader`, elsewhere by transformers' own reading; names, types and places are its affair in both.
+
 Importing it imports transformers and peft: `AudioScorer` does so when weights are needed.
 """
 
+import contextlib
 import warnings
 from typing import Any, Protocol
 
@@ -13,6 +16,9 @@ from transformers.utils import logging as hf_logging
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.model_folder import check_weights, read_model
+from evaluators.audio_lm.identity import check_once, versions
+from evaluators.audio_lm.kept_weights import keep, kept_folder, open_reader, weights_folder
+from evaluators.audio_lm.weight_reader import WeightReader
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
 
@@ -42,31 +48,47 @@ def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    family: OfClass,
+    device: torch.device,
+    dtype: torch.dtype,
+    reader: WeightReader | None = None,
 ) -> Any:
     """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code.
+
+    Args:
+        reader: What `open_reader` gave, which may have begun to read; it is closed. None: a new one.
 
     Raises:
         UserError: As `check_load`, before memory is taken.
     """
-    check_load(checkpoint, family)
+    about = ["load", family.model_class, versions("transformers", "peft")]
+    check_once(checkpoint.files, about, lambda: check_load(checkpoint, family))
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # Weights go from the file straight to the card.
-    options: dict[str, Any] = {} if device.type == "mps" else {"device_map": {"": device}}
-    if checkpoint.quantization == "nf4":
-        options |= {
-            "quantization_config": transformers.BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            ),
-        }
+    options: dict[str, Any] = {"dtype": dtype}
+    if device.type != "mps":
+        options["device_map"] = {"": device}  # weights go from the file straight to the card
+    folder = weights_folder(checkpoint, dtype, device)
+    if checkpoint.quantization == "nf4" and folder == checkpoint.base:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    reader = reader or open_reader(checkpoint, device, dtype)
     model_class = getattr(transformers, family.model_class)
-    model = read_model(model_class, checkpoint.base, dtype=dtype, **options)
+    if reader is None:
+        model = read_model(model_class, folder, **options)
+    else:
+        with contextlib.closing(reader):
+            model = read_model(model_class, folder, reader.tensors, **options)
     if device.type == "mps":
         model = model.to(device)
+    kept = kept_folder(checkpoint, dtype, device)
+    if kept is not None and folder == checkpoint.base:
+        keep(model, kept)
     if checkpoint.adapter is not None:
         model = attach(model, checkpoint.adapter).get_base_model()
     return model.eval().requires_grad_(False)

@@ -39,6 +39,7 @@ from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
 from evaluators.audio_lm.generic_class import GenericClass
 from evaluators.audio_lm.identity import check_once, versions
+from evaluators.audio_lm.kept_weights import open_reader
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -61,6 +62,7 @@ from evaluators.audio_lm.packing import (
 from evaluators.audio_lm.prefixes import Before, Prefixes
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
+from evaluators.audio_lm.weight_reader import WeightReader
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
@@ -101,9 +103,8 @@ def check_whole(checkpoint: Checkpoint, kind: Family | GenericClass) -> None:
             kind.processor(checkpoint.base)
         loader().check_load(checkpoint, kind)
 
-    folders = [folder for folder in (checkpoint.base, checkpoint.adapter) if folder is not None]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
-    check_once(files, [kind.model_class, versions("transformers", "peft", "tokenizers")], check)
+    about = [kind.model_class, versions("transformers", "peft", "tokenizers")]
+    check_once(checkpoint.files, about, check)
 
 
 class _Results:
@@ -188,6 +189,7 @@ class AudioScorer(Uncached):
         self._given = loaded
         self._untested = None if loaded else checkpoint.self_test
         self._loaded: LoadedModel | None = None
+        self._reader: WeightReader | None = None  # of weights on their way
 
     @property
     def shape(self) -> Shape:
@@ -323,9 +325,19 @@ class AudioScorer(Uncached):
         if self._loaded is not None:
             self._loaded.prefixes.clear()
 
+    def prepare(self) -> None:
+        """See `evaluators.evaluator.prepare`: begins to read the weights onto a card."""
+        if self._loaded is None and self._given is None and self._reader is None:
+            self._reader = open_reader(self.checkpoint, self.device, self.dtype)
+            if self._reader is not None:
+                self._reader.begin()
+
     def release(self) -> None:
         """See `Evaluator.release`."""
         self._loaded = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -362,11 +374,13 @@ class AudioScorer(Uncached):
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
             loading = loader()
-            model = (
-                self._given[0]
-                if self._given
-                else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
-            )
+            reader, self._reader = self._reader, None
+            if self._given:
+                model = self._given[0]
+            else:
+                model = loading.load_model(
+                    self.checkpoint, self.family, self.device, self.dtype, reader
+                )
             loading.merge(model, self.dtype, self.dequantize)
             decoder = Decoder(model)
             tower = self._tower(decoder)
