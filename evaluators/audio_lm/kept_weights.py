@@ -28,19 +28,10 @@ MADE = (
 SHARD = "4GB"
 
 
-def weights_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Path:
-    """The folder that a checkpoint's base is read from: its own, or that of kept 4-bit weights that are whole."""
-    kept = kept_folder(checkpoint, dtype, device)
-    return kept if kept is not None and _is_whole(kept) else checkpoint.base
-
-
-def open_reader(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> WeightReader | None:
-    """What reads the base's weights onto a card; None where transformers reads them itself."""
-    folder = weights_folder(checkpoint, dtype, device)
+def open_reader(folder: Path, device: torch.device) -> WeightReader | None:
+    """What reads a folder's weights onto a card; None where transformers reads them itself."""
     files = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
-    return WeightReader(files, device) if can_read(files, device) else None
+    return WeightReader(folder, files, device) if can_read(files, device) else None
 
 
 def kept_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Path | None:
@@ -71,7 +62,7 @@ def keep(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(scratch, max_shard_size=SHARD)
         (scratch / MADE).write_text(json.dumps(_state(scratch)), encoding="utf-8")
-        if not _is_whole(folder):  # else another process was faster
+        if not is_whole(folder):  # else another process was faster
             shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -86,7 +77,8 @@ def keep(model: Any, folder: Path) -> None:
     )
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds kept weights as they were written."""
     try:
         return bool(json.loads((folder / MADE).read_text(encoding="utf-8")) == _state(folder))
     except (OSError, ValueError):

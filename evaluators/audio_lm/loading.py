@@ -15,9 +15,9 @@ from transformers.utils import logging as hf_logging
 
 from evaluators.audio_lm.adapters import attach, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.model_folder import check_weights, read_model
 from evaluators.audio_lm.identity import check_once, versions
-from evaluators.audio_lm.kept_weights import keep, kept_folder, open_reader, weights_folder
+from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder, open_reader
+from evaluators.audio_lm.model_folder import check_weights, read_model
 from evaluators.audio_lm.weight_reader import WeightReader
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
@@ -69,7 +69,10 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype}
     if device.type != "mps":
         options["device_map"] = {"": device}  # weights go from the file straight to the card
-    folder = weights_folder(checkpoint, dtype, device)
+    kept = kept_folder(checkpoint, dtype, device)
+    folder = kept if kept is not None and is_whole(kept) else checkpoint.base
+    reader = reader or open_reader(folder, device)
+    folder = folder if reader is None else reader.folder
     if checkpoint.quantization == "nf4" and folder == checkpoint.base:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -77,7 +80,6 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    reader = reader or open_reader(checkpoint, device, dtype)
     model_class = getattr(transformers, family.model_class)
     if reader is None:
         model = read_model(model_class, folder, **options)
@@ -86,7 +88,6 @@ def load_model(
             model = read_model(model_class, folder, reader.tensors, **options)
     if device.type == "mps":
         model = model.to(device)
-    kept = kept_folder(checkpoint, dtype, device)
     if kept is not None and folder == checkpoint.base:
         keep(model, kept)
     if checkpoint.adapter is not None:

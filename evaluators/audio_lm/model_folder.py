@@ -372,15 +372,11 @@ def tensor_places(path: Path) -> dict[str, TensorPlace]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return {
-        name: TensorPlace(
-            path,
-            *(8 + length + offset for offset in about["data_offsets"]),
-            about["dtype"],
-            tuple(about["shape"]),
-        )
-        for name, about in header.items()
-    }
+    places = {}
+    for name, about in header.items():
+        begin, end = (8 + length + offset for offset in about["data_offsets"])
+        places[name] = TensorPlace(path, begin, end, about["dtype"], tuple(about["shape"]))
+    return places
 
 
 def weight_count(folder: Path, who: str) -> int:

@@ -39,7 +39,7 @@ from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
 from evaluators.audio_lm.generic_class import GenericClass
 from evaluators.audio_lm.identity import check_once, versions
-from evaluators.audio_lm.kept_weights import open_reader
+from evaluators.audio_lm.kept_weights import is_whole, kept_folder, open_reader
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -328,7 +328,9 @@ class AudioScorer(Uncached):
     def prepare(self) -> None:
         """See `evaluators.evaluator.prepare`: begins to read the weights onto a card."""
         if self._loaded is None and self._given is None and self._reader is None:
-            self._reader = open_reader(self.checkpoint, self.device, self.dtype)
+            kept = kept_folder(self.checkpoint, self.dtype, self.device)
+            folder = kept if kept is not None and is_whole(kept) else self.checkpoint.base
+            self._reader = open_reader(folder, self.device)
             if self._reader is not None:
                 self._reader.begin()
 

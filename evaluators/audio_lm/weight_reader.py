@@ -68,20 +68,22 @@ class WeightReader:
     """The tensors of files, to be read onto a device. Any thread may ask; all threads of the reader read a tensor.
 
     Args:
+        folder: It holds them.
         paths: The files; headers alone are read now.
         device: Where the tensors go.
 
     Attributes:
+        folder: See above.
         tensors: By name.
 
     Raises:
         UserError: A file is torn or no safetensors file, or holds no tensor.
     """
 
-    def __init__(self, paths: Iterable[Path], device: torch.device) -> None:
+    def __init__(self, folder: Path, paths: Iterable[Path], device: torch.device) -> None:
         if device.type == "cuda" and device.index is None:  # the threads may have another one
             device = torch.device("cuda", torch.cuda.current_device())
-        self._device = device
+        self.folder, self._device = folder, device
         places = {name: one for path in paths for name, one in tensor_places(path).items()}
         self.tensors = {name: StoredTensor(name, one, self) for name, one in places.items()}
         self._files = {
@@ -183,7 +185,7 @@ def fill(file: int, begin: int, into: Tensor) -> None:
     Raises:
         EOFError: The file ends before.
     """
-    room = memoryview(into.numpy())
+    room = memoryview(into.numpy())  # type: ignore[arg-type]  # numpy's stubs know no buffers
     while room:
         count = os.preadv(file, [room], begin)
         if not count:
