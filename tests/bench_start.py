@@ -273,10 +273,11 @@ def main() -> None:
                  ("plain", flags, (False, True))]  # fmt: skip
         if args.nf4:
             cases += [("nf4 first", four, (False, False)), ("nf4 kept", four, (False, False))]
-        if args.whole:
-            cases += [("whole", flags, (True, False))]
-            cases += [("whole nf4", four, (True, False))] if args.nf4 else []
         show({name: run_case(work, name, given, how) for name, given, how in cases})
+        if args.whole:
+            cases = [("whole", flags, (True, False))]
+            cases += [("whole nf4", four, (True, False))] if args.nf4 else []
+            show({name: run_case(work, name, given, how) for name, given, how in cases})
 
 
 if __name__ == "__main__":
