@@ -60,13 +60,22 @@ def base_digest(folder: Path) -> str:
 
     The configuration is compared as transformers fills it in, so that its short form on the hub and the long one of
     `save_pretrained` are one. Of the other files the bytes count: a tokenizer that was saved anew is another one.
+    Where all of this is as it was, the digest is known from memory, and transformers is not imported for it.
     """
-    parts = {
-        "tensors": weights_digest(folder),
-        "configuration": _configuration(folder),
-        "files": {n: _sha256(folder / n) for n in FRONT_FILES if (folder / n).is_file()},
-    }
-    return _digest(parts)
+    front = [n for n in FRONT_FILES if (folder / n).is_file()]
+    weights = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
+
+    def made() -> list[str]:
+        parts = {
+            "tensors": weights_digest(folder),
+            "configuration": _configuration(folder),
+            "files": {n: _sha256(folder / n) for n in front},
+        }
+        return [_digest(parts)]
+
+    paths = [folder / "config.json", *(folder / n for n in front), *weights]
+    (digest,) = recalled(paths, ["base", versions("transformers")], made)
+    return str(digest)
 
 
 def weights_digest(folder: Path) -> str:
@@ -202,15 +211,32 @@ def check_once(paths: Iterable[Path], about: Any, check: Callable[[], object]) -
         about: Plain data: what else the check depends on.
         check: It raises where they do not pass.
     """
+
+    def passed() -> list[Any]:
+        check()
+        return []
+
+    recalled(paths, about, passed)
+
+
+def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -> list[Any]:
+    """What `make` says of files, unless it said so of the same version of each, as this user's cache folder remembers.
+
+    Args:
+        paths: The files.
+        about: Plain data: what else it depends on.
+        make: Gives plain data.
+    """
     state = [[_version(path.resolve()) for path in paths], about]
     try:
         record = _memory() / f"{_digest(state)[:32]}.json"
     except RuntimeError:  # a user without a home
-        check()
-        return
-    if _read(record, state) is None:
-        check()
-        _remember(record, {"file": state, "found": []})
+        return make()
+    found = _read(record, state)
+    if found is None:
+        found = make()
+        _remember(record, {"file": state, "found": found})
+    return found
 
 
 def _remember(record: Path, about: dict[str, Any]) -> None:
