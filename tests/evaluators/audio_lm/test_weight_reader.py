@@ -50,6 +50,7 @@ def test_tensors_of_any_type_and_shape_are_those_of_the_file(tmp_path_factory, d
         read = reader.tensors[name]
         assert read.get_shape() == list(tensor.shape) and TYPES[read.get_dtype()] == tensor.dtype
         assert torch.equal(read[...], tensor) and read[...].dtype == tensor.dtype  # also twice
+    assert not reader._early  # nothing is read twice for it
     assert reader.bytes == sum(tensor.nbytes for tensor in found.values())
     reader.close()
 
