@@ -1,7 +1,8 @@
 """From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
 
 Each row is a fresh process of the real command, on weights that lie in the page cache: ``first`` has nothing that
-earlier ones remembered (digests, kernels, features), ``again`` has, ``plain`` reads as transformers does. A phase's
+earlier ones remembered (digests, kernels), the others have; ``again`` reads weights while the rest is imported, ``late``
+when they are asked for, ``plain`` as transformers does. A phase's
 numbers are seconds from the start of the process: begin-end, and in brackets what all threads together took. Phases
 overlap. The floor is the time of the weights' bytes alone, by threads from the page cache into pinned memory and from
 there to the card, as measured here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU
@@ -56,7 +57,7 @@ class Watch:
         return timed
 
 
-def child(start: float, out: Path, whole: bool, plain: bool, flags: list[str]) -> None:
+def child(start: float, out: Path, whole: bool, how: str, flags: list[str]) -> None:
     """The command, watched; it ends with its first scores unless `whole`."""
     watch = Watch(start)
     from opro import optimize, problem
@@ -68,7 +69,7 @@ def child(start: float, out: Path, whole: bool, plain: bool, flags: list[str]) -
 
     def opened(*args: Any, **more: Any) -> Any:
         made = plain_open(*args, **more)
-        watch_scorer(watch, out, whole, plain)
+        watch_scorer(watch, out, whole, how)
         return made
 
     plain_open, problem.build_evaluator = problem.build_evaluator, opened
@@ -79,11 +80,13 @@ def child(start: float, out: Path, whole: bool, plain: bool, flags: list[str]) -
     assert code == 0
 
 
-def watch_scorer(watch: Watch, out: Path, whole: bool, plain: bool) -> None:
+def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
     """Watches what a scorer does."""
-    from evaluators.audio_lm import features, kept_weights, scorer, weight_reader
+    from evaluators.audio_lm import decoder, features, kept_weights, scorer, tower, weight_reader
 
-    if plain:
+    if how == "late":
+        weight_reader.WeightReader.begin = lambda _: None
+    if how == "plain":
         kept_weights.can_read = lambda *_: False
     own = vars(scorer.AudioScorer)
     for name, phase in (
@@ -105,11 +108,14 @@ def watch_scorer(watch: Watch, out: Path, whole: bool, plain: bool) -> None:
 
     scorer.loader = watched_loader
     reader = weight_reader.WeightReader
-    reader.read = watch.over("weights: bytes to the device", reader.read)
+    reader.read = watch.over("weights: taken", reader.read)
+    reader._copy = watch.over("weights: blocks", reader._copy)
+    tower.AudioTower.embed = watch.once("first clips through the tower", tower.AudioTower.embed)
+    decoder.Decoder.step = watch.once("first batch through the decoder", decoder.Decoder.step)
     store = features.FeatureStore
     store.decode = watch.over("audio decoded, or features read", store.decode)
     store.log_mel = watch.over("mel", store.log_mel)
-    scorer.AudioScorer._load = watch.over(
+    scorer.AudioScorer._load = watch.once(
         "weights: all, merged and fused", scorer.AudioScorer._load
     )
     scorer.AudioScorer._score_batch = watch.over("batches given", scorer.AudioScorer._score_batch)
@@ -192,13 +198,14 @@ def copy_speeds(folder: Path) -> None:
           f" {size / seconds:.1f} GB/s")  # fmt: skip
 
 
-def run_case(work: Path, name: str, flags: list[str], how: tuple[bool, bool]) -> dict[str, Any]:
+def run_case(
+    work: Path, name: str, flags: list[str], how: str, whole: bool = False
+) -> dict[str, Any]:
     """The phases of a case; its processes have caches of their own."""
-    whole, plain = how
     out = work / "phases.json"
     out.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as runs:
-        given = json.dumps([time.time(), str(out), whole, plain, [*flags, "--runs-dir", runs]])
+        given = json.dumps([time.time(), str(out), whole, how, [*flags, "--runs-dir", runs]])
         done = subprocess.run(
             [sys.executable, __file__, "--child", given],
             env=os.environ | {
@@ -251,8 +258,8 @@ def main() -> None:
     parser.add_argument("--step", choices=["seven", "speeds"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        start, out, whole, plain, flags = json.loads(args.child)
-        child(start, Path(out), whole, plain, flags)
+        start, out, whole, how, flags = json.loads(args.child)
+        child(start, Path(out), whole, how, flags)
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
@@ -269,15 +276,14 @@ def main() -> None:
         subprocess.run([*again, "speeds"], check=True)
         flags = ["--checkpoint", str(weights), "--iterations", "5"]
         four = [*flags, "--quantization", "nf4"]
-        cases = [("first", flags, (False, False)), ("again", flags, (False, False)),
-                 ("plain", flags, (False, True))]  # fmt: skip
+        names = ["first", "again", "late", "plain", "again", "late", "plain"]
+        cases = [(f"{name} {i}" if i > 3 else name, flags, name) for i, name in enumerate(names)]
         if args.nf4:
-            cases += [("nf4 first", four, (False, False)), ("nf4 kept", four, (False, False))]
+            cases += [("nf4 first", four, "again"), ("nf4 kept", four, "again")]
         show({name: run_case(work, name, given, how) for name, given, how in cases})
         if args.whole:
-            cases = [("whole", flags, (True, False))]
-            cases += [("whole nf4", four, (True, False))] if args.nf4 else []
-            show({name: run_case(work, name, given, how) for name, given, how in cases})
+            cases = [("whole", flags, "again"), *([("whole nf4", four, "again")] * args.nf4)]
+            show({name: run_case(work, name, given, how, True) for name, given, how in cases})
 
 
 if __name__ == "__main__":
