@@ -1,9 +1,8 @@
 """From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
 
 Each row is a fresh process of the real command, on weights that lie in the page cache: ``first`` has nothing that
-earlier ones remembered (digests, kernels), the others have; ``again`` reads weights while the rest is imported, ``late``
-when they are asked for, ``plain`` as transformers does. A phase's
-numbers are seconds from the start of the process: begin-end, and in brackets what all threads together took. Phases
+earlier ones remembered (digests, kernels), the others have; ``again`` reads weights while the rest is
+imported, ``late`` when they are asked for, ``plain`` as transformers does. A phase's numbers are seconds from the start of the process: begin-end, and in brackets what all threads together took. Phases
 overlap. The floor is the time of the weights' bytes alone, by threads from the page cache into pinned memory and from
 there to the card, as measured here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU
 with 40 GB); ``--nf4`` adds 4-bit weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too.
@@ -168,7 +167,7 @@ def copy_speeds(folder: Path) -> None:
         for path, at in blocks[number::THREADS]:
             fill(opened[path], at, pieces[number])
 
-    for count in (1, THREADS):
+    for count in (1, THREADS) if blocks else ():
         begin = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(lane, range(THREADS)))
@@ -276,14 +275,15 @@ def main() -> None:
         subprocess.run([*again, "speeds"], check=True)
         flags = ["--checkpoint", str(weights), "--iterations", "5"]
         four = [*flags, "--quantization", "nf4"]
-        names = ["first", "again", "late", "plain", "again", "late", "plain"]
-        cases = [(f"{name} {i}" if i > 3 else name, flags, name) for i, name in enumerate(names)]
+        names = ["first", *["again", "late", "plain"] * 2]
+        groups = [[(f"{how}, run {i}", flags, how) for i, how in enumerate(names, 1)]]
         if args.nf4:
-            cases += [("nf4 first", four, "again"), ("nf4 kept", four, "again")]
-        show({name: run_case(work, name, given, how) for name, given, how in cases})
+            groups.append([("nf4 first", four, "again"), ("nf4 kept", four, "again")])
         if args.whole:
-            cases = [("whole", flags, "again"), *([("whole nf4", four, "again")] * args.nf4)]
-            show({name: run_case(work, name, given, how, True) for name, given, how in cases})
+            groups.append([("whole", flags, "again"), *[("whole nf4", four, "again")] * args.nf4])
+        for group in groups:
+            whole = group[0][0] == "whole"
+            show({name: run_case(work, name, given, how, whole) for name, given, how in group})
 
 
 if __name__ == "__main__":
