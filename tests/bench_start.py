@@ -1,11 +1,12 @@
 """From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
 
-Each row is a fresh process of the real command, on weights that lie in the page cache: ``first`` has nothing that
-earlier ones remembered (digests, kernels), the others have; ``again`` reads weights while the rest is
-imported, ``late`` when they are asked for, ``plain`` as transformers does. A phase's numbers are seconds from the start of the process: begin-end, and in brackets what all threads together took. Phases
-overlap. The floor is the time of the weights' bytes alone, by threads from the page cache into pinned memory and from
-there to the card, as measured here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU
-with 40 GB); ``--nf4`` adds 4-bit weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too.
+Each column is a fresh process of the real command, on weights that lie in the page cache. ``first`` has nothing that
+earlier ones remembered (digests, kernels), the others have. ``again`` reads weights while the rest is imported,
+``late`` when they are asked for, ``plain`` as transformers does. Numbers are seconds from the start of the process,
+begin-end, and in brackets what all threads together took. Phases overlap. The floor is the time of the weights' bytes
+alone, by threads from the page cache into pinned memory and from there to the card, as measured here. ``--shape 7b``
+writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit weights, made and
+kept (bitsandbytes); ``--whole`` times whole default searches too.
 """
 
 import argparse
