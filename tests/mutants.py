@@ -529,13 +529,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/audio_lm/adapters.py",
-        "get_pattern_key(pattern, _old_name(name))",
-        "get_pattern_key(pattern, name)",
+        "find(pattern, _old_name(name))",
+        "find(pattern, name)",
     ),
     (
         "evaluators/audio_lm/adapters.py",
-        "check_target_module_exists(config, _old_name(name))",
-        "check_target_module_exists(config, name)",
+        "exists(config, _old_name(name))",
+        "exists(config, name)",
     ),
     ("evaluators/audio_lm/generic.py", "if not leak <= selftest.EXACT.nats:", "if False:"),
     ("evaluators/audio_lm/generic.py", "copy.deepcopy(prefix.cache)", "prefix.cache"),

@@ -2,7 +2,7 @@
 
 Onto a card by `weight_reader`, elsewhere by transformers' own reading; names, types and places are its affair in both.
 
-Importing it imports transformers and peft: `AudioScorer` does so when weights are needed.
+Importing it imports transformers: `AudioScorer` does so when weights are needed.
 """
 
 import contextlib

@@ -86,7 +86,7 @@ class LoadedModel:
 
 
 def loader() -> Any:
-    """The module that loads weights; imports transformers and peft."""
+    """The module that loads weights; imports transformers."""
     from evaluators.audio_lm import loading
 
     return loading
