@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -231,6 +232,22 @@ def run_case(
     return found
 
 
+def time_without_watch(work: Path) -> None:
+    """Prints what a small first run of the shipped checkpoint takes, and the same command once it has finished."""
+    flags = ["--iterations", "0", "--clips", "40", "--runs-dir", str(work / "runs")]
+    for what in ("a first run of 40 clips and the seeds alone", "the same command again"):
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "opro.optimize", *flags, "--name", "shown"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")},
+            check=True,
+            capture_output=True,
+        )
+        seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"{what}: {seconds:.2f} s, {used:.2f} of the processor", flush=True)
+
+
 def show(found: dict[str, dict[str, Any]]) -> None:
     """Prints the table of phases."""
     names = list(dict.fromkeys(name for one in found.values() for name in one))
@@ -282,6 +299,8 @@ def main() -> None:
             groups.append([("nf4 first", four, "again"), ("nf4 kept", four, "again")])
         if args.whole:
             groups.append([("whole", flags, "again"), *[("whole nf4", four, "again")] * args.nf4])
+        if args.shape == "pocket":
+            time_without_watch(work)
         for group in groups:
             whole = group[0][0] == "whole"
             show({name: run_case(work, name, given, how, whole) for name, given, how in group})
