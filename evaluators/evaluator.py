@@ -189,16 +189,6 @@ def prompt_tokens(evaluator: Evaluator, prompt: Prompt) -> int | None:
     return None if count is None else int(count(prompt))
 
 
-def prepare(evaluator: Evaluator) -> None:
-    """Lets the innermost evaluator begin in the background what a score that comes soon needs, if it can.
-
-    Whatever it meets is told by that score.
-    """
-    begin = getattr(evaluator.innermost, "prepare", None)
-    if begin is not None:
-        begin()
-
-
 class Uncached:
     """The part of `Evaluator` that is the same for all that compute scores themselves and keep none.
 

@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 
 from evaluators.clips import ClipSet
 from evaluators.errors import UserError
-from evaluators.evaluator import Evaluator, prepare
+from evaluators.evaluator import Evaluator
 from evaluators.files import check_folder
 from evaluators.orders import evals_per_clip
 from evaluators.prompts import Prompt
@@ -314,10 +314,6 @@ def _begun(
         seeds = identity.pop("seeds")
         identity |= {"proposer": plan.name, "seeds": seeds}
         folder.begin(identity, problem.evaluator.about().versions)
-        if folder.summary is None and problem.evaluator.count_missing(
-            problem.seed_prompts, problem.search_clips
-        ):
-            prepare(problem.evaluator)  # while proposers, journals and trackers are opened
         yield folder
 
 

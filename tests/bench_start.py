@@ -1,12 +1,11 @@
 """From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
 
 Each column is a fresh process of the real command, on weights that lie in the page cache. ``first`` has nothing that
-earlier ones remembered (digests, kernels), the others have. ``again`` reads weights while the rest is imported,
-``late`` when they are asked for, ``plain`` as transformers does. Numbers are seconds from the start of the process,
-begin-end, and in brackets what all threads together took. Phases overlap. The floor is the time of the weights' bytes
-alone, by threads from the page cache into pinned memory and from there to the card, as measured here. ``--shape 7b``
-writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit weights, made and
-kept (bitsandbytes); ``--whole`` times whole default searches too.
+earlier ones remembered (digests, kernels), the others have; ``plain`` reads weights as transformers does. Numbers are
+seconds from the start of the process, begin-end, and in brackets what all threads together took. The floor is the time
+of the weights' bytes alone, by threads from the page cache into pinned memory and from there to the card, as measured
+here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit
+weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too.
 """
 
 import argparse
@@ -85,8 +84,6 @@ def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
     """Watches what a scorer does."""
     from evaluators.audio_lm import decoder, features, kept_weights, scorer, tower, weight_reader
 
-    if how == "late":
-        weight_reader.WeightReader.begin = lambda _: None
     if how == "plain":
         kept_weights.can_read = lambda *_: False
     own = vars(scorer.AudioScorer)
@@ -189,11 +186,10 @@ def copy_speeds(folder: Path) -> None:
             f"pinned memory to the card: {20 * 2**28 / GB / (time.perf_counter() - begin):.1f} GB/s"
         )
     begin = time.perf_counter()
-    reader = WeightReader(folder, files, device)
-    reader.begin()
-    for tensor in reader.tensors.values():
-        tensor[...]
-    seconds, size = time.perf_counter() - begin, reader.bytes / GB
+    reader = WeightReader(files, device)
+    with ThreadPoolExecutor(4) as asking:  # as transformers has
+        list(asking.map(lambda tensor: tensor[...].shape, reader.tensors.values()))
+    seconds, size = time.perf_counter() - begin, sum(path.stat().st_size for path in files) / GB
     reader.close()
     print(f"all {size:.2f} GB of weights by the reader alone, in a fresh process: {seconds:.2f} s,"
           f" {size / seconds:.1f} GB/s")  # fmt: skip
@@ -293,7 +289,7 @@ def main() -> None:
         subprocess.run([*again, "speeds"], check=True)
         flags = ["--checkpoint", str(weights), "--iterations", "5"]
         four = [*flags, "--quantization", "nf4"]
-        names = ["first", *["again", "late", "plain"] * 2]
+        names = ["first", *["again", "plain"] * 2]
         groups = [[(f"{how}, run {i}", flags, how) for i, how in enumerate(names, 1)]]
         if args.nf4:
             groups.append([("nf4 first", four, "again"), ("nf4 kept", four, "again")])

@@ -431,13 +431,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/identity.py", '["base", versions("transformers")]', '["base"]'),
     ("evaluators/audio_lm/identity.py", "*(folder / n for n in front), *weights]", "*weights]"),
     ("evaluators/audio_lm/identity.py", '[folder / "config.json", *(', "[*("),
-    ("evaluators/audio_lm/weight_reader.py", "run.begin + first", "run.begin"),
-    (
-        "evaluators/audio_lm/weight_reader.py",
-        "                self._readings.pop(run, None)\n",
-        "                pass\n",
-    ),
-    ("evaluators/audio_lm/weight_reader.py", "data[place.begin - run.begin :", "data[:"),
+    ("evaluators/audio_lm/weight_reader.py", "place.begin + first", "place.begin"),
     ("evaluators/audio_lm/weight_reader.py", "room[count:], begin + count", "room[count:], begin"),
     (
         "evaluators/audio_lm/weight_reader.py",

@@ -31,7 +31,7 @@ SHARD = "4GB"
 def open_reader(folder: Path, device: torch.device) -> WeightReader | None:
     """What reads a folder's weights onto a card; None where transformers reads them itself."""
     files = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
-    return WeightReader(folder, files, device) if can_read(files, device) else None
+    return WeightReader(files, device) if can_read(files, device) else None
 
 
 def kept_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Path | None:

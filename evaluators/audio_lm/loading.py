@@ -18,7 +18,6 @@ from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.identity import check_once, versions
 from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder, open_reader
 from evaluators.audio_lm.model_folder import check_weights, read_model
-from evaluators.audio_lm.weight_reader import WeightReader
 
 __all__ = ["load_model", "merge"]  # all that a scorer needs of what is heavy
 
@@ -48,16 +47,9 @@ def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint,
-    family: OfClass,
-    device: torch.device,
-    dtype: torch.dtype,
-    reader: WeightReader | None = None,
+    checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code.
-
-    Args:
-        reader: What `open_reader` gave, which may have begun to read; it is closed. None: a new one.
 
     Raises:
         UserError: As `check_load`, before memory is taken.
@@ -71,8 +63,6 @@ def load_model(
         options["device_map"] = {"": device}  # weights go from the file straight to the card
     kept = kept_folder(checkpoint, dtype, device)
     folder = kept if kept is not None and is_whole(kept) else checkpoint.base
-    reader = reader or open_reader(folder, device)
-    folder = folder if reader is None else reader.folder
     if checkpoint.quantization == "nf4" and folder == checkpoint.base:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -80,7 +70,7 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model_class = getattr(transformers, family.model_class)
+    model_class, reader = getattr(transformers, family.model_class), open_reader(folder, device)
     if reader is None:
         model = read_model(model_class, folder, **options)
     else:

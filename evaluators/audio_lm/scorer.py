@@ -39,7 +39,6 @@ from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
 from evaluators.audio_lm.generic_class import GenericClass
 from evaluators.audio_lm.identity import check_once, versions
-from evaluators.audio_lm.kept_weights import is_whole, kept_folder, open_reader
 from evaluators.audio_lm.memory import (
     Shape,
     memory_lines,
@@ -62,7 +61,6 @@ from evaluators.audio_lm.packing import (
 from evaluators.audio_lm.prefixes import Before, Prefixes
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
-from evaluators.audio_lm.weight_reader import WeightReader
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached
@@ -189,7 +187,6 @@ class AudioScorer(Uncached):
         self._given = loaded
         self._untested = None if loaded else checkpoint.self_test
         self._loaded: LoadedModel | None = None
-        self._reader: WeightReader | None = None  # of weights on their way
 
     @property
     def shape(self) -> Shape:
@@ -325,21 +322,9 @@ class AudioScorer(Uncached):
         if self._loaded is not None:
             self._loaded.prefixes.clear()
 
-    def prepare(self) -> None:
-        """See `evaluators.evaluator.prepare`: begins to read the weights onto a card."""
-        if self._loaded is None and self._given is None and self._reader is None:
-            kept = kept_folder(self.checkpoint, self.dtype, self.device)
-            folder = kept if kept is not None and is_whole(kept) else self.checkpoint.base
-            self._reader = open_reader(folder, self.device)
-            if self._reader is not None:
-                self._reader.begin()
-
     def release(self) -> None:
         """See `Evaluator.release`."""
         self._loaded = None
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -376,13 +361,11 @@ class AudioScorer(Uncached):
         """The loaded model; what was dropped is loaded again."""
         if self._loaded is None:
             loading = loader()
-            reader, self._reader = self._reader, None
-            if self._given:
-                model = self._given[0]
-            else:
-                model = loading.load_model(
-                    self.checkpoint, self.family, self.device, self.dtype, reader
-                )
+            model = (
+                self._given[0]
+                if self._given
+                else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
+            )
             loading.merge(model, self.dtype, self.dequantize)
             decoder = Decoder(model)
             tower = self._tower(decoder)

@@ -6,15 +6,17 @@ handed to transformers as slices that are read when it asks for them: names, typ
 no more memory is taken on the card than it asks for. (fastsafetensors, the well-kept loader, puts each file into one
 piece of the card's memory, which is free again only when the last tensor of the file is: with weights that are laid
 side by side, or quantized, a model would take its memory twice.)
+
+Reading begins when transformers asks. Begun earlier, beside the imports of transformers, it made those slower by more
+than it saved (evaluators/README.md).
 """
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, local
+from threading import local
 from types import EllipsisType
 from typing import Any
 
@@ -24,10 +26,9 @@ from torch import Tensor
 from evaluators.audio_lm.model_folder import TensorPlace, tensor_places, tensor_types
 from evaluators.errors import UserError
 
-# Bytes that a thread reads at once: it needs the interpreter between two blocks, which may be busy with imports.
-BLOCK = 32 * 2**20
-THREADS = 6  # at most; more do not make the link faster
-ROOM = 2.2  # times all tensors that must be free on a card for reading early
+# Bytes that a thread reads at once; smaller blocks cost calls, larger ones pinned memory, which takes time to get.
+BLOCK = 8 * 2**20
+THREADS = 8  # more do not make the link faster
 TYPES = {  # of safetensors
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,7 +47,6 @@ TYPES = {  # of safetensors
 class StoredTensor:
     """A tensor in a file, as transformers takes it: a slice of safetensors, which is read by ``[...]``."""
 
-    name: str
     place: TensorPlace
     reader: "WeightReader"
 
@@ -60,148 +60,75 @@ class StoredTensor:
 
     def __getitem__(self, index: EllipsisType) -> Tensor:
         """All of it, on the device."""
-        return self.reader.read(self.name)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Tensors that lie one after another in a file and are read at once: a large one alone, small ones together."""
-
-    path: Path
-    begin: int
-    end: int
-    names: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Bytes of a run on the device, once all parts are read; of those on a card each gives an event."""
-
-    data: Tensor
-    parts: Sequence[Future[Any]]
+        return self.reader.read(self.place)
 
 
 class WeightReader:
-    """The tensors of files, to be read onto a device. Any thread may ask.
+    """The tensors of files, to be read onto a device. Any thread may ask; all threads of the reader read a tensor.
 
     Args:
-        folder: It holds them.
         paths: The files; headers alone are read now.
         device: Where the tensors go.
 
     Attributes:
-        folder: See above.
         tensors: By name.
 
     Raises:
         UserError: A file is torn or no safetensors file, or holds no tensor.
     """
 
-    def __init__(self, folder: Path, paths: Iterable[Path], device: torch.device) -> None:
+    def __init__(self, paths: Iterable[Path], device: torch.device) -> None:
         if device.type == "cuda" and device.index is None:  # the threads may have another one
             device = torch.device("cuda", torch.cuda.current_device())
-        self.folder, self._device = folder, device
-        files = {path: tensor_places(path) for path in paths}
-        self.tensors = {
-            name: StoredTensor(name, place, self)
-            for places in files.values()
-            for name, place in places.items()
+        self._device = device
+        places = {name: one for path in paths for name, one in tensor_places(path).items()}
+        self.tensors = {name: StoredTensor(one, self) for name, one in places.items()}
+        self._files = {
+            path: os.open(path, os.O_RDONLY) for path in {one.path for one in places.values()}
         }
-        self._runs = {
-            name: run for path in files for run in runs(path, files[path]) for name in run.names
-        }
-        self._files = {path: os.open(path, os.O_RDONLY) for path in files}
         self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
         self._lanes = local()
-        self._alone = Lock()
-        self._readings: dict[Run, Reading] = {}
-        self._left = {run: set(run.names) for run in self._runs.values()}
-
-    @property
-    def bytes(self) -> int:
-        """What all tensors take."""
-        return sum(one.place.end - one.place.begin for one in self.tensors.values())
-
-    def begin(self) -> None:
-        """Begins to read all tensors, where the card has room for them twice: transformers reserves theirs beside."""
-        if self._device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self._device)
-            if free < ROOM * self.bytes:
-                return
-        for run in dict.fromkeys(self._runs.values()):
-            self._reading(run)
 
     def close(self) -> None:
-        """Ends the threads, gives up the files and what nobody took."""
+        """Ends the threads, gives up the files."""
         self._pool.shutdown(cancel_futures=True)
         for file in self._files.values():
             os.close(file)
         self._files.clear()
-        self._readings.clear()
 
-    def read(self, name: str) -> Tensor:
+    def read(self, place: TensorPlace) -> Tensor:
         """A tensor; it is there.
 
         Raises:
             UserError: The file became shorter.
         """
-        run, place = self._runs[name], self.tensors[name].place
-        reading = self._reading(run)
+        with torch.inference_mode(False):  # the threads could not write to it
+            out = torch.empty(place.shape, dtype=TYPES[place.kind], device=self._device)
+        data, free = out.reshape(-1).view(torch.uint8), None
+        if self._device.type == "cuda":  # what freed memory is still used for comes first
+            free = torch.cuda.current_stream(self._device).record_event()
+        parts = [
+            self._pool.submit(self._copy, place, first, data[first : first + BLOCK], free)
+            for first in range(0, len(data), BLOCK)
+        ]
         try:
-            for copied in [part.result() for part in reading.parts]:
+            for copied in [part.result() for part in parts]:
                 if copied is not None:
                     copied.synchronize()
         except EOFError:
             raise UserError(
-                f"{str(run.path)!r} became shorter while it was read; restore it"
+                f"{str(place.path)!r} became shorter while it was read; restore it"
             ) from None
-        data = reading.data
-        if len(run.names) > 1:  # memory of its own, which begins as all does
-            data = data[place.begin - run.begin : place.end - run.begin].clone()
-        with self._alone:
-            self._left[run].discard(name)
-            if not self._left[run]:
-                self._readings.pop(run, None)
-        return data.view(TYPES[place.kind]).reshape(place.shape)
+        return out
 
-    def _reading(self, run: Run) -> Reading:
-        """A run's reading, which begins now unless it has begun."""
-        with self._alone:
-            if run not in self._readings:
-                with torch.inference_mode(False):  # the threads could not write to it
-                    data = torch.empty(run.end - run.begin, dtype=torch.uint8, device=self._device)
-                free = None
-                if self._device.type == "cuda":  # what freed memory is still used for comes first
-                    free = torch.cuda.current_stream(self._device).record_event()
-                parts = [
-                    self._pool.submit(self._copy, run, first, data[first : first + BLOCK], free)
-                    for first in range(0, len(data), BLOCK)
-                ]
-                self._readings[run] = Reading(data, parts)
-            return self._readings[run]
-
-    def _copy(self, run: Run, first: int, into: Tensor, free: Any) -> Any:
-        """Copies a part of a run; onto a card once its memory is free, as an event that is to be waited for."""
-        file, begin = self._files[run.path], run.begin + first
+    def _copy(self, place: TensorPlace, first: int, into: Tensor, free: Any) -> Any:
+        """Copies a part of a tensor; onto a card once its memory is free, as an event that is to be waited for."""
+        file, begin = self._files[place.path], place.begin + first
         if free is None:
             return fill(file, begin, into)
         if not hasattr(self._lanes, "own"):
             self._lanes.own = PinnedLane(self._device)
         return self._lanes.own.copy(file, begin, into, free)
-
-
-def runs(path: Path, places: dict[str, TensorPlace]) -> Iterator[Run]:
-    """The tensors of a file in runs of up to a block, in their order."""
-    ordered = sorted(places, key=lambda name: (places[name].begin, places[name].end))
-    number, begin = 0, 0
-    marked = []
-    for name in ordered:
-        if places[name].end - begin > BLOCK:
-            number, begin = number + 1, places[name].begin
-        marked.append((number, name))
-    for _, group in itertools.groupby(marked, key=lambda one: one[0]):
-        names = [name for _, name in group]
-        yield Run(path, places[names[0]].begin, places[names[-1]].end, frozenset(names))
 
 
 class PinnedLane:

@@ -1,4 +1,4 @@
-"""Weights that are read in blocks, early or when asked for, are those of the file; 4-bit ones that are kept, too."""
+"""Weights that are read in blocks are those of the file; 4-bit ones that are kept, too."""
 
 import json
 import shutil
@@ -19,7 +19,6 @@ from evaluators.audio_lm.model_folder import read_model, shards, tensor_places
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.weight_reader import TYPES, WeightReader
 from evaluators.errors import UserError
-from evaluators.evaluator import prepare
 
 BASE, CPU = POCKET / "base", torch.device("cpu")
 FILES = [path for path, _ in shards(BASE, "the pocket checkpoint")]
@@ -43,27 +42,20 @@ def test_tensors_of_any_type_and_shape_are_those_of_the_file(tmp_path_factory, d
     }
     path = tmp_path_factory.mktemp("read") / "model.safetensors"
     save_file(found, path)
-    reader = WeightReader(path.parent, [path], CPU)
-    if data.draw(st.booleans()):
-        reader.begin()
+    reader = WeightReader([path], CPU)
     for name, tensor in found.items():
         read = reader.tensors[name]
         assert read.get_shape() == list(tensor.shape) and TYPES[read.get_dtype()] == tensor.dtype
         assert torch.equal(read[...], tensor) and read[...].dtype == tensor.dtype  # also twice
-    assert not reader._readings  # what was taken is let go of
-    assert reader.bytes == sum(tensor.nbytes for tensor in found.values())
     reader.close()
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, monkeypatch, early):
+def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, monkeypatch):
     monkeypatch.setattr(weight_reader, "BLOCK", 100_000)
     kind = transformers.Qwen2AudioForConditionalGeneration
     options = {"dtype": torch.bfloat16, "device_map": {"": CPU}}
-    reader = WeightReader(BASE, FILES, CPU)
+    reader = WeightReader(FILES, CPU)
     assert reader.tensors.keys() == stored.keys()
-    if early:
-        reader.begin()
     with torch.inference_mode():
         ours, theirs = (
             read_model(kind, BASE, reader.tensors, **options),
@@ -76,39 +68,32 @@ def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, m
     assert ours.config.to_dict() == theirs.config.to_dict()
 
 
-def test_weights_on_their_way_change_no_score(seeds, dev_clips, monkeypatch):
-    """What `prepare` began is used, once; what it began for nothing ends with `release`."""
+def test_a_scorer_of_weights_read_in_blocks_has_the_same_scores(seeds, dev_clips, monkeypatch):
     prompts, clips = seeds[:1], dev_clips[:3]
     expected = AudioScorer(open_checkpoint("pocket-lora"), "cpu").score(prompts, clips).logp
     made = []
 
-    class Counted(WeightReader):
+    class Noted(WeightReader):
         def __init__(self, *given):
             super().__init__(*given)
             made.append(self)
 
     monkeypatch.setattr(kept_weights, "can_read", lambda *_: True)
-    monkeypatch.setattr(kept_weights, "WeightReader", Counted)
+    monkeypatch.setattr(kept_weights, "WeightReader", Noted)
     scorer = AudioScorer(open_checkpoint("pocket-lora"), "cpu")
-    prepare(scorer)
-    prepare(scorer)
-    assert (scorer.score(prompts, clips).logp == expected).all() and len(made) == 1
-    scorer.release()
-    prepare(scorer)
-    scorer.release()
-    assert len(made) == 2 and not any(reader._files for reader in made)
-    assert (scorer.score(prompts, clips).logp == expected).all() and len(made) == 3
+    assert (scorer.score(prompts, clips).logp == expected).all()
+    assert [reader._files for reader in made] == [{}]  # one, which is closed
 
 
 def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path):
     path = shutil.copy(FILES[0], tmp_path / "model.safetensors")
     places = tensor_places(path)
     name = max(places, key=lambda name: places[name].end)
-    reader = WeightReader(tmp_path, [path], CPU)
+    reader = WeightReader([path], CPU)
     with path.open("r+b") as file:
         file.truncate(places[name].end - 1)
     with pytest.raises(UserError, match="became shorter while it was read"):
-        reader.read(name)
+        reader.read(places[name])
     reader.close()
 
 
