@@ -22,9 +22,7 @@ from evaluators.audio_lm.weight_reader import WeightReader, can_read
 
 log = logging.getLogger(__name__)
 LEAST = 10**9  # bytes of weights; smaller ones are quantized in no time
-MADE = (
-    "made.json"  # sizes and times of the files as they were written, which a whole folder still has
-)
+MADE = "made.json"  # sizes and times of the files as written, which a whole folder still has
 SHARD = "4GB"
 
 
