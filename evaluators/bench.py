@@ -4,7 +4,6 @@
     python -m evaluators.bench --shape 7b --nf4       the exact 7B shape with random weights (speed does not depend on
                                                       their values), bf16 and NF4, on one GPU with 40 GB or more
     python -m evaluators.bench --shape 7b --scaling   also: cost as clips go to 3,000 and prompts to 50
-    python -m evaluators.bench --shape 7b --start-up  also: from 17 GB of weights on disk to the first scores
     python -m evaluators.bench --shape 7b --meta      parameter counts only, in seconds, without weights
     python -m evaluators.bench --shape voxtral-mini-3b         another family's exact shape, likewise on one GPU
     python -m evaluators.bench --shape voxtral-mini-3b --tiny  the same command with a small model, on a CPU
@@ -19,9 +18,7 @@ clips' keys and values are there, as in a search. Below the table: what the stag
 import argparse
 import functools
 import gc
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -432,33 +429,6 @@ def scaling(bench: Bench, evaluator: AudioScorer) -> None:
         )
 
 
-def start_up(bench: Bench) -> None:
-    """Writes the weights to disk and times a fresh process from its start to the first score."""
-    with tempfile.TemporaryDirectory() as folder:
-        bench.stock.model.save_pretrained(folder, max_shard_size="4GB")
-        bench.stock.processor.save_pretrained(folder)
-        code = (
-            "import sys, time; begin = time.perf_counter()\n"
-            "from evaluators.audio_lm.checkpoint import Checkpoint\n"
-            "from pathlib import Path\n"
-            "from evaluators.bench import *\n"
-            "c = Checkpoint('disk', Path(sys.argv[1]), None, 'none', frozenset(), None)\n"
-            "e = AudioScorer(c, 'cuda')\n"
-            "ps = prompts_of_length(e.processor.tokenizer, 1, SUFFIX)\n"
-            "e.decoder; loaded = time.perf_counter()\n"
-            "e.score(ps, many_clips(100)); print(f'{loaded - begin:.1f} {time.perf_counter() - loaded:.1f}')"
-        )
-        for name in ("first process", "second process"):
-            out = subprocess.run(
-                [sys.executable, "-c", code, folder], capture_output=True, text=True
-            )
-            if out.returncode:
-                print(out.stderr[-2000:])
-                return
-            load, score = out.stdout.split()[-2:]
-            print(f"{name}: {load} s to weights on the card, {score} s more to 100 scores")
-
-
 def open_bench(args: argparse.Namespace) -> Bench:
     """The work that the flags ask for; loads the model, measures the floor and prints both."""
     device = pick_device(args.device)
@@ -545,15 +515,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto")
     add("--nf4", action="store_true", help="time 4-bit weights too (needs bitsandbytes)")
     add("--scaling", action="store_true", help="time other numbers of clips too")
-    add("--start-up", action="store_true", help="time loading from disk too")
     add("--meta", action="store_true", help="print parameter counts of the 7B shape and stop")
     add("--clips", type=int, default=200)
     add("--prompts", type=int, default=10)
     args = parser.parse_args(argv)
     if args.tiny and args.shape not in SHAPES:
         parser.error(f"--tiny is given with --shape {args.shape}; give one of {', '.join(SHAPES)}")
-    if args.start_up and args.shape in SHAPES:
-        parser.error(f"--start-up is given with --shape {args.shape}; give 7b")
     if args.meta:
         total, trainable = count_parameters()
         print(f"{total:,} parameters, {trainable:,} trainable with LoRA rank 16 on q, k, v, o")
@@ -572,10 +539,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_neighbours(bench, ours)
     if args.scaling:
         scaling(bench, ours)
-    if args.start_up:
-        ours.forget()
-        free(bench.device)
-        start_up(bench)
     print(f"\n{label}: {noise(bench, ours, dtype != torch.float32)}", flush=True)
     if args.nf4:
         del ours

@@ -1,6 +1,7 @@
 """Name -> evaluator: the only place that imports heavy modules, and only when it is called."""
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -83,13 +84,10 @@ def _audio_scorer(checkpoint: Checkpoint, cache: Path | None) -> Callable[..., E
     _offline_is_fine()
     from evaluators.audio_lm.generic import scorer_class
 
-    if checkpoint.quantization == "nf4":
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError:
-            raise UserError(
-                "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
-            ) from None
+    if checkpoint.quantization == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "--quantization nf4 needs the package bitsandbytes: pip install bitsandbytes"
+        )
     features = None if cache is None else cache.with_name(FEATURES)
     return scorer_class(checkpoint, features)
 

@@ -43,6 +43,7 @@ from opro.proposers.ledger import Ledger
 from opro.proposers.open import OwnPlan, ProposerPlan, check_servers, open_proposer
 from opro.proposers.profiled import is_profile, read_profile
 from opro.proposers.shared import PastRun, shared_candidates
+from opro.results.again import finished_run
 from opro.results.decisions import comparison_id, record_decision
 from opro.results.leaderboard import leaderboard_csv, leaderboard_rows
 from opro.results.optuna_study import LiveStudy
@@ -139,6 +140,10 @@ def run(
         beside: See `open_problem`.
     """
     settings = settings.checked()
+    again = None if dry_run else finished_run(settings)
+    if again is not None:
+        show_run(again)
+        return settings.folder
     problem, plan = _opened(settings, beside)
     if dry_run:  # wrong use is found by now, and no folder is made
         lines = list(plan_lines(settings, problem))
@@ -435,7 +440,9 @@ def _note_origin(problem: Problem, folder: RunFolder) -> None:
     """Where and how the run began."""
     found = problem.evaluator.about()
     about = {"warnings": list(problem.warnings), "device": found.device}
-    libraries = {"scored_with": dict(found.versions)}
+    libraries: dict[str, Any] = {"scored_with": dict(found.versions)}
+    if found.checkpoint is not None:
+        libraries["weights"] = found.checkpoint.digest
     folder.save_provenance({**(folder.history.header or {}), **about, **libraries})
 
 

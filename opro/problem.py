@@ -284,13 +284,20 @@ def open_problem(settings: OptimizeSettings, beside: Sequence[Evaluator] = ()) -
         search, holdout = search.repeat(names), holdout.repeat(names)
     identity: dict[str, str | int] = {
         "fingerprint": evaluator.fingerprint + ("-swap" if settings.swap else ""),
+        **asked_identity(settings, data),
+    }
+    return Problem(data.task, seeds, search, holdout, evaluator, identity, tuple(warnings))
+
+
+def asked_identity(settings: OptimizeSettings, data: Data) -> dict[str, str | int]:
+    """What a resumed run must find again, but for who scores and who proposes."""
+    return {
         "data": data.digest,
         "task": task_id(data.task),
         "seed": settings.seed,
-        "seeds": _seeds_digest(seeds),
+        "seeds": _seeds_digest(open_seeds(settings, data.task)),
         **renderings_identity(settings),
     }
-    return Problem(data.task, seeds, search, holdout, evaluator, identity, tuple(warnings))
 
 
 def open_evaluator(

@@ -348,6 +348,7 @@ def loads(path):
 def test_no_call_leaves_it_to_the_library_whether_code_of_a_folder_is_run():
     others = (
         "LoraConfig",
+        "_peft().LoraConfig",
         "peft.PeftModel",
         "package.Model",
     )  # peft's and pyannote's, which have no such code

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from evaluators.audio_lm.adapter_kinds import CONFIG, RESIDUAL_INITS, WEIGHTS
@@ -34,6 +31,13 @@ LAYOUTS = (
     ("thinker.audio_tower", "model.audio_tower"),
 )
 PREFIX = "base_model.model."
+
+
+def _peft() -> Any:
+    """peft, whose import a model without an adapter need not wait for."""
+    import peft
+
+    return peft
 
 
 def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -58,7 +62,7 @@ def attach(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         raise UserError(
             f"adapter {str(folder)!r} cannot join its base ({reason}); give the base it was trained on"
         ) from None
-    every = joined.state_dict()
+    every, get_peft_model_state_dict = joined.state_dict(), _peft().get_peft_model_state_dict
     wanted = get_peft_model_state_dict(joined, every, save_embedding_layers=False)
     # peft may save the embeddings of the base, too
     places = get_peft_model_state_dict(joined, every, save_embedding_layers=True)
@@ -92,13 +96,13 @@ def _join(model: Any, folder: Path, trainable: bool, in_old_layout: bool) -> Any
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config: Any = LoraConfig.from_pretrained(str(folder))
+        config = _peft().LoraConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
         if model.device.type == "meta":
             config.init_lora_weights = False  # the others compute with the base's weights
         if in_old_layout:
             _resolve(config, model)
-        return PeftModel(model, config)
+        return _peft().PeftModel(model, config)
 
 
 def beside(base: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -200,10 +204,12 @@ def _resolve(config: Any, model: Any) -> None:
     if config.target_modules == "all-linear":
         return  # peft finds them by their type
     names = [name for name, _ in model.named_modules() if name]
-    targets = [name for name in names if check_target_module_exists(config, _old_name(name))]
+    exists = _peft().tuners.tuners_utils.check_target_module_exists
+    targets = [name for name in names if exists(config, _old_name(name))]
     for field in ("rank_pattern", "alpha_pattern"):
         pattern = getattr(config, field)
-        keys = {name: get_pattern_key(pattern, _old_name(name)) for name in targets}
+        find = _peft().utils.other.get_pattern_key
+        keys = {name: find(pattern, _old_name(name)) for name in targets}
         by_name = {re.escape(name): pattern[k] for name, k in keys.items() if k in pattern}
         setattr(config, field, by_name)
     saved = tuple(config.modules_to_save or ())

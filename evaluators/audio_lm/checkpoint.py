@@ -95,6 +95,12 @@ class Checkpoint:
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     @property
+    def files(self) -> list[Path]:
+        """The files of base and adapter."""
+        folders = [folder for folder in (self.base, self.adapter) if folder is not None]
+        return [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+
+    @property
     def is_packed(self) -> bool:
         """Whether its kind of model has a packed path; all others go the generic way."""
         return _model_type(self.base) in MODEL_TYPES

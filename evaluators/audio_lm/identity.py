@@ -26,7 +26,7 @@ from evaluators.audio_lm.model_folder import (
     read_config,
     read_object,
     shards,
-    tensor_types,
+    tensor_places,
 )
 from evaluators.errors import PauseError, UserError
 from evaluators.files import write_text
@@ -60,13 +60,22 @@ def base_digest(folder: Path) -> str:
 
     The configuration is compared as transformers fills it in, so that its short form on the hub and the long one of
     `save_pretrained` are one. Of the other files the bytes count: a tokenizer that was saved anew is another one.
+    Where all of this is as it was, the digest is known from memory, and transformers is not imported for it.
     """
-    parts = {
-        "tensors": weights_digest(folder),
-        "configuration": _configuration(folder),
-        "files": {n: _sha256(folder / n) for n in FRONT_FILES if (folder / n).is_file()},
-    }
-    return _digest(parts)
+    front = [n for n in FRONT_FILES if (folder / n).is_file()]
+    weights = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
+
+    def made() -> list[str]:
+        parts = {
+            "tensors": weights_digest(folder),
+            "configuration": _configuration(folder),
+            "files": {n: _sha256(folder / n) for n in front},
+        }
+        return [_digest(parts)]
+
+    paths = [folder / "config.json", *(folder / n for n in front), *weights]
+    (digest,) = recalled(paths, ["base", versions("transformers")], made)
+    return str(digest)
 
 
 def weights_digest(folder: Path) -> str:
@@ -141,23 +150,16 @@ def _tensors(path: Path) -> list[Tensor]:
     Raises:
         UserError: The file is torn.
     """
-    tensor_types(path)  # refuses a header that does not fit the file
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    places = {
-        name: (8 + length + about["data_offsets"][0], 8 + length + about["data_offsets"][1])
-        for name, about in header.items()
-    }
-    names = sorted(header, key=lambda name: places[name][0] - places[name][1])
+    places = tensor_places(path)
+    names = sorted(places, key=lambda name: places[name].begin - places[name].end)
     size = path.stat().st_size / 1e9
     if size > TOLD:
         log.warning("%s: %.1f GB are hashed, once for this version of the file", path.name, size)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: _hash_part(path, *places[name]), names))
+        parts = ((path, places[name].begin, places[name].end) for name in names)
+        digests = list(pool.map(lambda part: _hash_part(*part), parts))
     return [
-        (name, header[name]["dtype"], header[name]["shape"], digest)
+        (name, places[name].kind, list(places[name].shape), digest)
         for name, digest in zip(names, digests, strict=True)
     ]
 
@@ -209,15 +211,32 @@ def check_once(paths: Iterable[Path], about: Any, check: Callable[[], object]) -
         about: Plain data: what else the check depends on.
         check: It raises where they do not pass.
     """
+
+    def passed() -> list[Any]:
+        check()
+        return []
+
+    recalled(paths, about, passed)
+
+
+def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -> list[Any]:
+    """What `make` says of files, unless it said so of the same version of each, as this user's cache folder remembers.
+
+    Args:
+        paths: The files.
+        about: Plain data: what else it depends on.
+        make: Gives plain data.
+    """
     state = [[_version(path.resolve()) for path in paths], about]
     try:
         record = _memory() / f"{_digest(state)[:32]}.json"
     except RuntimeError:  # a user without a home
-        check()
-        return
-    if _read(record, state) is None:
-        check()
-        _remember(record, {"file": state, "found": []})
+        return make()
+    found = _read(record, state)
+    if found is None:
+        found = make()
+        _remember(record, {"file": state, "found": found})
+    return found
 
 
 def _remember(record: Path, about: dict[str, Any]) -> None:
@@ -227,10 +246,15 @@ def _remember(record: Path, about: dict[str, Any]) -> None:
         log.info("digests are not remembered: %s", error)
 
 
+def cache_folder() -> Path:
+    """This user's cache folder. Raises RuntimeError for a user without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "opro-audio"
+
+
 def _memory() -> Path:
     """Where digests are remembered."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "opro-audio" / "digests"
+    return cache_folder() / "digests"
 
 
 def _version(path: Path) -> list[Any]:

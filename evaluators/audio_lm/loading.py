@@ -1,8 +1,11 @@
 """Loads a checkpoint onto a device: precision, 4-bit weights, adapter. Safetensors only, no remote code.
 
-Importing it imports transformers and peft: `AudioScorer` does so when weights are needed.
+Onto a card by `weight_reader`, elsewhere by transformers' own reading; names, types and places are its affair in both.
+
+Importing it imports transformers: `AudioScorer` does so when weights are needed.
 """
 
+import contextlib
 import warnings
 from typing import Any, Protocol
 
@@ -12,6 +15,8 @@ from transformers.utils import logging as hf_logging
 
 from evaluators.audio_lm.adapters import attach, beside, merge
 from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.identity import check_once, versions
+from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder, open_reader
 from evaluators.audio_lm.model_folder import check_weights, read_model
 
 __all__ = ["beside", "load_model", "merge"]  # all that a scorer needs of what is heavy
@@ -49,24 +54,32 @@ def load_model(
     Raises:
         UserError: As `check_load`, before memory is taken.
     """
-    check_load(checkpoint, family)
+    about = ["load", family.model_class, versions("transformers", "peft")]
+    check_once(checkpoint.files, about, lambda: check_load(checkpoint, family))
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # Weights go from the file straight to the card.
-    options: dict[str, Any] = {} if device.type == "mps" else {"device_map": {"": device}}
-    if checkpoint.quantization == "nf4":
-        options |= {
-            "quantization_config": transformers.BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            ),
-        }
-    model_class = getattr(transformers, family.model_class)
-    model = read_model(model_class, checkpoint.base, dtype=dtype, **options)
+    options: dict[str, Any] = {"dtype": dtype}
+    if device.type != "mps":
+        options["device_map"] = {"": device}  # weights go from the file straight to the card
+    kept = kept_folder(checkpoint, dtype, device)
+    folder = kept if kept is not None and is_whole(kept) else checkpoint.base
+    if checkpoint.quantization == "nf4" and folder == checkpoint.base:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model_class, reader = getattr(transformers, family.model_class), open_reader(folder, device)
+    if reader is None:
+        model = read_model(model_class, folder, **options)
+    else:
+        with contextlib.closing(reader):
+            model = read_model(model_class, folder, reader.tensors, **options)
     if device.type == "mps":
         model = model.to(device)
+    if kept is not None and folder == checkpoint.base:
+        keep(model, kept)
     if checkpoint.adapter is not None:
         model = attach(model, checkpoint.adapter).get_base_model()
     return model.eval().requires_grad_(False)

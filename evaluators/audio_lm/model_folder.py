@@ -7,9 +7,11 @@ what does not is not told from names here, as transformers renames, merges and t
 loader place them all on the meta device, where they take no memory.
 """
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,17 @@ FRONT_END = {
 }
 INTEGERS = ("position_ids", "num_batches_tracked", "_index")  # tensors that are no weights
 UNUSED = ("talker.", "token2wav.", "code2wav.")  # of Qwen's Omni models, which speak with them
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies: the bytes of a file from `begin` to `end`, of a type as ``BF16``, in rows."""
+
+    path: Path
+    begin: int
+    end: int
+    kind: str
+    shape: tuple[int, ...]
 
 
 def check_model_folder(folder: Path, who: str) -> None:
@@ -232,12 +245,16 @@ def reason_of(error: Exception) -> str:
     return (said.partition(". ")[0].rstrip(".") or type(error).__name__)[:200]
 
 
-def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
+def read_model(
+    model_class: Any, folder: Path, tensors: Mapping[str, Any] | None = None, **options: Any
+) -> Any:
     """A model by transformers' own loading, in which every weight comes from the folder. No remote code is run.
 
     Args:
         model_class: The class of transformers.
         folder: It holds configuration and weights.
+        tensors: The folder's tensors by name, as they are or as slices that are read when they are asked for; None:
+            transformers reads them itself.
         options: Further arguments of `from_pretrained`.
 
     Raises:
@@ -245,11 +262,15 @@ def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
     """
     from transformers.utils import logging as hf_logging
 
+    source: Path | None = folder
+    if tensors is not None:  # then it takes no folder
+        config = model_class.config_class.from_pretrained(folder, trust_remote_code=False)
+        source, options = None, options | {"config": config, "state_dict": tensors}
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # its table of tensors says over many lines what is said below
     try:
         model, about = model_class.from_pretrained(
-            folder,
+            source,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are named below
@@ -270,6 +291,8 @@ def read_model(model_class: Any, folder: Path, **options: Any) -> Any:
             f"the weights in {str(folder)!r} are not those of its config.json:"
             f" {' and '.join(parts)}; {AGAIN}"
         )
+    if tensors is not None:
+        model.name_or_path = model.config.name_or_path = str(folder)
     return model
 
 
@@ -342,6 +365,24 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of each tensor of a safetensors file that `tensor_types` does not refuse. Reads the header alone."""
     with safe_open(path, framework="numpy") as file:
         return {key: file.get_slice(key).get_shape() for key in file.keys()}
+
+
+def tensor_places(path: Path) -> dict[str, TensorPlace]:
+    """Where each tensor of a safetensors file lies. Reads the header alone.
+
+    Raises:
+        UserError: The file is torn or no safetensors file, or holds no tensor.
+    """
+    tensor_types(path)  # refuses a header that does not fit the file
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    places = {}
+    for name, about in header.items():
+        begin, end = (8 + length + offset for offset in about["data_offsets"])
+        places[name] = TensorPlace(path, begin, end, about["dtype"], tuple(about["shape"]))
+    return places
 
 
 def weight_count(folder: Path, who: str) -> int:

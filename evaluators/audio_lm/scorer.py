@@ -95,7 +95,7 @@ class LoadedModel:
 
 
 def loader() -> Any:
-    """The module that loads weights; imports transformers and peft."""
+    """The module that loads weights; imports transformers."""
     from evaluators.audio_lm import loading
 
     return loading
@@ -112,9 +112,8 @@ def check_whole(checkpoint: Checkpoint, kind: Family | GenericClass) -> None:
             kind.processor(checkpoint.base)
         loader().check_load(checkpoint, kind)
 
-    folders = [folder for folder in (checkpoint.base, checkpoint.adapter) if folder is not None]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
-    check_once(files, [kind.model_class, versions("transformers", "peft", "tokenizers")], check)
+    about = [kind.model_class, versions("transformers", "peft", "tokenizers")]
+    check_once(checkpoint.files, about, check)
 
 
 class _Results:

@@ -350,6 +350,13 @@ class RunFolder:
         write_text(path, csv_text(rows, columns))
 
     @property
+    def weights(self) -> str | None:
+        """Digest of the checkpoint that its scores are of; None of a run that did not record it, or has none."""
+        path = self.path / PROVENANCE
+        made = read_json(path) if is_written(path) else {}
+        return made.get("weights") if isinstance(made, dict) else None
+
+    @property
     def scored_with(self) -> dict[str, str] | None:
         """Versions of the libraries that its scores depend on; None of a run that did not record them."""
         path = self.path / PROVENANCE

@@ -1,5 +1,6 @@
 """Command lines: flags over a file over defaults, and every mistake is one sentence."""
 
+import gc
 import os
 import runpy
 import signal
@@ -186,3 +187,12 @@ def test_a_pipe_that_is_closed_early_is_no_fault():
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+def test_the_garbage_collector_looks_less_often_in_a_verb_and_as_before_after_it():
+    before, inside = gc.get_threshold(), []
+    assert run_verb(lambda: inside.append(gc.get_threshold()) or 0) == 0
+    assert inside[0][0] > before[0] and gc.get_threshold() == before
+    with pytest.raises(ZeroDivisionError):
+        run_verb(lambda: 1 // 0)
+    assert gc.get_threshold() == before

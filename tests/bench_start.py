@@ -1,0 +1,306 @@
+"""From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
+
+Each column is a fresh process of the real command, on weights that lie in the page cache. ``first`` has nothing that
+earlier ones remembered (digests, kernels), the others have; ``plain`` reads weights as transformers does. Numbers are
+seconds from the start of the process, begin-end, and in brackets what all threads together took. The floor is the time
+of the weights' bytes alone, by threads from the page cache into pinned memory and from there to the card, as measured
+here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit
+weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GB = 1e9
+
+
+class Watch:
+    """When phases began and ended, and what their calls took in all threads, in seconds from `start`."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.phases: dict[str, list[float]] = {}
+
+    def note(self, name: str, begin: float, end: float) -> None:
+        known = self.phases.setdefault(name, [begin, end, 0.0])
+        known[:] = [min(known[0], begin), max(known[1], end), known[2] + end - begin]
+
+    def once(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """As `over`, but for the first call alone."""
+        first = self.over(name, work)
+        return lambda *args: (work if name in self.phases else first)(*args)
+
+    def now(self) -> float:
+        return time.time() - self.start
+
+    def over(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def timed(*args: Any, **more: Any) -> Any:
+            begin = self.now()
+            try:
+                return work(*args, **more)
+            finally:
+                self.note(name, begin, self.now())
+
+        return timed
+
+
+def child(start: float, out: Path, whole: bool, how: str, flags: list[str]) -> None:
+    """The command, watched; it ends with its first scores unless `whole`."""
+    watch = Watch(start)
+    from opro import optimize, problem
+
+    watch.note("imports of the command", 0.0, watch.now())
+    from evaluators import build
+
+    build._audio_scorer = watch.over("imports of torch", build._audio_scorer)
+
+    def opened(*args: Any, **more: Any) -> Any:
+        made = plain_open(*args, **more)
+        watch_scorer(watch, out, whole, how)
+        return made
+
+    plain_open, problem.build_evaluator = problem.build_evaluator, opened
+    problem.verify = watch.over("clips verified", problem.verify)
+    code = optimize.main(flags)
+    watch.note("whole command", 0.0, watch.now())
+    out.write_text(json.dumps(watch.phases))
+    assert code == 0
+
+
+def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
+    """Watches what a scorer does."""
+    from evaluators.audio_lm import decoder, features, kept_weights, scorer, tower, weight_reader
+
+    if how == "plain":
+        kept_weights.can_read = lambda *_: False
+    own = vars(scorer.AudioScorer)
+    for name, phase in (
+        ("config", "configuration, its class"),
+        ("_digest", "digest"),
+        ("processor", "tokenizer, extractor"),
+    ):
+        own[name].func = watch.over(phase, own[name].func)
+    loader = scorer.loader
+
+    def watched_loader() -> Any:
+        module = watch.over("imports of the loader", loader)()
+        if not hasattr(module, "watched"):
+            module.watched = True
+            module.load_model = watch.over("weights: load_model", module.load_model)
+            module.read_model = watch.over("weights: from_pretrained", module.read_model)
+            module.keep = watch.over("weights: 4 bits kept", module.keep)
+        return module
+
+    scorer.loader = watched_loader
+    reader = weight_reader.WeightReader
+    reader.read = watch.over("weights: taken", reader.read)
+    reader._copy = watch.over("weights: blocks", reader._copy)
+    tower.AudioTower.embed = watch.once("first clips through the tower", tower.AudioTower.embed)
+    decoder.Decoder.step = watch.once("first batch through the decoder", decoder.Decoder.step)
+    store = features.FeatureStore
+    store.decode = watch.over("audio decoded, or features read", store.decode)
+    store.log_mel = watch.over("mel", store.log_mel)
+    scorer.AudioScorer._load = watch.once(
+        "weights: all, merged and fused", scorer.AudioScorer._load
+    )
+    scorer.AudioScorer._score_batch = watch.over("batches given", scorer.AudioScorer._score_batch)
+    try:
+        import triton
+
+        for place in (triton.compiler, triton.compiler.compiler):
+            place.compile = watch.over("kernels: compiled or fetched", place.compile)
+    except (ImportError, AttributeError):
+        pass
+    score = scorer.AudioScorer.score
+
+    def first_score(*args: Any) -> Any:
+        table = score(*args)
+        if "first scores" not in watch.phases:
+            watch.note("first scores", 0.0, watch.now())
+            if not whole:
+                out.write_text(json.dumps(watch.phases))
+                os._exit(0)  # whatever is still under way
+        return table
+
+    scorer.AudioScorer.score = first_score
+
+
+def seven(folder: Path) -> None:
+    """Writes the exact 7B shape with random bf16 weights."""
+    import torch
+
+    from evaluators.audio_lm.stock import random_7b
+
+    model, processor = random_7b(torch.device("cuda"))
+    model.save_pretrained(folder, max_shard_size="4GB")
+    processor.save_pretrained(folder)
+
+
+def copy_speeds(folder: Path) -> None:
+    """Prints GB/s from the page cache into pinned memory, from there to the card, and both at once."""
+    import torch
+
+    from evaluators.audio_lm.weight_reader import BLOCK, THREADS, WeightReader, fill
+
+    files = sorted(folder.glob("*.safetensors"))
+    blocks = [(path, at) for path in files for at in range(0, path.stat().st_size - BLOCK, BLOCK)]
+    on_card = torch.cuda.is_available()
+    device = torch.device("cuda" if on_card else "cpu")
+    opened = {path: os.open(path, os.O_RDONLY) for path in files}
+    pieces = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=on_card) for _ in range(THREADS)]
+
+    def lane(number: int) -> None:
+        for path, at in blocks[number::THREADS]:
+            fill(opened[path], at, pieces[number])
+
+    for count in (1, THREADS) if blocks else ():
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lane, range(THREADS)))
+        seconds = time.perf_counter() - begin
+        print(f"page cache to {'pinned ' * on_card}memory, {count} threads:"
+              f" {len(blocks) * BLOCK / GB / seconds:.1f} GB/s")  # fmt: skip
+    if on_card:
+        piece = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+        there = torch.empty(2**28, dtype=torch.uint8, device=device)
+        there.copy_(piece)
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(20):
+            there.copy_(piece, non_blocking=True)
+        torch.cuda.synchronize()
+        print(
+            f"pinned memory to the card: {20 * 2**28 / GB / (time.perf_counter() - begin):.1f} GB/s"
+        )
+    begin = time.perf_counter()
+    reader = WeightReader(files, device)
+    with ThreadPoolExecutor(4) as asking:  # as transformers has
+        list(asking.map(lambda tensor: tensor[...].shape, reader.tensors.values()))
+    seconds, size = time.perf_counter() - begin, sum(path.stat().st_size for path in files) / GB
+    reader.close()
+    print(f"all {size:.2f} GB of weights by the reader alone, in a fresh process: {seconds:.2f} s,"
+          f" {size / seconds:.1f} GB/s")  # fmt: skip
+
+
+def run_case(
+    work: Path, name: str, flags: list[str], how: str, whole: bool = False
+) -> dict[str, Any]:
+    """The phases of a case; its processes have caches of their own."""
+    out = work / "phases.json"
+    out.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=work) as runs:
+        given = json.dumps([time.time(), str(out), whole, how, [*flags, "--runs-dir", runs]])
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", given],
+            env=os.environ | {
+                "XDG_CACHE_HOME": str(work / "cache"),
+                "TRITON_CACHE_DIR": str(work / "triton"),
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            },
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+    for line in done.stderr.splitlines():
+        if "kept" in line or "hashed" in line:
+            print(f"{name}: {line.strip()[:200]}")
+    if not out.is_file():
+        print(f"{name} failed: {done.stderr[-1500:]}", flush=True)
+        return {}
+    found = json.loads(out.read_text())
+    last = found.get("whole command", found["first scores"])[1]
+    print(
+        f"{name}: first scores after {found['first scores'][1]:.2f} s, all of it {last:.2f} s",
+        flush=True,
+    )
+    return found
+
+
+def time_without_watch(work: Path) -> None:
+    """Prints what a small first run of the shipped checkpoint takes, and the same command once it has finished."""
+    flags = ["--iterations", "0", "--clips", "40", "--runs-dir", str(work / "runs")]
+    for what in ("a first run of 40 clips and the seeds alone", "the same command again"):
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "opro.optimize", *flags, "--name", "shown"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")},
+            check=True,
+            capture_output=True,
+        )
+        seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"{what}: {seconds:.2f} s, {used:.2f} of the processor", flush=True)
+
+
+def show(found: dict[str, dict[str, Any]]) -> None:
+    """Prints the table of phases."""
+    names = list(dict.fromkeys(name for one in found.values() for name in one))
+    names.sort(key=lambda name: min(one[name][1] for one in found.values() if name in one))
+    print(f"\n| phase, s | {' | '.join(found)} |\n| --- |{' --- |' * len(found)}")
+    for name in names:
+        cells = [
+            "-" if name not in one else "{:.2f}-{:.2f} ({:.2f})".format(*one[name])
+            for one in found.values()
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=["pocket", "7b"], default="pocket")
+    parser.add_argument("--nf4", action="store_true")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument(
+        "--work", type=Path, help="a folder for weights and caches, kept afterwards"
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["seven", "speeds"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        start, out, whole, how, flags = json.loads(args.child)
+        child(start, Path(out), whole, how, flags)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        work.mkdir(exist_ok=True, parents=True)
+        weights = ROOT / "data/pocket/base" if args.shape == "pocket" else work / "weights"
+        if args.step:
+            {"seven": seven, "speeds": copy_speeds}[args.step](weights)
+            return
+        again = [sys.executable, __file__, "--shape", args.shape, "--work", str(work), "--step"]
+        if args.shape == "7b" and not (weights / "config.json").is_file():
+            begin = time.time()
+            subprocess.run([*again, "seven"], check=True)
+            print(f"weights written in {time.time() - begin:.0f} s", flush=True)
+        subprocess.run([*again, "speeds"], check=True)
+        flags = ["--checkpoint", str(weights), "--iterations", "5"]
+        four = [*flags, "--quantization", "nf4"]
+        names = ["first", *["again", "plain"] * 2]
+        groups = [[(f"{how}, run {i}", flags, how) for i, how in enumerate(names, 1)]]
+        if args.nf4:
+            groups.append([("nf4 first", four, "again"), ("nf4 kept", four, "again")])
+        if args.whole:
+            groups.append([("whole", flags, "again"), *[("whole nf4", four, "again")] * args.nf4])
+        if args.shape == "pocket":
+            time_without_watch(work)
+        for group in groups:
+            whole = group[0][0] == "whole"
+            show({name: run_case(work, name, given, how, whole) for name, given, how in group})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Weights that are read in blocks are those of the file; 4-bit ones that are kept, too."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from evaluators.audio_lm import kept_weights, loading, weight_reader
+from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
+from evaluators.audio_lm.families import QWEN2_AUDIO
+from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder
+from evaluators.audio_lm.model_folder import read_model, shards, tensor_places
+from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.audio_lm.weight_reader import TYPES, WeightReader
+from evaluators.errors import UserError
+
+BASE, CPU = POCKET / "base", torch.device("cpu")
+FILES = [path for path, _ in shards(BASE, "the pocket checkpoint")]
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return {name: one for path in FILES for name, one in load_file(path).items()}
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_tensors_of_any_type_and_shape_are_those_of_the_file(tmp_path_factory, data):
+    shapes = st.lists(st.integers(0, 7), max_size=3)
+    drawn = data.draw(
+        st.lists(st.tuples(st.sampled_from(sorted(TYPES)), shapes), min_size=1, max_size=5)
+    )
+    found = {
+        f"{number}": torch.randint(0, 2, shape).to(TYPES[kind])
+        for number, (kind, shape) in enumerate(drawn)
+    }
+    path = tmp_path_factory.mktemp("read") / "model.safetensors"
+    save_file(found, path)
+    reader = WeightReader([path], CPU)
+    for name, tensor in found.items():
+        read = reader.tensors[name]
+        assert read.get_shape() == list(tensor.shape) and TYPES[read.get_dtype()] == tensor.dtype
+        assert torch.equal(read[...], tensor) and read[...].dtype == tensor.dtype  # also twice
+    reader.close()
+
+
+def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, monkeypatch):
+    monkeypatch.setattr(weight_reader, "BLOCK", 100_000)
+    kind = transformers.Qwen2AudioForConditionalGeneration
+    options = {"dtype": torch.bfloat16, "device_map": {"": CPU}}
+    reader = WeightReader(FILES, CPU)
+    assert reader.tensors.keys() == stored.keys()
+    with torch.inference_mode():
+        ours, theirs = (
+            read_model(kind, BASE, reader.tensors, **options),
+            read_model(kind, BASE, **options),
+        )
+    reader.close()
+    one, other = ours.state_dict(), theirs.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert ours.name_or_path == theirs.name_or_path
+    assert ours.config.to_dict() == theirs.config.to_dict()
+
+
+def test_a_scorer_of_weights_read_in_blocks_has_the_same_scores(seeds, dev_clips, monkeypatch):
+    prompts, clips = seeds[:1], dev_clips[:3]
+    expected = AudioScorer(open_checkpoint("pocket-lora"), "cpu").score(prompts, clips).logp
+    made = []
+
+    class Noted(WeightReader):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(kept_weights, "can_read", lambda *_: True)
+    monkeypatch.setattr(kept_weights, "WeightReader", Noted)
+    scorer = AudioScorer(open_checkpoint("pocket-lora"), "cpu")
+    assert (scorer.score(prompts, clips).logp == expected).all()
+    assert [reader._files for reader in made] == [{}]  # one, which is closed
+
+
+def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path):
+    path = shutil.copy(FILES[0], tmp_path / "model.safetensors")
+    places = tensor_places(path)
+    name = max(places, key=lambda name: places[name].end)
+    reader = WeightReader([path], CPU)
+    with path.open("r+b") as file:
+        file.truncate(places[name].end - 1)
+    with pytest.raises(UserError, match="became shorter while it was read"):
+        reader.read(places[name])
+    reader.close()
+
+
+@pytest.fixture
+def four_bits(monkeypatch, tmp_path):
+    """A checkpoint whose 4-bit weights are worth keeping, in a cache of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_weights, "LEAST", 0)
+    return replace(open_checkpoint("pocket-base"), quantization="nf4")
+
+
+def test_what_is_kept_goes_by_all_that_it_is_made_of(four_bits, monkeypatch, tmp_path):
+    def folder(checkpoint=four_bits, dtype=torch.bfloat16):
+        return kept_folder(checkpoint, dtype, CPU)
+
+    copied = shutil.copytree(BASE, tmp_path / "elsewhere")
+    found = folder()
+    assert found.is_relative_to(tmp_path / "cache")
+    assert folder(replace(four_bits, base=copied)) == found
+    assert folder(dtype=torch.float16) != found
+    assert folder(replace(four_bits, quantization="none")) is None
+    with monkeypatch.context() as other:
+        other.setattr(kept_weights, "versions", lambda *names: dict.fromkeys(names, "another"))
+        assert folder() != found
+    config = json.loads((copied / "config.json").read_text())
+    config["text_config"]["rms_norm_eps"] = 1e-5
+    (copied / "config.json").write_text(json.dumps(config))
+    assert folder(replace(four_bits, base=copied)) != found
+    monkeypatch.setattr(kept_weights, "LEAST", 10**9)
+    assert folder() is None
+
+
+def test_only_what_is_whole_is_used_and_a_full_disk_only_costs_time(four_bits, monkeypatch, caplog):
+    class Saved:
+        """Saves as a model does."""
+
+        def save_pretrained(self, folder, max_shard_size):
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_bytes(b"weights")
+
+    folder = kept_folder(four_bits, torch.bfloat16, CPU)
+    assert not is_whole(folder)
+    keep(Saved(), folder)
+    assert is_whole(folder) and f"4-bit weights are kept in {folder}" in caplog.text
+    keep(Saved(), folder)  # of a process that was slower
+    assert is_whole(folder) and [*folder.parent.iterdir()] == [folder]
+    (folder / "model.safetensors").write_bytes(b"weight")
+    assert not is_whole(folder)
+    keep(Saved(), folder)
+    assert is_whole(folder)
+    (folder / "made.json").write_text("{")
+    assert not is_whole(folder)
+
+    def full(self, folder, max_shard_size):
+        folder.mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Saved, "save_pretrained", full)
+    keep(Saved(), folder)
+    assert not is_whole(folder) and "No space left" in caplog.text
+    assert [*folder.parent.iterdir()] == [folder]
+
+
+def test_kept_4_bit_weights_are_those_that_are_made_anew(four_bits, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(kept_weights, "SHARD", "3MB")
+    made = []
+    for blocks in (False, False, True):
+        with monkeypatch.context() as reading:
+            reading.setattr(kept_weights, "can_read", lambda *_, blocks=blocks: blocks)
+            made.append(loading.load_model(four_bits, QWEN2_AUDIO, CPU, torch.bfloat16))
+        loading.merge(made[-1], torch.bfloat16, True)
+    assert is_whole(kept_folder(four_bits, torch.bfloat16, CPU))
+    states = [model.state_dict() for model in made]
+    assert all(
+        torch.equal(state[name], tensor)
+        for state in states[1:]
+        for name, tensor in states[0].items()
+    )
