@@ -197,7 +197,7 @@ class FeatureStore:
             return_complex=True,
         )
         power = spectrum.abs() ** 2
-        # One product per wave, of its own frames: a product of all at once may round differently, and so do narrow ones.
+        # One product per wave, of its own frames: that of all at once may round differently, and so may narrow ones.
         mels = [
             (self._filters @ p[:, : max(n, FEWEST_FRAMES)])[:, :n]
             for p, n in zip(power, frames, strict=True)
