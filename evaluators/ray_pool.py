@@ -170,13 +170,19 @@ class RayPool(Uncached):
         """That of an evaluator like the workers', in this process; with what they have computed."""
         return replace(self._local.about(), work=self._work())
 
+    @property
+    def _ray(self) -> Any:
+        """The library, where workers are: an extra, and slow to import."""
+        import ray
+
+        return ray
+
     def _work(self) -> Work | None:
         """Of all workers at once, in the wall time of this process; their rates add up."""
         seats = [seat for seat in self.__dict__.get("_seats", ()) if seat.usable]
         if not seats:
             return None
-        import ray
-
+        ray = self._ray
         try:
             asked = [seat.actor.work.remote(self._number) for seat in seats]
             found: list[Work | None] = ray.get(asked, timeout=TOLD_S)
@@ -210,8 +216,7 @@ class RayPool(Uncached):
 
     def release(self) -> None:
         """Ends the workers, or what they hold for this pool alone while others need them; see `Evaluator.release`."""
-        import ray
-
+        ray = self._ray
         self._crew.users.discard(self._number)
         for seat in vars(self).get("_seats", ()):
             if self._crew.users:
@@ -236,8 +241,7 @@ class RayPool(Uncached):
 
     def forget(self) -> None:
         """Makes every worker drop what it keeps of clips, as `AudioScorer.forget` does: for benchmarks."""
-        import ray
-
+        ray = self._ray
         ray.get([seat.actor.forget.remote() for seat in self._seats])
         self._home.clear()
 
