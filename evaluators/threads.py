@@ -1,4 +1,4 @@
-"""The processor's threads under torch: how they wait, and how many there are. Acts before torch is imported."""
+"""The processor's threads under torch: how they wait, how many there are, and that sums do not depend on them."""
 
 import os
 import sys
@@ -17,6 +17,16 @@ def wait_asleep() -> None:
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def sum_alike() -> None:
+    """Lets MKL sum a product in one order wherever its operands lie, unless the environment says how (``MKL_CBWR``).
+
+    By default the order depends on where in memory they begin, which is another place for each thread: on a processor
+    of AMD some scores had other last bits with two threads than with one, and with clips in another order. MKL reads
+    this at its first product (Intel oneMKL developer guide, "Conditional Numerical Reproducibility").
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def use_threads(count: int) -> None:

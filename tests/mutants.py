@@ -2427,6 +2427,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/packed_tower.py", "x = x.clamp(-most, most)", "pass"),
     ("evaluators/threads.py", "if not any(name in os.environ for name in WAITING)", "if True"),
     ("evaluators/threads.py", "if count >= _visible_cores()", "if count > _visible_cores()"),
+    ("evaluators/threads.py", 'os.environ.setdefault("MKL_CBWR", "AUTO")', "pass"),
+    ("evaluators/audio_lm/device.py", "sum_alike()  #", "pass  #"),
     ("evaluators/endpoint.py", '"temperature": 0,', '"temperature": 1,'),
     (
         "evaluators/endpoint.py",
