@@ -14,23 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from evaluators.audio_lm.adapter_kinds import CONFIG, RESIDUAL_INITS, WEIGHTS
+from evaluators.audio_lm.adapter_names import PREFIX, new_name, old_name
 from evaluators.audio_lm.model_folder import read_object, tensor_shapes
+from evaluators.audio_lm.plain_lora import merge_plain
 from evaluators.errors import UserError
-
-# (transformers 4, transformers 5): where the parts of Qwen2-Audio, Voxtral and Audio Flamingo 3 lie below
-# ``base_model.model.``; and those of the thinker of Qwen's Omni models, by itself or in the whole model.
-LAYOUTS = (
-    ("language_model.lm_head", "lm_head"),
-    ("language_model.model", "model.language_model"),
-    ("audio_tower", "model.audio_tower"),
-    ("multi_modal_projector", "model.multi_modal_projector"),
-    ("model.layers", "model.language_model.layers"),
-    ("model.embed_tokens", "model.language_model.embed_tokens"),
-    ("thinker.lm_head", "lm_head"),
-    ("thinker.model", "model.language_model"),
-    ("thinker.audio_tower", "model.audio_tower"),
-)
-PREFIX = "base_model.model."
 
 
 def _peft() -> Any:
@@ -116,17 +103,24 @@ def beside(base: Any, folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         UserError: As `attach`.
     """
-    model = attach(_on_same_weights(base, folder), folder).get_base_model()
+    model = _on_same_weights(base, frozenset())
+    if merge_plain(model, folder, dtype):
+        return model.eval().requires_grad_(False)
+    model = attach(_on_same_weights(base, _written(folder)), folder).get_base_model()
     merge(model, dtype, dequantize=False)
     return model.eval().requires_grad_(False)
 
 
-def _on_same_weights(base: Any, folder: Path) -> Any:
-    """The modules of a base anew, over the same tensors, but for those that `attach` writes to: they are copied."""
+def _written(folder: Path) -> frozenset[str]:
+    """The tensors of a base that `attach` writes to."""
     written = {new_name(key).removeprefix(PREFIX) for key in tensor_shapes(folder / WEIGHTS)}
     if read_object(folder / CONFIG).get("init_lora_weights") in RESIDUAL_INITS:
         written |= {f"{name.partition('.lora_')[0]}.weight" for name in written}
-    written = {name.replace(".base_layer.", ".") for name in written}
+    return frozenset(name.replace(".base_layer.", ".") for name in written)
+
+
+def _on_same_weights(base: Any, written: frozenset[str]) -> Any:
+    """The modules of a base anew, over the same tensors, but for some that are copied."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
     for name, weight in base.named_parameters():
         values = weight.data.clone() if name in written else weight.data
@@ -182,38 +176,21 @@ def _expanded(child: Any, base: Any, adapted: bool, dtype: torch.dtype) -> Any:
     return plain
 
 
-def new_name(key: str) -> str:
-    """A tensor's name in transformers 5, of its name there or in transformers 4."""
-    inner = key.removeprefix(PREFIX)
-    for old, new in LAYOUTS:
-        if inner.startswith(f"{old}."):
-            return f"{PREFIX}{new}{inner.removeprefix(old)}"
-    return key
-
-
-def _old_name(name: str) -> str:
-    """A module's name in transformers 4, of its name in transformers 5."""
-    for old, new in LAYOUTS:
-        if f"{name}.".startswith(f"{new}."):
-            return old + name.removeprefix(new)
-    return name
-
-
 def _resolve(config: Any, model: Any) -> None:
     """Puts the modules' full names into a configuration that was written for those of transformers 4, in place."""
     if config.target_modules == "all-linear":
         return  # peft finds them by their type
     names = [name for name, _ in model.named_modules() if name]
     exists = _peft().tuners.tuners_utils.check_target_module_exists
-    targets = [name for name in names if exists(config, _old_name(name))]
+    targets = [name for name in names if exists(config, old_name(name))]
     for field in ("rank_pattern", "alpha_pattern"):
         pattern = getattr(config, field)
         find = _peft().utils.other.get_pattern_key
-        keys = {name: find(pattern, _old_name(name)) for name in targets}
+        keys = {name: find(pattern, old_name(name)) for name in targets}
         by_name = {re.escape(name): pattern[k] for name, k in keys.items() if k in pattern}
         setattr(config, field, by_name)
     saved = tuple(config.modules_to_save or ())
-    whole = [name for name in names if saved and _old_name(name).endswith(saved)]
+    whole = [name for name in names if saved and old_name(name).endswith(saved)]
     config.modules_to_save = whole or None
     config.target_modules, config.exclude_modules = targets, None
     config.layers_to_transform = config.layers_pattern = None

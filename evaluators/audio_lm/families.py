@@ -35,8 +35,12 @@ from evaluators.audio_lm.packed_tower import (
     whisper_positions,
     window_frames,
 )
+from evaluators.audio_lm.plain_config import plain_config
+from evaluators.audio_lm.plain_front import plain_front
 from evaluators.audio_lm.templates import Template
 from evaluators.errors import UserError
+
+PLAIN_CLASS = "Qwen2AudioForConditionalGeneration"  # what `plain_model` holds
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,17 @@ class Family:
     ends: TowerEnds | None = None
     windows: Windows = ONE_WINDOW
     note: str = ""
+
+    def front(self, folder: Path) -> Any:
+        """`tokenizer` and `feature_extractor` as scoring needs them: without transformers where that is known to do.
+
+        Raises:
+            UserError: As `processor`.
+        """
+        plain = plain_front(folder) if self.model_class == PLAIN_CLASS else None
+        return (
+            self.processor(folder) if plain is None else _check_tokens(plain, self.template, folder)
+        )
 
     def feature_store(self, folder: Path | None, extractor: Any) -> FeatureStore:
         """Features of clips as the family takes them; kept in the folder, if one is given."""
@@ -347,6 +362,6 @@ def family_of(config: Any) -> Family:
 
 
 def audio_config(folder: Any) -> Any:
-    """The configuration of a checkpoint's audio language model; reads no weights."""
-    config = read_config(folder)
+    """The configuration of a checkpoint's audio language model; reads no weights, and transformers where it must."""
+    config: Any = plain_config(folder) or read_config(folder)
     return getattr(config, "thinker_config", config)

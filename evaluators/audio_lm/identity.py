@@ -28,6 +28,7 @@ from evaluators.audio_lm.model_folder import (
     shards,
     tensor_places,
 )
+from evaluators.audio_lm.plain_config import plain_config
 from evaluators.errors import PauseError, UserError
 from evaluators.files import write_text
 
@@ -129,7 +130,7 @@ def _sha256(path: Path) -> str:
 
 def _configuration(folder: Path) -> Any:
     """What of config.json decides, with transformers' defaults filled in; of Qwen3-Omni the thinker's part."""
-    config = read_config(folder)
+    config: Any = plain_config(folder) or read_config(folder)
     return _deciding(getattr(config, "thinker_config", config).to_dict())
 
 

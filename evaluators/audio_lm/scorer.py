@@ -28,6 +28,7 @@ from torch import Tensor
 from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
+from evaluators.audio_lm.adapters import beside, merge
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder, load_kernels
@@ -67,6 +68,7 @@ from evaluators.audio_lm.packing import (
     pack_parts,
     to_device,
 )
+from evaluators.audio_lm.plain_model import fitting_model, load_plain
 from evaluators.audio_lm.prefixes import Before, Embeddings, Prefixes
 from evaluators.audio_lm.shared_base import SharedBase
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
@@ -109,8 +111,9 @@ def check_whole(checkpoint: Checkpoint, kind: Family | GenericClass) -> None:
 
     def check() -> None:
         if isinstance(kind, Family):
-            kind.processor(checkpoint.base)
-        loader().check_load(checkpoint, kind)
+            kind.front(checkpoint.base)
+        if fitting_model(checkpoint) is None:
+            loader().check_load(checkpoint, kind)
 
     about = [kind.model_class, versions("transformers", "peft", "tokenizers")]
     check_once(checkpoint.files, about, check)
@@ -275,13 +278,18 @@ class AudioScorer(Uncached):
 
     @functools.cached_property
     def processor(self) -> Any:
-        """Tokenizer and feature extractor of the base checkpoint; reads no weights."""
+        """The base checkpoint's processor as transformers makes it; reads no weights. Scoring uses `front`."""
         return self._given[1] if self._given else self.family.processor(self.checkpoint.base)
+
+    @functools.cached_property
+    def front(self) -> Any:
+        """Tokenizer and feature extractor of the base checkpoint; reads no weights."""
+        return self._given[1] if self._given else self.family.front(self.checkpoint.base)
 
     @functools.cached_property
     def feature_store(self) -> FeatureStore:
         """Features of clips, as this checkpoint takes them; reads no weights."""
-        return self.family.feature_store(self._features, self.processor.feature_extractor)
+        return self.family.feature_store(self._features, self.front.feature_extractor)
 
     @property
     def decoder(self) -> Decoder:
@@ -290,7 +298,7 @@ class AudioScorer(Uncached):
 
     def make_features(self, wave: Wave) -> None:
         """What the front end does with a clip, for timing; reads no weights, keeps nothing."""
-        self.family.feature_store(None, self.processor.feature_extractor).log_mel([wave])
+        self.family.feature_store(None, self.front.feature_extractor).log_mel([wave])
 
     def embeddings(self, clips: Sequence[Clip]) -> list[Tensor]:
         """``[token, channel]`` that the audio tower makes of each clip; loads the weights, keeps nothing."""
@@ -309,11 +317,11 @@ class AudioScorer(Uncached):
 
     def reading(self, prompt: Prompt) -> str:
         """See `Evaluator.reading`."""
-        return reading_of(prompt, lambda: self.processor.tokenizer)
+        return reading_of(prompt, lambda: self.front.tokenizer)
 
     def prompt_tokens(self, prompt: Prompt) -> int:
         """See `evaluators.evaluator.prompt_tokens`."""
-        return count_tokens(self.processor.tokenizer, (prompt.system, prompt.text))
+        return count_tokens(self.front.tokenizer, (prompt.system, prompt.text))
 
     def about(self) -> About:
         """See `Evaluator.about`."""
@@ -380,6 +388,7 @@ class AudioScorer(Uncached):
             self.device,
             self.dtype,
             self._dequantize,
+            self._is_plain,
         )
 
     def _own_bytes(self) -> int:
@@ -402,7 +411,7 @@ class AudioScorer(Uncached):
             selftest.check(self, test, precision, self.checkpoint.name)
             self.forwards, self._seconds, self._asked = 0, 0.0, 0
         groups: Groups = {}
-        tokenizer = self.processor.tokenizer
+        tokenizer = self.front.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
             first, last = parts_of(prompt)
@@ -436,7 +445,7 @@ class AudioScorer(Uncached):
             decoder = Decoder(self._read_model())
             tower = self._tower(decoder)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
-            before = functools.partial(_tokens_before, self.family, self.processor.tokenizer)
+            before = functools.partial(_tokens_before, self.family, self.front.tokenizer)
             prefixes = Prefixes(decoder, tower, before, self._store_bytes, self._embeddings())
             self._loaded = LoadedModel(decoder, prefixes)
         return self._loaded
@@ -447,23 +456,29 @@ class AudioScorer(Uncached):
             # Without inference tensors, through which no gradient goes: soft prompts learn on the same weights.
             with torch.inference_mode(False), torch.no_grad():
                 return self._read_beside()
-        loading = loader()
-        model = (
-            self._given[0]
-            if self._given
-            else loading.load_model(self.checkpoint, self.family, self.device, self.dtype)
-        )
-        loading.merge(model, self.dtype, self.dequantize)
+        model = self._given[0] if self._given else self._load_checkpoint(self.checkpoint)
+        merge(model, self.dtype, self.dequantize)
         return model
+
+    def _load_checkpoint(self, checkpoint: Checkpoint) -> Any:
+        """A model: its adapter is merged into it, or beside its layers. Without transformers where that will do."""
+        plain = load_plain(checkpoint, self.device, self.dtype)
+        if plain is not None:
+            return plain
+        return loader().load_model(checkpoint, self.family, self.device, self.dtype)
 
     def _read_beside(self) -> Any:
         """The same, on the weights of the base that it shares with others."""
-        loading, adapter = loader(), self.checkpoint.adapter
+        adapter = self.checkpoint.adapter
 
         def load() -> Any:
-            plain = dataclasses.replace(self.checkpoint, adapter=None)
-            model = loading.load_model(plain, self.family, self.device, self.dtype)
-            loading.merge(model, self.dtype, self.dequantize)
+            # Of an adapter that peft has to join transformers' model; others share the other base.
+            alone = dataclasses.replace(self.checkpoint, adapter=None)
+            if self._is_plain:
+                model = self._load_checkpoint(alone)
+            else:
+                model = loader().load_model(alone, self.family, self.device, self.dtype)
+            merge(model, self.dtype, self.dequantize)
             return model
 
         base = self._base.model(load)
@@ -472,7 +487,12 @@ class AudioScorer(Uncached):
         self._base.make_room(
             self, self._own_bytes() + batch_bytes(self.config, self.shape), self.device
         )
-        return loading.beside(base, adapter, self.dtype)
+        return beside(base, adapter, self.dtype)
+
+    @functools.cached_property
+    def _is_plain(self) -> bool:
+        """Whether it is loaded without transformers. Reads headers alone."""
+        return fitting_model(self.checkpoint) is not None
 
     def _embeddings(self) -> Embeddings:
         """Where audio embeddings are kept: in common with all that have the same tower."""

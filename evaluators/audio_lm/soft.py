@@ -142,11 +142,11 @@ class SoftScorer(AudioScorer):
 
     def places(self, prompt: Prompt) -> Ints:
         """See `soft_places`."""
-        return soft_places(self.processor.tokenizer, self.family.template, prompt)
+        return soft_places(self.front.tokenizer, self.family.template, prompt)
 
     def row(self, prompt: Prompt) -> PromptRow:
         """The tokens that score the prompt."""
-        tokenizer = self.processor.tokenizer
+        tokenizer = self.front.tokenizer
         suffix = encode(tokenizer, self.family.template.after(prompt.text))
         return pack_prompt(0, suffix, find_answers(tokenizer, prompt))
 
