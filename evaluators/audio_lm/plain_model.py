@@ -63,6 +63,18 @@ class Rotary(nn.Module):
         return both.cos().to(x.dtype), both.sin().to(x.dtype)
 
 
+class Projector(nn.Module):
+    """From the audio tower's channels to the language model's."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear = _linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., channel]`` of the language model."""
+        return self.linear(x)
+
+
 class Gelu(nn.Module):
     """Gaussian error linear unit, exact."""
 
@@ -200,9 +212,7 @@ class PlainModel(nn.Module):
         text = config.text_config
         self.model = _tree(
             audio_tower=_tower(config.audio_config),
-            multi_modal_projector=_tree(
-                linear=_linear(config.audio_config.d_model, text.hidden_size)
-            ),
+            multi_modal_projector=Projector(config.audio_config.d_model, text.hidden_size),
             language_model=_language_model(text),
         )
         self.lm_head = _linear(text.hidden_size, text.vocab_size, bias=False)
