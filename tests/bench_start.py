@@ -1,11 +1,12 @@
 """From a command to its first scores, phase by phase: python tests/bench_start.py [--shape 7b] [--nf4] [--whole]
 
 Each column is a fresh process of the real command, on weights that lie in the page cache. ``first`` has nothing that
-earlier ones remembered (digests, kernels), the others have; ``plain`` reads weights as transformers does. Numbers are
+earlier ones remembered (digests, kernels), the others have; ``stock`` is loaded and read by transformers. Numbers are
 seconds from the start of the process, begin-end, and in brackets what all threads together took. The floor is the time
 of the weights' bytes alone, by threads from the page cache into pinned memory and from there to the card, as measured
 here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit
-weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too.
+weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too;
+``--runs 1`` takes `again` and `stock` once each.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9
+SLOW = "torch transformers peft accelerate sklearn sympy torch._dynamo scipy.stats optuna pandas triton".split()
 
 
 class Watch:
@@ -76,23 +78,43 @@ def child(start: float, out: Path, whole: bool, how: str, flags: list[str]) -> N
     problem.verify = watch.over("clips verified", problem.verify)
     code = optimize.main(flags)
     watch.note("whole command", 0.0, watch.now())
-    out.write_text(json.dumps(watch.phases))
+    write(watch, out)
     assert code == 0
+
+
+def write(watch: Watch, out: Path) -> None:
+    """Writes the phases, and which of the slow libraries were imported."""
+    slow = [name for name in SLOW if name in sys.modules]
+    out.write_text(json.dumps({**watch.phases, "imported": slow}))
 
 
 def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
     """Watches what a scorer does."""
-    from evaluators.audio_lm import decoder, features, kept_weights, scorer, tower, weight_reader
+    from evaluators.audio_lm import (
+        decoder,
+        families,
+        features,
+        identity,
+        kept_weights,
+        plain_model,
+        scorer,
+        tower,
+        weight_reader,
+    )
 
-    if how == "plain":
+    if how == "stock":
         kept_weights.can_read = lambda *_: False
+        scorer.load_plain = scorer.fitting_model = lambda *_: None
+        identity.plain_config = families.plain_config = families.plain_front = lambda _: None
     own = vars(scorer.AudioScorer)
     for name, phase in (
         ("config", "configuration, its class"),
         ("_digest", "digest"),
-        ("processor", "tokenizer, extractor"),
+        ("front", "tokenizer, extractor"),
     ):
         own[name].func = watch.over(phase, own[name].func)
+    scorer.load_plain = watch.over("weights: load_plain", scorer.load_plain)
+    plain_model.fitting_model = watch.over("weights: looked at", plain_model.fitting_model)
     loader = scorer.loader
 
     def watched_loader() -> Any:
@@ -131,7 +153,7 @@ def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
         if "first scores" not in watch.phases:
             watch.note("first scores", 0.0, watch.now())
             if not whole:
-                out.write_text(json.dumps(watch.phases))
+                write(watch, out)
                 os._exit(0)  # whatever is still under way
         return table
 
@@ -220,6 +242,7 @@ def run_case(
         print(f"{name} failed: {done.stderr[-1500:]}", flush=True)
         return {}
     found = json.loads(out.read_text())
+    print(f"{name}: imported {', '.join(found.pop('imported')) or 'nothing heavy'}")
     last = found.get("whole command", found["first scores"])[1]
     print(
         f"{name}: first scores after {found['first scores'][1]:.2f} s, all of it {last:.2f} s",
@@ -264,6 +287,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=["pocket", "7b"], default="pocket")
     parser.add_argument("--nf4", action="store_true")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--runs", type=int, default=2)
     parser.add_argument(
         "--work", type=Path, help="a folder for weights and caches, kept afterwards"
     )
@@ -289,7 +313,7 @@ def main() -> None:
         subprocess.run([*again, "speeds"], check=True)
         flags = ["--checkpoint", str(weights), "--iterations", "5"]
         four = [*flags, "--quantization", "nf4"]
-        names = ["first", *["again", "plain"] * 2]
+        names = ["first", *["again", "stock"] * args.runs]
         groups = [[(f"{how}, run {i}", flags, how) for i, how in enumerate(names, 1)]]
         if args.nf4:
             groups.append([("nf4 first", four, "again"), ("nf4 kept", four, "again")])
