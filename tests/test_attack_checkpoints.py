@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from evaluators.audio_lm import loading
+from evaluators.audio_lm import scorer
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
@@ -397,8 +397,8 @@ def test_whichever_tensor_is_missing_cut_or_too_many_is_named(data, places, tmp_
 def test_what_has_passed_is_looked_at_again_when_it_has_changed(tmp_path, monkeypatch):
     """And by the loader in any case, so that no record lets a weight be drawn at random."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder, look, calls = copied("base", lambda folder: None, tmp_path), loading.check_load, []
-    monkeypatch.setattr(loading, "check_load", lambda *args: (calls.append(1), look(*args)))
+    folder, look, calls = copied("base", lambda folder: None, tmp_path), scorer.fitting_model, []
+    monkeypatch.setattr(scorer, "fitting_model", lambda *args: (calls.append(1), look(*args))[1])
     for _ in range(2):
         assert AudioScorer(open_checkpoint(str(folder)), "cpu").config
     assert len(calls) == 1

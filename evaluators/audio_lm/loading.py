@@ -2,7 +2,7 @@
 
 Onto a card by `weight_reader`, elsewhere by transformers' own reading; names, types and places are its affair in both.
 
-Importing it imports transformers: `AudioScorer` does so when weights are needed.
+Importing it imports transformers: `AudioScorer` does so where `plain_model` cannot hold a checkpoint.
 """
 
 import contextlib
@@ -13,13 +13,12 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from evaluators.audio_lm.adapters import attach, beside, merge
+from evaluators.audio_lm.adapters import attach
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.identity import check_once, versions
 from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder, open_reader
 from evaluators.audio_lm.model_folder import check_weights, read_model
-
-__all__ = ["beside", "load_model", "merge"]  # all that a scorer needs of what is heavy
+from evaluators.audio_lm.plain_model import PlainModel
 
 
 class OfClass(Protocol):
@@ -83,3 +82,19 @@ def load_model(
     if checkpoint.adapter is not None:
         model = attach(model, checkpoint.adapter).get_base_model()
     return model.eval().requires_grad_(False)
+
+
+def stock_model(model: Any) -> Any:
+    """A scorer's model as one of transformers', over the same weights: for what needs a forward pass of its own."""
+    if not isinstance(model, PlainModel):
+        return model
+    stock_class: Any = transformers.Qwen2AudioForConditionalGeneration
+    with torch.inference_mode(False), torch.device("meta"):
+        stock = stock_class(stock_class.config_class.from_dict(model.config.to_dict()))
+        stock.load_state_dict(model.state_dict(), assign=True)
+    rotary, own = stock.model.language_model.rotary_emb, model.model.language_model.rotary_emb
+    rotary.inv_freq = rotary.original_inv_freq = own.inv_freq
+    for part in ("text_config", "audio_config"):
+        spread = getattr(model.config, part).initializer_range
+        getattr(stock.config, part).initializer_range = spread
+    return stock.eval().requires_grad_(False)

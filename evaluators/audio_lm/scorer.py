@@ -68,6 +68,7 @@ from evaluators.audio_lm.packing import (
     pack_parts,
     to_device,
 )
+from evaluators.audio_lm.plain_lora import plain_lora
 from evaluators.audio_lm.plain_model import fitting_model, load_plain
 from evaluators.audio_lm.prefixes import Before, Embeddings, Prefixes
 from evaluators.audio_lm.shared_base import SharedBase
@@ -97,7 +98,7 @@ class LoadedModel:
 
 
 def loader() -> Any:
-    """The module that loads weights; imports transformers."""
+    """The module that loads weights by transformers, which it imports."""
     from evaluators.audio_lm import loading
 
     return loading
@@ -388,7 +389,6 @@ class AudioScorer(Uncached):
             self.device,
             self.dtype,
             self._dequantize,
-            self._is_plain,
         )
 
     def _own_bytes(self) -> int:
@@ -472,12 +472,7 @@ class AudioScorer(Uncached):
         adapter = self.checkpoint.adapter
 
         def load() -> Any:
-            # Of an adapter that peft has to join transformers' model; others share the other base.
-            alone = dataclasses.replace(self.checkpoint, adapter=None)
-            if self._is_plain:
-                model = self._load_checkpoint(alone)
-            else:
-                model = loader().load_model(alone, self.family, self.device, self.dtype)
+            model = self._load_checkpoint(dataclasses.replace(self.checkpoint, adapter=None))
             merge(model, self.dtype, self.dequantize)
             return model
 
@@ -487,12 +482,9 @@ class AudioScorer(Uncached):
         self._base.make_room(
             self, self._own_bytes() + batch_bytes(self.config, self.shape), self.device
         )
+        if plain_lora(adapter, base) is None:  # peft joins it to transformers' model
+            base = loader().stock_model(base)
         return beside(base, adapter, self.dtype)
-
-    @functools.cached_property
-    def _is_plain(self) -> bool:
-        """Whether it is loaded without transformers. Reads headers alone."""
-        return fitting_model(self.checkpoint) is not None
 
     def _embeddings(self) -> Embeddings:
         """Where audio embeddings are kept: in common with all that have the same tower."""

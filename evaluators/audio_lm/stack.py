@@ -17,6 +17,7 @@ from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import SelfTest
 from evaluators.audio_lm.families import QWEN2_AUDIO, family_of
 from evaluators.audio_lm.generic import GenericScorer
+from evaluators.audio_lm.loading import stock_model
 from evaluators.audio_lm.model_folder import tensor_types
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH, Tolerance
@@ -57,7 +58,7 @@ def same_model(scorer: AudioScorer, template: Template | None = None) -> AudioSc
         _name(scorer.dtype),
         shape=scorer.shape,
         dequantize=scorer.dequantize,
-        loaded=(scorer.decoder.model, scorer.processor),
+        loaded=(stock_model(scorer.decoder.model), scorer.processor),
     )
     again.family = dataclasses.replace(scorer.family, template=template or scorer.family.template)
     return again

@@ -510,11 +510,11 @@ def test_an_adapter_opens_on_any_copy_of_its_base_and_on_no_other(base, tmp_path
         _ = open_checkpoint(str(base), LORA).digest
 
 
-def test_a_base_is_known_again_without_transformers_until_one_of_its_files_changes(
+def test_a_base_is_known_again_without_its_configuration_until_one_of_its_files_changes(
     base, hashed, monkeypatch
 ):
-    read, calls = identity.read_config, []
-    monkeypatch.setattr(identity, "read_config", lambda folder: (calls.append(1), read(folder))[1])
+    read, calls = identity.plain_config, []
+    monkeypatch.setattr(identity, "plain_config", lambda folder: (calls.append(1), read(folder))[1])
     first = base_digest(base)
     assert base_digest(base) == first and len(calls) == 1
     for number, name in enumerate(("config.json", "tokenizer.json", "model.safetensors"), 2):

@@ -18,6 +18,7 @@ from evaluators.audio_lm.checkpoint import SelfTest, open_checkpoint
 from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.loading import stock_model
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.packing import (
     AnswerReads,
@@ -369,7 +370,7 @@ def test_a_load_that_gives_other_scores_than_were_written_is_refused(seeds, clip
     bad = replace(base, self_test=SelfTest(seeds[0], "float32", other))
     with pytest.raises(UserError, match="does not load as the model that was trained"):
         evaluator_of(bad).score(seeds[:1], clips[:2])
-    loaded = (good.decoder.model, good.processor)
+    loaded = (stock_model(good.decoder.model), good.processor)
     AudioScorer(bad, "cpu", "float32", loaded=loaded).score(
         seeds[:1], clips[:1]
     )  # not of its files
@@ -500,7 +501,9 @@ def test_pairs_equal_the_stock_forward_and_constrained_generation(
 ):
     prompts, clips = [*seeds, *heldout[:7]], clips[:count]
     pairs = len(prompts) * count
-    stock = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu"))
+    stock = StockModel(
+        stock_model(evaluator.decoder.model), evaluator.processor, torch.device("cpu")
+    )
     table = evaluator.score(prompts, clips)
     worst, near_ties, agree = 0.0, 0, 0
     for p, prompt in enumerate(prompts):
@@ -557,7 +560,9 @@ def test_answers_of_several_tokens_are_scored_as_full_sequences(evaluator, clips
     answers = find_answers(tokenizer, prompt)
     assert max(len(s) for group in answers.sequences for s in group) > 1
     table = evaluator.score([prompt], clips[:3])
-    stock = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu"))
+    stock = StockModel(
+        stock_model(evaluator.decoder.model), evaluator.processor, torch.device("cpu")
+    )
     for c, clip in enumerate(clips[:3]):
         for k, group in enumerate(answers.sequences):
             parts = []
@@ -654,7 +659,7 @@ def test_features_kept_on_disk_change_nothing_and_a_torn_file_is_made_anew(
     evaluator, seeds, clips, tmp_path
 ):
     whole = evaluator.score(seeds[:1], clips).logp
-    loaded = (evaluator.decoder.model, evaluator.processor)
+    loaded = (stock_model(evaluator.decoder.model), evaluator.processor)
     for turn in range(3):
         again = AudioScorer(evaluator.checkpoint, "cpu", features=tmp_path, loaded=loaded)
         assert np.array_equal(again.score(seeds[:1], clips).logp, whole)
@@ -671,9 +676,9 @@ def test_odd_lengths_equal_the_stock_forward(evaluator, seeds, clips, tmp_path, 
     soundfile.write(path, wave, 16000, subtype="FLOAT")
     clip = replace(clips[0], path=path, sha256=f"odd{milliseconds}", clip_id="odd")
     table = evaluator.score(seeds[:1], [clip])
-    logp = StockModel(evaluator.decoder.model, evaluator.processor, torch.device("cpu")).logp(
-        seeds[0], clip
-    )
+    logp = StockModel(
+        stock_model(evaluator.decoder.model), evaluator.processor, torch.device("cpu")
+    ).logp(seeds[0], clip)
     for k, group in enumerate(find_answers(evaluator.processor.tokenizer, seeds[0]).sequences):
         assert float(logp[[s[0] for s in group]].logsumexp(0)) == pytest.approx(
             float(table.logp[0, 0, k]), abs=1e-4
@@ -737,7 +742,7 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(evaluator, s
         evaluator.checkpoint,
         "cpu",
         "float32",
-        loaded=(evaluator.decoder.model, evaluator.processor),
+        loaded=(stock_model(evaluator.decoder.model), evaluator.processor),
     )
     step, calls = small.decoder.step, []
 
@@ -761,7 +766,7 @@ def test_prefixes_that_do_not_fit_are_computed_again_to_the_same_bits(evaluator,
         "cpu",
         "float32",
         shape=replace(evaluator.shape, prefix=8),
-        loaded=(evaluator.decoder.model, evaluator.processor),
+        loaded=(stock_model(evaluator.decoder.model), evaluator.processor),
         store_bytes=80 * evaluator.decoder.bytes_per_place,
     )
     for _ in range(2):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from adapters import BASE, EXACT, lora, make_adapter
 
-from evaluators.audio_lm import loading, scorer
+from evaluators.audio_lm import scorer
 from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
 from evaluators.audio_lm.adapters import beside, merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
@@ -102,8 +102,8 @@ def test_scores_on_a_shared_base_are_those_by_itself_there_and_back(
     alone, seeds, dev_clips, monkeypatch
 ):
     names = list(alone)
-    loads, real = [], loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda *a: loads.append(a[0].adapter) or real(*a))
+    loads, real = [], scorer.load_plain
+    monkeypatch.setattr(scorer, "load_plain", lambda *a: loads.append(a[0].adapter) or real(*a))
     scorers = {name: opened(name) for name in names}
     share(list(scorers.values()))
     for name in [*names, *names[::-1]]:
@@ -167,7 +167,7 @@ def test_two_checkpoints_of_different_bases_precisions_or_models_share_nothing(l
 
 
 def test_a_scorer_that_shares_with_nobody_loads_its_adapter_into_its_weights(language, monkeypatch):
-    monkeypatch.setattr(loading, "beside", None)  # it needs more memory
+    monkeypatch.setattr(scorer, "beside", None)  # it needs more memory
     assert opened(language).decoder.model is not None
 
 
