@@ -91,10 +91,13 @@ def stock_model(model: Any) -> Any:
     stock_class: Any = transformers.Qwen2AudioForConditionalGeneration
     with torch.inference_mode(False), torch.device("meta"):
         stock = stock_class(stock_class.config_class.from_dict(model.config.to_dict()))
+        stock.requires_grad_(
+            False
+        )  # first: weights that were made in inference mode must not be asked for it
         stock.load_state_dict(model.state_dict(), assign=True)
     rotary, own = stock.model.language_model.rotary_emb, model.model.language_model.rotary_emb
     rotary.inv_freq = rotary.original_inv_freq = own.inv_freq
     for part in ("text_config", "audio_config"):
         spread = getattr(model.config, part).initializer_range
         getattr(stock.config, part).initializer_range = spread
-    return stock.eval().requires_grad_(False)
+    return stock.eval()

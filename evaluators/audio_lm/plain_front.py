@@ -157,14 +157,14 @@ def mel_filters(frequencies: int, bins: int, rate: int) -> NDArray[np.float64]:
 
 def plain_front(folder: Path) -> SimpleNamespace | None:
     """`tokenizer` and `feature_extractor` of a folder; None where transformers has to read them."""
-    extractor = _extractor(folder)
-    if extractor is None or not _is_qwen2(folder):
-        return None
     try:
+        extractor = _extractor(folder)
+        if extractor is None or not _is_qwen2(folder):
+            return None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except (
         Exception
-    ):  # tokenizers raises no other; transformers meets it again, and says so in one sentence
+    ):  # tokenizers raises no other; transformers meets it again, and a sentence says so
         return None
     return SimpleNamespace(tokenizer=PlainTokenizer(tokenizer), feature_extractor=extractor)
 
