@@ -32,6 +32,7 @@ from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.audio_lm.decoder import Decoder
 from evaluators.audio_lm.device import matrix_rate, pick_device, pick_dtype
 from evaluators.audio_lm.families import family_of
+from evaluators.audio_lm.loading import stock_model
 from evaluators.audio_lm.memory import Shape, weight_counts
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.shapes import SHAPES, random_model, tiny
@@ -448,7 +449,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         checkpoint = replace(checkpoint, name=f"{args.shape}, {size} shape, random weights")
     else:
         plain = AudioScorer(checkpoint, args.device)
-        loaded = plain.decoder.model, plain.processor
+        loaded = stock_model(plain.decoder.model), plain.processor
     family = family_of(loaded[0].config)
     prompts = prompts_of_length(loaded[1].tokenizer, args.prompts, SUFFIX, family.template)
     rate = matrix_rate(device, dtype, 0.03)

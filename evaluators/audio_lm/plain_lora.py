@@ -88,7 +88,7 @@ def merge_plain(model: nn.Module, folder: Path, dtype: torch.dtype) -> bool:
     )
     with torch.no_grad():
         for name, stored in layers.items():
-            layer = model.get_submodule(name)
+            layer: Any = model.get_submodule(name)
             a, b = (
                 tensors[f"{stored}lora_{part}.weight"].float().to(layer.weight.device)
                 for part in "AB"

@@ -92,7 +92,7 @@ def _bare(kind: type[nn.Module], shape: Sequence[int], bias: bool, **about: Any)
         bias: Whether it has one.
         about: What else its class keeps as attributes.
     """
-    layer = kind.__new__(kind)
+    layer: Any = kind.__new__(kind)
     nn.Module.__init__(layer)
     layer.weight = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
     layer.bias = None
@@ -210,7 +210,7 @@ class PlainModel(nn.Module):
         super().__init__()
         self.config = config
         text = config.text_config
-        self.model = _tree(
+        self.model: Any = _tree(
             audio_tower=_tower(config.audio_config),
             multi_modal_projector=Projector(config.audio_config.d_model, text.hidden_size),
             language_model=_language_model(text),
@@ -268,7 +268,7 @@ def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     else:
         with contextlib.closing(reader):
             _place(model, reader.tensors, device, dtype)
-    rotary: Any = model.model.language_model.rotary_emb
+    rotary = model.model.language_model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to(device)
     if checkpoint.adapter is not None:
         merge_plain(model, checkpoint.adapter, dtype)
