@@ -537,12 +537,12 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/audio_lm/adapters.py",
-        "find(pattern, _old_name(name))",
+        "find(pattern, old_name(name))",
         "find(pattern, name)",
     ),
     (
         "evaluators/audio_lm/adapters.py",
-        "exists(config, _old_name(name))",
+        "exists(config, old_name(name))",
         "exists(config, name)",
     ),
     ("evaluators/audio_lm/generic.py", "if not leak <= selftest.EXACT.nats:", "if False:"),

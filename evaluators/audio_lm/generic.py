@@ -25,6 +25,7 @@ from torch import Tensor
 
 from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
+from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.answer_tokens import reading_of
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.device import (
@@ -341,7 +342,7 @@ class GenericScorer(Uncached):
             model = self._given
             if model is None:
                 model = loading.load_model(self.checkpoint, self.kind, self.device, self.dtype)
-            loading.merge(model, self.dtype, dequantize=False)
+            merge(model, self.dtype, dequantize=False)
             way = self._find_way(model)
             if not way.shared and self._share is None:
                 log.warning("every pair is scored by a forward of its own: %s", way.why)
