@@ -8,20 +8,22 @@ import sys
 import numpy as np
 import pytest
 import torch
-from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
+from adapters import BASE, EXACT, in_old_layout, make_adapter
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from evaluators.audio_lm import scorer as scoring
 from evaluators.audio_lm.adapters import merge
-from evaluators.audio_lm.checkpoint import open_checkpoint
+from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.identity import _deciding
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.model_folder import read_config
 from evaluators.audio_lm.plain_config import plain_config
 from evaluators.audio_lm.plain_front import PlainExtractor, plain_front
-from evaluators.audio_lm.plain_model import fitting_model, load_plain
+from evaluators.audio_lm.plain_lora import plain_lora
+from evaluators.audio_lm.plain_model import PlainModel, fitting_model, load_plain
 from evaluators.audio_lm.scorer import AudioScorer
+from evaluators.errors import UserError
 
 CPU = torch.device("cpu")
 HEAVY = "transformers", "peft", "sklearn", "torch._dynamo", "accelerate"
@@ -61,8 +63,9 @@ def test_weights_are_transformers_own_to_the_bit(name, dtype):
         assert torch.equal(weight, theirs[key]), key
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new names", "old names"])
-@pytest.mark.parametrize("kind", ["LoRA", "LoRA, bfloat16 file", "rsLoRA", "full names"])
+@pytest.mark.parametrize(
+    ("kind", "old"), [("LoRA, bfloat16 file", False), ("rsLoRA", True), ("full names", True)]
+)
 def test_plain_lora_is_pefts_merge_to_the_bit(tmp_path, kind, old):
     folder = make_adapter(EXACT[kind], tmp_path / "new")
     if old:
@@ -184,8 +187,12 @@ def test_what_is_not_known_is_left_to_transformers(tmp_path, part, settings):
     ids=lambda settings: next(iter(settings)),
 )
 def test_other_adapters_are_left_to_peft(tmp_path, settings):
-    folder = make_adapter(lora(**settings), tmp_path / "adapter")
-    assert fitting_model(open_checkpoint(str(folder))) is None
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((POCKET / "lora" / name).read_bytes())
+    model, path = PlainModel(plain_config(BASE)), tmp_path / "adapter_config.json"
+    assert len(plain_lora(tmp_path, model)) > 20
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert plain_lora(tmp_path, model) is None
 
 
 def test_the_tokenizer_gives_transformers_tokens():
@@ -221,5 +228,5 @@ def test_another_tokenizer_is_left_to_transformers(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw | {"normalizer": {"type": "NFKC"}}))
     assert plain_front(tmp_path) is None
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw)[:-9])
-    with pytest.raises(Exception, match=r"tokenizer\.json"):
+    with pytest.raises(UserError, match="cannot be read"):
         QWEN2_AUDIO.front(tmp_path)
