@@ -40,6 +40,7 @@ class StepTrainer(Trainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.model.eval()  # so that the first step sets all modules to training, whatever they were
         self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         self._note: _Note | None = None
 

@@ -39,16 +39,20 @@ def sent(tree: Any, device: torch.device) -> Any:
     here = [x for x in _tensors(tree) if not x.is_cuda]
     if device.type != "cuda" or not here:
         return tree
+    return _with(tree, iter(_through(here, device)))
+
+
+def _through(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on a device, by one copy of their bytes."""
     begins, end = [], 0
-    for x in here:
+    for x in tensors:
         begins.append(end)
         end += -(-x.nbytes // ALIGNED) * ALIGNED
-    host = torch.empty(end, dtype=torch.uint8, pin_memory=True)
-    for x, begin in zip(here, begins, strict=True):
+    host = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for x, begin in zip(tensors, begins, strict=True):
         _piece(host, begin, x).copy_(x)
     there = host.to(device, non_blocking=True)
-    pieces = (_piece(there, begin, x) for x, begin in zip(here, begins, strict=True))
-    return _with(tree, pieces)
+    return [_piece(there, begin, x) for x, begin in zip(tensors, begins, strict=True)]
 
 
 def _piece(line: Tensor, begin: int, like: Tensor) -> Tensor:
