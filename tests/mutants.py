@@ -225,6 +225,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/finetuning/products.py": ("tests/evaluators/finetuning/test_model.py",),
     "evaluators/finetuning/stack.py": ("tests/evaluators/finetuning/test_model.py",),
     "evaluators/finetuning/tower_layers.py": ("tests/evaluators/finetuning/test_model.py",),
+    "evaluators/finetuning/steps.py": ("tests/evaluators/finetuning/test_steps.py",),
+    "evaluators/finetuning/transfer.py": ("tests/evaluators/finetuning/test_steps.py",),
     "evaluators/audio_lm/soft.py": ("tests/evaluators/audio_lm/test_soft.py",),
     "opro/proposers/evidence.py": ("tests/opro/proposers/test_evidence.py",),
     "opro/proposers/language_model.py": ("tests/opro/proposers/test_language_model.py",),
@@ -1411,6 +1413,14 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/finetuning/products.py", "dropping.add(by_x, low", "into = (by_x, low"),
     ("evaluators/finetuning/products.py", "(low.T @ dropping(given.x))", "(low.T @ given.x)"),
     ("evaluators/finetuning/products.py", "or lora.lora_variant or", "or"),
+    ("evaluators/finetuning/steps.py", "        model.eval()  # so", "        # so"),
+    ("evaluators/finetuning/steps.py", "    flat /= torch", "    _ = torch"),
+    ("evaluators/finetuning/steps.py", "        tr_loss -= tr_loss\n", ""),
+    (
+        "evaluators/finetuning/transfer.py",
+        "_piece(host, begin, x).copy_(x)",
+        "_piece(host, 0, x).copy_(x)",
+    ),
     ("evaluators/finetuning/stack.py", "        self.x.copy_(x)\n", ""),
     ("evaluators/finetuning/stack.py", "        self.come.copy_(grad)\n", ""),
     (

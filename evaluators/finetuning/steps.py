@@ -38,10 +38,10 @@ class _Note:
 class StepTrainer(Trainer):
     """Trainer for a model of which few weights are trained, and which gives its own loss."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.model.eval()  # so that the first step sets all modules to training, whatever they were
-        self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+    def __init__(self, model: Any, **arguments: Any) -> None:
+        super().__init__(model=model, **arguments)
+        model.eval()  # so that the first step sets all modules to training, whatever they were
+        self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self._note: _Note | None = None
 
     def training_step(
@@ -52,8 +52,8 @@ class StepTrainer(Trainer):
             model.train()
         with self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, self._prepare_inputs(inputs))
-            loss = loss / self.current_gradient_accumulation_steps
+                whole: Any = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss: Tensor = whole / self.current_gradient_accumulation_steps
             self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             average(self.trained)
@@ -73,7 +73,8 @@ class StepTrainer(Trainer):
             if control.should_evaluate or control.should_save or control.should_training_stop:
                 last, self._note = self._note, None
                 self._tell(last)
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+        go_on: Any = super()._maybe_log_save_evaluate
+        go_on(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
 
     def _noted(self, tr_loss: Tensor, grad_norm: Any, rate: float | None) -> _Note | None:
         """What is to be logged of this step, if anything is. Trainer has nothing to log then."""

@@ -1,13 +1,16 @@
 """Training steps are Trainer's, to the bit on a CPU; what goes to a card and comes from it is as it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from evaluators.finetuning import transfer
-from evaluators.finetuning.steps import StepTrainer, _Note
+from evaluators.finetuning.steps import StepTrainer, _Note, average
+from evaluators.finetuning.train import Checkpoints
 from evaluators.finetuning.transfer import Later, sent
 
 
@@ -105,3 +108,31 @@ def test_a_tree_of_tensors_arrives_as_it_was():
 @pytest.mark.parametrize("value", [torch.tensor(2.5), torch.tensor([1, 2])])
 def test_numbers_are_read_later(value):
     assert Later(value).read() == value.tolist()
+
+
+def test_gradients_become_their_mean_over_all_processes(monkeypatch):
+    weights = [
+        nn.Parameter(torch.zeros(2, 3)),
+        nn.Parameter(torch.zeros(4)),
+        nn.Parameter(torch.zeros(1)),
+    ]
+    own, other = torch.arange(6.0).view(2, 3), torch.arange(4.0)
+    weights[0].grad, weights[1].grad = own.clone(), other.clone()
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(12))
+    average(weights)
+    assert torch.equal(weights[0].grad, 3 * own) and torch.equal(weights[1].grad, 3 * other)
+    assert weights[2].grad is None
+
+
+def test_several_processes_save_one_step_after_the_first_decides_and_once(tmp_path, monkeypatch):
+    due = [0.0, 1.0, 1.0, 0.0, 0.0]  # of the first process, whose clock counts
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda x, first: x.fill_(due.pop(0)))
+    saver, args = Checkpoints(tmp_path), SimpleNamespace(device=torch.device("cpu"))
+    saved = []
+    for step in range(1, 6):
+        control = TrainerControl()
+        saver.on_step_end(args, TrainerState(global_step=step, max_steps=9), control)
+        saved.append(control.should_save)
+    assert saved == [False, False, True, False, False]
