@@ -4,8 +4,9 @@ NF4 with random weights, LoRA, clips of 1 s, 16 samples a step. Plain: mels of 3
 language model's attention, features ready: the published trainers' recipe, and what else fits the card. Ours: the
 default recipe through `finetuning.train`, 128 clips x 3 epochs: 24 steps with evaluations and checkpoints, as it would
 run here, as it would run in 8 GB, and, where there are two cards, on both. Then how far each way's gradients lie from
-those of plain transformers in float32, and with --profile which kernels a step runs. Needs a GPU with 80 GB and
-bitsandbytes; --tiny runs the same on the pocket's model, to see that it runs.
+those of plain transformers in float32, and with --profile which kernels a step runs, and what the host does in a step
+through Trainer. Needs a GPU with 80 GB and bitsandbytes; --tiny runs the same on the pocket's model, to see that it
+runs.
 """
 
 import argparse
