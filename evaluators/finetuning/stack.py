@@ -67,9 +67,8 @@ class Step:
 def new_seed(share: float, device: torch.device) -> Tensor:
     """``[]`` seed of a step. It comes from the CPU's random numbers, which a resumed training goes on with."""
     seed = int(torch.randint(SEEDS, ())) if share else 0
-    return torch.full(
-        (), seed, dtype=torch.int64, device=device
-    )  # a copy would wait for the device
+    # Filled there: a copy would wait for the device.
+    return torch.full((), seed, dtype=torch.int64, device=device)
 
 
 class StackedLayer(Protocol):
