@@ -495,7 +495,8 @@ def trainer_profile(bench: Bench) -> None:
     trained = train(training, bench.folder / f"profile-{bench.runs}", [watch], loaded=bench.model)
     bench.model = trained.model.peft.unload().eval()
     events = watch.seen.key_averages()
-    device = sum(e.self_device_time_total for e in events) / steps / 1e3
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    device = sum(e.self_device_time_total for e in kernels) / steps / 1e3
     print(
         f"a step through Trainer under the profiler: {1e3 * watch.seconds / steps:.1f} ms, {device:.1f} ms of kernels"
     )

@@ -1414,6 +1414,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/finetuning/products.py", "(low.T @ dropping(given.x))", "(low.T @ given.x)"),
     ("evaluators/finetuning/products.py", "or lora.lora_variant or", "or"),
     ("evaluators/finetuning/steps.py", "        model.eval()  # so", "        # so"),
+    ("evaluators/finetuning/steps.py", "        weight.grad = None", "        pass"),
     ("evaluators/finetuning/steps.py", "    flat /= torch", "    _ = torch"),
     ("evaluators/finetuning/steps.py", "        tr_loss -= tr_loss\n", ""),
     (

@@ -4,6 +4,7 @@ What is logged is read one step later, so the card never runs dry. Several proce
 piece, after the last backward pass of a step. On a CPU all is as Trainer has it.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,12 @@ def average(weights: list[Tensor]) -> None:
     torch.distributed.all_reduce(flat)
     pieces = flat.split([grad.numel() for grad in grads])
     torch._foreach_copy_(grads, [x.view_as(grad) for x, grad in zip(pieces, grads, strict=True)])
+
+
+def forget_gradients(weights: list[Tensor]) -> None:
+    """What `Module.zero_grad` does, for the weights that have a gradient, without a walk through the model."""
+    for weight in weights:
+        weight.grad = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class StepTrainer(Trainer):
         """Forward and backward pass; Trainer's own walks through all modules each time."""
         if not model.training:
             model.train()
+        vars(model).setdefault("zero_grad", functools.partial(forget_gradients, self.trained))
         with self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
                 whole: Any = self.compute_loss(model, self._prepare_inputs(inputs))
