@@ -4,8 +4,9 @@ NF4 with random weights, LoRA, clips of 1 s, 16 samples a step. Plain: mels of 3
 language model's attention, features ready: the published trainers' recipe, and what else fits the card. Ours: the
 default recipe through `finetuning.train`, 128 clips x 3 epochs: 24 steps with evaluations and checkpoints, as it would
 run here, as it would run in 8 GB, and, where there are two cards, on both. Then how far each way's gradients lie from
-those of plain transformers in float32, and with --profile which kernels a step runs. Needs a GPU with 80 GB and
-bitsandbytes; --tiny runs the same on the pocket's model, to see that it runs.
+those of plain transformers in float32, and with --profile which kernels a step runs, and what the host does in a step
+through Trainer. Needs a GPU with 80 GB and bitsandbytes; --tiny runs the same on the pocket's model, to see that it
+runs.
 """
 
 import argparse
@@ -455,6 +456,57 @@ def profile(bench: Bench, count: int = BATCH) -> None:
     bench.model = peft.unload().eval()
 
 
+class Profiled(TrainerCallback):
+    """Records the kernels and the host's calls of some steps between two validations."""
+
+    STEPS = 4
+
+    def __init__(self, cuda: bool, first: int) -> None:
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] * cuda
+        self.seen = torch.profiler.profile(activities=kinds)
+        self.cuda, self.first, self.begin, self.seconds = cuda, first, 0.0, 0.0
+
+    def on_step_begin(self, args, state, control, **kw) -> None:
+        """Starts before the first of them."""
+        if state.global_step == self.first:
+            self.wait()
+            self.seen.start()
+            self.begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kw) -> None:
+        """Stops after the last."""
+        if state.global_step == self.first + self.STEPS:
+            self.wait()
+            self.seconds = time.perf_counter() - self.begin
+            self.seen.stop()
+
+    def wait(self) -> None:
+        """Until all that was launched is done."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def trainer_profile(bench: Bench) -> None:
+    """Prints what a step through Trainer takes, how much of it the device works, and where the host's time goes."""
+    training = planned(bench, None)
+    watch, steps = Profiled(bench.device.type == "cuda", training.steps * 5 // 12), Profiled.STEPS
+    bench.runs += 1
+    trained = train(training, bench.folder / f"profile-{bench.runs}", [watch], loaded=bench.model)
+    bench.model = trained.model.peft.unload().eval()
+    events = watch.seen.key_averages()
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    device = sum(e.self_device_time_total for e in kernels) / steps / 1e3
+    print(
+        f"a step through Trainer under the profiler: {1e3 * watch.seconds / steps:.1f} ms, {device:.1f} ms of kernels"
+    )
+    print("| host | times a step | ms a step of its own |\n| --- | --- | --- |")
+    for event in sorted(events, key=lambda e: e.self_cpu_time_total, reverse=True)[:25]:
+        own = event.self_cpu_time_total / steps / 1e3
+        print(f"| {event.key.replace('|', '/')[:80]} | {event.count / steps:g} | {own:.2f} |")
+    sys.stdout.flush()
+
+
 def cards(bench: Bench) -> None:
     """Rows of two processes, started beside this one, whose memory is given back."""
     if bench.device.type == "cuda" and torch.cuda.device_count() < 2:
@@ -554,6 +606,7 @@ def main() -> int:
         if "profile" in parts:
             for count in (BATCH, BATCH // 2):
                 run_part("profile", functools.partial(profile, bench, count))
+            run_part("profile", functools.partial(trainer_profile, bench))
         if "gradients" in parts:
             run_part("gradients", functools.partial(compare, bench, kept))
         if "cards" in parts:

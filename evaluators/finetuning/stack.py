@@ -66,8 +66,9 @@ class Step:
 
 def new_seed(share: float, device: torch.device) -> Tensor:
     """``[]`` seed of a step. It comes from the CPU's random numbers, which a resumed training goes on with."""
-    seed = torch.randint(SEEDS, ()) if share else torch.zeros((), dtype=torch.int64)
-    return seed.to(device)
+    seed = int(torch.randint(SEEDS, ())) if share else 0
+    # Filled there: a copy would wait for the device.
+    return torch.full((), seed, dtype=torch.int64, device=device)
 
 
 class StackedLayer(Protocol):
@@ -171,7 +172,8 @@ def side_stream(device: torch.device) -> Iterator[None]:
 def capture(run: Callable[[], None], pool: Any) -> Callable[[], None]:
     """What launches the kernels of `run` again, all at once."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads may go on, such as the one that watches over several processes.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         run()
     return graph.replay
 

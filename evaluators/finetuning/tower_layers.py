@@ -19,6 +19,7 @@ from evaluators.finetuning.products import (
     only_lora_is_trained,
 )
 from evaluators.finetuning.stack import Stack, Step, new_seed
+from evaluators.finetuning.transfer import sent
 
 GELU = (nn.GELU, GELUActivation)
 
@@ -147,15 +148,14 @@ class TowerLayers:
         line = in_line([range(length) for length in lengths], padded=self.padded and not same)
         stream = torch.cat([x.flatten(0, 1) for x in parts]).float()
         more = len(line.first) - len(stream)
-        stream, seen = F.pad(stream, (0, 0, 0, more)), None
+        stream, places = F.pad(stream, (0, 0, 0, more)), {"index": line.index, "first": line.first}
         if not same:
             ends = torch.tensor([*lengths, more][: len(line.index)])[:, None]
-            seen = (torch.arange(line.index.shape[1]) < ends)[:, None, None].to(device)
+            places["seen"] = (torch.arange(line.index.shape[1]) < ends)[:, None, None]
         share = self.share if self.tower.training else 0.0
         again = self.tower.training and getattr(self.tower, "gradient_checkpointing", False)
-        step = Step(
-            line.index.to(device), line.first.to(device), 0, new_seed(share, device), share, again, seen=seen
-        )  # fmt: skip
+        seed = new_seed(share, device)
+        step = Step(shared=0, seed=seed, share=share, again=again, **sent(places, device))
         done = self.stack(stream, step)[: len(stream) - more].to(parts[0].dtype)
         pieces = done.split([x.shape[0] * x.shape[1] for x in parts])
         return [x.view(like.shape) for x, like in zip(pieces, parts, strict=True)]

@@ -17,7 +17,7 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import load_kernels
@@ -41,6 +41,8 @@ from evaluators.finetuning.samples import (
     in_orders,
     tokenize_prompts,
 )
+from evaluators.finetuning.steps import StepTrainer
+from evaluators.finetuning.transfer import Later, sent
 from evaluators.prompts import Prompt
 
 SAVE_SECONDS = 10.0  # between checkpoints, at least
@@ -169,12 +171,12 @@ def train(
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
     begin = time.perf_counter()
     keeper = KeepBest(folder)
-    trainer = Trainer(
+    trainer = StepTrainer(
         model=model.peft,
         args=trainer_arguments(training, folder),
         train_dataset=samples,
         eval_dataset=validation,
-        data_collator=batch,
+        data_collator=lambda items: sent(batch(items), training.machine.device),
         callbacks=[keeper, Checkpoints(folder), StopAtNan(), *callbacks],
     )
     silence(trainer)
@@ -284,7 +286,7 @@ def trainer_arguments(training: Training, folder: Path) -> TrainingArguments:
     return arguments
 
 
-def silence(trainer: Trainer) -> None:
+def silence(trainer: StepTrainer) -> None:
     """Removes Trainer's own printing."""
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
@@ -361,17 +363,19 @@ class Checkpoints(TrainerCallback):
         self.folder = folder
         self.saved = time.perf_counter()  # when the last one was written
         self.saving = 0.0  # seconds that it took
+        self.asked: Later | None = None  # what the first of several processes decided a step ago
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Asks for a checkpoint when one is due. All processes do so at the same step."""
         waited = time.perf_counter() - self.saved
         due = waited > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            decision = torch.tensor([float(due)], device=args.device)
+            decision = torch.full((), float(due), device=args.device)
             torch.distributed.broadcast(decision, 0)
-            due = bool(decision)
+            before, self.asked = self.asked, Later(decision)
+            due = before is not None and bool(before.read())
         if due and state.global_step < state.max_steps:
-            control.should_save = True
+            control.should_save, self.asked = True, None
             self.saved = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
