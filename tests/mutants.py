@@ -533,7 +533,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     (
         "evaluators/audio_lm/adapters.py",
         "exact = copy.deepcopy(base).float()",
-        "exact = copy.deepcopy(base)",
+        "exact = base.float()",
     ),
     (
         "evaluators/audio_lm/adapters.py",
@@ -2373,8 +2373,11 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/select.py", "gain.p < alpha", "gain.p < 2 * alpha"),
     ("opro/search/select.py", "ALPHA / (self.number * (self.number - 1))", "ALPHA / self.number"),
     ("opro/search/select.py", "return ALPHA / self.number\n", "return ALPHA\n"),
-    ("opro/results/decisions.py", "if compared in before:", "if False:"),
-    ("opro/results/decisions.py", "not marks.isdisjoint(line.clips)", "marks == set(line.clips)"),
+    ("opro/results/decisions.py", "if compared in before.compared:", "if False:"),
+    ("opro/results/decisions.py", "not own.isdisjoint(line.clips)", "own == set(line.clips)"),
+    ("opro/results/decisions.py", "line is None or line.half not in shares", "line is None"),
+    ("opro/results/decisions.py", "marked or line.half == mine", "True"),
+    ("opro/results/decisions.py", "event if before.marked else", "event if False else"),
     (
         "opro/results/decisions.py",
         "json.dumps([c.sha256, c.label])",
