@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
 from evaluators.files import read_json, write_text
@@ -23,8 +25,8 @@ def _order(text: str) -> str:
 
 
 Waiting = tuple[
-    int, int, Clip
-]  # how often its source was used when last looked at, place in the cell, the clip
+    int, int, int
+]  # how often its source was used when last looked at, places in the cell and of the clip
 
 
 LOUD_DB = 20.0  # a higher signal-to-noise ratio makes no clip any clearer
@@ -52,42 +54,56 @@ def balanced_order(clips: Sequence[Clip], salt: str = "") -> list[Clip]:
     Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
     Each `salt` gives another such order: benches draw their clips by it.
     """
+    keys = [(clip.label, round(clip.duration_ms), _cell(clip)) for clip in clips]
+    sources, used = [clip.source_id for clip in clips], dict[str, int]()
     cells: dict[tuple[str, int, str], list[Waiting]] = {}
-    used: dict[str, int] = {}
-    for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):
-        cell = cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), [])
-        cell.append((0, len(cell), clip))  # in order: a heap
+    for i in _by_digest([salt + clip.clip_id for clip in clips]):
+        cell = cells.setdefault(keys[i], [])
+        cell.append((0, len(cell), i))  # in order: a heap
     labels = sorted({key[0] for key in cells})
     in_turn = sorted(cells, key=lambda k: _order(salt + repr(k)))
-    queues = {label: deque(cells[k] for k in in_turn if k[0] == label) for label in labels}
-    total = {label: sum(map(len, queue)) for label, queue in queues.items()}
-    taken = dict.fromkeys(labels, 0)
+    queues = [deque(cells[k] for k in in_turn if k[0] == label) for label in labels]
     out: list[Clip] = []
-    while len(out) < len(clips):
-        # The label that is furthest behind its share goes next; labels of equal size alternate.
-        label = min(
-            (lab for lab in labels if taken[lab] < total[lab]),
-            key=lambda lab: (taken[lab] / total[lab], lab),
-        )
+    for label in _turns([sum(map(len, queue)) for queue in queues]):
         cell = queues[label].popleft()
-        clip = _pop_least_used(cell, used)
-        used[clip.source_id] = used.get(clip.source_id, 0) + 1
-        taken[label] += 1
+        i = _pop_least_used(cell, used, sources)
+        used[sources[i]] = used.get(sources[i], 0) + 1
         if cell:
             queues[label].append(cell)
-        out.append(clip)
+        out.append(clips[i])
     return out
 
 
-def _pop_least_used(cell: list[Waiting], used: Mapping[str, int]) -> Clip:
+def _by_digest(texts: Sequence[str]) -> list[int]:
+    """Places of the texts in the order of their SHA-256."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+    found: list[int] = np.argsort(np.frombuffer(digests, dtype="S32"), kind="stable").tolist()
+    return found
+
+
+def _turns(totals: Sequence[int]) -> list[int]:
+    """Whose turn it is, of labels with so many clips: always the one that is furthest behind its share, else the first.
+
+    Labels of equal size alternate.
+
+    >>> _turns([2, 4])
+    [0, 1, 1, 0, 1, 1]
+    """
+    label = np.repeat(np.arange(len(totals)), totals)
+    behind = np.concatenate([np.arange(total) / total for total in totals] or [np.zeros(0)])
+    found: list[int] = label[np.lexsort((label, behind))].tolist()
+    return found
+
+
+def _pop_least_used(cell: list[Waiting], used: Mapping[str, int], sources: Sequence[str]) -> int:
     """Takes the first of the clips whose source was used least. Counts in the heap may lag behind: they only grow."""
     while True:
-        count, place, clip = cell[0]
-        now = used.get(clip.source_id, 0)
+        count, place, i = cell[0]
+        now = used.get(sources[i], 0)
         if now == count:
             heapq.heappop(cell)
-            return clip
-        heapq.heapreplace(cell, (now, place, clip))
+            return i
+        heapq.heapreplace(cell, (now, place, i))
 
 
 def _cell(clip: Clip) -> str:
@@ -103,17 +119,17 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """
     half_of: dict[str, int] = {}
     one = first_spellings(sorted({clip.source_id for clip in clips}))
-    for label in sorted({clip.label for clip in clips}):
-        counts: dict[str, int] = {}
-        for clip in clips:
-            source = one[clip.source_id]
-            if clip.label == label and source not in half_of:
-                counts[source] = counts.get(source, 0) + 1
+    counts: dict[str, dict[str, int]] = {}  # by label and source
+    for clip in clips:
+        own, source = counts.setdefault(clip.label, {}), one[clip.source_id]
+        own[source] = own.get(source, 0) + 1
+    for label in sorted(counts):
+        own = {s: n for s, n in counts[label].items() if s not in half_of}
         load = [[0, 0], [0, 0]]  # per half: clips, sources
-        for source in sorted(counts, key=lambda s: (-counts[s], _order(s))):
+        for source in sorted(own, key=lambda s: (-own[s], _order(s))):
             half = min((0, 1), key=lambda h: (load[h][0], load[h][1], h))
             half_of[source] = half
-            load[half][0] += counts[source]
+            load[half][0] += own[source]
             load[half][1] += 1
     ordered = balanced_order(clips)
     first = [clip for clip in ordered if half_of[one[clip.source_id]] == 0]

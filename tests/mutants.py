@@ -964,17 +964,17 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/splits.py",
-        "            if clip.label == label and source not in half_of:",
-        "            if clip.label == label:",
+        "counts[label].items() if s not in half_of}",
+        "counts[label].items()}",
     ),
-    ("evaluators/splits.py", "(-counts[s], _order(s))", "(_order(s), -counts[s])"),
+    ("evaluators/splits.py", "(-own[s], _order(s))", "(_order(s), -own[s])"),
     (
         "evaluators/splits.py",
-        "for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):",
-        "for clip in clips:",
+        "for i in _by_digest([salt + clip.clip_id for clip in clips]):",
+        "for i in range(len(clips)):",
     ),
     ("evaluators/splits.py", "        if now == count:", "        if True:"),
-    ("evaluators/splits.py", "(now, place, clip)", "(now, -place, clip)"),
+    ("evaluators/splits.py", "(now, place, i)", "(now, -place, i)"),
     ("evaluators/splits.py", "    if sources is None:\n", "    if not sources:\n"),
     (
         "evaluators/splits.py",
