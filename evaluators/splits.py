@@ -1,10 +1,9 @@
 """Splits: the registry of sources, the halves of dev, a balanced order, and what a checkpoint was trained on."""
 
 import hashlib
-import heapq
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +21,6 @@ from evaluators.tasks import Task
 
 def _order(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-Waiting = tuple[
-    int, int, int
-]  # how often its source was used when last looked at, places in the cell and of the clip
 
 
 LOUD_DB = 20.0  # a higher signal-to-noise ratio makes no clip any clearer
@@ -54,24 +48,38 @@ def balanced_order(clips: Sequence[Clip], salt: str = "") -> list[Clip]:
     Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
     Each `salt` gives another such order: benches draw their clips by it.
     """
-    keys = [(clip.label, round(clip.duration_ms), _cell(clip)) for clip in clips]
-    sources, used = [clip.source_id for clip in clips], dict[str, int]()
-    cells: dict[tuple[str, int, str], list[Waiting]] = {}
-    for i in _by_digest([salt + clip.clip_id for clip in clips]):
-        cell = cells.setdefault(keys[i], [])
-        cell.append((0, len(cell), i))  # in order: a heap
+    ordered = [clips[i] for i in _by_digest([salt + clip.clip_id for clip in clips])]
+    sources, used = [clip.source_id for clip in ordered], dict[str, int]()
+    cells: dict[tuple[str, int, str], list[int]] = {}
+    for i, clip in enumerate(ordered):
+        cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), []).append(i)
     labels = sorted({key[0] for key in cells})
-    in_turn = sorted(cells, key=lambda k: _order(salt + repr(k)))
-    queues = [deque(cells[k] for k in in_turn if k[0] == label) for label in labels]
+    queues = {label: deque[tuple[Iterator[int], int]]() for label in labels}  # with the clips left
+    for key in sorted(cells, key=lambda k: _order(salt + repr(k))):
+        queues[key[0]].append((_least_used(cells[key], sources, used), len(cells[key])))
     out: list[Clip] = []
-    for label in _turns([sum(map(len, queue)) for queue in queues]):
-        cell = queues[label].popleft()
-        i = _pop_least_used(cell, used, sources)
+    for turn in _turns([sum(left for _, left in queues[label]) for label in labels]):
+        queue = queues[labels[turn]]
+        cell, left = queue.popleft()
+        i = next(cell)
         used[sources[i]] = used.get(sources[i], 0) + 1
-        if cell:
-            queues[label].append(cell)
-        out.append(clips[i])
+        if left > 1:
+            queue.append((cell, left - 1))
+        out.append(ordered[i])
     return out
+
+
+def _least_used(cell: list[int], sources: Sequence[str], used: Mapping[str, int]) -> Iterator[int]:
+    """The clips of a cell: each time the first of those whose source was used least, as it is asked for."""
+    waiting = {0: cell}  # by how often their source was used when last looked at, which only grows
+    while waiting:
+        count = min(waiting)
+        for i in sorted(waiting.pop(count)):
+            now = used.get(sources[i], 0)
+            if now == count:
+                yield i
+            else:
+                waiting.setdefault(now, []).append(i)
 
 
 def _by_digest(texts: Sequence[str]) -> list[int]:
@@ -93,17 +101,6 @@ def _turns(totals: Sequence[int]) -> list[int]:
     behind = np.concatenate([np.arange(total) / total for total in totals] or [np.zeros(0)])
     found: list[int] = label[np.lexsort((label, behind))].tolist()
     return found
-
-
-def _pop_least_used(cell: list[Waiting], used: Mapping[str, int], sources: Sequence[str]) -> int:
-    """Takes the first of the clips whose source was used least. Counts in the heap may lag behind: they only grow."""
-    while True:
-        count, place, i = cell[0]
-        now = used.get(sources[i], 0)
-        if now == count:
-            heapq.heappop(cell)
-            return i
-        heapq.heapreplace(cell, (now, place, i))
 
 
 def _cell(clip: Clip) -> str:

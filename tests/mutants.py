@@ -970,11 +970,12 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/splits.py", "(-own[s], _order(s))", "(_order(s), -own[s])"),
     (
         "evaluators/splits.py",
-        "for i in _by_digest([salt + clip.clip_id for clip in clips]):",
-        "for i in range(len(clips)):",
+        "for i in _by_digest([salt + clip.clip_id for clip in clips])]",
+        "for i in range(len(clips))]",
     ),
-    ("evaluators/splits.py", "        if now == count:", "        if True:"),
-    ("evaluators/splits.py", "(now, place, i)", "(now, -place, i)"),
+    ("evaluators/splits.py", "            if now == count:", "            if True:"),
+    ("evaluators/splits.py", "sorted(waiting.pop(count))", "waiting.pop(count)"),
+    ("evaluators/splits.py", "count = min(waiting)", "count = max(waiting)"),
     ("evaluators/splits.py", "    if sources is None:\n", "    if not sources:\n"),
     (
         "evaluators/splits.py",
