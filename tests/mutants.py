@@ -1203,6 +1203,8 @@ DIRECTED: list[tuple[str, str, str]] = [
         "low, high = (low, middle) if self.bounds(gain, middle)[0] <= 0",
     ),
     ("evaluators/statistics/metrics.py", "+ count / 2", "+ count"),
+    ("evaluators/statistics/metrics.py", "(less + below[:, last]) / 2", "less"),
+    ("evaluators/statistics/metrics.py", "np.where(first > 0, below", "np.where(first >= 0, below"),
     (
         "evaluators/statistics/metrics.py",
         "min(effective_sources(n1), effective_sources(n0))",
@@ -1276,7 +1278,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/psychometrics.py",
-        "(c.weights @ wrong) / (c.weights @ other)\n",
+        "c.resampled(wrong) / c.resampled(other)\n",
         "np.full(len(c.weights), wrong.sum() / other.sum())\n",
     ),
     ("evaluators/statistics/psychometrics.py", "np.log2(level) if unit", "np.log(level) if unit"),
@@ -1323,8 +1325,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/resampling.py",
-        "            len(member), np.full(len(member)",
-        "            1, np.full(len(member)",
+        "rng.multinomial(len(member), share,",
+        "rng.multinomial(1, share,",
     ),
     (
         "evaluators/statistics/resampling.py",
