@@ -22,6 +22,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -129,7 +130,11 @@ def measure(manifest: Path, prompts: int, pocket: bool) -> dict[str, float]:
 
     def timed(step: str, work: Callable[[], object]) -> None:
         begin = time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             code = run_verb(lambda: 0 if work() in (0, None) else 1)
         if code:
             sys.exit(f"{step} of {manifest} x {prompts} ended with {code}")
