@@ -1,7 +1,7 @@
 """What a run costs around the model as clips and prompts grow: python tests/bench_growth.py
 
     python tests/bench_growth.py --most 600000                       three minutes of one core
-    python tests/bench_growth.py --most 6000000                      a quarter of an hour
+    python tests/bench_growth.py --most 6000000                      twenty minutes
     python tests/bench_growth.py --pocket --most 60000               the pocket in place of a made-up evaluator
 
 Each cell is a process of its own: clips x prompts searched in full (`--strategy opro`), journal and cache kept, then
@@ -9,7 +9,7 @@ the same command again, another run that finds all scores in the cache, the lead
 scores are made up at next to no cost; half of the clips decide, so a prompt is scored on the other half. Steps are run
 as the commands run them. Seconds are of the processor, so that other work on the machine counts little. Memory is the
 process's highest less what it had before. `one more` is what the evals cost that a cell has beyond the cell with a
-tenth of its clips, or of its prompts: all steps but the second run together.
+tenth of its clips, or of its prompts: all steps but the run that finds its scores.
 
 Below the table the same seconds and memory as a sum: so much for a run, so much for each clip, each prompt, each eval
 (relative least squares, no term below zero), and how far the cells lie from it. Where a cell is dearer than its sum,
