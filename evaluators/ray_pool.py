@@ -317,10 +317,8 @@ class RayPool(Uncached):
                 if isinstance(answer, Exception):
                     try:
                         raise answer
-                    finally:
-                        del (
-                            answer
-                        )  # with it this frame, which the error keeps, would keep the workers
+                    finally:  # else this frame, which the error keeps, would keep it and the workers
+                        del answer
                 if answer is None:
                     losses[chunk.tobytes()] += 1
                     if losses[chunk.tobytes()] >= LOSSES:

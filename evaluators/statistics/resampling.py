@@ -366,17 +366,14 @@ def _drawn(strata: bytes, resamples: int, seed: int) -> Ints:
         share, step = np.full(len(member), 1 / len(member)), max(1, AT_ONCE // len(member))
         for begin in range(0, resamples, step):  # one stream of numbers, however it is cut
             drawn = rng.multinomial(len(member), share, min(step, resamples - begin))
-            weights = weights.astype(
-                np.promote_types(weights.dtype, np.min_scalar_type(drawn.max())), copy=False
-            )
+            kind = np.promote_types(weights.dtype, np.min_scalar_type(drawn.max()))
+            weights = weights.astype(kind, copy=False)
             weights[begin : begin + step, member] = drawn
     weights.flags.writeable = False
     return weights
 
 
-_kept_by_all = functools.lru_cache(8)(
-    _drawn
-)  # slices, metrics and prompts ask for the same draws again
+_kept_by_all = functools.lru_cache(8)(_drawn)  # slices, metrics and prompts ask for them again
 _kept_by_two = functools.lru_cache(2)(_drawn)  # search half and holdout
 
 
