@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from sys import intern  # values that many clips share are held once
 
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
@@ -288,13 +289,13 @@ def _clip(row: dict[str, str], finder: Finder, label: str, where: str) -> Clip:
         clip_id=row["clip_id"],
         path=finder.find(row["path"], f"{where}: path"),
         label=label,
-        category=row["category"],
+        category=intern(row["category"]),
         duration_ms=_number(row["duration_ms"], f"{where}: duration_ms", MS),
         snr_db=_number(row["snr_db"], f"{where}: snr_db", DB) if row["snr_db"] else None,
-        condition=row["condition"],
-        source_id=row["source_id"],
-        split=row["split"],
-        licence=row["licence"],
+        condition=intern(row["condition"]),
+        source_id=intern(row["source_id"]),
+        split=intern(row["split"]),
+        licence=intern(row["licence"]),
         sha256=row["sha256"],
     )
 

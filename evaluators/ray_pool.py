@@ -315,7 +315,10 @@ class RayPool(Uncached):
                     continue  # of a call that ended early
                 chunk = job[1]
                 if isinstance(answer, Exception):
-                    raise answer
+                    try:
+                        raise answer
+                    finally:  # else this frame, which the error keeps, would keep it and the workers
+                        del answer
                 if answer is None:
                     losses[chunk.tobytes()] += 1
                     if losses[chunk.tobytes()] >= LOSSES:
@@ -381,7 +384,10 @@ class RayPool(Uncached):
                 self._lose(seat)
             elif job is None:
                 if isinstance(answer, Exception):
-                    raise answer
+                    try:
+                        raise answer
+                    finally:
+                        del answer  # as in `_score`
                 self._agree(answer)
                 seat.usable = True
             out.append((seat, job, answer))

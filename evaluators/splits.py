@@ -1,14 +1,15 @@
 """Splits: the registry of sources, the halves of dev, a balanced order, and what a checkpoint was trained on."""
 
 import hashlib
-import heapq
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from evaluators.clips import Clip
 from evaluators.errors import LeakError, UserError
@@ -20,11 +21,6 @@ from evaluators.tasks import Task
 
 def _order(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-Waiting = tuple[
-    int, int, Clip
-]  # how often its source was used when last looked at, place in the cell, the clip
 
 
 LOUD_DB = 20.0  # a higher signal-to-noise ratio makes no clip any clearer
@@ -52,42 +48,59 @@ def balanced_order(clips: Sequence[Clip], salt: str = "") -> list[Clip]:
     Each cell (label, duration, condition) is ordered so that its sources take turns; then the cells take turns.
     Each `salt` gives another such order: benches draw their clips by it.
     """
-    cells: dict[tuple[str, int, str], list[Waiting]] = {}
-    used: dict[str, int] = {}
-    for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):
-        cell = cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), [])
-        cell.append((0, len(cell), clip))  # in order: a heap
+    ordered = [clips[i] for i in _by_digest([salt + clip.clip_id for clip in clips])]
+    sources, used = [clip.source_id for clip in ordered], dict[str, int]()
+    cells: dict[tuple[str, int, str], list[int]] = {}
+    for i, clip in enumerate(ordered):
+        cells.setdefault((clip.label, round(clip.duration_ms), _cell(clip)), []).append(i)
     labels = sorted({key[0] for key in cells})
-    in_turn = sorted(cells, key=lambda k: _order(salt + repr(k)))
-    queues = {label: deque(cells[k] for k in in_turn if k[0] == label) for label in labels}
-    total = {label: sum(map(len, queue)) for label, queue in queues.items()}
-    taken = dict.fromkeys(labels, 0)
+    queues = {label: deque[tuple[Iterator[int], int]]() for label in labels}  # with the clips left
+    for key in sorted(cells, key=lambda k: _order(salt + repr(k))):
+        queues[key[0]].append((_least_used(cells[key], sources, used), len(cells[key])))
     out: list[Clip] = []
-    while len(out) < len(clips):
-        # The label that is furthest behind its share goes next; labels of equal size alternate.
-        label = min(
-            (lab for lab in labels if taken[lab] < total[lab]),
-            key=lambda lab: (taken[lab] / total[lab], lab),
-        )
-        cell = queues[label].popleft()
-        clip = _pop_least_used(cell, used)
-        used[clip.source_id] = used.get(clip.source_id, 0) + 1
-        taken[label] += 1
-        if cell:
-            queues[label].append(cell)
-        out.append(clip)
+    for turn in _turns([sum(left for _, left in queues[label]) for label in labels]):
+        queue = queues[labels[turn]]
+        cell, left = queue.popleft()
+        i = next(cell)
+        used[sources[i]] = used.get(sources[i], 0) + 1
+        if left > 1:
+            queue.append((cell, left - 1))
+        out.append(ordered[i])
     return out
 
 
-def _pop_least_used(cell: list[Waiting], used: Mapping[str, int]) -> Clip:
-    """Takes the first of the clips whose source was used least. Counts in the heap may lag behind: they only grow."""
-    while True:
-        count, place, clip = cell[0]
-        now = used.get(clip.source_id, 0)
-        if now == count:
-            heapq.heappop(cell)
-            return clip
-        heapq.heapreplace(cell, (now, place, clip))
+def _least_used(cell: list[int], sources: Sequence[str], used: Mapping[str, int]) -> Iterator[int]:
+    """The clips of a cell: each time the first of those whose source was used least, as it is asked for."""
+    waiting = {0: cell}  # by how often their source was used when last looked at, which only grows
+    while waiting:
+        count = min(waiting)
+        for i in sorted(waiting.pop(count)):
+            now = used.get(sources[i], 0)
+            if now == count:
+                yield i
+            else:
+                waiting.setdefault(now, []).append(i)
+
+
+def _by_digest(texts: Sequence[str]) -> list[int]:
+    """Places of the texts in the order of their SHA-256."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+    found: list[int] = np.argsort(np.frombuffer(digests, dtype="S32"), kind="stable").tolist()
+    return found
+
+
+def _turns(totals: Sequence[int]) -> list[int]:
+    """Whose turn it is, of labels with so many clips: always the one that is furthest behind its share, else the first.
+
+    Labels of equal size alternate.
+
+    >>> _turns([2, 4])
+    [0, 1, 1, 0, 1, 1]
+    """
+    label = np.repeat(np.arange(len(totals)), totals)
+    behind = np.concatenate([np.arange(total) / total for total in totals] or [np.zeros(0)])
+    found: list[int] = label[np.lexsort((label, behind))].tolist()
+    return found
 
 
 def _cell(clip: Clip) -> str:
@@ -103,17 +116,17 @@ def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """
     half_of: dict[str, int] = {}
     one = first_spellings(sorted({clip.source_id for clip in clips}))
-    for label in sorted({clip.label for clip in clips}):
-        counts: dict[str, int] = {}
-        for clip in clips:
-            source = one[clip.source_id]
-            if clip.label == label and source not in half_of:
-                counts[source] = counts.get(source, 0) + 1
+    counts: dict[str, dict[str, int]] = {}  # by label and source
+    for clip in clips:
+        own, source = counts.setdefault(clip.label, {}), one[clip.source_id]
+        own[source] = own.get(source, 0) + 1
+    for label in sorted(counts):
+        own = {s: n for s, n in counts[label].items() if s not in half_of}
         load = [[0, 0], [0, 0]]  # per half: clips, sources
-        for source in sorted(counts, key=lambda s: (-counts[s], _order(s))):
+        for source in sorted(own, key=lambda s: (-own[s], _order(s))):
             half = min((0, 1), key=lambda h: (load[h][0], load[h][1], h))
             half_of[source] = half
-            load[half][0] += counts[source]
+            load[half][0] += own[source]
             load[half][1] += 1
     ordered = balanced_order(clips)
     first = [clip for clip in ordered if half_of[one[clip.source_id]] == 0]

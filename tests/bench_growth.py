@@ -1,15 +1,19 @@
 """What a run costs around the model as clips and prompts grow: python tests/bench_growth.py
 
-    python tests/bench_growth.py --most 600000                       six minutes of one core
-    python tests/bench_growth.py --most 6000000                      half an hour, 2 GB of memory
+    python tests/bench_growth.py --most 600000                       three minutes of one core
+    python tests/bench_growth.py --most 6000000                      twenty minutes
     python tests/bench_growth.py --pocket --most 60000               the pocket in place of a made-up evaluator
 
 Each cell is a process of its own: clips x prompts searched in full (`--strategy opro`), journal and cache kept, then
 the same command again, another run that finds all scores in the cache, the leaderboard, and the report. Prompts and
-scores are made up at next to no cost; half of the clips decide, so a prompt is scored on the other half. Seconds are of
-the processor, so that other work on the machine counts little. Memory is the process's highest less what it had before.
-`one more` is what the evals cost that a cell has beyond the cell with a tenth of its clips, or of its prompts: all
-steps but the second run together. It is the same in all cells where nothing grows faster than the evals.
+scores are made up at next to no cost; half of the clips decide, so a prompt is scored on the other half. Steps are run
+as the commands run them. Seconds are of the processor, so that other work on the machine counts little. Memory is the
+process's highest less what it had before. `one more` is what the evals cost that a cell has beyond the cell with a
+tenth of its clips, or of its prompts: all steps but the run that finds its scores.
+
+Below the table the same seconds and memory as a sum: so much for a run, so much for each clip, each prompt, each eval
+(relative least squares, no term below zero), and how far the cells lie from it. Where a cell is dearer than its sum,
+something grows faster than all of these.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from scipy.optimize import nnls
 
 from evaluators.cache import CachedEvaluator
 from evaluators.clips import Clip
@@ -36,6 +42,7 @@ from evaluators.manifest import NEEDED
 from evaluators.prompts import Prompt
 from evaluators.tasks import SPEECH_TASK
 from opro import leaderboard, report
+from opro.cli import run_verb
 from opro.optimize import optimize
 from opro.search.history import Candidate
 from opro.search.proposer import SearchView
@@ -123,8 +130,14 @@ def measure(manifest: Path, prompts: int, pocket: bool) -> dict[str, float]:
 
     def timed(step: str, work: Callable[[], object]) -> None:
         begin = time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            work()
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            code = run_verb(lambda: 0 if work() in (0, None) else 1)
+        if code:
+            sys.exit(f"{step} of {manifest} x {prompts} ended with {code}")
         seconds[step] = time.process_time() - begin
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -167,7 +180,7 @@ def table(cells: dict[tuple[int, int], dict[str, float]]) -> str:
         if smaller is None or cell["evals"] <= smaller["evals"]:
             return ""
         evals = cell["evals"] - smaller["evals"]
-        spent = [sum(c[s] for s in STEPS if s != "cached") for c in (cell, smaller)]
+        spent = [_spent(c) for c in (cell, smaller)]
         memory = 2**20 * (cell["MiB"] - smaller["MiB"]) / evals
         return f"{1e6 * (spent[0] - spent[1]) / evals:.1f}, {memory:.0f}"
 
@@ -186,6 +199,38 @@ def table(cells: dict[tuple[int, int], dict[str, float]]) -> str:
         ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def sums(cells: dict[tuple[int, int], dict[str, float]]) -> str:
+    """Seconds and memory of the cells as a sum over runs, clips, prompts and evals."""
+    terms = np.array([(1, n, cell["evals"] / n, cell["evals"]) for (n, _), cell in cells.items()])
+    lines = []
+    for name, unit, scale, found in (
+        (
+            "all steps but the run that finds its scores",
+            "us",
+            1e6,
+            [_spent(c) for c in cells.values()],
+        ),
+        ("memory", "bytes", 2**20, [c["MiB"] for c in cells.values()]),
+    ):
+        share, _ = nnls(terms / np.array(found)[:, None], np.ones(len(found)))
+        run, clip, prompt, one = scale * share
+        off = 100 * (np.array(found) / (terms @ share) - 1)
+        far = [
+            f"{off[i]:+.0f} % at {'{:,} x {:,}'.format(*list(cells)[i])}"
+            for i in (off.argmin(), off.argmax())
+        ]
+        lines.append(
+            f"{name}: {run:,.0f} {unit} a run, {clip:.0f} a clip, {prompt:,.0f} a prompt, {one:.1f} an eval; cells lie"
+            f" from {' to '.join(far)} off"
+        )
+    return "\n".join(lines)
+
+
+def _spent(cell: dict[str, float]) -> float:
+    """Seconds of all steps but the run that finds its scores."""
+    return sum(cell[step] for step in STEPS if step != "cached")
 
 
 def main() -> int:
@@ -211,7 +256,7 @@ def main() -> int:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             cells[clips, prompts] = json.loads(done.stdout.splitlines()[-1])
             print(f"{clips:,} x {prompts:,} done", file=sys.stderr, flush=True)
-    print(table(cells))
+    print(f"{table(cells)}\n\n{sums(cells)}")
     return 0
 
 

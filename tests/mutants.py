@@ -535,7 +535,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     (
         "evaluators/audio_lm/adapters.py",
         "exact = copy.deepcopy(base).float()",
-        "exact = copy.deepcopy(base)",
+        "exact = base.float()",
     ),
     (
         "evaluators/audio_lm/adapters.py",
@@ -966,17 +966,18 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/splits.py",
-        "            if clip.label == label and source not in half_of:",
-        "            if clip.label == label:",
+        "counts[label].items() if s not in half_of}",
+        "counts[label].items()}",
     ),
-    ("evaluators/splits.py", "(-counts[s], _order(s))", "(_order(s), -counts[s])"),
+    ("evaluators/splits.py", "(-own[s], _order(s))", "(_order(s), -own[s])"),
     (
         "evaluators/splits.py",
-        "for clip in sorted(clips, key=lambda c: _order(salt + c.clip_id)):",
-        "for clip in clips:",
+        "for i in _by_digest([salt + clip.clip_id for clip in clips])]",
+        "for i in range(len(clips))]",
     ),
-    ("evaluators/splits.py", "        if now == count:", "        if True:"),
-    ("evaluators/splits.py", "(now, place, clip)", "(now, -place, clip)"),
+    ("evaluators/splits.py", "            if now == count:", "            if True:"),
+    ("evaluators/splits.py", "sorted(waiting.pop(count))", "waiting.pop(count)"),
+    ("evaluators/splits.py", "count = min(waiting)", "count = max(waiting)"),
     ("evaluators/splits.py", "    if sources is None:\n", "    if not sources:\n"),
     (
         "evaluators/splits.py",
@@ -1204,6 +1205,8 @@ DIRECTED: list[tuple[str, str, str]] = [
         "low, high = (low, middle) if self.bounds(gain, middle)[0] <= 0",
     ),
     ("evaluators/statistics/metrics.py", "+ count / 2", "+ count"),
+    ("evaluators/statistics/metrics.py", "(less + below[:, last]) / 2", "less"),
+    ("evaluators/statistics/metrics.py", "np.where(first > 0, below", "np.where(first >= 0, below"),
     (
         "evaluators/statistics/metrics.py",
         "min(effective_sources(n1), effective_sources(n0))",
@@ -1277,7 +1280,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/psychometrics.py",
-        "(c.weights @ wrong) / (c.weights @ other)\n",
+        "c.resampled(wrong) / c.resampled(other)\n",
         "np.full(len(c.weights), wrong.sum() / other.sum())\n",
     ),
     ("evaluators/statistics/psychometrics.py", "np.log2(level) if unit", "np.log(level) if unit"),
@@ -1324,8 +1327,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "evaluators/statistics/resampling.py",
-        "            len(member), np.full(len(member)",
-        "            1, np.full(len(member)",
+        "rng.multinomial(len(member), share,",
+        "rng.multinomial(1, share,",
     ),
     (
         "evaluators/statistics/resampling.py",
@@ -2384,8 +2387,11 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("opro/search/select.py", "gain.p < alpha", "gain.p < 2 * alpha"),
     ("opro/search/select.py", "ALPHA / (self.number * (self.number - 1))", "ALPHA / self.number"),
     ("opro/search/select.py", "return ALPHA / self.number\n", "return ALPHA\n"),
-    ("opro/results/decisions.py", "if compared in before:", "if False:"),
-    ("opro/results/decisions.py", "not marks.isdisjoint(line.clips)", "marks == set(line.clips)"),
+    ("opro/results/decisions.py", "if compared in before.compared:", "if False:"),
+    ("opro/results/decisions.py", "not own.isdisjoint(line.clips)", "own == set(line.clips)"),
+    ("opro/results/decisions.py", "line is None or line.half not in shares", "line is None"),
+    ("opro/results/decisions.py", "marked or line.half == mine", "True"),
+    ("opro/results/decisions.py", "event if before.marked else", "event if False else"),
     (
         "opro/results/decisions.py",
         "json.dumps([c.sha256, c.label])",

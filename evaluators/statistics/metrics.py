@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evaluators.classifier import among_labels, log_odds, odds_of_each, sigmoid
 from evaluators.statistics.resampling import (
     ALIKE,
+    AT_ONCE,
     Clusters,
     Statistic,
     Unmoved,
@@ -21,6 +22,7 @@ from evaluators.statistics.resampling import (
 from evaluators.targets import Predictions, Targets
 
 MOST_LEVELS, GROUPS = 12, 5  # a property of more numbers is sliced in groups
+PAIRS_A_CLIP = 64  # of sources, from which on a resampled AUROC goes by clips: about where both ways take as long
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
@@ -89,21 +91,51 @@ def rates(c: Clusters, decided: Ints) -> dict[str, Statistic]:
 def auroc_statistic(c: Clusters, score: Floats, label: int = 0) -> Statistic:
     """Area under the ROC curve of one ``[clip]`` score of a label.
 
-    How the clips of two sources compare is counted once; a resample is then a quadratic form in its weights. Where no
-    resample moves it, as where all pairs are in order, it is a share of as many pairs as have no source in common.
+    Where no resample moves it, as where all pairs are in order, it is a share of as many pairs as have no source in
+    common.
     """
     positive = c.truth == label
-    wins = _wins(score[positive], c.index[positive], score[~positive], c.index[~positive])
-    up, down = np.unique(c.index[positive]), np.unique(c.index[~positive])
     n1 = np.bincount(c.index[positive], minlength=c.sources)
     n0 = np.bincount(c.index[~positive], minlength=c.sources)
+    pairs = np.count_nonzero(n1) * np.count_nonzero(n0)
+    won = _won_of_sources if pairs <= PAIRS_A_CLIP * len(score) else _won_of_clips
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = ((c.weights[:, up] @ wins) * c.weights[:, down]).sum(-1)
-        draws = draws / ((c.weights @ n1) * (c.weights @ n0))
-        value = np.asarray(wins.sum() / (n1.sum() * n0.sum()))
+        whole, draws = won(c, score, positive)
+        draws = draws / (c.resampled(n1) * c.resampled(n0))
+        value = np.asarray(whole / (n1.sum() * n0.sum()))
     alike = np.ptp(draws) <= ALIKE
-    pairs = min(effective_sources(n1), effective_sources(n0))
-    return Statistic(value, draws, Unmoved(*(np.array([v]) for v in (alike * 1.0, value, pairs))))
+    size = min(effective_sources(n1), effective_sources(n0))
+    return Statistic(value, draws, Unmoved(*(np.array([v]) for v in (alike * 1.0, value, size))))
+
+
+def _won_of_sources(c: Clusters, score: Floats, positive: Bools) -> tuple[Floats, Floats]:
+    """(Pairs of clips in which the positive one is larger, equal ones counted half; the same of each resample).
+
+    By pairs of sources, where these are few: how the clips of two compare is counted once; a resample is then a
+    quadratic form in its weights.
+    """
+    wins = _wins(score[positive], c.index[positive], score[~positive], c.index[~positive])
+    up, down = np.unique(c.index[positive]), np.unique(c.index[~positive])
+    return wins.sum(), ((c.weights[:, up] @ wins) * c.weights[:, down]).sum(-1)
+
+
+def _won_of_clips(c: Clusters, score: Floats, positive: Bools) -> tuple[Floats, Floats]:
+    """`_won_of_sources` by clips in order, so that it costs as much as there are clips: whole numbers and halves."""
+    order = np.argsort(score, kind="stable")
+    _, first, size = np.unique(score[order], return_index=True, return_counts=True)
+    up, own, last = positive[order], c.index[order], first + size - 1
+    place = np.repeat(np.arange(len(first)), size)[up]  # of a positive clip among the values
+
+    def won(times: Floats) -> Floats:
+        """Of ``[resample, clip]`` times that each clip stands there."""
+        below = np.cumsum(times * ~up, axis=-1)
+        less = np.where(first > 0, below[:, first - 1], 0.0)
+        return np.asarray((times[:, up] * ((less + below[:, last]) / 2)[:, place]).sum(-1))
+
+    step = max(1, AT_ONCE // len(score))
+    parts = (c.weights[at : at + step] for at in range(0, len(c.weights), step))
+    draws = [won(part[:, own].astype(np.float64)) for part in parts]
+    return won(np.ones((1, len(score))))[0], np.concatenate(draws)
 
 
 def _wins(a: Floats, of_a: Ints, b: Floats, of_b: Ints) -> Floats:
@@ -138,7 +170,7 @@ def calibration_error(c: Clusters, confidence: Floats, right: Bools, bins: int =
     )
     return Statistic(
         np.asarray(np.abs(gap.sum(-1)).sum() / count.sum()),
-        np.abs(gap @ c.weights.T).sum(0) / (count @ c.weights.T),
+        np.abs(c.resampled(gap)).sum(0) / c.resampled(count),
         c.share(np.abs(confidence - right), np.ones(len(right))).unmoved,  # 0 or 1 where this is
     )
 

@@ -217,7 +217,7 @@ def psychometric(
     x = axis(unit, levels)
     curve = fit(x, hit.sum(-1), trial.sum(-1), np.asarray(wrong.sum() / other.sum()))
     draws = fit(
-        x, c.weights @ hit.T, c.weights @ trial.T, (c.weights @ wrong) / (c.weights @ other)
+        x, c.resampled(hit).T, c.resampled(trial).T, c.resampled(wrong) / c.resampled(other)
     )
     thresholds = {
         share: _threshold(unit, x, float(curve.threshold(share)), draws.threshold(share), c.fewest)

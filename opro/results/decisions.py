@@ -1,12 +1,14 @@
 """The ledger of holdouts: each decision on a half is noted before it is made, and the level is spent over them.
 
 A half is known by the content of its clips and their labels, whatever files, manifests and runs are called. A decision
-on a half that shares clips with another one counts on both.
+on a half that shares clips with another one counts on both. The clips of a half stand in the first line about it alone,
+so that a decision reads the clips of as many halves as there are, and not of as many decisions.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -20,12 +22,15 @@ DECISIONS = "holdout_decisions.jsonl"  # in the runs folder, beside the uses of 
 
 
 class Line(BaseModel):
-    """A line of the ledger: what was compared on which half, whose clips are marked by content and label."""
+    """A line of the ledger: what was compared on which half, whose clips are marked by content and label.
+
+    None: its clips are those of an earlier line on this half.
+    """
 
     model_config = ConfigDict(strict=True)
     half: str
     compared: str
-    clips: list[str]
+    clips: list[str] | None = None
 
 
 def comparison_id(fingerprint: str, objective: str, seed: int, trials: Sequence[Trial]) -> str:
@@ -42,7 +47,7 @@ def comparison_id(fingerprint: str, objective: str, seed: int, trials: Sequence[
 
 def count_decisions(runs_dir: Path, clips: ClipSet) -> int:
     """How many decisions were made on halves that hold any of these clips."""
-    return len(_compared(runs_dir, set(_marks(clips))))
+    return len(_decided(runs_dir, _marks(clips)).compared)
 
 
 def record_decision(runs_dir: Path, clips: ClipSet, about: str, compared: str) -> Turn:
@@ -57,23 +62,44 @@ def record_decision(runs_dir: Path, clips: ClipSet, about: str, compared: str) -
     """
     marks = _marks(clips)
     with alone(runs_dir / DECISIONS, "ledger of holdouts"):
-        before = _compared(runs_dir, set(marks))
-        if compared in before:
-            return Turn(before.index(compared) + 1)
-        half = hashlib.sha256("".join(marks).encode()).hexdigest()
-        event = {"half": half, "run": about, "compared": compared, "clips": marks}
-        append_event(runs_dir / DECISIONS, event)
-        return Turn(len(before) + 1)
+        before = _decided(runs_dir, marks)
+        if compared in before.compared:
+            return Turn(before.compared.index(compared) + 1)
+        event = {"half": _half(marks), "run": about, "compared": compared}
+        append_event(runs_dir / DECISIONS, event if before.marked else event | {"clips": marks})
+        return Turn(len(before.compared) + 1)
 
 
-def _compared(runs_dir: Path, marks: set[str]) -> list[str | None]:
-    """What each decision on these clips compared, in order; None of a damaged line, which counts on any half."""
-    lines = journal_lines(runs_dir / DECISIONS, Line, "one decision on this holdout")
-    return [
-        line.compared if line else None
-        for line in lines
-        if line is None or not marks.isdisjoint(line.clips)
-    ]
+@dataclass(frozen=True)
+class _Decided:
+    """What the ledger holds of a half.
+
+    Attributes:
+        compared: What each decision on its clips compared, in order; None of a line that is damaged, or whose clips
+            stood in one that is, which counts on any half.
+        marked: Whether the half's own clips stand there.
+    """
+
+    compared: list[str | None]
+    marked: bool
+
+
+def _decided(runs_dir: Path, marks: Sequence[str]) -> _Decided:
+    own, mine = set(marks), _half(marks)
+    compared, marked, shares = list[str | None](), False, dict[str, bool]()
+    for line in journal_lines(runs_dir / DECISIONS, Line, "one decision on this holdout"):
+        if line is not None and line.clips is not None:
+            marked = marked or line.half == mine
+            shares[line.half] = shares.get(line.half, False) or not own.isdisjoint(line.clips)
+        if line is None or line.half not in shares:
+            compared.append(None)
+        elif shares[line.half]:
+            compared.append(line.compared)
+    return _Decided(compared, marked)
+
+
+def _half(marks: Sequence[str]) -> str:
+    return hashlib.sha256("".join(marks).encode()).hexdigest()
 
 
 def _marks(clips: Sequence[Clip]) -> list[str]:

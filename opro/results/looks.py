@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import time
@@ -60,10 +61,18 @@ def journal_lines(path: Path, kind: type[Kind], counts: str) -> list[Kind | None
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
     """Adds a line to a journal of looks, with the time; after one that a crash tore, on a line of its own."""
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    torn = _is_torn(path)
     timed = {**event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     line = json.dumps(timed, ensure_ascii=False) + "\n"
     append_line(path, "\n" + line if torn else line)
+
+
+def _is_torn(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        return file.read() != b"\n"
 
 
 class Use(BaseModel):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -242,6 +244,16 @@ def test_a_prompt_that_cannot_be_scored_is_refused_as_in_one_process(cluster, se
         pool.score([seeds[0], bad], dev_clips[:20])
     table = pool.score(seeds, dev_clips[:20])  # what was left of the call before is not mixed in
     np.testing.assert_array_equal(table.logp, FakeEvaluator().score(seeds, dev_clips[:20]).logp)
+    gc.collect()
+    gc.disable()  # a verb that waits for workers makes no objects: nobody looks for cycles then
+    try:
+        with pytest.raises(PromptError):
+            pool.score([bad], dev_clips[:2])
+        left = weakref.ref(pool)
+        del pool
+        assert left() is None  # its workers are the next pool's
+    finally:
+        gc.enable()
 
 
 def test_clips_that_kill_every_worker_pause_the_run_and_are_named(cluster, seeds, dev_clips):

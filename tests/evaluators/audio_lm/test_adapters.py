@@ -240,11 +240,12 @@ def test_a_base_on_the_hub_that_cannot_be_had_names_the_flags_too(adapter, tmp_p
     assert asked["someone/model"]["revision"] == "v2"  # that of the base, as peft means it
 
 
+@pytest.mark.parametrize("title", ["rank and alpha patterns", "regular expression"])
 def test_an_adapter_is_put_in_without_a_word_of_transformers_4_in_its_configuration(
-    adapter, tmp_path
+    title, tmp_path
 ):
     """What is trained further from an old layout is saved in the new one."""
-    kind = EXACT["rank and alpha patterns"]
+    kind = EXACT[title]
     old = in_old_layout(kind, make_adapter(kind, tmp_path / "new"), tmp_path / "old")
     model = load_model(open_checkpoint("pocket-base"), QWEN2_AUDIO, CPU, torch.float32)
     attach(model, old, trainable=True).save_pretrained(tmp_path / "again")

@@ -84,6 +84,21 @@ def test_ranking_over_more_sources_than_are_counted_at_once_equals_a_plain_loop(
         assert found.draws[r] == pytest.approx(theirs)
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+@pytest.mark.parametrize("at_once", [1, 10**6])
+def test_ranking_by_clips_is_to_the_bit_the_one_by_sources(decimals, at_once, monkeypatch):
+    """Ties, sources of both labels, a value first of all, and sources that a resample leaves out."""
+    rng = np.random.default_rng(5)
+    truth, score = rng.integers(0, 3, 300), np.round(rng.normal(size=300), decimals)
+    c = clusters(truth, [f"s{rng.integers(40)}" for _ in range(300)], resamples=30)
+    found = auroc_statistic(c, score, 1)
+    monkeypatch.setattr(metrics, "AT_ONCE", at_once)
+    monkeypatch.setattr(metrics, "PAIRS_A_CLIP", 0)
+    monkeypatch.setattr(metrics, "_wins", None)  # it is not asked
+    by_clips = auroc_statistic(c, score, 1)
+    assert by_clips.value == found.value and np.array_equal(by_clips.draws, found.draws)
+
+
 def test_a_description_holds_what_the_given_numbers_allow_and_what_was_sure_when_right_and_wrong():
     c = clusters(TRUTH, SOURCES, resamples=20)
     decided, p = decide(LOGP), 1 / (1 + np.exp(-MARGIN))

@@ -87,19 +87,39 @@ def test_sources_are_drawn_with_replacement_equally_often_and_by_the_seed():
     assert (c.weights != clusters(truth, sources, seed=2).weights).any()
 
 
-def test_draws_of_many_sources_are_kept_small_and_are_the_same_numbers(monkeypatch):
+def test_draws_are_small_and_the_same_numbers_however_they_are_cut_and_kept(monkeypatch):
     truth, sources = uneven()
     kept = clusters(truth, sources, resamples=50).weights
-    monkeypatch.setattr(resampling, "KEPT_WEIGHTS", 0)
-    resampling._counts.cache_clear()
+    assert kept.dtype == np.uint8 and not kept.flags.writeable
+    monkeypatch.setattr(resampling, "AT_ONCE", 300)  # a few resamples at once
+    monkeypatch.setattr(resampling, "KEPT_BY_ALL", 0)
     for _ in range(2):
-        small = clusters(truth, sources, resamples=50).weights
-        assert np.array_equal(small, kept) and small.dtype == kept.dtype == np.float64
-    assert resampling._counts.cache_info().hits == 1
-    assert resampling._counts.cache_info().misses == 1
-    monkeypatch.setattr(resampling, "KEPT_COUNTS", 0)
+        assert np.array_equal(clusters(truth, sources, resamples=50).weights, kept)
+    assert resampling._kept_by_two.cache_info()[:2] == (1, 1)
+    monkeypatch.setattr(resampling, "KEPT_BY_TWO", 0)
     assert np.array_equal(clusters(truth, sources, resamples=50).weights, kept)
-    assert resampling._counts.cache_info().misses == 1
+    assert resampling._kept_by_two.cache_info()[:2] == (1, 1)
+
+
+def test_a_source_that_is_drawn_more_often_than_a_byte_holds(monkeypatch):
+    """No draw of equal chances gets there in anybody's lifetime."""
+
+    class All:
+        def multinomial(self, n, share, size):
+            return np.eye(len(share), dtype=np.int64)[np.zeros(size, dtype=int)] * n
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: All())
+    weights = resampling._drawn(np.zeros(300, dtype=np.intp).tobytes(), 3, 0)
+    assert weights[:, 0].tolist() == [300] * 3 and weights[:, 1:].sum() == 0
+
+
+def test_sums_of_resamples_are_those_of_one_product_of_matrices(monkeypatch):
+    truth, sources = uneven()
+    c = clusters(truth, sources, resamples=200)
+    for totals in (RNG.integers(0, 9, c.sources), RNG.normal(size=(2, 3, c.sources))):
+        whole = totals @ c.weights.T.astype(np.float64)
+        monkeypatch.setattr(resampling, "AT_ONCE", 0)  # 64 resamples at once
+        assert c.resampled(totals) == pytest.approx(whole, rel=1e-12, abs=1e-12)
 
 
 def test_statistics_subtract_and_index_value_and_draws_together():

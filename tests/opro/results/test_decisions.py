@@ -105,6 +105,39 @@ def test_a_torn_line_counts_and_takes_no_other_with_it(tmp_path):
     assert kept["run"] == "r" and len(kept["clips"]) == 12 and kept["time"].startswith("20")
 
 
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / DECISIONS).read_text().splitlines()]
+
+
+def test_the_clips_of_a_half_are_written_once_and_older_ledgers_count_alike(tmp_path):
+    halves = [half(0, 12), half(5, 12), half(0, 12), half(50, 12), half(5, 12)]
+    numbers = [record_decision(tmp_path, h, "r", f"p{i}").number for i, h in enumerate(halves)]
+    lines = lines_of(tmp_path)
+    assert numbers == [1, 2, 3, 1, 4]
+    assert ["clips" in line for line in lines] == [True, True, False, True, False]
+    marks = {line["half"]: line["clips"] for line in lines if "clips" in line}
+    old = [line | {"clips": marks[line["half"]]} for line in lines]  # each with its clips
+    (tmp_path / DECISIONS).write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert [count_decisions(tmp_path, half(a, 12)) for a in (0, 5, 50, 90)] == [4, 4, 1, 0]
+    assert record_decision(tmp_path, half(), "r", "p2").number == 3
+    assert record_decision(tmp_path, half(), "r", "new").number == 5
+    assert "clips" not in lines_of(tmp_path)[-1]
+
+
+def test_where_the_line_with_the_clips_is_lost_all_on_that_half_count_on_any(tmp_path):
+    for what in ("p", "q"):
+        record_decision(tmp_path, half(), "r", what)
+    first, second = (tmp_path / DECISIONS).read_text().splitlines()
+    (tmp_path / DECISIONS).write_text(f"{first[:-20]}\n{second}\n")
+    # Nobody knows whether "q" was compared on these clips: it is no decision that is made again.
+    assert record_decision(tmp_path, half(100), "r", "q").number == 3
+    assert record_decision(tmp_path, half(), "r", "s").number == 3
+    assert [
+        "clips" in line
+        for line in [json.loads(x) for x in (tmp_path / DECISIONS).read_text().splitlines()[2:]]
+    ] == [True, True]
+
+
 def decide_often(folder, name, barrier, found):
     barrier.wait()
     for i in range(15):
