@@ -102,14 +102,15 @@ class WeightReader:
         Raises:
             UserError: The file became shorter.
         """
-        with torch.inference_mode(False):  # the threads could not write to it
+        with torch.inference_mode(False):  # the threads could not write to it, nor to a view of another type
             out = torch.empty(place.shape, dtype=TYPES[place.kind], device=self._device)
-        data, free = out.reshape(-1).view(torch.uint8), None
+            blocks = out.reshape(-1).view(torch.uint8).split(BLOCK)
+        free = None
         if self._device.type == "cuda":  # what freed memory is still used for comes first
             free = torch.cuda.current_stream(self._device).record_event()
         parts = [
-            self._pool.submit(self._copy, place, first, data[first : first + BLOCK], free)
-            for first in range(0, len(data), BLOCK)
+            self._pool.submit(self._copy, place, i * BLOCK, block, free)
+            for i, block in enumerate(blocks)
         ]
         try:
             for copied in [part.result() for part in parts]:

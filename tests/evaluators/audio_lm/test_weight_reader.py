@@ -85,6 +85,18 @@ def test_a_scorer_of_weights_read_in_blocks_has_the_same_scores(seeds, dev_clips
     assert [reader._files for reader in made] == [{}]  # one, which is closed
 
 
+def test_threads_may_write_to_a_tensor_that_is_read_while_scores_are_made(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        WeightReader, "_copy", lambda self, place, first, into, free: given.append(into)
+    )
+    reader = WeightReader(FILES, CPU)
+    with torch.inference_mode():
+        next(iter(reader.tensors.values()))[...]
+    reader.close()
+    assert given and not any(block.is_inference() for block in given)
+
+
 def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path):
     path = shutil.copy(FILES[0], tmp_path / "model.safetensors")
     places = tensor_places(path)
