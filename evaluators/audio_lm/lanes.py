@@ -62,17 +62,20 @@ class Lanes(Generic[T]):
             return
         self._working.append((self._pool.submit(_inferring, work), tuple(reads)))
         while len(self._working) > AHEAD * self._count:
-            yield self._working.popleft()[0].result()
+            yield self._first()
 
     def over(self, places: CacheSegment) -> Iterator[T]:
         """Yields results until no work reads any of these places, which are about to be overwritten."""
         while any(overlap(part, places) for _, reads in self._working for part in reads):
-            yield self._working.popleft()[0].result()
+            yield self._first()
 
     def rest(self) -> Iterator[T]:
         """All other results."""
         while self._working:
-            yield self._working.popleft()[0].result()
+            yield self._first()
+
+    def _first(self) -> T:
+        return self._working.popleft()[0].result()
 
 
 def _inferring(work: Callable[[], T]) -> T:

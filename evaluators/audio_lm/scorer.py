@@ -141,12 +141,16 @@ class _Results:
         """``[prompt, clip]`` whether every answer is there."""
         return np.asarray(self.open == 0)
 
-    def add(self, batches: Iterable[BatchResult]) -> None:
-        """Takes the results of batches; on a card they may be still under way."""
-        for one in batches:
-            self._pending.append(one)
-            if len(self._pending) >= PENDING:
-                self.finish()
+    def add(self, values: Tensor, reads: AnswerReads) -> None:
+        """Takes what `Decoder.read` gave for a batch; it may be still under way."""
+        self._pending.append((values, reads))
+        if len(self._pending) >= PENDING:
+            self.finish()
+
+    def add_all(self, batches: Iterable[BatchResult]) -> None:
+        """Takes the results of several."""
+        for values, reads in batches:
+            self.add(values, reads)
 
     def finish(self) -> None:
         """Enters all that was taken into the table."""
@@ -552,9 +556,9 @@ class AudioScorer(Uncached):
                     batches = waiting.full()
                 self._score_batches(batches, lanes, results)
                 if isinstance(ready, CacheSegment):
-                    results.add(lanes.over(ready))
+                    results.add_all(lanes.over(ready))
             self._score_batches(waiting.rest(), lanes, results)
-            results.add(lanes.rest())
+            results.add_all(lanes.rest())
         results.finish()
 
     def _score_batches(
@@ -567,7 +571,7 @@ class AudioScorer(Uncached):
         sizes = self.decoder.sizes(self.shape.tokens, self.shape.tokens)
         for system, jobs in batches:
             work = functools.partial(self._score_batch, system, jobs, sizes)
-            results.add(lanes.give(work, [system, *(job.segment for job in jobs)]))
+            results.add_all(lanes.give(work, [system, *(job.segment for job in jobs)]))
 
     def _score_batch(
         self, system: CacheSegment, jobs: Sequence[Job], sizes: BatchSizes

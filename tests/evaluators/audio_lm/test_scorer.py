@@ -343,7 +343,7 @@ def test_a_pair_of_which_a_part_is_there_begins_anew_and_no_other():
 
     def enter(prompt, clip, label, value):
         cells = np.array([[prompt, clip, label]])
-        results.add([(torch.tensor([value]), AnswerReads(*np.zeros((3, 1), int), cells))])
+        results.add(torch.tensor([value]), AnswerReads(*np.zeros((3, 1), int), cells))
 
     enter(0, 0, 0, -1.0)
     enter(0, 1, 0, -1.0)
