@@ -127,11 +127,11 @@ class KVRing:
         if self.layers:  # one by one: the old ones are freed on the way
             for i, old in enumerate(self.layers):
                 self.layers[i] = KeysValues(larger(old.keys), larger(old.values))
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()  # the old ones are of no size that is asked for again
         else:
             self.layers = [KeysValues(larger(None), larger(None)) for _ in model.layers]
         self.capacity = capacity
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # the old ones are of no size that is asked for again
 
 
 @dataclass(frozen=True)
