@@ -30,7 +30,7 @@ import torch
 from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.checkpoint import Checkpoint, open_checkpoint
 from evaluators.audio_lm.decoder import Decoder
-from evaluators.audio_lm.device import matrix_rate, pick_device, pick_dtype
+from evaluators.audio_lm.device import matrix_rate, one_thread, pick_device, pick_dtype
 from evaluators.audio_lm.families import family_of
 from evaluators.audio_lm.loading import stock_model
 from evaluators.audio_lm.memory import Shape, weight_counts
@@ -161,6 +161,8 @@ class Stages:
 
     A context manager. Nothing waits for it, so that the host runs ahead of the card as ever. What a card does within a
     stage is its; `rest` is when it had nothing to do but wait for the host, as for decoded audio and features.
+    On a CPU, where batches are computed beside each other, it is processor time of the thread that runs a stage, and
+    `rest` that of all others.
     """
 
     NAMES = ("tower", "prefix", "suffix")
@@ -171,7 +173,7 @@ class Stages:
         self.tokens = dict.fromkeys(
             self.NAMES, 0
         )  # of batches, with padding; of the tower its embeddings
-        self._spans: list[tuple[str, Any, Any]] = []
+        self._spans: list[tuple[str, Any, Any, int]] = []
         self._open: Any = None
 
     def __enter__(self) -> "Stages":
@@ -196,20 +198,26 @@ class Stages:
             return out
 
         Decoder.step, AudioTower.embed, ClipReader.take = timed_step, timed_embed, timed_take  # type: ignore[assignment, method-assign]
-        self._begin = time.perf_counter()
+        self._begin = self._clock()
         return self
 
     def __exit__(self, *_: object) -> None:
         Decoder.step, AudioTower.embed, ClipReader.take = self._stock  # type: ignore[method-assign]
-        if self.device.type == "cuda":
+        cuda = self.device.type == "cuda"
+        if cuda:
             torch.cuda.synchronize(self.device)
-        self.whole = time.perf_counter() - self._begin
-        for name, begin, end in self._spans:
-            cuda = self.device.type == "cuda"
+        self.whole = self._clock() - self._begin
+        for name, begin, end, tokens in self._spans:
             self.seconds[name] += begin.elapsed_time(end) / 1e3 if cuda else end - begin
+            self.tokens[name] += tokens
         self.seconds["rest"] = self.whole - sum(self.seconds.values())
 
+    def _clock(self) -> float:
+        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
+
     def _now(self) -> Any:
+        if self.device.type == "cpu":
+            return time.thread_time()
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -217,8 +225,7 @@ class Stages:
         return event
 
     def _close(self, name: str, begin: Any, tokens: int) -> None:
-        self._spans.append((name, begin, self._now()))
-        self.tokens[name] += tokens
+        self._spans.append((name, begin, self._now(), tokens))
 
     def _close_tower(self, tokens: int) -> None:
         if self._open is not None:
@@ -252,7 +259,8 @@ def time_scorer(bench: Bench, evaluator: AudioScorer, name: str, repeats: int) -
         everything()
     parts = ", ".join(f"{part} {1e3 * s / pairs:.3f}" for part, s in stages.seconds.items())
     tokens = ", ".join(f"{part} {count:,}" for part, count in stages.tokens.items())
-    bench.notes.append(f"{name}, all, ms an eval: {parts}; tokens: {tokens}")
+    unit = "ms of a processor" if bench.device.type == "cpu" else "ms"
+    bench.notes.append(f"{name}, all, {unit} an eval: {parts}; tokens: {tokens}")
     return whole
 
 
@@ -293,7 +301,8 @@ def compare_work(bench: Bench, evaluator: AudioScorer, ours: float, theirs: floa
     plain = multiply_adds(lambda: bench.stock.forward(inputs)) / size
     evaluator.forget()
     pairs = len(bench.prompts) * len(bench.clips)
-    needed = multiply_adds(lambda: evaluator.score(bench.prompts, bench.clips)) / pairs
+    with one_thread():  # the counter sees the thread that asks, which then computes all
+        needed = multiply_adds(lambda: evaluator.score(bench.prompts, bench.clips)) / pairs
     rate = suffix_flop(bench.stock.model.config) / bench.floor.lasting
     bound = 2 * needed / rate
     print(

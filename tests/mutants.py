@@ -111,6 +111,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/evaluators/audio_lm/test_scorer.py::test_odd_lengths_equal_the_stock_forward",
     ),
     "evaluators/audio_lm/batch_sizes.py": ("tests/evaluators/audio_lm/test_batch_sizes.py",),
+    "evaluators/audio_lm/lanes.py": ("tests/evaluators/audio_lm/test_lanes.py",),
     "evaluators/audio_lm/prefixes.py": (
         "tests/evaluators/audio_lm/test_batch_sizes.py",
         "tests/evaluators/audio_lm/test_prefixes.py",
@@ -668,6 +669,9 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/audio_lm/prefixes.py", "self._most = held / 2", "pass"),
     ("evaluators/audio_lm/prefixes.py", "if lengths[0] <= shape.prefix else total", ""),
+    ("evaluators/audio_lm/lanes.py", " if threads % n == 0", ""),
+    ("evaluators/audio_lm/lanes.py", "overlap(part, places)", "False"),
+    ("evaluators/audio_lm/lanes.py", "self._working.popleft()", "self._working.pop()"),
     ("evaluators/audio_lm/batch_sizes.py", "if torch.equal(", "if torch.allclose("),
     ("evaluators/audio_lm/batch_sizes.py", "sorted({own, *found})", "sorted(found)"),
     ("evaluators/audio_lm/batch_sizes.py", "if place < len(self.equal) else tokens", ""),

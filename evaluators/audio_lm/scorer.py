@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
 from evaluators.audio_lm.adapters import beside, merge
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
+from evaluators.audio_lm.batch_sizes import BatchSizes
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.decoder import Decoder, load_kernels
 from evaluators.audio_lm.device import (
@@ -46,6 +47,7 @@ from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
 from evaluators.audio_lm.generic_class import GenericClass
 from evaluators.audio_lm.identity import check_once, versions
+from evaluators.audio_lm.lanes import Lanes, lanes_of
 from evaluators.audio_lm.memory import (
     Shape,
     batch_bytes,
@@ -87,6 +89,7 @@ MEASURED_S = 1.0  # seconds of scoring from which on its share of the device's r
 PENDING = 256  # batches whose results wait on the device, so that it need not wait for the host
 # Prompts that share what is computed of a clip: by how its samples are presented, and by what stands before it.
 Groups = dict[Presentation, dict[Before, list[PromptRow]]]
+BatchResult = tuple[Tensor, AnswerReads]  # what `Decoder.read` gave for a batch, and what it read
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class _Results:
         self.top = self.logp.copy()
         self._all = np.repeat(np.array(sequences, dtype=np.int64)[:, None], clips, axis=1)
         self.open = self._all.copy()
-        self._pending: list[tuple[Tensor, AnswerReads]] = []
+        self._pending: list[BatchResult] = []
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -147,6 +150,11 @@ class _Results:
         self._pending.append((values, reads))
         if len(self._pending) >= PENDING:
             self.finish()
+
+    def add_all(self, batches: Iterable[BatchResult]) -> None:
+        """Takes the results of several."""
+        for values, reads in batches:
+            self.add(values, reads)
 
     def finish(self) -> None:
         """Enters all that was taken into the table."""
@@ -545,34 +553,54 @@ class AudioScorer(Uncached):
         waiting = WaitingJobs(
             BatchLimits(self.shape.tokens, self.shape.kept, prefixes.row_bucket())
         )
-        for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape, how):
-            if isinstance(ready, CacheSegment):
-                batches = waiting.over(ready)
-            else:
-                jobs = [
-                    Job(row, left[i], segment)
-                    for i, segment in ready.clips
-                    for row in ordered[ready.before]
-                    if results.open[row.prompt, left[i]]
-                ]
-                waiting.add(ready.segment, jobs)
-                batches = waiting.full()
-            for system, batch in batches:
-                self._score_batch(system, batch, results)
-        for system, batch in waiting.rest():
-            self._score_batch(system, batch, results)
+        with Lanes[BatchResult](self.lanes()) as lanes:
+            for ready in prefixes.compute(list(ordered), [clips[c] for c in left], self.shape, how):
+                if isinstance(ready, CacheSegment):
+                    batches = waiting.over(ready)
+                else:
+                    jobs = [
+                        Job(row, left[i], segment)
+                        for i, segment in ready.clips
+                        for row in ordered[ready.before]
+                        if results.open[row.prompt, left[i]]
+                    ]
+                    waiting.add(ready.segment, jobs)
+                    batches = waiting.full()
+                self._score_batches(batches, lanes, results)
+                if isinstance(ready, CacheSegment):
+                    results.add_all(lanes.over(ready))
+            self._score_batches(waiting.rest(), lanes, results)
+            results.add_all(lanes.rest())
         results.finish()
 
-    def _score_batch(self, system: CacheSegment, jobs: Sequence[Job], results: _Results) -> None:
-        """Starts a batch; its results stay on the device, so that nothing waits for them."""
+    def _score_batches(
+        self,
+        batches: Iterable[tuple[CacheSegment, Sequence[Job]]],
+        lanes: Lanes[BatchResult],
+        results: _Results,
+    ) -> None:
+        """Starts batches; their results stay on the device, so that nothing waits for them."""
+        sizes = self.decoder.sizes(self.shape.tokens, self.shape.tokens)
+        for system, jobs in batches:
+            work = functools.partial(self._score_batch, system, jobs, sizes)
+            results.add_all(lanes.give(work, [system, *(job.segment for job in jobs)]))
+
+    def _score_batch(
+        self, system: CacheSegment, jobs: Sequence[Job], sizes: BatchSizes
+    ) -> BatchResult:
         layout = lay_out_prompts(jobs, system)
-        shape, device, decoder = self.shape, self.device, self.decoder
-        size = decoder.sizes(shape.tokens, shape.tokens).holding(len(layout.positions))
-        batch = pack(self._tokens(jobs), layout, size=size, kept=shape.kept, device=device)
-        hidden = decoder.step(batch, self.prefixes.layers)
+        size, device = sizes.holding(len(layout.positions)), self.device
+        batch = pack(self._tokens(jobs), layout, size=size, kept=self.shape.kept, device=device)
+        hidden = self.decoder.step(batch, self.prefixes.layers)
         reads = AnswerReads.of(jobs)
         state, token = (to_device(part, device) for part in (reads.state, reads.token))
-        results.add(decoder.read(hidden, state, token), reads)
+        return self.decoder.read(hidden, state, token), reads
+
+    def lanes(self) -> int:
+        """Batches at once: several on a CPU, but for 4-bit weights, which their library changes as it computes."""
+        if self.device.type != "cpu" or self.checkpoint.quantization != "none":
+            return 1
+        return lanes_of(torch.get_num_threads())
 
     def _tokens(self, jobs: Sequence[Job]) -> Ints | Tensor:
         """``[token]`` ids of a batch's rows; of soft prompts ``[token, channel]`` vectors."""

@@ -102,7 +102,7 @@ class WeightReader:
         Raises:
             UserError: The file became shorter.
         """
-        with torch.inference_mode(False):  # the threads could not write to it, nor to a view of another type
+        with torch.inference_mode(False):  # threads could not write to it, nor to a view
             out = torch.empty(place.shape, dtype=TYPES[place.kind], device=self._device)
             blocks = out.reshape(-1).view(torch.uint8).split(BLOCK)
         free = None
