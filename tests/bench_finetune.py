@@ -51,6 +51,7 @@ STEPS, BATCH, SUFFIX = 24, 16, 45
 LABELS = ("SPEECH", "NONSPEECH")
 COMPARED = 4  # samples whose gradients are compared: what float32 has room for
 PARTS = ("published", "plain", "small", "whole", "gradients", "profile", "cards")
+OF_4_BITS = {"published", "plain", "small", "gradients"}  # parts of them; they need bitsandbytes
 LENGTHS = (200, 300, 500, 1000)  # ms
 
 
@@ -549,14 +550,18 @@ def open_bench(args: argparse.Namespace, folder: Path) -> Bench:
     return Bench(device, model, processor, clips, folder, rate)
 
 
+FAILED: list[str] = []  # parts
+
+
 def run_part(name: str, work: Callable[[], Any]) -> Any:
-    """What the part returns. What goes wrong in it is told, and the others go on."""
+    """What the part returns. What goes wrong in it is told, and the others go on; the command then ends with 1."""
     begin = time.perf_counter()
     try:
         return work()
     except Exception:
         traceback.print_exc()
         print(f"{name} failed", flush=True)
+        FAILED.append(name)
     finally:
         print(f"({name}: {time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
     return None
@@ -583,7 +588,7 @@ def main() -> int:
             f" TFLOP/s over 1 s; {bench.flop / 1e12:.1f} TFLOP a step, floor {1e3 * bench.flop / bench.rate:.1f} ms"
         )
         parts = [*args.parts, *(["profile"] if args.profile else [])]
-        if not args.tiny:
+        if not args.tiny and OF_4_BITS & set(parts):
             to_nf4(bench.model.model)
         bench.peak()
         print(HEAD, flush=True)
@@ -611,7 +616,7 @@ def main() -> int:
             run_part("gradients", functools.partial(compare, bench, kept))
         if "cards" in parts:
             run_part("cards", functools.partial(cards, bench))
-    return 0
+    return 1 if FAILED else 0
 
 
 if __name__ == "__main__":
