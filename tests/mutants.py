@@ -112,6 +112,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "evaluators/audio_lm/batch_sizes.py": ("tests/evaluators/audio_lm/test_batch_sizes.py",),
     "evaluators/audio_lm/lanes.py": ("tests/evaluators/audio_lm/test_lanes.py",),
+    "evaluators/audio_lm/plain_config.py": ("tests/evaluators/audio_lm/test_plain_model.py",),
+    "evaluators/audio_lm/plain_front.py": ("tests/evaluators/audio_lm/test_plain_model.py",),
+    "evaluators/audio_lm/plain_lora.py": ("tests/evaluators/audio_lm/test_plain_model.py",),
+    "evaluators/audio_lm/plain_model.py": ("tests/evaluators/audio_lm/test_plain_model.py",),
     "evaluators/audio_lm/prefixes.py": (
         "tests/evaluators/audio_lm/test_batch_sizes.py",
         "tests/evaluators/audio_lm/test_prefixes.py",

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from adapters import BASE, EXACT, in_old_layout, make_adapter
+from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from evaluators.audio_lm import scorer as scoring
@@ -64,12 +64,20 @@ def test_weights_are_transformers_own_to_the_bit(name, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "old"), [("LoRA, bfloat16 file", False), ("rsLoRA", True), ("full names", True)]
+    ("kind", "old"),
+    [("LoRA, bfloat16 file", False), ("rsLoRA", True), ("full names", True), ("unnamed", False)],
 )
 def test_plain_lora_is_pefts_merge_to_the_bit(tmp_path, kind, old):
-    folder = make_adapter(EXACT[kind], tmp_path / "new")
+    made = EXACT.get(kind, lora(r=8))
+    folder = make_adapter(made, tmp_path / "new")
     if old:
-        folder = in_old_layout(EXACT[kind], folder, tmp_path / "old")
+        folder = in_old_layout(made, folder, tmp_path / "old")
+    if kind == "unnamed":  # rank and scale are peft's own then
+        path = folder / "adapter_config.json"
+        named = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({k: v for k, v in named.items() if k not in ("r", "lora_alpha")})
+        )
     checkpoint = open_checkpoint(str(folder))
     assert fitting_model(checkpoint) is not None
     theirs = load_model(checkpoint, QWEN2_AUDIO, CPU, torch.bfloat16)
