@@ -11,6 +11,7 @@ weights, made and kept (bitsandbytes); ``--whole`` times whole default searches 
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ class Watch:
 
     def __init__(self, start: float) -> None:
         self.start = start
+        self.scores = ""  # digest of the first
         self.phases: dict[str, list[float]] = {}
 
     def note(self, name: str, begin: float, end: float) -> None:
@@ -83,9 +85,10 @@ def child(start: float, out: Path, whole: bool, how: str, flags: list[str]) -> N
 
 
 def write(watch: Watch, out: Path) -> None:
-    """Writes the phases, and which of the slow libraries were imported."""
+    """Writes the phases, which of the slow libraries were imported, and the digest of the first scores."""
     slow = [name for name in SLOW if name in sys.modules]
-    out.write_text(json.dumps({**watch.phases, "imported": slow}))
+    about = {"imported": slow, "scores": watch.scores}
+    out.write_text(json.dumps({**watch.phases, **about}))
 
 
 def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
@@ -152,6 +155,7 @@ def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
         table = score(*args)
         if "first scores" not in watch.phases:
             watch.note("first scores", 0.0, watch.now())
+            watch.scores = hashlib.sha256(table.logp.tobytes()).hexdigest()[:8]
             if not whole:
                 write(watch, out)
                 os._exit(0)  # whatever is still under way
@@ -243,6 +247,7 @@ def run_case(
         return {}
     found = json.loads(out.read_text())
     print(f"{name}: imported {', '.join(found.pop('imported')) or 'nothing heavy'}")
+    print(f"{name}: digest of the first scores {found.pop('scores')}")
     last = found.get("whole command", found["first scores"])[1]
     print(
         f"{name}: first scores after {found['first scores'][1]:.2f} s, all of it {last:.2f} s",

@@ -255,12 +255,10 @@ def fitting_model(checkpoint: Checkpoint) -> PlainModel | None:
 def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
     """The model with its adapter merged into it; None where transformers has to load it.
 
-    On a card transformers loads it: there this way has not been compared with it.
-
     Raises:
         UserError: A file is torn.
     """
-    model = fitting_model(checkpoint) if device.type == "cpu" else None
+    model = fitting_model(checkpoint)
     if model is None:
         return None
     reader = open_reader(checkpoint.base, device)

@@ -26,6 +26,7 @@ from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.errors import UserError
 
 CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda")] * torch.cuda.is_available())]
 HEAVY = "transformers", "peft", "sklearn", "torch._dynamo", "accelerate"
 HUB = {  # as short as the hub's files are
     "model_type": "qwen2_audio",
@@ -50,11 +51,12 @@ def weights(model):
 
 @pytest.mark.parametrize("name", ["pocket-base", "pocket-lora"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_transformers_own_to_the_bit(name, dtype):
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_weights_are_transformers_own_to_the_bit(name, dtype, device):
     checkpoint = open_checkpoint(name)
-    theirs = load_model(checkpoint, QWEN2_AUDIO, CPU, dtype)
+    theirs = load_model(checkpoint, QWEN2_AUDIO, device, dtype)
     merge(theirs, dtype, False)
-    theirs, ours = weights(theirs), weights(load_plain(checkpoint, CPU, dtype))
+    theirs, ours = weights(theirs), weights(load_plain(checkpoint, device, dtype))
     left = theirs.keys() - ours.keys()
     assert ours.keys() <= theirs.keys()
     assert left == {"model.language_model.rotary_emb.original_inv_freq"}
@@ -88,11 +90,12 @@ def test_plain_lora_is_pefts_merge_to_the_bit(tmp_path, kind, old):
     assert any(not torch.equal(weight, base[key]) for key, weight in ours.items())
 
 
-def test_scores_and_keys_are_those_of_transformers_model(monkeypatch, seeds, dev_clips):
+@pytest.mark.parametrize("device", map(str, DEVICES))
+def test_scores_and_keys_are_those_of_transformers_model(monkeypatch, seeds, dev_clips, device):
     made = []
     for plain in (True, False):
         for name in ("pocket-base", "pocket-lora"):
-            scorer = AudioScorer(open_checkpoint(name), "cpu")
+            scorer = AudioScorer(open_checkpoint(name), device)
             table = scorer.score(seeds[:2], dev_clips[:4])
             made.append(
                 (table.logp, table.logp_top, scorer.fingerprint, scorer.feature_store._about)
