@@ -1,19 +1,24 @@
 """4-bit weights that an earlier load made, kept by content: the next load reads a quarter and quantizes nothing.
 
 They lie in this user's cache folder as transformers saves and loads them, in safetensors, under a digest of all that
-they are made of. Kept and made anew they are the same bits.
+they are made of. Kept and made anew they are the same bits, and so are the numbers that they stand for here and in
+bitsandbytes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from evaluators.audio_lm.checkpoint import Checkpoint
 from evaluators.audio_lm.identity import base_digest, cache_folder, versions
@@ -24,12 +29,68 @@ log = logging.getLogger(__name__)
 LEAST = 10**9  # bytes of weights; smaller ones are quantized in no time
 MADE = "made.json"  # sizes and times of the files as written, which a whole folder still has
 SHARD = "4GB"
+STATE = "quant_state.bitsandbytes__nf4"  # the last of the tensors that say what a 4-bit weight stands for
 
 
 def open_reader(folder: Path, device: torch.device) -> WeightReader | None:
     """What reads a folder's weights onto a card; None where transformers reads them itself."""
     files = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
     return WeightReader(files, device) if can_read(files, device) else None
+
+
+def stored_tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a folder's files and their names, each when it is taken; on a card where a reader is of use.
+
+    What says how to read 4-bit weights comes before all weights.
+
+    Raises:
+        UserError: A file is torn.
+    """
+    reader = open_reader(folder, device)
+    if reader is not None:
+        with contextlib.closing(reader):
+            yield from reader.all(sorted(reader.tensors, key=lambda name: ".weight." not in name))
+        return
+    for path, _ in shards(folder, f"model {str(folder)!r}"):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys(), key=lambda name: ".weight." not in name):
+                yield name, file.get_tensor(name)
+
+
+def expanded(
+    stored: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, 4-bit weights as the numbers that they stand for.
+
+    4-bit NormalFloat with double quantization (Dettmers et al. 2023): two numbers a byte, each a place in a table, times
+    the largest of its block, which is one byte in the same way, plus their mean.
+
+    Args:
+        stored: By name, all that says how to read a weight before it.
+        dtype: Of these numbers, as they were before they were quantized.
+    """
+    about: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in stored:
+        weight, inside, part = name.partition(".weight.")
+        if inside:
+            about.setdefault(weight, {})[part] = tensor
+        elif name.endswith(".weight") and (weight := name.removesuffix(".weight")) in about:
+            yield name, _numbers(tensor, about.pop(weight)).to(dtype)
+        else:
+            yield name, tensor
+
+
+def _numbers(packed: Tensor, about: dict[str, Tensor]) -> Tensor:
+    """``[out, in]`` in float32 that 4-bit numbers ``[pair, 1]`` stand for."""
+    state = json.loads(about[STATE].cpu().numpy().tobytes())
+    largest = about["nested_quant_map"][about["absmax"].int()]
+    wide = about["nested_absmax"].repeat_interleave(state["nested_blocksize"])
+    largest = largest * wide[: len(largest)] + state["nested_offset"]
+    table, byte = about["quant_map"], torch.arange(256, device=packed.device)
+    pairs = torch.stack([table[byte >> 4], table[byte & 15]], -1)
+    numbers = pairs[packed.flatten().int()].flatten()
+    scale = largest.repeat_interleave(state["blocksize"])[: len(numbers)]
+    return (numbers * scale)[: math.prod(state["shape"])].reshape(state["shape"])
 
 
 def kept_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Path | None:

@@ -79,6 +79,11 @@ class TensorPlace:
     kind: str
     shape: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.end - self.begin
+
 
 def check_model_folder(folder: Path, who: str) -> None:
     """Raises UserError for a folder that is no whole transformers model of its own, with its weights in safetensors.

@@ -2,22 +2,21 @@
 
 The packed step and the packed tower call single layers. So a model need only hold them under transformers' names: the
 tree has no forward pass of its own. A checkpoint is held here where every tensor has its place and no place is empty,
-its configuration is known (`plain_config`) and its adapter is plain LoRA (`plain_lora`). All others are transformers'
-affair, and so is the sentence that says what is wrong with one. Scores are the same bits either way.
+its configuration is known (`plain_config`), its adapter is plain LoRA (`plain_lora`) and no layer stays 4-bit. All
+others are transformers' affair, and so is the sentence that says what is wrong with one. Scores are the same bits either
+way.
 """
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.kept_weights import open_reader
+from evaluators.audio_lm.kept_weights import expanded, is_whole, kept_folder, stored_tensors
 from evaluators.audio_lm.model_folder import shards, tensor_shapes
 from evaluators.audio_lm.plain_config import PlainConfig, plain_config
 from evaluators.audio_lm.plain_lora import merge_plain, plain_lora
@@ -232,8 +231,6 @@ def fitting_model(checkpoint: Checkpoint) -> PlainModel | None:
     Raises:
         UserError: A file is torn.
     """
-    if checkpoint.quantization != "none":
-        return None
     config = plain_config(checkpoint.base)
     if config is None:
         return None
@@ -252,39 +249,35 @@ def fitting_model(checkpoint: Checkpoint) -> PlainModel | None:
     return model
 
 
-def load_plain(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_plain(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, dequantize: bool
+) -> Any:
     """The model with its adapter merged into it; None where transformers has to load it.
+
+    Args:
+        checkpoint: What to load.
+        device: Where to.
+        dtype: Precision of the weights.
+        dequantize: Whether 4-bit weights become the numbers that they stand for. They must have been kept by an earlier
+            load: their library, which makes them, takes longer to import than transformers.
 
     Raises:
         UserError: A file is torn.
     """
+    folder: Path | None = checkpoint.base
+    if checkpoint.quantization != "none":
+        folder = kept_folder(checkpoint, dtype, device) if dequantize else None
+    if folder is None or (folder != checkpoint.base and not is_whole(folder)):
+        return None
     model = fitting_model(checkpoint)
     if model is None:
         return None
-    reader = open_reader(checkpoint.base, device)
-    if reader is None:
-        for path, _ in shards(checkpoint.base, f"checkpoint {checkpoint.name!r}"):
-            _place_file(model, path, device, dtype)
-    else:
-        with contextlib.closing(reader):
-            _place(model, reader.tensors, device, dtype)
+    for stored, tensor in expanded(stored_tensors(folder, device), dtype):
+        module, _, weight = _name(stored).rpartition(".")
+        values = tensor.to(device=device, dtype=dtype)
+        setattr(model.get_submodule(module), weight, nn.Parameter(values, requires_grad=False))
     rotary = model.model.language_model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to(device)
     if checkpoint.adapter is not None:
         merge_plain(model, checkpoint.adapter, dtype)
     return model.eval().requires_grad_(False)
-
-
-def _place_file(model: PlainModel, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-    with safe_open(path, framework="pt") as file:
-        _place(model, {name: file.get_slice(name) for name in file.keys()}, device, dtype)
-
-
-def _place(
-    model: PlainModel, tensors: Mapping[str, Any], device: torch.device, dtype: torch.dtype
-) -> None:
-    """Puts tensors into their places, in a precision. They are read one after another, each when it is needed."""
-    for stored, tensor in tensors.items():
-        module, _, weight = _name(stored).rpartition(".")
-        values = tensor[...].to(device=device, dtype=dtype)
-        setattr(model.get_submodule(module), weight, nn.Parameter(values, requires_grad=False))

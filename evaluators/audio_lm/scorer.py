@@ -470,7 +470,7 @@ class AudioScorer(Uncached):
 
     def _load_checkpoint(self, checkpoint: Checkpoint) -> Any:
         """A model: its adapter is merged into it, or beside its layers. Without transformers where that will do."""
-        plain = load_plain(checkpoint, self.device, self.dtype)
+        plain = load_plain(checkpoint, self.device, self.dtype, self.dequantize)
         if plain is not None:
             return plain
         return loader().load_model(checkpoint, self.family, self.device, self.dtype)

@@ -3,7 +3,8 @@
 transformers copies from mapped memory, which the driver first copies into pinned memory of its own, page by page. Here
 each thread reads blocks into pinned memory of ours, and the card fetches one while the next is read. The tensors are
 handed to transformers as slices that are read when it asks for them: names, types and places stay its own affair, and
-no more memory is taken on the card than it asks for. (fastsafetensors, the well-kept loader, puts each file into one
+no more memory is taken on the card than it asks for. What takes all tensors, one after another, has those that follow
+read meanwhile (`all`). (fastsafetensors, the well-kept loader, puts each file into one
 piece of the card's memory, which is free again only when the last tensor of the file is: with weights that are laid
 side by side, or quantized, a model would take its memory twice.)
 
@@ -12,8 +13,9 @@ than it saved (evaluators/README.md).
 """
 
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -28,6 +30,7 @@ from evaluators.errors import UserError
 
 # Bytes that a thread reads at once; smaller blocks cost calls, larger ones pinned memory, which takes time to get.
 BLOCK = 8 * 2**20
+AHEAD = 2**30  # bytes that are read ahead of the tensor that is taken
 THREADS = 8  # at most: they read 32.7 GB/s from the page cache, one 6.2 (tests/bench_start.py, on an H100's host)
 TYPES = {  # of safetensors
     "F64": torch.float64,
@@ -102,6 +105,28 @@ class WeightReader:
         Raises:
             UserError: The file became shorter.
         """
+        return self._begin(place).tensor()
+
+    def all(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors and their names in this order, one after another; those that follow are read meanwhile.
+
+        Raises:
+            UserError: A file became shorter.
+        """
+        begun: deque[tuple[str, _Reading]] = deque()
+        ahead = 0
+        for name in names:
+            place = self.tensors[name].place
+            begun.append((name, self._begin(place)))
+            ahead += place.size
+            while ahead > AHEAD:
+                name, reading = begun.popleft()
+                ahead -= reading.place.size
+                yield name, reading.tensor()
+        for name, reading in begun:
+            yield name, reading.tensor()
+
+    def _begin(self, place: TensorPlace) -> "_Reading":
         with torch.inference_mode(False):  # threads could not write to it, nor to a view
             out = torch.empty(place.shape, dtype=TYPES[place.kind], device=self._device)
             blocks = out.reshape(-1).view(torch.uint8).split(BLOCK)
@@ -112,15 +137,7 @@ class WeightReader:
             self._pool.submit(self._copy, place, i * BLOCK, block, free)
             for i, block in enumerate(blocks)
         ]
-        try:
-            for copied in [part.result() for part in parts]:
-                if copied is not None:
-                    copied.synchronize()
-        except EOFError:
-            raise UserError(
-                f"{str(place.path)!r} became shorter while it was read; restore it"
-            ) from None
-        return out
+        return _Reading(place, out, parts)
 
     def _copy(self, place: TensorPlace, first: int, into: Tensor, free: Any) -> Any:
         """Copies a part of a tensor; onto a card once its memory is free, as an event that is to be waited for."""
@@ -130,6 +147,26 @@ class WeightReader:
         if not hasattr(self._lanes, "own"):
             self._lanes.own = PinnedLane(self._device)
         return self._lanes.own.copy(file, begin, into, free)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A tensor that threads are reading, block by block."""
+
+    place: TensorPlace
+    into: Tensor
+    parts: Sequence[Future[Any]]
+
+    def tensor(self) -> Tensor:
+        """The tensor; it is there."""
+        try:
+            for copied in [part.result() for part in self.parts]:
+                if copied is not None:
+                    copied.synchronize()
+        except EOFError:
+            path = str(self.place.path)
+            raise UserError(f"{path!r} became shorter while it was read; restore it") from None
+        return self.into
 
 
 class PinnedLane:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
+from evaluators.audio_lm import kept_weights
 from evaluators.audio_lm import scorer as scoring
 from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
@@ -56,13 +58,32 @@ def test_weights_are_transformers_own_to_the_bit(name, dtype, device):
     checkpoint = open_checkpoint(name)
     theirs = load_model(checkpoint, QWEN2_AUDIO, device, dtype)
     merge(theirs, dtype, False)
-    theirs, ours = weights(theirs), weights(load_plain(checkpoint, device, dtype))
+    theirs, ours = weights(theirs), weights(load_plain(checkpoint, device, dtype, False))
     left = theirs.keys() - ours.keys()
     assert ours.keys() <= theirs.keys()
     assert left == {"model.language_model.rotary_emb.original_inv_freq"}
     for key, weight in ours.items():
         assert weight.dtype == theirs[key].dtype, key
         assert torch.equal(weight, theirs[key]), key
+
+
+@pytest.mark.parametrize("name", ["pocket-base", "pocket-lora"])
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_kept_4_bit_weights_are_bitsandbytes_numbers_to_the_bit(name, device, monkeypatch, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kept_weights, "LEAST", 0)
+    checkpoint = replace(open_checkpoint(name), quantization="nf4")
+    dtype = torch.bfloat16
+    assert load_plain(checkpoint, device, dtype, True) is None  # nothing is kept yet
+    theirs = load_model(checkpoint, QWEN2_AUDIO, device, dtype)
+    merge(theirs, dtype, True)
+    assert load_plain(checkpoint, device, dtype, False) is None  # of layers that stay 4-bit
+    theirs, ours = weights(theirs), weights(load_plain(checkpoint, device, dtype, True))
+    assert all(torch.equal(weight, theirs[key]) for key, weight in ours.items())
+    whole = weights(load_plain(open_checkpoint(name), device, dtype, False))
+    changed = [key for key, weight in ours.items() if not torch.equal(weight, whole[key])]
+    assert any("audio_tower" in key for key in changed) and "lm_head.weight" not in changed
 
 
 @pytest.mark.parametrize(
@@ -84,9 +105,9 @@ def test_plain_lora_is_pefts_merge_to_the_bit(tmp_path, kind, old):
     assert fitting_model(checkpoint) is not None
     theirs = load_model(checkpoint, QWEN2_AUDIO, CPU, torch.bfloat16)
     merge(theirs, torch.bfloat16, False)
-    theirs, ours = weights(theirs), weights(load_plain(checkpoint, CPU, torch.bfloat16))
+    theirs, ours = weights(theirs), weights(load_plain(checkpoint, CPU, torch.bfloat16, False))
     assert all(torch.equal(weight, theirs[key]) for key, weight in ours.items())
-    base = weights(load_plain(open_checkpoint(str(BASE)), CPU, torch.bfloat16))
+    base = weights(load_plain(open_checkpoint(str(BASE)), CPU, torch.bfloat16, False))
     assert any(not torch.equal(weight, base[key]) for key, weight in ours.items())
 
 

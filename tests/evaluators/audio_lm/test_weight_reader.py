@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from evaluators.audio_lm import kept_weights, loading, weight_reader
+from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder
@@ -66,6 +67,25 @@ def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, m
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert ours.name_or_path == theirs.name_or_path
     assert ours.config.to_dict() == theirs.config.to_dict()
+
+
+@pytest.mark.parametrize("ahead", [0, 10**5, 10**9])
+def test_tensors_that_are_read_ahead_are_those_of_the_file_in_any_order(stored, monkeypatch, ahead):
+    monkeypatch.setattr(weight_reader, "AHEAD", ahead)
+    begun = []
+    begin = WeightReader._begin
+    monkeypatch.setattr(
+        WeightReader, "_begin", lambda self, place: (begun.append(1), begin(self, place))[1]
+    )
+    reader = WeightReader(FILES, CPU)
+    names = sorted(stored, key=lambda name: (len(name), name))
+    taken = reader.all(names)
+    first = next(taken)
+    assert (len(begun) == 1) == (ahead == 0)
+    read = [first, *taken]
+    reader.close()
+    assert [name for name, _ in read] == names
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in read)
 
 
 def test_a_scorer_of_weights_read_in_blocks_has_the_same_scores(seeds, dev_clips, monkeypatch):
@@ -177,7 +197,7 @@ def test_kept_4_bit_weights_are_those_that_are_made_anew(four_bits, monkeypatch)
         with monkeypatch.context() as reading:
             reading.setattr(kept_weights, "can_read", lambda *_, blocks=blocks: blocks)
             made.append(loading.load_model(four_bits, QWEN2_AUDIO, CPU, torch.bfloat16))
-        loading.merge(made[-1], torch.bfloat16, True)
+        merge(made[-1], torch.bfloat16, True)
     assert is_whole(kept_folder(four_bits, torch.bfloat16, CPU))
     states = [model.state_dict() for model in made]
     assert all(
