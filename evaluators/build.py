@@ -13,6 +13,7 @@ from evaluators.choices import in_orders
 from evaluators.errors import UserError
 from evaluators.evaluator import Evaluator
 from evaluators.threads import wait_asleep
+from evaluators.wake import wake_card
 
 FEATURES = ".features"  # beside the score cache: features of clips by content
 
@@ -64,6 +65,8 @@ def build_evaluator(
         trained_on = None
     else:
         opened = open_checkpoint(checkpoint, adapter, quantization)
+        if ray is None:
+            wake_card(device)
         make = functools.partial(_audio_scorer(opened, cache), opened, device, dtype)
         trained_on = opened.trained_on
     if ray is not None:

@@ -30,7 +30,6 @@ from evaluators.ray_pool import RayPool
 from evaluators.splits import balanced_order
 from evaluators.tasks import SPEECH_TASK
 
-
 LONG = 5.0  # seconds of a call, which is not repeated
 
 

@@ -186,6 +186,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluators/spelling.py": ("tests/evaluators/test_endpoint.py",),
     "evaluators/audio_lm/device.py": ("tests/evaluators/audio_lm/test_device.py",),
     "evaluators/threads.py": ("tests/evaluators/test_threads.py",),
+    "evaluators/wake.py": ("tests/evaluators/test_wake.py",),
     "evaluators/throttle.py": ("tests/evaluators/test_throttle.py",),
     "evaluators/audio.py": ("tests/evaluators/test_audio.py",),
     "evaluators/lengths.py": ("tests/evaluators/test_audio.py",),

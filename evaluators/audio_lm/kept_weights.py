@@ -62,8 +62,8 @@ def expanded(
 ) -> Iterator[tuple[str, Tensor]]:
     """The same tensors, 4-bit weights as the numbers that they stand for.
 
-    4-bit NormalFloat with double quantization (Dettmers et al. 2023): two numbers a byte, each a place in a table, times
-    the largest of its block, which is one byte in the same way, plus their mean.
+    4-bit NormalFloat with double quantization (Dettmers et al. 2023): two numbers a byte, each a place in a table,
+    times the largest of its block, which is one byte in the same way, plus their mean.
 
     Args:
         stored: By name, all that says how to read a weight before it.

@@ -3,8 +3,8 @@
 The packed step and the packed tower call single layers. So a model need only hold them under transformers' names: the
 tree has no forward pass of its own. A checkpoint is held here where every tensor has its place and no place is empty,
 its configuration is known (`plain_config`), its adapter is plain LoRA (`plain_lora`) and no layer stays 4-bit. All
-others are transformers' affair, and so is the sentence that says what is wrong with one. Scores are the same bits either
-way.
+others are transformers' affair, and so is the sentence that says what is wrong with one. Scores are the same bits
+either way.
 """
 
 from collections.abc import Sequence

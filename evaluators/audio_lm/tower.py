@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.device import one_thread
@@ -29,15 +31,26 @@ def clip_key(clip: Clip, how: Presentation = AS_IS) -> ClipKey:
 
 
 @dataclass(frozen=True)
+class _Features:
+    """A decoded clip, and its features where they were stored or are made already."""
+
+    clip: DecodedClip
+    mel: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
 class _Reading:
     """A clip that is being decoded, or was."""
 
-    decoded: "Future[DecodedClip]"
+    features: "Future[_Features]"
     seconds: float
 
 
 class ClipReader:
     """Decodes clips in threads, ahead of the device, and lets go of each as its features are taken.
+
+    Beside a card the threads make the features, too: the thread that takes them has the card to keep busy. On a CPU,
+    which computes in all threads, features are made when they are taken, many at once.
 
     A context manager; leaving it waits for its threads.
 
@@ -45,14 +58,19 @@ class ClipReader:
         store: Features of clips.
         clips: What will be taken, about in that order; no two of the same content.
         how: They are presented.
+        ahead: Whether the threads make features.
     """
 
     threads = DECODING_THREADS
 
     def __init__(
-        self, store: FeatureStore, clips: Sequence[Clip], how: Presentation = AS_IS
+        self,
+        store: FeatureStore,
+        clips: Sequence[Clip],
+        how: Presentation = AS_IS,
+        ahead: bool = False,
     ) -> None:
-        self._store, self._how = store, how
+        self._store, self._how, self._ahead = store, how, ahead
         self._pool = ThreadPoolExecutor(self.threads)
         self._left = deque(clips)
         self._begun: dict[ClipKey, _Reading] = {}
@@ -78,30 +96,39 @@ class ClipReader:
         """10 ms frames of a clip, once it is decoded. Raises what decoding raised."""
         while key not in self._begun:
             self._begin()
-        return self._begun[key].decoded.result().frames
+        return self._begun[key].features.result().clip.frames
 
     def take(self, keys: Sequence[ClipKey]) -> list[LogMel]:
         """Features of decoded clips, which are let go of; new features are stored."""
         reads = [self._begun.pop(key) for key in keys]
         self._seconds -= sum(read.seconds for read in reads)
-        decoded = [read.decoded.result() for read in reads]
-        waves = [d.wave for d in decoded if d.wave is not None]
-        with one_thread():  # with four, a clip of a second has other bits
-            new = iter(self._store.log_mel(waves) if waves else ())
+        features = [read.features.result() for read in reads]
+        new = iter(self._log_mel([f.clip.wave for f in features if f.mel is None]))
         out = []
-        for d in decoded:
-            mel = next(new) if d.mel is None else d.mel
-            if d.mel is None and self._store.folder is not None:
-                self._pool.submit(self._store.keep, d, mel)
-            out.append(LogMel(mel, d.frames))
+        for f in features:
+            mel = next(new) if f.mel is None else f.mel
+            if f.clip.mel is None and self._store.folder is not None:
+                self._pool.submit(self._store.keep, f.clip, mel)
+            out.append(LogMel(mel, f.clip.frames))
         return out
+
+    def _log_mel(self, waves: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """Features of waves, on one thread: with four, a clip of a second has other bits."""
+        with one_thread():
+            return self._store.log_mel(waves) if waves else []
+
+    def _features(self, clip: Clip) -> _Features:
+        decoded = self._store.decode(clip, self._how)
+        if decoded.mel is not None or not self._ahead:
+            return _Features(decoded, decoded.mel)
+        return _Features(decoded, *self._log_mel([decoded.wave]))
 
     def _begin(self) -> None:
         clip = self._left.popleft()
         how = self._how
         seconds = max(clip.duration_ms, how.repeat_to_ms, how.pad_to_ms) / 1e3
-        decoded = self._pool.submit(self._store.decode, clip, how)
-        self._begun[clip_key(clip, how)] = _Reading(decoded, seconds)
+        features = self._pool.submit(self._features, clip)
+        self._begun[clip_key(clip, how)] = _Reading(features, seconds)
         self._seconds += seconds
 
 
@@ -120,7 +147,8 @@ class AudioTower:
 
     def reader(self, clips: Sequence[Clip], how: Presentation = AS_IS) -> ClipReader:
         """A reader of clips; one for each call."""
-        return ClipReader(self._store, clips, how)
+        ahead = next(self._model.parameters()).device.type != "cpu"
+        return ClipReader(self._store, clips, how, ahead)
 
     def share(self, frames: int) -> int:
         """What a clip of so many frames takes of the tower's line, in tokens."""

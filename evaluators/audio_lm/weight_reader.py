@@ -30,6 +30,9 @@ from evaluators.errors import UserError
 
 # Bytes that a thread reads at once; smaller blocks cost calls, larger ones pinned memory, which takes time to get.
 BLOCK = 8 * 2**20
+SMALL = (
+    2**16
+)  # bytes: what is smaller is read at once, which takes less than handing it to a thread
 AHEAD = 2**30  # bytes that are read ahead of the tensor that is taken
 THREADS = 8  # at most: they read 32.7 GB/s from the page cache, one 6.2 (tests/bench_start.py, on an H100's host)
 TYPES = {  # of safetensors
@@ -128,6 +131,8 @@ class WeightReader:
 
     def _begin(self, place: TensorPlace) -> "_Reading":
         with torch.inference_mode(False):  # threads could not write to it, nor to a view
+            if place.size <= SMALL:
+                return _Reading(place, self._read_small(place), ())
             out = torch.empty(place.shape, dtype=TYPES[place.kind], device=self._device)
             blocks = out.reshape(-1).view(torch.uint8).split(BLOCK)
         free = None
@@ -138,6 +143,14 @@ class WeightReader:
             for i, block in enumerate(blocks)
         ]
         return _Reading(place, out, parts)
+
+    def _read_small(self, place: TensorPlace) -> Tensor:
+        out = torch.empty(place.shape, dtype=TYPES[place.kind])
+        try:
+            fill(self._files[place.path], place.begin, out.reshape(-1).view(torch.uint8))
+        except EOFError:
+            raise _shorter(place) from None
+        return out.to(self._device)
 
     def _copy(self, place: TensorPlace, first: int, into: Tensor, free: Any) -> Any:
         """Copies a part of a tensor; onto a card once its memory is free, as an event that is to be waited for."""
@@ -164,9 +177,12 @@ class _Reading:
                 if copied is not None:
                     copied.synchronize()
         except EOFError:
-            path = str(self.place.path)
-            raise UserError(f"{path!r} became shorter while it was read; restore it") from None
+            raise _shorter(self.place) from None
         return self.into
+
+
+def _shorter(place: TensorPlace) -> UserError:
+    return UserError(f"{str(place.path)!r} became shorter while it was read; restore it")
 
 
 class PinnedLane:

@@ -69,7 +69,9 @@ def test_weights_are_transformers_own_to_the_bit(name, dtype, device):
 
 @pytest.mark.parametrize("name", ["pocket-base", "pocket-lora"])
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-def test_kept_4_bit_weights_are_bitsandbytes_numbers_to_the_bit(name, device, monkeypatch, tmp_path):
+def test_kept_4_bit_weights_are_bitsandbytes_numbers_to_the_bit(
+    name, device, monkeypatch, tmp_path
+):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kept_weights, "LEAST", 0)

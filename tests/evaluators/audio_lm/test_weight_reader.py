@@ -69,9 +69,13 @@ def test_a_model_is_the_same_by_transformers_own_reading_and_by_blocks(stored, m
     assert ours.config.to_dict() == theirs.config.to_dict()
 
 
+@pytest.mark.parametrize("small", [0, 2**16])
 @pytest.mark.parametrize("ahead", [0, 10**5, 10**9])
-def test_tensors_that_are_read_ahead_are_those_of_the_file_in_any_order(stored, monkeypatch, ahead):
+def test_tensors_that_are_read_ahead_are_those_of_the_file_in_any_order(
+    stored, monkeypatch, ahead, small
+):
     monkeypatch.setattr(weight_reader, "AHEAD", ahead)
+    monkeypatch.setattr(weight_reader, "SMALL", small)
     begun = []
     begin = WeightReader._begin
     monkeypatch.setattr(
@@ -107,6 +111,7 @@ def test_a_scorer_of_weights_read_in_blocks_has_the_same_scores(seeds, dev_clips
 
 def test_threads_may_write_to_a_tensor_that_is_read_while_scores_are_made(monkeypatch):
     given = []
+    monkeypatch.setattr(weight_reader, "SMALL", 0)
     monkeypatch.setattr(
         WeightReader, "_copy", lambda self, place, first, into, free: given.append(into)
     )
@@ -117,7 +122,9 @@ def test_threads_may_write_to_a_tensor_that_is_read_while_scores_are_made(monkey
     assert given and not any(block.is_inference() for block in given)
 
 
-def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("small", [0, 2**30])
+def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(weight_reader, "SMALL", small)
     path = shutil.copy(FILES[0], tmp_path / "model.safetensors")
     places = tensor_places(path)
     name = max(places, key=lambda name: places[name].end)
