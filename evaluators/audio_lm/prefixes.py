@@ -35,6 +35,7 @@ CPU_CACHE_BYTES = 2**30
 FIRST_PLACES = {"cuda": 4096, "cpu": 1024, "mps": 1024}  # of a new cache, where it may take so many
 WORTHWHILE = 1.25  # a cache that may grow by less does not: all of it would be copied
 WAITING_FACTOR = 16  # without kernels, clips worth so many batches of audio tokens are collected
+FIRST_AHEAD = 4  # clips for each thread that are decoded at first, beside the first part
 GROWTH = 4  # each part of a call's clips may be so many times the one before
 BATCH_SHARE = 1 / 4  # of the cache, that a batch takes at most where it could be smaller
 Before = tuple[str, str]  # what stands before the audio: a system message, and a text of the user's
@@ -273,18 +274,20 @@ class Prefixes:
             places.setdefault(clip_key(clip, how), []).append(i)
         if self._embeddings.refused:  # room for this call's, where others' are kept
             self._embeddings.keep_only(places.keys())
-        for system in systems:
-            self._hold(system, 0, self._needed(system, 0))
-        missing: dict[Before, set[ClipKey]] = {}
-        for system in systems:
-            kept = self._kept(system, places)
-            missing[system] = places.keys() - kept.keys()
-            if kept:
-                yield self._ready(system, kept, places)
-        new = [key for key in places if any(key in keys for keys in missing.values())]
         unheard: list[ClipKey] = []
-        to_read = [clips[places[key][0]] for key in new if key not in self._embeddings.kept]
-        with self._tower.reader(to_read, how) as reader:
+        with self._tower.reader(self._unread(systems, places, clips), how) as reader:
+            # Clips are decoded while the system messages are computed.
+            reader.read_ahead(FIRST_AHEAD * reader.threads)
+            for system in systems:
+                self._hold(system, 0, self._needed(system, 0))
+            reader.also(self._unread(systems, places, clips))  # whose keys made room for these
+            missing: dict[Before, set[ClipKey]] = {}
+            for system in systems:
+                kept = self._kept(system, places)
+                missing[system] = places.keys() - kept.keys()
+                if kept:
+                    yield self._ready(system, kept, places)
+            new = [key for key in places if any(key in keys for keys in missing.values())]
             for part in self._parts(new, reader, shape):
                 audio = self._embed(part, reader, shape)
                 unheard += [key for key in part if not len(audio[key])]
@@ -303,6 +306,20 @@ class Prefixes:
                 len(unheard),
                 clips[places[unheard[0]][0]].clip_id,
             )
+
+    def _unread(
+        self,
+        systems: Sequence[Before],
+        places: Mapping[ClipKey, Sequence[int]],
+        clips: Sequence[Clip],
+    ) -> list[Clip]:
+        """Clips that the tower has to hear: neither their embeddings nor all of their keys and values are there."""
+        there = [self._kept(system, places) for system in systems]
+        return [
+            clips[first]
+            for key, (first, *_) in places.items()
+            if key not in self._embeddings.kept and any(key not in kept for kept in there)
+        ]
 
     def _sizes(self, shape: Shape) -> BatchSizes:
         """Tokens that a batch of clips may have; those of the largest take no large part of the cache."""
@@ -337,7 +354,7 @@ class Prefixes:
         first = shape.prefix * (1 if self._decoder.kernels is not None else WAITING_FACTOR)
         full = max(first, self._sizes(shape).largest)
         # The first part is small, and little is decoded beside it, so that the device starts early.
-        enough, ahead = first // GROWTH, 4 * reader.threads
+        enough, ahead = first // GROWTH, FIRST_AHEAD * reader.threads
         part: list[ClipKey] = []
         taken = 0
         for key in keys:

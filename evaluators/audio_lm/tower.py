@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluators.audio_lm.device import one_thread
@@ -31,26 +29,15 @@ def clip_key(clip: Clip, how: Presentation = AS_IS) -> ClipKey:
 
 
 @dataclass(frozen=True)
-class _Features:
-    """A decoded clip, and its features where they were stored or are made already."""
-
-    clip: DecodedClip
-    mel: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
 class _Reading:
     """A clip that is being decoded, or was."""
 
-    features: "Future[_Features]"
+    decoded: "Future[DecodedClip]"
     seconds: float
 
 
 class ClipReader:
     """Decodes clips in threads, ahead of the device, and lets go of each as its features are taken.
-
-    Beside a card the threads make the features, too: the thread that takes them has the card to keep busy. On a CPU,
-    which computes in all threads, features are made when they are taken, many at once.
 
     A context manager; leaving it waits for its threads.
 
@@ -58,23 +45,20 @@ class ClipReader:
         store: Features of clips.
         clips: What will be taken, about in that order; no two of the same content.
         how: They are presented.
-        ahead: Whether the threads make features.
     """
 
     threads = DECODING_THREADS
 
     def __init__(
-        self,
-        store: FeatureStore,
-        clips: Sequence[Clip],
-        how: Presentation = AS_IS,
-        ahead: bool = False,
+        self, store: FeatureStore, clips: Sequence[Clip], how: Presentation = AS_IS
     ) -> None:
-        self._store, self._how, self._ahead = store, how, ahead
+        self._store, self._how = store, how
         self._pool = ThreadPoolExecutor(self.threads)
-        self._left = deque(clips)
+        self._left: deque[Clip] = deque()
+        self._known: set[ClipKey] = set()
         self._begun: dict[ClipKey, _Reading] = {}
         self._seconds = 0.0
+        self.also(clips)
 
     def __enter__(self) -> "ClipReader":
         return self
@@ -87,6 +71,12 @@ class ClipReader:
     ) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
 
+    def also(self, clips: Sequence[Clip]) -> None:
+        """Clips that will be taken as well, but for those that it has, or had."""
+        new = [clip for clip in clips if clip_key(clip, self._how) not in self._known]
+        self._known.update(clip_key(clip, self._how) for clip in new)
+        self._left.extend(new)
+
     def read_ahead(self, most: int) -> None:
         """Starts to decode the next clips, until `most`, or a lot of audio, wait to be taken."""
         while self._left and len(self._begun) < most and self._seconds < SECONDS_AHEAD:
@@ -96,39 +86,30 @@ class ClipReader:
         """10 ms frames of a clip, once it is decoded. Raises what decoding raised."""
         while key not in self._begun:
             self._begin()
-        return self._begun[key].features.result().clip.frames
+        return self._begun[key].decoded.result().frames
 
     def take(self, keys: Sequence[ClipKey]) -> list[LogMel]:
         """Features of decoded clips, which are let go of; new features are stored."""
         reads = [self._begun.pop(key) for key in keys]
         self._seconds -= sum(read.seconds for read in reads)
-        features = [read.features.result() for read in reads]
-        new = iter(self._log_mel([f.clip.wave for f in features if f.mel is None]))
+        decoded = [read.decoded.result() for read in reads]
+        waves = [d.wave for d in decoded if d.wave is not None]
+        with one_thread():  # with four, a clip of a second has other bits
+            new = iter(self._store.log_mel(waves) if waves else ())
         out = []
-        for f in features:
-            mel = next(new) if f.mel is None else f.mel
-            if f.clip.mel is None and self._store.folder is not None:
-                self._pool.submit(self._store.keep, f.clip, mel)
-            out.append(LogMel(mel, f.clip.frames))
+        for d in decoded:
+            mel = next(new) if d.mel is None else d.mel
+            if d.mel is None and self._store.folder is not None:
+                self._pool.submit(self._store.keep, d, mel)
+            out.append(LogMel(mel, d.frames))
         return out
-
-    def _log_mel(self, waves: Sequence[Any]) -> list[NDArray[np.float32]]:
-        """Features of waves, on one thread: with four, a clip of a second has other bits."""
-        with one_thread():
-            return self._store.log_mel(waves) if waves else []
-
-    def _features(self, clip: Clip) -> _Features:
-        decoded = self._store.decode(clip, self._how)
-        if decoded.mel is not None or not self._ahead:
-            return _Features(decoded, decoded.mel)
-        return _Features(decoded, *self._log_mel([decoded.wave]))
 
     def _begin(self) -> None:
         clip = self._left.popleft()
         how = self._how
         seconds = max(clip.duration_ms, how.repeat_to_ms, how.pad_to_ms) / 1e3
-        features = self._pool.submit(self._features, clip)
-        self._begun[clip_key(clip, how)] = _Reading(features, seconds)
+        decoded = self._pool.submit(self._store.decode, clip, how)
+        self._begun[clip_key(clip, how)] = _Reading(decoded, seconds)
         self._seconds += seconds
 
 
@@ -147,8 +128,7 @@ class AudioTower:
 
     def reader(self, clips: Sequence[Clip], how: Presentation = AS_IS) -> ClipReader:
         """A reader of clips; one for each call."""
-        ahead = next(self._model.parameters()).device.type != "cpu"
-        return ClipReader(self._store, clips, how, ahead)
+        return ClipReader(self._store, clips, how)
 
     def share(self, frames: int) -> int:
         """What a clip of so many frames takes of the tower's line, in tokens."""

@@ -1,7 +1,6 @@
 """Clips of any duration: scored as the stock model does, whatever their company, at the cost of their own frames."""
 
 import contextlib
-import threading
 import weakref
 from dataclasses import replace
 
@@ -211,28 +210,6 @@ def test_features_are_made_on_one_thread_whatever_torch_has(tiny, made, threads)
     for mel, values in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mel.values, values)
     assert used == [1]
-
-
-def test_features_of_threads_are_those_made_at_once_and_are_stored(tiny, made, tmp_path):
-    clip, _ = made
-    clips = [clip(samples) for samples in (16000, 3200, 4801)]
-    keys, extractor = [clip_key(c) for c in clips], tiny[1].feature_extractor
-    found = []
-    for ahead in (False, True, True):  # the last finds them stored
-        store = FeatureStore(tmp_path / f"{ahead}", extractor)
-        used, log_mel = [], store.log_mel
-        store.log_mel = lambda waves, used=used, log_mel=log_mel: (
-            used.append(threading.current_thread() is threading.main_thread()),
-            log_mel(waves),
-        )[1]
-        with one_thread(), ClipReader(store, clips, ahead=ahead) as reader:
-            reader.read_ahead(3)
-            found.append((reader.take(keys), used))
-    assert [used for _, used in found] == [[True], [False] * 3, []]
-    for mels, _ in found[1:]:
-        for mel, other in zip(mels, found[0][0], strict=True):
-            np.testing.assert_array_equal(mel.values, other.values)
-            assert mel.frames == other.frames
 
 
 def test_long_clips_are_not_read_as_far_ahead_as_short_ones(tiny, made):
