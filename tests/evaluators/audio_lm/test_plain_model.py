@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
+from evaluators.audio_lm import plain_front as fronts
 from evaluators.audio_lm import scorer as scoring
 from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
@@ -19,7 +21,7 @@ from evaluators.audio_lm.identity import _deciding
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.model_folder import read_config
 from evaluators.audio_lm.plain_config import plain_config
-from evaluators.audio_lm.plain_front import PlainExtractor, plain_front
+from evaluators.audio_lm.plain_front import MODEL, PARTS, SPECIAL, PlainExtractor, plain_front
 from evaluators.audio_lm.plain_lora import plain_lora
 from evaluators.audio_lm.plain_model import PlainModel, fitting_model, load_plain
 from evaluators.audio_lm.scorer import AudioScorer
@@ -42,6 +44,14 @@ HUB = {  # as short as the hub's files are
     "torch_dtype": "bfloat16",
     "audio_token_index": 151646,
 }
+TEXTS = [
+    "Is it speech?",
+    " A",
+    "e\u0301 \u00e9 \u4f60\u597d \U0001f600",
+    "<|im_end|>\n\n  x",
+    "",
+    "\u00a0 1234's",
+]
 
 
 def weights(model):
@@ -206,15 +216,7 @@ def test_other_adapters_are_left_to_peft(tmp_path, settings):
 def test_the_tokenizer_gives_transformers_tokens():
     ours, theirs = plain_front(BASE).tokenizer, AutoProcessor.from_pretrained(BASE).tokenizer
     assert ours.get_vocab() == theirs.get_vocab()
-    texts = [
-        "Is it speech?",
-        " A",
-        "e\u0301 \u00e9 \u4f60\u597d \U0001f600",
-        "<|im_end|>\n\n  x",
-        "",
-        "\u00a0 1234's",
-    ]
-    for text in texts:
+    for text in TEXTS:
         ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert ours.encode(text) == ids
         assert ours.decode(ids) == theirs.decode(ids)
@@ -238,3 +240,93 @@ def test_another_tokenizer_is_left_to_transformers(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw)[:-9])
     with pytest.raises(UserError, match="cannot be read"):
         QWEN2_AUDIO.front(tmp_path)
+
+
+ODD = [None, 0, 1.5, True, "x", [1], [[]], [None], {"a": 1}, {"a": []}, [{"content": []}]]
+
+
+def small_folder(folder, **changes):
+    """The files that tell of a front end, with the smallest vocabulary; `changes` by file, then by key."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    made = {
+        "tokenizer.json": {
+            **PARTS,
+            "model": {**MODEL, "vocab": {"a": 0, "<e>": 1}, "merges": []},
+            "decoder": byte_level,
+            "post_processor": byte_level,
+            "added_tokens": [{"id": 1, "content": "<e>", **SPECIAL}],
+        },
+        "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<e>"},
+        "preprocessor_config.json": {"feature_extractor_type": "WhisperFeatureExtractor"},
+        "special_tokens_map.json": {"eos_token": {"content": "<e>"}},
+    }
+    for name, values in made.items():
+        (folder / name).write_text(json.dumps(values | changes.get(name.partition(".")[0], {})))
+    return folder
+
+
+def test_a_fault_in_reading_settings_is_not_taken_for_a_folder_of_another_kind(
+    tmp_path, monkeypatch
+):
+    assert plain_front(small_folder(tmp_path)) is not None
+    for part in ("_extractor", "_is_qwen2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(fronts, part, lambda folder: {}["ours"])
+            with pytest.raises(KeyError, match="ours"):
+                plain_front(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tokenizer", ["decoder", "added_tokens", "model", "normalizer", "post_processor"]),
+        ("tokenizer_config", ["eos_token", "extra_special_tokens", "added_tokens_decoder"]),
+        ("special_tokens_map", ["eos_token", "additional_special_tokens"]),
+        ("preprocessor_config", ["feature_size", "hop_length", "chunk_length", "n_fft"]),
+    ],
+)
+def test_settings_of_any_type_are_known_or_left_to_transformers(tmp_path, file, keys):
+    assert plain_front(small_folder(tmp_path)) is not None
+    for key in keys:
+        found = [plain_front(small_folder(tmp_path, **{file: {key: value}})) for value in ODD]
+        assert None in found, key
+
+
+@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_vocabulary_in_the_hubs_own_files_is_read_by_transformers_to_the_same_ids(
+    tmp_path, told_in
+):
+    """vocab.json and merges.txt in place of tokenizer.json; control tokens after the words, as in Qwen2-Audio-7B."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    shutil.copytree(BASE, whole, ignore=shutil.ignore_patterns("*.safetensors"))
+    raw = json.loads((BASE / "tokenizer.json").read_text())
+    control = [token["content"] for token in raw["added_tokens"]]
+    words = [word for word in raw["model"]["vocab"] if word not in control]
+    ids = {word: number for number, word in enumerate([*words, *control])}
+    raw["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in raw["added_tokens"]]
+    raw["model"]["vocab"] = {word: ids[word] for word in words}
+    (whole / "tokenizer.json").write_text(json.dumps(raw))
+    shutil.copytree(whole, parts, ignore=shutil.ignore_patterns("tokenizer.json"))
+    (parts / "vocab.json").write_text(json.dumps(raw["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
+    (parts / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    if told_in == "added_tokens.json":
+        (parts / told_in).write_text(json.dumps({token: ids[token] for token in control}))
+    else:
+        about = json.loads((parts / told_in).read_text())
+        decoder = {
+            token["id"]: {**SPECIAL, "content": token["content"]} for token in raw["added_tokens"]
+        }
+        (parts / told_in).write_text(json.dumps(about | {"added_tokens_decoder": decoder}))
+    assert plain_front(whole) is not None and plain_front(parts) is None
+    ours, theirs = (QWEN2_AUDIO.front(folder).tokenizer for folder in (whole, parts))
+    assert ours.get_vocab() == theirs.get_vocab() == ids
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
