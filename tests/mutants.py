@@ -343,7 +343,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/mel.py", "rate // 2", "rate // 4"),
     (
         "evaluators/audio_lm/stack.py",
-        "model = load_model(scorer.checkpoint, scorer.family, scorer.device, scorer.dtype)",
+        "model = load_model(*what, by_itself=True)",
         "model = stock_model(scorer.decoder.model)",
     ),
     # Clips of one's own: sources, splits, duplicates, units.

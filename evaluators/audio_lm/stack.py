@@ -323,7 +323,8 @@ def _has_answers(scorer: AudioScorer, prompt: Prompt) -> bool:
 
 
 def _ask(scorer: AudioScorer, prompt: Prompt, clips: tuple[Clip, Clip]) -> StockAnswers:
-    model = load_model(scorer.checkpoint, scorer.family, scorer.device, scorer.dtype)
+    what = scorer.checkpoint, scorer.family, scorer.device, scorer.dtype
+    model = load_model(*what, by_itself=True)
     merge(model, scorer.dtype, scorer.dequantize)
     stock = StockModel(model, scorer.processor, scorer.device)
     alone = torch.stack([stock.logp(prompt, clip) for clip in clips]).exp()
