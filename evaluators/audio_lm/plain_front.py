@@ -2,7 +2,7 @@
 
 The tokenizer is the `tokenizers` library's own, of tokenizer.json; transformers builds the same from the parts of that
 file. The extractor is what `features` reads of transformers' `WhisperFeatureExtractor`. A folder whose files say more
-than is known here is left to transformers.
+than is known here, or whose vocabulary lies in vocab.json and merges.txt, is left to transformers.
 """
 
 import functools

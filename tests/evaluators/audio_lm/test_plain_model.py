@@ -297,17 +297,12 @@ def test_settings_of_any_type_are_known_or_left_to_transformers(tmp_path, file, 
         assert None in found, key
 
 
-@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
-def test_a_vocabulary_in_the_hubs_own_files_is_read_by_transformers_to_the_same_ids(
-    tmp_path, told_in
-):
-    """vocab.json and merges.txt in place of tokenizer.json; control tokens after the words, as in Qwen2-Audio-7B."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+def in_parts(folder, words, control):
+    """Two folders of the pocket's front end, ids in this order: with tokenizer.json, with the hub's own files."""
+    whole, parts = folder / "whole", folder / "parts"
     shutil.copytree(BASE, whole, ignore=shutil.ignore_patterns("*.safetensors"))
-    raw = json.loads((BASE / "tokenizer.json").read_text())
-    control = [token["content"] for token in raw["added_tokens"]]
-    words = [word for word in raw["model"]["vocab"] if word not in control]
     ids = {word: number for number, word in enumerate([*words, *control])}
+    raw = json.loads((BASE / "tokenizer.json").read_text())
     raw["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in raw["added_tokens"]]
     raw["model"]["vocab"] = {word: ids[word] for word in words}
     (whole / "tokenizer.json").write_text(json.dumps(raw))
@@ -315,18 +310,49 @@ def test_a_vocabulary_in_the_hubs_own_files_is_read_by_transformers_to_the_same_
     (parts / "vocab.json").write_text(json.dumps(raw["model"]["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
     (parts / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    if told_in == "added_tokens.json":
-        (parts / told_in).write_text(json.dumps({token: ids[token] for token in control}))
-    else:
-        about = json.loads((parts / told_in).read_text())
-        decoder = {
-            token["id"]: {**SPECIAL, "content": token["content"]} for token in raw["added_tokens"]
-        }
-        (parts / told_in).write_text(json.dumps(about | {"added_tokens_decoder": decoder}))
+    return whole, parts
+
+
+def tell_of(tokens, folder, told_in):
+    """Writes (token -> id) beside a vocabulary."""
+    if told_in == "tokenizer_config.json":
+        decoder = {number: {**SPECIAL, "content": token} for token, number in tokens.items()}
+        about = json.loads((folder / told_in).read_text())
+        tokens = about | {"added_tokens_decoder": decoder}
+    (folder / told_in).write_text(json.dumps(tokens))
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """(Words, control tokens) of the pocket."""
+    raw = json.loads((BASE / "tokenizer.json").read_text())
+    control = [token["content"] for token in raw["added_tokens"]]
+    return [word for word in raw["model"]["vocab"] if word not in control], control
+
+
+@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_vocabulary_in_the_hubs_own_files_is_read_by_transformers_to_the_same_ids(
+    tmp_path, vocabulary, told_in
+):
+    """Control tokens come after the words, as in Qwen2-Audio-7B, and stand in neither vocab.json nor merges.txt."""
+    whole, parts = in_parts(tmp_path, *vocabulary)
+    first = len(vocabulary[0])
+    tell_of({token: first + i for i, token in enumerate(vocabulary[1])}, parts, told_in)
     assert plain_front(whole) is not None and plain_front(parts) is None
     ours, theirs = (QWEN2_AUDIO.front(folder).tokenizer for folder in (whole, parts))
-    assert ours.get_vocab() == theirs.get_vocab() == ids
+    assert ours.get_vocab() == theirs.get_vocab()
     for text in TEXTS:
-        assert ours.encode(text) == theirs.encode(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
+        ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ours.encode(text) == ids
+
+
+@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_control_token_with_another_id_than_told_is_one_sentence(tmp_path, vocabulary, told_in):
+    """As transformers gives them, in silence, where they should come before the words."""
+    folders = in_parts(tmp_path, *vocabulary)
+    for folder in folders:
+        tell_of({token: i for i, token in enumerate(vocabulary[1])}, folder, told_in)
+        with pytest.raises(
+            UserError, match=r"makes <\|im_start\|> token 19\d\d, its other files tell 1;"
+        ):
+            QWEN2_AUDIO.front(folder)
