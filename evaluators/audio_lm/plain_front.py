@@ -194,8 +194,9 @@ def _is_qwen2(folder: Path) -> bool:
         return False
     if not isinstance(added, list) or not all(map(_is_special, added)):
         return False
-    special = [token["content"] for token in added]
-    return all(token in special for token in _told_tokens(folder, settings))
+    special = {token["content"] for token in added}
+    told = _told_tokens(folder, settings)
+    return all(isinstance(token, str) and token in special for token in told)
 
 
 def _is_special(token: Any) -> bool:
