@@ -15,7 +15,7 @@ from evaluators.audio_lm import stack
 from evaluators.audio_lm.generic import GenericScorer
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH
-from evaluators.clips import Audio, ClipSet
+from evaluators.clips import Audio, Clip, ClipSet
 from evaluators.endpoint import Endpoint
 from evaluators.evaluator import Array, Evaluator, ScoreTable
 from evaluators.findings import Finding
@@ -88,6 +88,18 @@ def _odds(logp: Array, label: int) -> Array:
     return np.asarray(logp[:, label] - np.logaddexp.reduce(others, -1))
 
 
+def ask_stock(
+    evaluator: Evaluator, prompts: Sequence[Prompt], clips: Sequence[Clip]
+) -> stack.StockAnswers | Finding | None:
+    """What the installed library says by itself, for `check_company`; None where it is not asked.
+
+    Of a model that runs here it loads weights of its own, so it comes before all that scores: see `stack.ask_stock`.
+    """
+    if not isinstance(evaluator, AudioScorer):
+        return None
+    return stack.ask_stock(evaluator, prompts, clips)
+
+
 def check_loaded(
     evaluator: Evaluator, prompts: Sequence[Prompt]
 ) -> Generator[Finding, None, Evaluator]:
@@ -149,16 +161,22 @@ def check_hearing(
     return arrives
 
 
-def check_company(evaluator: Evaluator, table: ScoreTable, arrives: bool) -> Iterator[Finding]:
+def check_company(
+    evaluator: Evaluator,
+    table: ScoreTable,
+    stock: stack.StockAnswers | Finding | None,
+    arrives: bool,
+) -> Iterator[Finding]:
     """Whether clips have the same answers alone, in a batch, and by the installed library's own forward.
 
     Args:
         evaluator: As for `check_hearing`.
         table: What it says of clips of several lengths.
+        stock: What `ask_stock` returned.
         arrives: What `check_hearing` returned.
     """
-    if isinstance(evaluator, AudioScorer):
-        yield from stack.check_stock(evaluator, table, arrives)
+    if isinstance(evaluator, AudioScorer) and stock is not None:
+        yield from stack.check_stock(evaluator, table, stock, arrives)
     prompt = table.prompts[:1]
     by_length = sorted(table.clips, key=lambda clip: clip.duration_ms)
     half = by_length[: COMPANY // 2], by_length[::-1][: COMPANY // 2]

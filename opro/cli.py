@@ -411,9 +411,9 @@ class _Shown(io.TextIOBase):
         return int(self.stream.fileno())
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream below."""
-        return str(self.stream.encoding)
+    def encoding(self) -> str | None:  # type: ignore[override]
+        """Of the stream below; None where it has none, as one that keeps its text in memory."""
+        return None if self.stream.encoding is None else str(self.stream.encoding)
 
 
 @contextlib.contextmanager

@@ -264,8 +264,14 @@ def _training(checkpoint: Checkpoint | None) -> Iterator[Finding]:
 
 
 def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Clips) -> Iterator[Finding]:
-    from evaluators.functional import check_company, check_hearing, check_loaded  # with torch
+    from evaluators.functional import (  # with torch
+        ask_stock,
+        check_company,
+        check_hearing,
+        check_loaded,
+    )
 
+    stock = ask_stock(evaluator, prompts, clips.tried)  # first: its weights do not lie beside ours
     before = evaluator.about().batch_tokens
     evaluator = yield from check_loaded(evaluator, prompts)
     try:
@@ -280,7 +286,7 @@ def _scores(evaluator: Evaluator, prompts: Sequence[Prompt], clips: Clips) -> It
     if own is not None and [label for label, _ in own.answers] == list(clips.tried.task.labels):
         prompts = tuple(dict.fromkeys((*prompts, own)))  # it may know with no other one
     arrives = yield from check_hearing(evaluator, prompts, clips.clear, clips.reference)
-    yield from check_company(evaluator, table, arrives)
+    yield from check_company(evaluator, table, stock, arrives)
     after = evaluator.about().batch_tokens
     if after != before:
         yield Finding(

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from evaluators.audio_lm import templates
 from evaluators.audio_lm.checkpoint import OMNI
 from evaluators.audio_lm.features import ONE_WINDOW, FeatureStore, Windows
-from evaluators.audio_lm.model_folder import read_config, read_processor
+from evaluators.audio_lm.model_folder import read_config, read_object, read_processor
 from evaluators.audio_lm.packed_tower import (
     LogMel,
     embed_qwen2_5_omni,
@@ -163,15 +163,32 @@ def _voxtral_processor(folder: Path) -> Any:
 
 
 def _check_tokens(processor: Any, template: Template, folder: Path) -> Any:
-    """The processor. Raises UserError where its tokenizer lacks a control token of the template."""
-    known = processor.tokenizer.get_vocab()
+    """The processor. Raises UserError where its tokenizer lacks a control token, or gives it another id than told."""
+    known, told = processor.tokenizer.get_vocab(), _told_ids(folder)
     for text, control in (*template.before("told"), (template.audio, True), *template.after("")):
         if control and text not in known:
             raise UserError(
                 f"the tokenizer in {str(folder)!r} does not know {text}, which the chat template"
                 " needs; download the base model's own tokenizer"
             )
+        if control and told.get(text, str(known[text])) != str(known[text]):
+            raise UserError(
+                f"the tokenizer in {str(folder)!r} makes {text} token {known[text]}, its other files tell"
+                f" {told[text]}; download the base model's own tokenizer, with its tokenizer.json"
+            )
     return processor
+
+
+def _told_ids(folder: Path) -> dict[str, str]:
+    """Ids of added tokens as a folder's files tell them beside its vocabulary, as far as they do."""
+    listed, about = (folder / name for name in ("added_tokens.json", "tokenizer_config.json"))
+    beside = read_object(listed) if listed.is_file() else {}
+    told = {token: str(number) for token, number in beside.items()}
+    entries = read_object(about).get("added_tokens_decoder") if about.is_file() else None
+    for number, token in entries.items() if isinstance(entries, dict) else ():
+        text = token.get("content") if isinstance(token, dict) else None
+        told |= {text: number} if isinstance(text, str) else {}
+    return told
 
 
 def _omni_encode(model: Any, mel: Tensor, frames: int) -> Tensor:

@@ -46,9 +46,22 @@ def check_load(checkpoint: Checkpoint, family: OfClass) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint, family: OfClass, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    family: OfClass,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    by_itself: bool = False,
 ) -> Any:
     """The model with its adapter in place, through the ordinary classes; safetensors only, no remote code.
+
+    Args:
+        checkpoint: What to load.
+        family: Its kind.
+        device: Where to.
+        dtype: Of weights that are not 4-bit.
+        by_itself: Whether transformers reads the checkpoint's own files, as slowly as it does, and nothing of ours is
+            on the way of a weight.
 
     Raises:
         UserError: As `check_load`, before memory is taken.
@@ -60,7 +73,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype}
     if device.type != "mps":
         options["device_map"] = {"": device}  # weights go from the file straight to the card
-    kept = kept_folder(checkpoint, dtype, device)
+    kept = None if by_itself else kept_folder(checkpoint, dtype, device)
     folder = kept if kept is not None and is_whole(kept) else checkpoint.base
     if checkpoint.quantization == "nf4" and folder == checkpoint.base:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -69,7 +82,8 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model_class, reader = getattr(transformers, family.model_class), open_reader(folder, device)
+    model_class = getattr(transformers, family.model_class)
+    reader = None if by_itself else open_reader(folder, device)
     if reader is None:
         model = read_model(model_class, folder, **options)
     else:

@@ -2,7 +2,7 @@
 
 The tokenizer is the `tokenizers` library's own, of tokenizer.json; transformers builds the same from the parts of that
 file. The extractor is what `features` reads of transformers' `WhisperFeatureExtractor`. A folder whose files say more
-than is known here is left to transformers.
+than is known here, or whose vocabulary lies in vocab.json and merges.txt, is left to transformers.
 """
 
 import functools
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from evaluators.audio_lm.model_folder import read_object
+from evaluators.errors import UserError
+from evaluators.mel import mel_filters
 
 PATTERN = (  # by which Qwen2's tokenizer splits text into words
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -71,7 +73,6 @@ SETTINGS = frozenset(
     " pad_token processor_class split_special_tokens tokenizer_class unk_token".split()
 )
 OTHERS = "added_tokens.json", "special_tokens_map.json"  # may say more of tokens
-LOWEST_LOG_HZ, LOWEST_LOG_MEL = 1000.0, 15.0
 
 
 class PlainTokenizer:
@@ -125,7 +126,7 @@ class PlainExtractor:
 
     @functools.cached_property
     def mel_filters(self) -> NDArray[np.float64]:
-        """``[frequency, mel bin]``: see `mel_filters`."""
+        """``[frequency, mel bin]``: see `evaluators.mel`."""
         return mel_filters(self.n_fft // 2 + 1, self.feature_size, self.sampling_rate)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,33 +139,18 @@ class PlainExtractor:
         return asdict(self) | more
 
 
-def mel_filters(frequencies: int, bins: int, rate: int) -> NDArray[np.float64]:
-    """``[frequency, mel bin]``: triangles of equal area on the mel scale of Slaney's Auditory Toolbox, 0 to 8 kHz.
-
-    Below 1 kHz a mel is 200/3 Hz, above it 27 mel are a factor of 6.4.
-    """
-    step = np.log(6.4) / 27.0
-    top = LOWEST_LOG_MEL + np.log(8000.0 / LOWEST_LOG_HZ) * (27.0 / np.log(6.4))
-    mels = np.linspace(0.0, top, bins + 2)
-    edges = 200.0 * mels / 3.0
-    high = mels >= LOWEST_LOG_MEL
-    edges[high] = LOWEST_LOG_HZ * np.exp(step * (mels[high] - LOWEST_LOG_MEL))
-    widths, distances = np.diff(edges), edges - np.linspace(0, rate // 2, frequencies)[:, None]
-    rising, falling = -distances[:, :-2] / widths[:-1], distances[:, 2:] / widths[1:]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return triangles * (2.0 / (edges[2:] - edges[:-2]))
-
-
 def plain_front(folder: Path) -> SimpleNamespace | None:
     """`tokenizer` and `feature_extractor` of a folder; None where transformers has to read them."""
     try:
         extractor = _extractor(folder)
-        if extractor is None or not _is_qwen2(folder):
-            return None
+        known = extractor is not None and _is_qwen2(folder)
+    except UserError:  # a file is torn: transformers meets it again, and a sentence says so
+        return None
+    if not known:
+        return None
+    try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except (
-        Exception
-    ):  # tokenizers raises no other; transformers meets it again, and a sentence says so
+    except Exception:  # tokenizers raises no other; the same
         return None
     return SimpleNamespace(tokenizer=PlainTokenizer(tokenizer), feature_extractor=extractor)
 
@@ -178,14 +164,14 @@ def _extractor(folder: Path) -> PlainExtractor | None:
     if not isinstance(raw, dict) or raw.get("feature_extractor_type") != "WhisperFeatureExtractor":
         return None
     fields = {f: v for f, v in vars(PlainExtractor).items() if f in PlainExtractor.__annotations__}
-    try:
-        made = PlainExtractor(**{name: raw[name] for name in fields if name in raw})
-        types = all(type(getattr(made, f)) is type(default) for f, default in fields.items())
-        known = made.to_dict() | {"processor_class": raw.get("processor_class")}
-    except (TypeError, ZeroDivisionError):
+    made = PlainExtractor(**{name: raw[name] for name in fields if name in raw})
+    if any(type(getattr(made, f)) is not type(default) for f, default in fields.items()):
         return None
     usual = made.sampling_rate == PlainExtractor.sampling_rate and made.padding_side == "right"
-    return made if types and usual and raw.items() <= known.items() else None
+    if not usual or made.hop_length == 0:
+        return None
+    known = made.to_dict() | {"processor_class": raw.get("processor_class")}
+    return made if raw.items() <= known.items() else None
 
 
 def _is_qwen2(folder: Path) -> bool:
@@ -203,24 +189,32 @@ def _is_qwen2(folder: Path) -> bool:
         return False
     if any(model.get(name, usual) != usual for name, usual in MODEL.items()):
         return False
-    if (raw.get("decoder") or {}).get("type") != "ByteLevel":
+    decoder, added = raw.get("decoder"), raw.get("added_tokens") or []
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         return False
-    added = {token.get("content"): token for token in raw.get("added_tokens") or ()}
-    special = {text for text, token in added.items() if SPECIAL.items() <= token.items()}
-    return added.keys() == special and all(
-        token in special for token in _told_tokens(folder, settings)
-    )
+    if not isinstance(added, list) or not all(map(_is_special, added)):
+        return False
+    special = {token["content"] for token in added}
+    told = _told_tokens(folder, settings)
+    return all(isinstance(token, str) and token in special for token in told)
+
+
+def _is_special(token: Any) -> bool:
+    """Whether an entry of tokenizer.json is a control token as transformers would add it."""
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+        return False
+    return SPECIAL.items() <= token.items()
 
 
 def _told_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[Any]:
-    """Tokens that other files than tokenizer.json tell of."""
+    """Tokens that other files than tokenizer.json tell of; whatever else stands in their place, too."""
     told = [settings, *(read_object(folder / n) for n in OTHERS[1:] if (folder / n).is_file())]
     for about in told:
         values = [about[name] for name in NAMED if about.get(name)]
-        for name in LISTED:
+        for name in (*LISTED, "added_tokens_decoder"):
             listed = about.get(name) or []
-            values += listed.values() if isinstance(listed, dict) else listed
-        values += (about.get("added_tokens_decoder") or {}).values()
+            listed = list(listed.values()) if isinstance(listed, dict) else listed
+            values += listed if isinstance(listed, list) else [listed]  # which is no token
         yield from (v.get("content") if isinstance(v, dict) else v for v in values)
     if (folder / OTHERS[0]).is_file():
         yield from read_object(folder / OTHERS[0])

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import gc
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from evaluators.audio_lm import selftest
+from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.answer_tokens import find_answers
 from evaluators.audio_lm.checkpoint import SelfTest
 from evaluators.audio_lm.families import QWEN2_AUDIO, family_of
 from evaluators.audio_lm.generic import GenericScorer
-from evaluators.audio_lm.loading import stock_model
+from evaluators.audio_lm.loading import load_model, stock_model
 from evaluators.audio_lm.model_folder import tensor_types
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.selftest import EXACT, ROUGH, Tolerance
@@ -42,6 +44,7 @@ SAME = 1e-6  # features or probabilities that are the same
 ALIKE = (
     0.01  # relative distance of embeddings: those of a clip and of silence are 0.9 apart and more
 )
+ELSEWHERE = "scores here do not go through it, other programs do"
 TRAIN_AGAIN = "train it again with the template that scores use, as python -m opro.finetune does"
 
 
@@ -266,13 +269,92 @@ def where_lost(scorer: AudioScorer, clips: Sequence[Clip]) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class StockAnswers:
+    """What the installed library says by itself of two clips, with weights that it has loaded itself.
+
+    Attributes:
+        prompt: What it was asked.
+        clips: The shortest and the longest.
+        alone: ``[clip, token]`` probabilities of each clip by itself.
+        batch: The same of both, padded in a batch.
+        silence: ``[token]`` probabilities of silence that is as long as the longest.
+    """
+
+    prompt: Prompt
+    clips: tuple[Clip, Clip]
+    alone: Tensor
+    batch: Tensor
+    silence: Tensor
+
+
+def ask_stock(
+    scorer: AudioScorer, prompts: Sequence[Prompt], clips: Sequence[Clip]
+) -> StockAnswers | Finding | None:
+    """The installed library's own forward, on the first prompt that has answer tokens.
+
+    The checkpoint is loaded anew, by that library alone, so that weights that a scorer loads wrong do not go into both
+    sides of the comparison. It is dropped before this returns: where the scorer has loaded nothing yet, only one model
+    lies in memory.
+
+    Returns:
+        A finding where the library cannot do it; None where there is nothing to ask it.
+    """
+    known = (prompt for prompt in prompts if _has_answers(scorer, prompt))
+    prompt = next(known, None)
+    if prompt is None or scorer.family.model_class != QWEN2_AUDIO.model_class:
+        return None
+    by_length = sorted(clips, key=lambda clip: clip.duration_ms)
+    try:
+        return _ask(scorer, prompt, (by_length[0], by_length[-1]))
+    except Exception as error:  # whatever a library may raise; it is not on the way of a score
+        return _cannot_run(error)
+    finally:
+        if scorer.device.type == "cuda":
+            gc.collect()  # should a library's model refer to itself
+            torch.cuda.empty_cache()
+
+
+def _has_answers(scorer: AudioScorer, prompt: Prompt) -> bool:
+    try:
+        find_answers(scorer.processor.tokenizer, prompt)
+    except PromptError:
+        return False
+    return True
+
+
+def _ask(scorer: AudioScorer, prompt: Prompt, clips: tuple[Clip, Clip]) -> StockAnswers:
+    what = scorer.checkpoint, scorer.family, scorer.device, scorer.dtype
+    model = load_model(*what, by_itself=True)
+    merge(model, scorer.dtype, scorer.dequantize)
+    stock = StockModel(model, scorer.processor, scorer.device)
+    alone = torch.stack([stock.logp(prompt, clip) for clip in clips]).exp()
+    batch = stock.forward(stock.batch(prompt, clips)).exp()
+    silence = stock.logp(prompt, dataclasses.replace(clips[-1], audio="silence")).exp()
+    return StockAnswers(prompt, clips, alone.cpu(), batch.cpu(), silence.cpu())
+
+
+def _cannot_run(error: Exception) -> Finding:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return Finding(
+        "look",
+        "stock",
+        f"{_stock()} cannot run this model ({type(error).__name__}: {said}); {ELSEWHERE}",
+        "take another version of it for programs that do",
+    )
+
+
+def _stock() -> str:
+    return f"transformers {_installed('transformers')} by itself"
+
+
+@dataclass(frozen=True)
 class _StockDistances:
     """How far answers of the installed library's own forward lie apart, in probability.
 
     Attributes:
         silence: Of a clip and of silence.
         batch: Of clips alone and padded in a batch.
-        ours: Of them and of the scores given here; None where an answer takes several tokens.
+        ours: Of them and of the scores given here; None where an answer takes several tokens, or was not scored.
     """
 
     silence: float
@@ -280,7 +362,9 @@ class _StockDistances:
     ours: float | None
 
 
-def check_stock(scorer: AudioScorer, table: ScoreTable, arrives: bool) -> Iterator[Finding]:
+def check_stock(
+    scorer: AudioScorer, table: ScoreTable, stock: StockAnswers | Finding, arrives: bool
+) -> Iterator[Finding]:
     """Whether the installed library's own forward hears, pads well, and gives the scores that are given here.
 
     Scores do not go through it, but other programs do: trainers and evaluations elsewhere.
@@ -288,31 +372,25 @@ def check_stock(scorer: AudioScorer, table: ScoreTable, arrives: bool) -> Iterat
     Args:
         scorer: The model.
         table: What it says of clips.
+        stock: What `ask_stock` returned.
         arrives: Audio moves these scores, so that it should move the library's, too.
     """
-    if scorer.family.model_class != QWEN2_AUDIO.model_class:
+    if isinstance(stock, Finding):
+        yield stock
         return
-    who = f"transformers {_installed('transformers')} by itself"
-    elsewhere = "scores here do not go through it, other programs do"
     try:
-        found = _stock_distances(scorer, table)
-        yield from _check_chat_template(scorer, table.prompts[0])
-    except Exception as error:  # whatever a library may raise; it is not on the way of a score
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        yield Finding(
-            "look",
-            "stock",
-            f"{who} cannot run this model ({type(error).__name__}: {said}); {elsewhere}",
-            "take another version of it for programs that do",
-        )
+        yield from _check_chat_template(scorer, stock.prompt)
+    except Exception as error:  # as of `ask_stock`
+        yield _cannot_run(error)
         return
+    found, who = _stock_distances(scorer, table, stock), _stock()
     allowed = precision(scorer).probability
     if found.silence < SAME:
         if arrives:  # else it is lost in the model, which is said already
             yield Finding(
                 "look",
                 "stock",
-                f"{who} gives the same answers to a clip and to silence: its processor hands no audio on; {elsewhere}",
+                f"{who} gives the same answers to a clip and to silence: its processor hands no audio on; {ELSEWHERE}",
                 "give the processor audio= (not audios=) and sampling_rate=, and the processor's files of this model",
             )
         return
@@ -321,7 +399,7 @@ def check_stock(scorer: AudioScorer, table: ScoreTable, arrives: bool) -> Iterat
             "look",
             "stock",
             f"{who} answers a clip otherwise alone than padded in a batch, by {found.batch:.2g} in probability:"
-            f" padding is heard; {elsewhere}",
+            f" padding is heard; {ELSEWHERE}",
             "train and evaluate there with one clip a batch, or hand on the attention mask and pad on the left",
         )
     if found.ours is not None and found.ours > allowed:
@@ -345,23 +423,22 @@ def check_stock(scorer: AudioScorer, table: ScoreTable, arrives: bool) -> Iterat
         )
 
 
-def _stock_distances(scorer: AudioScorer, table: ScoreTable) -> _StockDistances:
-    """Measured on the first prompt, with the shortest and the longest clip."""
-    stock = StockModel(scorer.decoder.model, scorer.processor, scorer.device)
-    order = np.argsort([clip.duration_ms for clip in table.clips], kind="stable")
-    tried = [int(order[0]), int(order[-1])]
-    prompt, clips = table.prompts[0], [table.clips[i] for i in tried]
-    alone = torch.stack([stock.logp(prompt, clip) for clip in clips]).exp()
-    silent = stock.logp(prompt, dataclasses.replace(clips[-1], audio="silence")).exp()
-    batch = stock.forward(stock.batch(prompt, clips)).exp()
-    groups = find_answers(scorer.processor.tokenizer, prompt).sequences
+def _stock_distances(
+    scorer: AudioScorer, table: ScoreTable, stock: StockAnswers
+) -> _StockDistances:
+    groups = find_answers(scorer.processor.tokenizer, stock.prompt).sequences
     ours = None
-    if all(len(sequence) == 1 for group in groups for sequence in group):
+    scored = stock.prompt in table.prompts and all(clip in table.clips for clip in stock.clips)
+    if scored and all(len(sequence) == 1 for group in groups for sequence in group):
         columns = [[sequence[0] for sequence in group] for group in groups]
-        theirs = np.array([[float(row[part].sum()) for part in columns] for row in alone])
-        ours = float(np.abs(theirs - np.exp(table.logp[0, tried])).max())
+        theirs = np.array([[float(row[part].sum()) for part in columns] for row in stock.alone])
+        tried = [table.clips.index(clip) for clip in stock.clips]
+        here = np.exp(table.logp[table.prompts.index(stock.prompt), tried])
+        ours = float(np.abs(theirs - here).max())
     return _StockDistances(
-        float((silent - alone[-1]).abs().max()), float((batch - alone).abs().max()), ours
+        float((stock.silence - stock.alone[-1]).abs().max()),
+        float((stock.batch - stock.alone).abs().max()),
+        ours,
     )
 
 

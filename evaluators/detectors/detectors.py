@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from evaluators.audio import RATE, Wave
 from evaluators.errors import UserError
+from evaluators.mel import mel_filters
 
 Floats = NDArray[np.float64]
 FRAME = 512  # samples, 32 ms: what Silero takes at once at 16 kHz
@@ -258,11 +259,7 @@ HOP, WINDOW, FFT, MELS = 160, 400, 512, 80  # samples: 10 and 25 ms; bands of Ma
 
 def mel_bank() -> Floats:
     """``[80, 257]`` triangles on Slaney's mel scale from 0 to 8 kHz, of equal area, as librosa makes them."""
-    from transformers.audio_utils import mel_filter_bank
-
-    bins = FFT // 2 + 1
-    bank = mel_filter_bank(bins, MELS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
-    return np.asarray(bank, dtype=np.float64).T
+    return mel_filters(FFT // 2 + 1, MELS, RATE).T
 
 
 def log_mel(wave: Wave, bank: Floats) -> tuple[NDArray[np.float32], int]:

@@ -43,10 +43,19 @@ class _Note:
 
 
 class StepTrainer(Trainer):
-    """Trainer for a model of which few weights are trained, and which gives its own loss."""
+    """Trainer for a model of which few weights are trained, and which gives its own loss.
+
+    Two methods that it replaces are not public, `_clip_grad_norm` and `_maybe_log_save_evaluate`. What is public will
+    not do: without a limit Trainer takes the norm of all gradients once more, and no callback is told of norm or loss.
+    A test says so when another version of transformers no longer calls them.
+
+    Attributes:
+        logs_late: Whether a loss is logged a step later.
+    """
 
     def __init__(self, model: Any, **arguments: Any) -> None:
         super().__init__(model=model, **arguments)
+        self.logs_late = self.args.device.type == "cuda"
         model.eval()  # so that the first step sets all modules to training, whatever they were
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self._note: _Note | None = None
@@ -74,7 +83,7 @@ class StepTrainer(Trainer):
         self, tr_loss: Tensor, grad_norm: Any, *rest: Any, learning_rate: float | None = None
     ) -> None:
         """Trainer's, but on a card the loss is logged a step later, or before a validation and at the end."""
-        if self.args.device.type == "cuda":
+        if self.logs_late:
             before, self._note = self._note, self._noted(tr_loss, grad_norm, learning_rate)
             self._tell(before)
             control = self.control

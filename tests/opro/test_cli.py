@@ -1,6 +1,7 @@
 """Command lines: flags over a file over defaults, and every mistake is one sentence."""
 
 import gc
+import io
 import os
 import runpy
 import signal
@@ -196,3 +197,15 @@ def test_the_garbage_collector_looks_less_often_in_a_verb_and_as_before_after_it
     with pytest.raises(ZeroDivisionError):
         run_verb(lambda: 1 // 0)
     assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize(
+    ("stream", "encoding"),
+    [(io.StringIO(), None), (io.TextIOWrapper(io.BytesIO(), encoding="latin-1"), "latin-1")],
+    ids=["text in memory", "a file"],
+)
+def test_what_a_verb_prints_to_has_the_encoding_of_the_stream_below(monkeypatch, stream, encoding):
+    monkeypatch.setattr(sys, "stdout", stream)
+    seen = []
+    assert run_verb(lambda: seen.append(sys.stdout) or DONE) == DONE
+    assert seen[0] is not stream and seen[0].encoding == encoding

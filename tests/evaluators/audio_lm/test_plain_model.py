@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from evaluators.audio_lm import kept_weights
+from evaluators.audio_lm import plain_front as fronts
 from evaluators.audio_lm import scorer as scoring
 from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
@@ -21,7 +23,7 @@ from evaluators.audio_lm.identity import _deciding
 from evaluators.audio_lm.loading import load_model
 from evaluators.audio_lm.model_folder import read_config
 from evaluators.audio_lm.plain_config import plain_config
-from evaluators.audio_lm.plain_front import PlainExtractor, plain_front
+from evaluators.audio_lm.plain_front import MODEL, PARTS, SPECIAL, PlainExtractor, plain_front
 from evaluators.audio_lm.plain_lora import plain_lora
 from evaluators.audio_lm.plain_model import PlainModel, fitting_model, load_plain
 from evaluators.audio_lm.scorer import AudioScorer
@@ -45,6 +47,14 @@ HUB = {  # as short as the hub's files are
     "torch_dtype": "bfloat16",
     "audio_token_index": 151646,
 }
+TEXTS = [
+    "Is it speech?",
+    " A",
+    "e\u0301 \u00e9 \u4f60\u597d \U0001f600",
+    "<|im_end|>\n\n  x",
+    "",
+    "\u00a0 1234's",
+]
 
 
 def weights(model):
@@ -232,15 +242,7 @@ def test_other_adapters_are_left_to_peft(tmp_path, settings):
 def test_the_tokenizer_gives_transformers_tokens():
     ours, theirs = plain_front(BASE).tokenizer, AutoProcessor.from_pretrained(BASE).tokenizer
     assert ours.get_vocab() == theirs.get_vocab()
-    texts = [
-        "Is it speech?",
-        " A",
-        "e\u0301 \u00e9 \u4f60\u597d \U0001f600",
-        "<|im_end|>\n\n  x",
-        "",
-        "\u00a0 1234's",
-    ]
-    for text in texts:
+    for text in TEXTS:
         ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert ours.encode(text) == ids
         assert ours.decode(ids) == theirs.decode(ids)
@@ -264,3 +266,119 @@ def test_another_tokenizer_is_left_to_transformers(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw)[:-9])
     with pytest.raises(UserError, match="cannot be read"):
         QWEN2_AUDIO.front(tmp_path)
+
+
+ODD = [None, 0, 1.5, True, "x", [1], [[]], [None], {"a": 1}, {"a": []}, [{"content": []}]]
+
+
+def small_folder(folder, **changes):
+    """The files that tell of a front end, with the smallest vocabulary; `changes` by file, then by key."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    made = {
+        "tokenizer.json": {
+            **PARTS,
+            "model": {**MODEL, "vocab": {"a": 0, "<e>": 1}, "merges": []},
+            "decoder": byte_level,
+            "post_processor": byte_level,
+            "added_tokens": [{"id": 1, "content": "<e>", **SPECIAL}],
+        },
+        "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<e>"},
+        "preprocessor_config.json": {"feature_extractor_type": "WhisperFeatureExtractor"},
+        "special_tokens_map.json": {"eos_token": {"content": "<e>"}},
+    }
+    for name, values in made.items():
+        (folder / name).write_text(json.dumps(values | changes.get(name.partition(".")[0], {})))
+    return folder
+
+
+def test_a_fault_in_reading_settings_is_not_taken_for_a_folder_of_another_kind(
+    tmp_path, monkeypatch
+):
+    assert plain_front(small_folder(tmp_path)) is not None
+    for part in ("_extractor", "_is_qwen2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(fronts, part, lambda folder: {}["ours"])
+            with pytest.raises(KeyError, match="ours"):
+                plain_front(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tokenizer", ["decoder", "added_tokens", "model", "normalizer", "post_processor"]),
+        ("tokenizer_config", ["eos_token", "extra_special_tokens", "added_tokens_decoder"]),
+        ("special_tokens_map", ["eos_token", "additional_special_tokens"]),
+        ("preprocessor_config", ["feature_size", "hop_length", "chunk_length", "n_fft"]),
+    ],
+)
+def test_settings_of_any_type_are_known_or_left_to_transformers(tmp_path, file, keys):
+    assert plain_front(small_folder(tmp_path)) is not None
+    for key in keys:
+        found = [plain_front(small_folder(tmp_path, **{file: {key: value}})) for value in ODD]
+        assert None in found, key
+
+
+def in_parts(folder, words, control):
+    """Two folders of the pocket's front end, ids in this order: with tokenizer.json, with the hub's own files."""
+    whole, parts = folder / "whole", folder / "parts"
+    shutil.copytree(BASE, whole, ignore=shutil.ignore_patterns("*.safetensors"))
+    ids = {word: number for number, word in enumerate([*words, *control])}
+    raw = json.loads((BASE / "tokenizer.json").read_text())
+    raw["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in raw["added_tokens"]]
+    raw["model"]["vocab"] = {word: ids[word] for word in words}
+    (whole / "tokenizer.json").write_text(json.dumps(raw))
+    shutil.copytree(whole, parts, ignore=shutil.ignore_patterns("tokenizer.json"))
+    (parts / "vocab.json").write_text(json.dumps(raw["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]]
+    (parts / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return whole, parts
+
+
+def tell_of(tokens, folder, told_in):
+    """Writes (token -> id) beside a vocabulary."""
+    if told_in == "tokenizer_config.json":
+        decoder = {number: {**SPECIAL, "content": token} for token, number in tokens.items()}
+        about = json.loads((folder / told_in).read_text())
+        tokens = about | {"added_tokens_decoder": decoder}
+    (folder / told_in).write_text(json.dumps(tokens))
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """(Words, control tokens) of the pocket."""
+    raw = json.loads((BASE / "tokenizer.json").read_text())
+    control = [token["content"] for token in raw["added_tokens"]]
+    return [word for word in raw["model"]["vocab"] if word not in control], control
+
+
+@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_vocabulary_in_the_hubs_own_files_is_read_by_transformers_to_the_same_ids(
+    tmp_path, vocabulary, told_in
+):
+    """Control tokens come after the words, as in Qwen2-Audio-7B, and stand in neither vocab.json nor merges.txt."""
+    whole, parts = in_parts(tmp_path, *vocabulary)
+    first = len(vocabulary[0])
+    tell_of({token: first + i for i, token in enumerate(vocabulary[1])}, parts, told_in)
+    assert plain_front(whole) is not None and plain_front(parts) is None
+    ours, theirs = (QWEN2_AUDIO.front(folder).tokenizer for folder in (whole, parts))
+    assert ours.get_vocab() == theirs.get_vocab()
+    for text in TEXTS:
+        ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ours.encode(text) == ids
+
+
+@pytest.mark.parametrize("told_in", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_control_token_with_another_id_than_told_is_one_sentence(tmp_path, vocabulary, told_in):
+    """As transformers gives them, in silence, where they should come before the words."""
+    folders = in_parts(tmp_path, *vocabulary)
+    for folder in folders:
+        tell_of({token: i for i, token in enumerate(vocabulary[1])}, folder, told_in)
+        with pytest.raises(
+            UserError, match=r"makes <\|im_start\|> token 19\d\d, its other files tell 1;"
+        ):
+            QWEN2_AUDIO.front(folder)

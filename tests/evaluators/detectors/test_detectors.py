@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers.audio_utils import mel_filter_bank
 
 from evaluators.classifier import Classifier, decide
 from evaluators.clips import ClipSet, clip_wave
@@ -245,6 +246,12 @@ def test_a_bank_covers_every_frequency_with_equal_area():
     assert bank.shape == (80, 257) and (bank >= 0).all()
     assert (bank[:, 2:-2].sum(0) > 0).all()  # no gap between bands
     assert bank.argmax(1).tolist() == sorted(bank.argmax(1))
+
+
+def test_a_bank_is_transformers_to_the_bit_and_made_without_it(monkeypatch):
+    theirs = mel_filter_bank(257, 80, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney").T
+    monkeypatch.setitem(sys.modules, "transformers.audio_utils", None)  # imports raise
+    assert np.array_equal(mel_bank(), theirs) and mel_bank().flags == theirs.flags
 
 
 def test_marblenet_takes_a_model_of_its_inputs_and_outputs():

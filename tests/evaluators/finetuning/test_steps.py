@@ -1,9 +1,11 @@
 """Training steps are Trainer's, to the bit on a CPU; what goes to a card and comes from it is as it was."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -59,10 +61,48 @@ def result_of(kind, folder):
     return logged[:-1], model.trained.weight.detach().clone()
 
 
-def test_a_training_is_that_of_trainer_to_the_bit(tmp_path):
-    (logged, weights), (expected, same) = (result_of(k, tmp_path) for k in (StepTrainer, Trainer))
+class LateTrainer(StepTrainer):
+    """Logs as on a card."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.logs_late = True
+
+
+@pytest.mark.parametrize("kind", [StepTrainer, LateTrainer])
+def test_a_training_is_that_of_trainer_to_the_bit(tmp_path, kind):
+    (logged, weights), (expected, same) = (result_of(k, tmp_path) for k in (kind, Trainer))
     assert logged == expected and len(logged) > 6
     assert torch.equal(weights, same)
+
+
+def test_trainer_still_calls_what_is_replaced_of_it_though_it_is_not_public(tmp_path):
+    calls, gone = Counter(), f"transformers {transformers.__version__} has a Trainer without"
+    look = "see what it has in its place, and change StepTrainer in evaluators/finetuning/steps.py"
+
+    def counted(name):
+        def call(self, *args, **more):
+            calls[name] += 1
+            return getattr(StepTrainer, name)(self, *args, **more)
+
+        return call
+
+    replaced = "_clip_grad_norm", "_maybe_log_save_evaluate"
+    assert [name for name in replaced if name not in vars(Trainer)] == [], f"{gone} them: {look}"
+    made = type("Counted", (LateTrainer,), {name: counted(name) for name in replaced})
+    trainer = made(
+        model=Model(), args=arguments(tmp_path), train_dataset=Points(), eval_dataset=Points()
+    )
+    trainer.train()
+    steps, epochs = 12, 2
+    for name, times in zip(replaced, (steps, steps + epochs), strict=True):
+        assert calls[name] == times, f"{gone} calls of {name} at each step: {look}"
+    theirs = Trainer(
+        model=Model(), args=arguments(tmp_path), train_dataset=Points(), eval_dataset=Points()
+    )
+    theirs.train()
+    used = "_globalstep_last_logged", "_total_loss_scalar"
+    assert [name for name in used if name not in vars(theirs)] == [], f"{gone} them: {look}"
 
 
 def test_what_a_step_noted_is_logged_as_of_that_step(tmp_path):
