@@ -488,13 +488,14 @@ class Profiled(TrainerCallback):
             torch.cuda.synchronize()
 
 
-def trainer_profile(bench: Bench) -> None:
+def trainer_profile(bench: Bench, training: Training) -> None:
     """Prints what a step through Trainer takes, how much of it the device works, and where the host's time goes."""
-    training = planned(bench, None)
     watch, steps = Profiled(bench.device.type == "cuda", training.steps * 5 // 12), Profiled.STEPS
     bench.runs += 1
     trained = train(training, bench.folder / f"profile-{bench.runs}", [watch], loaded=bench.model)
     bench.model = trained.model.peft.unload().eval()
+    if os.environ.get("RANK", "0") != "0":
+        return
     events = watch.seen.key_averages()
     kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     device = sum(e.self_device_time_total for e in kernels) / steps / 1e3
@@ -505,6 +506,11 @@ def trainer_profile(bench: Bench) -> None:
     for event in sorted(events, key=lambda e: e.self_cpu_time_total, reverse=True)[:25]:
         own = event.self_cpu_time_total / steps / 1e3
         print(f"| {event.key.replace('|', '/')[:80]} | {event.count / steps:g} | {own:.2f} |")
+    names = [e for e in kernels if "nccl" in e.key.lower()]
+    for event in names:
+        print(
+            f"{event.key[:80]}: {event.count / steps:g} a step, {event.self_device_time_total / steps / 1e3:.2f} ms"
+        )
     sys.stdout.flush()
 
 
@@ -526,6 +532,7 @@ def one_of_two(bench: Bench) -> None:
         machine = replace(bench.training().machine, processes=2)
         plan = TrainingPlan(False, BATCH // 2, False, 0.0, None)
         ours(bench, bench.training(plan=plan, machine=machine), f"ours, two cards{again}")
+    trainer_profile(bench, bench.training(plan=plan, machine=machine))
 
 
 def open_bench(args: argparse.Namespace, folder: Path) -> Bench:
@@ -611,7 +618,7 @@ def main() -> int:
         if "profile" in parts:
             for count in (BATCH, BATCH // 2):
                 run_part("profile", functools.partial(profile, bench, count))
-            run_part("profile", functools.partial(trainer_profile, bench))
+            run_part("profile", functools.partial(trainer_profile, bench, planned(bench, None)))
         if "gradients" in parts:
             run_part("gradients", functools.partial(compare, bench, kept))
         if "cards" in parts:

@@ -1449,6 +1449,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     ("evaluators/finetuning/stack.py", "        self.x.copy_(x)\n", ""),
     ("evaluators/finetuning/stack.py", "        self.come.copy_(grad)\n", ""),
+    ("evaluators/finetuning/stack.py", "            self._sum.copy_(self._new)\n", ""),
     (
         "evaluators/finetuning/stack.py",
         "own = layer.forward(own.float(), step)[1]",

@@ -1,8 +1,8 @@
 """A stack of layers whose gradients are written out, as one step of autograd; on CUDA as two graphs.
 
 The kernels of a LoRA step take less time than a host needs to launch them one by one. A CUDA graph of a shape launches
-them all at once. Graphs share their memory, since one is replayed after another, and hand out copies of gradients, so
-that these may be accumulated.
+them all at once. Graphs share their memory, since one is replayed after another. Their gradients lie side by side in
+one tensor, and are added to those of the weights at once: autograd would handle hundreds of small tensors one by one.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class Stack:
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None
-        self._grads: list[Tensor] = []
+        self._grads: Gradients | None = None
 
     @property
     def adapters(self) -> list[Tensor]:
@@ -117,7 +117,13 @@ class Stack:
             for layer in self.layers:
                 x = layer.forward(x, step)[0]
             return x
-        out: Tensor = _Run.apply(x, self, step, *self.adapters)
+        self.turn += 1
+        graph = self.graph(x, step)
+        out: Tensor
+        if graph is None:
+            out = _Run.apply(x, self, step, *self.adapters)
+        else:  # with one adapter, by which autograd knows that there is a way back
+            out = _Replay.apply(x, graph, step, self.adapters[0])
         return out
 
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, tuple[list[Any], Step]]:
@@ -152,9 +158,9 @@ class Stack:
             if key not in self._seen or len(self._graphs) >= self.max_graphs:
                 self._seen.add(key)
                 return None
-            if self._pool is None:
+            if self._grads is None:
                 self._pool = torch.cuda.graph_pool_handle()
-                self._grads = [torch.empty_like(weight) for weight in self.adapters]
+                self._grads = Gradients(self.adapters)
             self._graphs[key] = _Graph(self, x, step, (self._pool, self._grads))
         return self._graphs[key]
 
@@ -178,6 +184,44 @@ def capture(run: Callable[[], None], pool: Any) -> Callable[[], None]:
     return graph.replay
 
 
+class Gradients:
+    """Gradients of weights, side by side: those of a backward pass, and what the weights have.
+
+    Args:
+        weights: Of one type.
+
+    Attributes:
+        new: What a backward pass writes, by weight.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._weights = weights
+        self._new, self.new = _side_by_side(weights)
+        self._sum, self._sums = _side_by_side(weights)
+
+    def add(self) -> None:
+        """Adds what a backward pass wrote to what the weights have, which is None at first.
+
+        They then have parts of one tensor, which the first pass after they were forgotten writes anew.
+        """
+        grads = [weight.grad for weight in self._weights if weight.grad is not None]
+        if not grads:
+            self._sum.copy_(self._new)
+            for weight, grad in zip(self._weights, self._sums, strict=True):
+                weight.grad = grad
+        else:
+            torch._foreach_add_(grads, self.new)  # as many: all have one, or none
+
+
+def _side_by_side(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Room for as many numbers, in one tensor and by weight."""
+    whole = torch.empty(
+        sum(map(Tensor.numel, weights)), dtype=weights[0].dtype, device=weights[0].device
+    )
+    parts = whole.split([weight.numel() for weight in weights])
+    return whole, [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+
 class _Graph:
     """Forward and backward pass of a stack for one shape, each as a CUDA graph.
 
@@ -187,9 +231,7 @@ class _Graph:
         shared: With the stack's other graphs: (memory, where gradients are put).
     """
 
-    def __init__(
-        self, stack: Stack, x: Tensor, step: Step, shared: tuple[Any, list[Tensor]]
-    ) -> None:
+    def __init__(self, stack: Stack, x: Tensor, step: Step, shared: tuple[Any, Gradients]) -> None:
         pool, self.grads = shared
         self.stack, self.x = stack, x.detach().clone()
         own: dict[str, Any] = {name: value.clone() for name, value in step.tensors.items()}
@@ -207,7 +249,7 @@ class _Graph:
 
     def _backward(self) -> None:
         self.by_x, grads = self.stack.backward(self.come, self.kept)
-        torch._foreach_copy_(self.grads, grads)
+        torch._foreach_copy_(self.grads.new, grads)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """The stream after the layers."""
@@ -217,11 +259,12 @@ class _Graph:
         self.first()
         return self.out.clone()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As of the stack. The gradients are copied all at once: autograd would copy what is kept one by one."""
+    def backward(self, grad: Tensor) -> Tensor:
+        """As of the stack, but what is for the adapters is added to their gradients."""
         self.come.copy_(grad)
         self.second()
-        return self.by_x.clone(), list(torch._foreach_mul(self.grads, 1.0))
+        self.grads.add()
+        return self.by_x.clone()
 
 
 class _Run(torch.autograd.Function):
@@ -229,20 +272,27 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stack: Stack, step: Step, *adapters: Tensor) -> Tensor:
-        stack.turn += 1
-        ctx.graph, ctx.stack, ctx.turn = stack.graph(x, step), stack, stack.turn
-        if ctx.graph is not None:
-            return ctx.graph.forward(x, step)
+        ctx.stack = stack
         out, ctx.kept = stack.forward(x, step)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.graph is not None:
-            assert ctx.turn == ctx.stack.turn, (
-                "graphs share memory: each pass goes back before the next"
-            )
-            by_x, adapters = ctx.graph.backward(grads[0])
-        else:
-            by_x, adapters = ctx.stack.backward(grads[0], ctx.kept)
+        by_x, adapters = ctx.stack.backward(grads[0], ctx.kept)
         return by_x, None, None, *adapters
+
+
+class _Replay(torch.autograd.Function):
+    """The stack by a graph, which gives the adapters their gradients itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, graph: _Graph, step: Step, _: Tensor) -> Tensor:
+        ctx.graph, ctx.turn = graph, graph.stack.turn
+        return graph.forward(x, step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.turn == ctx.graph.stack.turn, (
+            "graphs share memory: each pass goes back before the next"
+        )
+        return ctx.graph.backward(grads[0]), None, None, None

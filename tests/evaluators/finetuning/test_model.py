@@ -131,6 +131,8 @@ def test_graphs_take_what_each_batch_brings_and_their_gradients_add_up(
     adapted.peft(**batches[0])["loss"].backward()  # to those of the last
     both = torch.cat([p.grad.flatten() for p in adapted.peft.parameters() if p.requires_grad])
     assert float((both - expected[0] - expected[2]).norm() / both.norm()) < 1e-4
+    ours = adapted.packed.stack.adapters
+    assert len({weight.grad.untyped_storage().data_ptr() for weight in ours}) == 1  # side by side
     first = adapted.peft(**batches[0])["loss"]
     adapted.peft(**batches[1])
     with pytest.raises(AssertionError, match="share memory"):
