@@ -47,7 +47,7 @@ from evaluators.audio_lm.templates import count_tokens
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached
+from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached, score_each_sound
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -280,6 +280,10 @@ class GenericScorer(Uncached):
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
+        return score_each_sound(self._score, prompts, clips)
+
+    def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """The same of clips that are all different."""
         rows = [row for i, prompt in enumerate(prompts) for row in self.chat.rows(i, prompt)]
         sums = _Sums(len(prompts), len(clips), len(prompts[0].answers))
         self._used = self._wanted

@@ -78,7 +78,7 @@ from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import About, ScoreTable, Uncached, Work
+from evaluators.evaluator import About, ScoreTable, Uncached, Work, score_each_sound
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 
@@ -418,6 +418,10 @@ class AudioScorer(Uncached):
             precision = str(self.dtype).removeprefix("torch.")
             selftest.check(self, test, precision, self.checkpoint.name)
             self.forwards, self._seconds, self._asked = 0, 0.0, 0
+        return score_each_sound(self._score, prompts, clips)
+
+    def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """The same of clips that are all different."""
         groups: Groups = {}
         tokenizer = self.front.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
