@@ -89,7 +89,7 @@ class Usage:
 
     requested: int = 0
     cached: int = 0
-    forward: int = 0  # new: asked of the model, which computes those of one sound once
+    forward: int = 0  # new: the model answers them; what it computes is a `Work`
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -258,7 +258,7 @@ class Uncached:
     `presents`; others are given no such prompt, see `require_presents`.
     """
 
-    forwards: int = 0  # evals
+    forwards: int = 0  # evals that it answered
     presents: bool = False
     shape: Any = None  # sizes of the batches, where they shrink when memory runs out
 

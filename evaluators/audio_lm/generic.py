@@ -280,7 +280,9 @@ class GenericScorer(Uncached):
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
-        return score_each_sound(self._score, prompts, clips)
+        table = score_each_sound(self._score, prompts, clips)
+        self.forwards += len(prompts) * len(clips)
+        return table
 
     def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """The same of clips that are all different."""
@@ -295,7 +297,6 @@ class GenericScorer(Uncached):
                 begin = self._attempt(loaded, (alone, shared), (prompts, clips), sums, begin)
         table = ScoreTable(tuple(prompts), tuple(clips), sums.logp, sums.top)
         check_finite(table)
-        self.forwards += len(prompts) * len(clips)
         return table
 
     def _attempt(
