@@ -1,6 +1,6 @@
 """Evaluator: what scores prompts on clips. Its protocol, the scores it returns, and what it says of itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.classifier import Classifier, log_odds
-from evaluators.clips import Clip
+from evaluators.clips import Clip, sound_of
 from evaluators.errors import UserError
 from evaluators.presentation import AS_IS
 from evaluators.prompts import Prompt
@@ -89,7 +89,7 @@ class Usage:
 
     requested: int = 0
     cached: int = 0
-    forward: int = 0  # went through the model
+    forward: int = 0  # new: the model answers them; what it computes is a `Work`
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -104,7 +104,7 @@ class Work:
     """What an evaluator has computed since it was made, and how fast its devices multiply.
 
     Attributes:
-        evals: Pairs of prompt and clip that went through the model.
+        evals: Pairs of prompt and clip that went through the model: those of clips of one sound are one.
         seconds: Wall time of the calls that computed them, weights in memory: decoding, features and audio included.
         flop: Operations of the language model's matrix products for the prompts' own tokens: the least that evals cost,
             as `evaluators.bench` counts it.
@@ -201,6 +201,30 @@ class Evaluator(Protocol):
         """Frees the device. The next `score` loads again."""
 
 
+def score_each_sound(
+    score: Callable[[Sequence[Prompt], Sequence[Clip]], ScoreTable],
+    prompts: Sequence[Prompt],
+    clips: Sequence[Clip],
+) -> ScoreTable:
+    """The table of an evaluator that hears nothing but samples: `score` is asked for clips of one sound once.
+
+    Args:
+        score: Scores clips that are all different.
+        prompts, clips: As for `Evaluator.score`.
+    """
+    first: dict[object, Clip] = {}
+    sounds = [sound_of(clip) for clip in clips]
+    for sound, clip in zip(sounds, clips, strict=True):
+        first.setdefault(sound, clip)
+    if len(first) == len(clips):
+        return score(prompts, clips)
+    number = {sound: i for i, sound in enumerate(first)}
+    index = [number[sound] for sound in sounds]
+    table = score(prompts, list(first.values()))
+    logp, top = (np.take(part, index, axis=1) for part in (table.logp, table.logp_top))
+    return ScoreTable(table.prompts, tuple(clips), logp, top)
+
+
 def require_presents(evaluator: Evaluator, prompts: Sequence[Prompt]) -> None:
     """Refuses prompts with a presentation for an evaluator that would not heed it.
 
@@ -234,7 +258,7 @@ class Uncached:
     `presents`; others are given no such prompt, see `require_presents`.
     """
 
-    forwards: int = 0  # evals
+    forwards: int = 0  # evals that it answered
     presents: bool = False
     shape: Any = None  # sizes of the batches, where they shrink when memory runs out
 

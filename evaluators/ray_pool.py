@@ -74,10 +74,10 @@ class Worker:
         """Drops what it keeps of clips."""
         self.evaluator.forget()
 
-    def work(self, number: int) -> Work | None:
-        """What one of its evaluators has computed."""
-        work: Work | None = self.evaluators[number].about().work
-        return work
+    def work(self, number: int) -> tuple[int, Work | None]:
+        """Evals that one of its evaluators has answered, and what it has computed for them."""
+        evaluator = self.evaluators[number]
+        return evaluator.usage.forward, evaluator.about().work
 
     def score(
         self, prompts: Sequence[Prompt], clips: Sequence[Clip]
@@ -185,18 +185,20 @@ class RayPool(Uncached):
         ray = self._ray
         try:
             asked = [seat.actor.work.remote(self._number) for seat in seats]
-            found: list[Work | None] = ray.get(asked, timeout=TOLD_S)
+            found: list[tuple[int, Work | None]] = ray.get(asked, timeout=TOLD_S)
         except ray.exceptions.RayError as error:  # one died, or is not there in time
             log.debug("work is not told: %s", error)
             return None
-        works = [work for work in found if work is not None and work.evals]
-        if not works:
+        told = [(count, work) for count, work in found if work is not None and work.evals]
+        if not told:
             return None
-        told = self.forwards / sum(work.evals for work in works)  # those that died tell nothing
-        flop = told * sum(work.flop for work in works)
+        works = [work for _, work in told]
+        scale = self.forwards / sum(count for count, _ in told)  # those that died tell nothing
+        evals = round(scale * sum(work.evals for work in works))
+        flop = scale * sum(work.flop for work in works)
         measured = all(work.rate for work in works)
         rate = sum(work.rate for work in works) if measured else 0.0
-        return Work(self.forwards, self._seconds, flop, rate)
+        return Work(evals, self._seconds, flop, rate)
 
     def share_with(self, other: Uncached) -> bool:
         """Whether both take turns at one set of workers from here on, each of which holds their bases once."""

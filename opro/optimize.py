@@ -420,7 +420,7 @@ def _working(
     """The work on a run until the block ends.
 
     Args:
-        before: Evals through the model that this process made for other runs.
+        before: New evals that this process made for other runs.
     """
     clock, history = Clock(), folder.history
     spent = read_spent(folder.usage)

@@ -825,6 +825,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/clips.py", "        return np.zeros_like(wave)", "        return wave"),
     (
         "evaluators/clips.py",
+        "return clip.audio, header.samples, header.rate",
+        "return (clip.audio,)",
+    ),
+    ("evaluators/clips.py", "header.samples, header.rate", "header.samples"),
+    ("evaluators/clips.py", "    return clip.audio, clip.sha256", "    return (clip.sha256,)"),
+    (
+        "evaluators/clips.py",
         "for clip in self.clips for name in checkpoints)",
         "for name in checkpoints for clip in self.clips)",
     ),

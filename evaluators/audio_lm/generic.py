@@ -47,7 +47,7 @@ from evaluators.audio_lm.templates import count_tokens
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import UserError
-from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached
+from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached, score_each_sound
 from evaluators.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -280,6 +280,12 @@ class GenericScorer(Uncached):
 
     def score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
         """See `Evaluator.score`."""
+        table = score_each_sound(self._score, prompts, clips)
+        self.forwards += len(prompts) * len(clips)
+        return table
+
+    def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """The same of clips that are all different."""
         rows = [row for i, prompt in enumerate(prompts) for row in self.chat.rows(i, prompt)]
         sums = _Sums(len(prompts), len(clips), len(prompts[0].answers))
         self._used = self._wanted
@@ -291,7 +297,6 @@ class GenericScorer(Uncached):
                 begin = self._attempt(loaded, (alone, shared), (prompts, clips), sums, begin)
         table = ScoreTable(tuple(prompts), tuple(clips), sums.logp, sums.top)
         check_finite(table)
-        self.forwards += len(prompts) * len(clips)
         return table
 
     def _attempt(

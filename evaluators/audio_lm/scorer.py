@@ -78,7 +78,7 @@ from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
 from evaluators.errors import PromptError, UserError
-from evaluators.evaluator import About, ScoreTable, Uncached, Work
+from evaluators.evaluator import About, ScoreTable, Uncached, Work, score_each_sound
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 
@@ -212,6 +212,7 @@ class AudioScorer(Uncached):
         self._loaded: LoadedModel | None = None
         self._base = SharedBase()
         self._base.join(self)
+        self._computed = 0  # evals: those of clips of one sound are one
         self._seconds = 0.0  # of calls, weights in memory
         self._asked = 0  # tokens of their prompts
 
@@ -361,7 +362,7 @@ class AudioScorer(Uncached):
         if self._seconds >= MEASURED_S:
             rate = rate_in_use(self.device, self.dtype, torch.get_num_threads())
         flop = 2.0 * weight_counts(self.config)[1] * self._asked
-        return Work(self.forwards, self._seconds, flop, rate)
+        return Work(self._computed, self._seconds, flop, rate)
 
     def forget(self) -> None:
         """Drops embeddings, keys and values that are kept, as before timing."""
@@ -417,7 +418,13 @@ class AudioScorer(Uncached):
         if test is not None:
             precision = str(self.dtype).removeprefix("torch.")
             selftest.check(self, test, precision, self.checkpoint.name)
-            self.forwards, self._seconds, self._asked = 0, 0.0, 0
+            self.forwards, self._computed, self._seconds, self._asked = 0, 0, 0.0, 0
+        table = score_each_sound(self._score, prompts, clips)
+        self.forwards += len(prompts) * len(clips)
+        return table
+
+    def _score(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> ScoreTable:
+        """The same of clips that are all different."""
         groups: Groups = {}
         tokenizer = self.front.tokenizer
         answers = [find_answers(tokenizer, prompt) for prompt in prompts]
@@ -443,7 +450,7 @@ class AudioScorer(Uncached):
         rows = [row for by_system in groups.values() for own in by_system.values() for row in own]
         self._seconds += time.perf_counter() - begin
         self._asked += sum(len(row.ids) for row in rows) * len(clips)
-        self.forwards += len(prompts) * len(clips)
+        self._computed += len(prompts) * len(clips)
         return table
 
     def _load(self) -> LoadedModel:

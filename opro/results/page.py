@@ -382,7 +382,7 @@ def _run_facts(summary: Summary, task: Task) -> Iterator[tuple[str, str]]:
     yield (
         "cost",
         f"{evals.requested:,} evals, {evals.cached:,} from the cache,"
-        f" {evals.forward:,} through the model; {summary.seconds.total:.0f} s",
+        f" {evals.forward:,} new; {summary.seconds.total:.0f} s",
     )
     if summary.speed:
         yield "speed", summary.speed.line()

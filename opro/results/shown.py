@@ -234,7 +234,7 @@ def _controls(control: Mapping[str, float], task: Task) -> str:
 def _cost(summary: Summary) -> str:
     evals, lm = summary.evals, summary.lm
     text = (
-        f"{evals.requested:,} evals asked for, {evals.forward:,} through the model,"
+        f"{evals.requested:,} evals asked for, {evals.forward:,} of them new,"
         f" {summary.seconds.total:.0f} s"
     )
     if lm.calls:

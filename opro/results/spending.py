@@ -1,4 +1,4 @@
-"""What a run has spent, over all processes that worked on it: evals through the model, and seconds."""
+"""What a run has spent, over all processes that worked on it: new evals, and seconds."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ MEND = "restore the file, or delete it: what was spent before is then not counte
 
 @dataclass(frozen=True)
 class Spent:
-    """Evals through the model, wall time, and the part of it that went into scoring and proposing, in seconds."""
+    """Evals that no cache had, wall time, and the part of it that went into scoring and proposing, in seconds."""
 
     forward: int = 0
     total: float = 0.0
@@ -66,7 +66,7 @@ class Spending:
         evaluator: Whose evals count, all of which were made for this run.
         clock: Of the search.
         earlier: Of the processes before.
-        before: Evals through the model that this process made for other runs.
+        before: New evals that this process made for other runs.
     """
 
     path: Path

@@ -239,7 +239,7 @@ class BrittlePart(Part):
 
 
 class Evals(Part):
-    """Evals that the run asked for, found in the cache, and through the model: of all processes that worked on it."""
+    """Evals that the run asked for, found in the cache, and new: of all processes that worked on it."""
 
     requested: int
     cached: int
@@ -258,6 +258,7 @@ class Speed(Part):
     """How fast evals went through the model, in the process that ended the run; see `evaluators.evaluator.Work`.
 
     Attributes:
+        evals: Those that did: fewer than were new where clips are one sound, as silence of one length is.
         ms_per_eval: Wall time, with decoding, features and audio, without loading weights.
         share: How much of the devices' matrix rate the language model's products for the prompts' tokens came to; None
             where scoring was too short to measure it.
@@ -285,7 +286,7 @@ class Speed(Part):
 
     def line(self) -> str:
         """In words, for terminal and page."""
-        text = f"{self.ms_per_eval:.2f} ms an eval through the model"
+        text = f"{self.ms_per_eval:.2f} ms an eval through the model ({self.evals:,} in the last process)"
         if self.share is None or self.tflops is None:
             return text
         rate = f"({self.tflops:.3g} TFLOP/s as the run ended)"

@@ -198,9 +198,9 @@ class Objective:
 def _profile(
     logp: NDArray[np.floating], truth: NDArray[np.integer], right: NDArray[np.bool_], fitted: Bias
 ) -> Profile:
-    recalls = tuple(
-        float(right[truth == k].mean()) if (truth == k).any() else 0.0 for k in range(logp.shape[1])
-    )
+    labels = logp.shape[1]
+    counts, hits = np.bincount(truth, minlength=labels), np.bincount(truth, right, labels)
+    recalls = tuple((hits / np.maximum(counts, 1)).tolist())
     tuned = metrics.balanced_accuracy(truth, decide(logp, fitted) == truth)
     return Profile(recalls, metrics.auroc_of(truth, logp), tuned)
 

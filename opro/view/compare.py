@@ -140,7 +140,7 @@ def two_runs(a: Seen, b: Seen) -> Sheet:
             "best on the search half": score,
             "decision": "" if summary is None else summary.reason,
             "chosen on the holdout": "" if summary is None else f"{100 * summary.chosen.score:.1f}",
-            "evals through the model": f"{seen.spent.forward:,}",
+            "new evals": f"{seen.spent.forward:,}",
             "time": spelled(seen.spent.total),
         }
 

@@ -22,7 +22,7 @@ class Seen:
 
     Attributes:
         open: Whether a process works on it.
-        spent: Evals through the model and seconds, of all its processes.
+        spent: New evals and seconds, of all its processes.
         calls: Of a language model, as journalled; newest last.
     """
 

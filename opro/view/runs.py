@@ -137,7 +137,7 @@ def _costs(seen: Seen) -> Iterator[tuple[str, str]]:
     spent = seen.spent
     yield (
         "spent",
-        f"{spent.forward:,} evals through the model; {spelled(spent.total)}, of which {spelled(spent.scoring)}"
+        f"{spent.forward:,} new evals; {spelled(spent.total)}, of which {spelled(spent.scoring)}"
         f" scoring and {spelled(spent.proposing)} proposing",
     )
     given = seen.run.config.get("max_evals")

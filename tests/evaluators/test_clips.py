@@ -2,18 +2,23 @@
 
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from common import LABELS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluators.audio import load
-from evaluators.clips import Clip, ClipSet, clip_wave
+from evaluators.clips import Clip, ClipSet, clip_wave, sound_of
 from evaluators.manifest import read_manifest
+from evaluators.presentation import AS_IS, Presentation
 from evaluators.tasks import SPEECH_TASK
+
+AUDIO = ("recorded", "silence", "shuffled")
 
 
 def clip(name, label="SPEECH", source=None):
@@ -41,6 +46,28 @@ def test_what_is_heard_is_the_recording_its_silence_or_its_samples_in_another_or
     assert np.array_equal(mixed, order.permutation(wave))
     other = clip_wave(dataclasses.replace(a, audio="shuffled", sha256=b.sha256))
     assert not np.array_equal(mixed, other)
+
+
+def test_clips_of_one_sound_are_the_same_samples_and_silence_is_told_by_its_length(tmp_path):
+    rng, made = np.random.default_rng(0), []
+    kinds = [(1600, 16000), (1600, 16000), (1601, 16000), (800, 8000), (4410, 44100), (1600, 8000)]
+    for number, (samples, rate) in enumerate(kinds):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, rng.normal(0, 0.1, (samples, 2)), rate)
+        made += [
+            dataclasses.replace(clip(f"{number}", source=a), path=path, audio=a) for a in AUDIO
+        ]
+    data = bytearray((tmp_path / "0.wav").read_bytes())
+    data[40:44] = bytes(4)  # a header that tells no length
+    (tmp_path / "untold.wav").write_bytes(data)
+    made.append(dataclasses.replace(made[1], path=tmp_path / "untold.wav", sha256="another"))
+    for how in (AS_IS, Presentation(repeat_to_ms=150, gain="rms", pad_to_ms=300, pad="noise")):
+        waves = [clip_wave(one, how).tobytes() for one in made]
+        for (a, one), (b, other) in itertools.combinations(zip(made, waves, strict=True), 2):
+            assert sound_of(a) != sound_of(b) or one == other
+    silent = [sound_of(one) for one in made if one.audio == "silence"]
+    assert silent[0] == silent[1] == silent[-1] and len(set(silent)) == 5
+    assert len({sound_of(one) for one in made}) == 5 + 2 * len(kinds)  # all others are their own
 
 
 def test_a_set_is_a_sequence_of_its_clips():

@@ -56,7 +56,7 @@ class Slow(FakeEvaluator):
         return super().score(prompts, clips)
 
     def about(self):
-        return About(work=Work(self.forwards, 99.0, 7.0 * self.forwards, 1e9))
+        return About(work=Work(self.forwards // 3, 99.0, 7.0 * self.forwards, 1e9))
 
 
 class Faulty(FakeEvaluator):
@@ -117,7 +117,8 @@ def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, t
     assert pool.fingerprint == FakeEvaluator().fingerprint
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 3  # every node took part
     work = pool.about().work  # three at once, in the time that passed here
-    assert (work.evals, work.flop, work.rate) == (pool.forwards, 7.0 * pool.forwards, 3e9)
+    assert (work.flop, work.rate) == (7.0 * pool.forwards, 3e9)
+    assert 0 <= pool.forwards / 3 - work.evals < 3  # what they computed, not what they answered
     assert 0.001 * pool.forwards / 3 < work.seconds < time.perf_counter() - begin
 
 

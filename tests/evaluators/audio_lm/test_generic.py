@@ -86,6 +86,28 @@ def test_a_family_scores_as_its_own_whole_forwards(name, folder, clips):
     assert one.usage.forward == len(PROMPTS) * len(clips)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_silence_of_one_length_is_asked_once_and_scores_as_it_does_alone(
+    folder, clips, share, monkeypatch
+):
+    one = scorer(folder("audioflamingo3"), share=share)
+    first = clips[0]
+    heard = [first, *(replace(first, sha256=f"{i}", audio="silence") for i in range(3))]
+    alone = [one.score(PROMPTS, [clip]) for clip in heard]
+    one.forget()
+    steps, kind = [], "_step" if share else "_whole"
+    made = getattr(one, kind)
+    monkeypatch.setattr(one, kind, lambda *about: steps.append(1) or made(*about))
+    table = one.score(PROMPTS, heard)
+    assert table.clips == tuple(heard) and np.ptp(table.logp[0, :2], axis=0).max() > 1e-4
+    assert np.array_equal(table.logp, np.concatenate([t.logp for t in alone], axis=1))
+    assert np.array_equal(table.logp_top, np.concatenate([t.logp_top for t in alone], axis=1))
+    count, steps[:] = len(steps), []
+    one.score(PROMPTS, heard[:2])
+    assert count == len(steps) > 0  # those of two clips
+    assert one.usage.forward == len(PROMPTS) * (4 + 4 + 2)
+
+
 def test_prompts_in_any_company_kept_or_not_in_batches_of_any_size_score_alike(folder, clips):
     one = scorer(folder("audioflamingo3"))
     table = one.score(PROMPTS, clips)

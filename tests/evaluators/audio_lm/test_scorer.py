@@ -34,6 +34,8 @@ from evaluators.audio_lm.stock import StockModel
 from evaluators.audio_lm.templates import encode
 from evaluators.clips import clip_wave
 from evaluators.errors import DeviceLostError, PauseError, UserError
+from evaluators.evaluator import Usage
+from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
 from evaluators.splits import balanced_order
 
@@ -225,6 +227,31 @@ def test_what_was_heard_is_kept_until_it_is_forgotten_and_equal_content_is_heard
         assert len(runs) == 4
     finally:
         hook.remove()
+
+
+def test_silence_of_one_length_goes_through_the_model_once_and_scores_as_it_does_alone(clips):
+    first, second, *_, longest = sorted(clips, key=lambda clip: clip.duration_ms)
+    three = first, second, longest
+    assert [c.duration_ms for c in three] == [200, 200, 1000]
+    heard = [replace(c, audio=a) for c in three for a in ("silence", "shuffled", "recorded")]
+    how = Presentation(repeat_to_ms=400, pad_to_ms=600)
+    prompts = [ASKED[0], replace(ASKED[1], presentation=how)]
+    evaluator = evaluator_of(open_checkpoint("pocket-base"))
+    alone = [evaluator.score(prompts, [clip]) for clip in heard]  # as where nothing is one sound
+    before = evaluator.about().work
+    evaluator.forget()
+    table = evaluator.score(prompts, heard)
+    assert table.clips == tuple(heard) and table.prompts == tuple(prompts)
+    for member in ("logp", "logp_top"):
+        expected = np.concatenate([getattr(one, member) for one in alone], axis=1)
+        assert np.array_equal(getattr(table, member), expected)
+    assert len(np.unique(table.logp[0, :, 0])) == 8
+    work = evaluator.about().work
+    assert (before.evals, work.evals) == (2 * 9, 2 * (9 + 8))
+    assert work.flop / before.flop == pytest.approx(work.evals / before.evals)
+    assert evaluator.usage == Usage(4 * 9, 0, 4 * 9)  # answered
+    assert np.array_equal(evaluator.score(prompts, heard[::3]).logp, table.logp[:, ::3])
+    assert evaluator.about().work.evals == work.evals + 2 * 2
 
 
 @contextlib.contextmanager

@@ -63,10 +63,10 @@ def test_the_speed_of_a_run_is_told_and_left_out_where_nobody_counted(tmp_path, 
     told = raw | {"speed": Speed.of(work).model_dump()}
     assert told["speed"] == {"evals": 5000, "ms_per_eval": 1.1, "share": 0.8392, "tflops": 650.0}
     speed = read(tmp_path, told).speed
-    assert speed.line() == (
-        "1.10 ms an eval through the model, 84 % of the devices' matrix rate (650 TFLOP/s as the run ended)"
-    )
-    assert Speed.of(replace(work, rate=0.0)).line() == "1.10 ms an eval through the model"
+    line = "1.10 ms an eval through the model (5,000 in the last process)"
+    rate = "84 % of the devices' matrix rate (650 TFLOP/s as the run ended)"
+    assert speed.line() == f"{line}, {rate}"
+    assert Speed.of(replace(work, rate=0.0)).line() == line
 
 
 def test_keys_of_a_later_version_are_left_aside(tmp_path, raw):
