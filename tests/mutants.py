@@ -473,6 +473,19 @@ DIRECTED: list[tuple[str, str, str]] = [
         "        if not count:\n            raise EOFError\n",
         "",
     ),
+    ("evaluators/audio_lm/weight_reader.py", "while ahead > AHEAD", "while False"),
+    (
+        "evaluators/audio_lm/kept_weights.py",
+        '* wide[: len(largest)] + state["nested_offset"]',
+        "* wide[: len(largest)]",
+    ),
+    (
+        "evaluators/audio_lm/kept_weights.py",
+        "table[byte >> 4], table[byte & 15]",
+        "table[byte & 15], table[byte >> 4]",
+    ),
+    ("evaluators/wake.py", "int(named[1] or 0)", "0"),
+    ("evaluators/wake.py", "driver.cuInit(0) == 0 and ", ""),
     ("evaluators/audio_lm/kept_weights.py", "        base_digest(checkpoint.base),\n", ""),
     ("evaluators/audio_lm/kept_weights.py", "        str(dtype),\n", ""),
     (

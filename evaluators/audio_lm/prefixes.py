@@ -276,11 +276,11 @@ class Prefixes:
             self._embeddings.keep_only(places.keys())
         unheard: list[ClipKey] = []
         with self._tower.reader(self._unread(systems, places, clips), how) as reader:
-            # Clips are decoded while the system messages are computed.
+            # Decoded while the system messages are computed. These may take the places of clips, but only where a message
+            # was not there, and after that one no clip was either: all are read.
             reader.read_ahead(FIRST_AHEAD * reader.threads)
             for system in systems:
                 self._hold(system, 0, self._needed(system, 0))
-            reader.also(self._unread(systems, places, clips))  # whose keys made room for these
             missing: dict[Before, set[ClipKey]] = {}
             for system in systems:
                 kept = self._kept(system, places)

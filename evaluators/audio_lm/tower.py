@@ -54,11 +54,9 @@ class ClipReader:
     ) -> None:
         self._store, self._how = store, how
         self._pool = ThreadPoolExecutor(self.threads)
-        self._left: deque[Clip] = deque()
-        self._known: set[ClipKey] = set()
+        self._left = deque(clips)
         self._begun: dict[ClipKey, _Reading] = {}
         self._seconds = 0.0
-        self.also(clips)
 
     def __enter__(self) -> "ClipReader":
         return self
@@ -70,12 +68,6 @@ class ClipReader:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
-
-    def also(self, clips: Sequence[Clip]) -> None:
-        """Clips that will be taken as well, but for those that it has, or had."""
-        new = [clip for clip in clips if clip_key(clip, self._how) not in self._known]
-        self._known.update(clip_key(clip, self._how) for clip in new)
-        self._left.extend(new)
 
     def read_ahead(self, most: int) -> None:
         """Starts to decode the next clips, until `most`, or a lot of audio, wait to be taken."""
