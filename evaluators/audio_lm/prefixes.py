@@ -276,8 +276,8 @@ class Prefixes:
             self._embeddings.keep_only(places.keys())
         unheard: list[ClipKey] = []
         with self._tower.reader(self._unread(systems, places, clips), how) as reader:
-            # Decoded while the system messages are computed. These may take the places of clips, but only where a message
-            # was not there, and after that one no clip was either: all are read.
+            # Decoded while the system messages are computed. These may take the places of clips, but only where a
+            # message was not there, and after that one no clip was either: all are read.
             reader.read_ahead(FIRST_AHEAD * reader.threads)
             for system in systems:
                 self._hold(system, 0, self._needed(system, 0))
