@@ -621,9 +621,11 @@ def _turn(
 
 @contextlib.contextmanager
 def _study_kept(folder: RunFolder) -> Iterator[LiveStudy]:
-    """The Optuna study of the run, with all that was told before the block and in it, however it ends."""
+    """The Optuna study of the run, with all that was told before the block and in it, however it ends.
+
+    It is opened by the first trial that is told, not before: Optuna's import would delay the first scores.
+    """
     study = LiveStudy(folder.history, folder.path / STUDY, levels(folder.task.labels), surface)
-    study.catch_up()
     try:
         yield study
     finally:

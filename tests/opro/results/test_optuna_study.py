@@ -62,7 +62,6 @@ class Run:
     def start(self):
         self.history = History(self.folder / "trials.jsonl", LABELS, repair=True)
         self.study = LiveStudy(self.history, self.folder / "optuna.log", levels(LABELS), surface)
-        self.study.catch_up()
 
     def tell(self, trial, dies, torn):
         self.history.tell(trial)
@@ -92,6 +91,7 @@ def searched(folder, states, again, deaths):
     for t in trials:  # finalists that a race had dropped
         if t.state == "dropped" and t.number in again:
             run.tell(replace(t, state="complete"), *deaths.get(-t.number, ("never", False)))
+    run.study.catch_up()  # as at the end of a run
     return read(folder / "optuna.log")
 
 
@@ -178,4 +178,5 @@ def test_the_file_of_an_earlier_version_is_written_anew(tmp_path):
 def test_a_damaged_file_is_written_anew(tmp_path, damage):
     (tmp_path / "optuna.log").write_bytes(damage)
     run = Run(tmp_path)
+    run.study.catch_up()
     assert read(tmp_path / "optuna.log") == [] and not run.study._failed
