@@ -2185,8 +2185,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ),
     (
         "opro/search/loop.py",
-        "METRICS[self.settings.objective](clusters, said)",
-        'METRICS["accuracy"](clusters, said)',
+        "METRICS[self.settings.objective](self.clusters, said)",
+        'METRICS["accuracy"](self.clusters, said)',
     ),
     (
         "opro/search/loop.py",
