@@ -17,7 +17,7 @@ MOST = {  # upper bounds: lower them whenever the source allows
     "functions with more than 8 arguments": 0,
     "lines of the longest function": 63,
     "lines of a function, 90th percentile": 29,
-    "imports inside functions": 82,
+    "imports inside functions": 81,
     "imports of our own modules inside functions": 23,
     "hasattr and getattr in opro": 10,
 }
