@@ -5,7 +5,7 @@ from datetime import datetime
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -62,6 +62,8 @@ class Run:
     def start(self):
         self.history = History(self.folder / "trials.jsonl", LABELS, repair=True)
         self.study = LiveStudy(self.history, self.folder / "optuna.log", levels(LABELS), surface)
+        if self.history.trials:
+            self.study.catch_up()
 
     def tell(self, trial, dies, torn):
         self.history.tell(trial)
@@ -91,7 +93,6 @@ def searched(folder, states, again, deaths):
     for t in trials:  # finalists that a race had dropped
         if t.state == "dropped" and t.number in again:
             run.tell(replace(t, state="complete"), *deaths.get(-t.number, ("never", False)))
-    run.study.catch_up()  # as at the end of a run
     return read(folder / "optuna.log")
 
 
@@ -105,6 +106,7 @@ def searched(folder, states, again, deaths):
         max_size=4,
     ),
 )
+@example(["dropped"], {0}, {0: ("before it is shown", False)})  # told anew as complete
 def test_resumed_is_uninterrupted(tmp_path_factory, states, again, deaths):
     folder = tmp_path_factory.mktemp("study")
     whole = searched(folder / "a", states, again, {})
