@@ -621,9 +621,14 @@ def _turn(
 
 @contextlib.contextmanager
 def _study_kept(folder: RunFolder) -> Iterator[LiveStudy]:
-    """The Optuna study of the run, with all that was told before the block and in it, however it ends."""
+    """The Optuna study of the run, with all that was told before the block and in it, however it ends.
+
+    A new run's is opened by the first trial that is told: Optuna's import would delay the first scores. An interrupted
+    run's is opened at once, since what stands in the history may be told anew.
+    """
     study = LiveStudy(folder.history, folder.path / STUDY, levels(folder.task.labels), surface)
-    study.catch_up()
+    if folder.history.trials:
+        study.catch_up()
     try:
         yield study
     finally:

@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "optuna", "httpx2")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "pandas",
+    "sklearn",
+    "optuna",
+    "httpx2",
+    "scipy.special",  # with numpy's reader of Fortran
+    "scipy.optimize",
+    "numpy.random",
+)
 
 
 def loaded(code: str) -> set[str]:
@@ -59,4 +70,4 @@ def test_versions_of_libraries_are_known_without_importing_them():
 
 
 def test_the_check_can_fail():
-    assert loaded("import pandas") == {"pandas"}
+    assert "pandas" in loaded("import pandas")

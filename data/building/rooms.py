@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import butter, fftconvolve, sosfiltfilt
 
 from evaluators.audio import RATE, Wave, load
 from evaluators.errors import UserError
@@ -104,7 +104,7 @@ def find_responses(
 def reverberate(wave: Wave, response: Wave) -> Wave:
     """The wave in the room of `response`: same length, direct sound in place, not normalised."""
     direct = int(np.abs(response).argmax())
-    wet = fftconvolve(wave.astype(np.float64), response.astype(np.float64))
+    wet = scipy.signal.fftconvolve(wave.astype(np.float64), response.astype(np.float64))
     return np.asarray(wet[direct : direct + len(wave)], dtype=np.float32)
 
 
@@ -116,6 +116,8 @@ def band_limit(wave: Wave, name: str) -> Wave:
         name: A key of `BANDS`: bandpass 300-3400 Hz, lowpass 3400 Hz, highpass 300 Hz.
     """
     kind, edges = BANDS[name]
-    sections = butter(4, edges, kind, fs=RATE, output="sos")
+    sections = scipy.signal.butter(4, edges, kind, fs=RATE, output="sos")
     pad = min(len(wave) - 1, 3 * (2 * len(sections) + 1))
-    return np.asarray(sosfiltfilt(sections, wave.astype(np.float64), padlen=pad), dtype=np.float32)
+    return np.asarray(
+        scipy.signal.sosfiltfilt(sections, wave.astype(np.float64), padlen=pad), dtype=np.float32
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 
 from evaluators.classifier import Bias, Calibration, among_labels, log_odds
 from evaluators.errors import UserError
@@ -91,9 +92,7 @@ def fit_bias(
 
 def _minimize(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, **more: Any) -> Any:
     """The least loss, from a function that gives its gradient too."""
-    from scipy import optimize  # 0.4 s, which --help need not wait for
-
-    return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", **more)
+    return scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", **more)
 
 
 def fit_calibration(truth: Ints, margin: Floats) -> Calibration:

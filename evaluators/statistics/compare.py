@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 from evaluators.statistics.metrics import METRICS
 from evaluators.statistics.resampling import (
@@ -143,7 +143,7 @@ def detectable(
     spread, n = float(np.std(gain.draws)), c.fewest
     if n < 2 or not spread > ALIKE:
         return None
-    errors = float(stdtrit(n - 1, 1 - alpha) + stdtrit(n - 1, power))
+    errors = float(scipy.special.stdtrit(n - 1, 1 - alpha) + scipy.special.stdtrit(n - 1, power))
     return errors * spread * math.sqrt(n / (n - 1))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 from evaluators.statistics.compare import resample
 from evaluators.statistics.metrics import Floats
@@ -239,7 +239,7 @@ def _threshold(unit: str, x: Floats, value: float, draws: Floats, sources: int) 
     found = [value, -math.inf, math.inf]
     if sources > 1:
         spread = held.std() * math.sqrt(sources / (sources - 1))
-        reach = float(stdtrit(sources - 1, 0.975) * spread)
+        reach = float(scipy.special.stdtrit(sources - 1, 0.975) * spread)
         centre = 2 * middle - float(held.mean())
         found = [value, min(middle, centre - reach), max(middle, centre + reach)]
     signs = tuple("<=" if v <= ends[0] else ">=" if v >= ends[1] else "" for v in found)

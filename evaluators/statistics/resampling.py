@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from evaluators.files import finite_or_none
 
@@ -282,7 +282,7 @@ class Clusters:
         """The smallest level at which the lower bound of a gain is not above zero: its one-sided p."""
         if (found := self._student(gain)) is not None:
             error, degrees = found
-            return float(stdtr(degrees, -float(gain.value) / error))
+            return float(scipy.special.stdtr(degrees, -float(gain.value) / error))
         p = level_at_zero(gain.draws, self.fewest)
         if gain.unmoved is None or not gain.unmoved.weight.any() or self.bounds(gain, p)[0] > 0:
             return p
@@ -300,7 +300,7 @@ class Clusters:
         if (found := self._student(gain)) is None:
             return self.bounds(gain, alpha)
         error, degrees = found
-        reach, value = -float(stdtrit(degrees, alpha)) * error, float(gain.value)
+        reach, value = -float(scipy.special.stdtrit(degrees, alpha)) * error, float(gain.value)
         most = math.inf if gain.unmoved is None else 1.0  # a difference of shares
         return max(value - reach, -most), min(value + reach, most)
 
@@ -403,8 +403,8 @@ def exact_bounds(share: Floats, trials: Floats, alpha: float) -> tuple[Floats, F
     """
     right = np.clip(share, 0, 1) * trials
     with np.errstate(invalid="ignore"):
-        low = betaincinv(right, trials - right + 1, alpha)
-        high = betaincinv(right + 1, trials - right, 1 - alpha)
+        low = scipy.special.betaincinv(right, trials - right + 1, alpha)
+        high = scipy.special.betaincinv(right + 1, trials - right, 1 - alpha)
     return np.where(share <= ALIKE, 0.0, low), np.where(share >= 1 - ALIKE, 1.0, high)
 
 
@@ -415,7 +415,8 @@ def percentile_bounds(draws: Floats, sources: int, alpha: float) -> tuple[float,
     """
     if sources < 2:
         return -math.inf, math.inf
-    tail = float(ndtr(math.sqrt(sources / (sources - 1)) * stdtrit(sources - 1, alpha)))
+    wider = math.sqrt(sources / (sources - 1)) * scipy.special.stdtrit(sources - 1, alpha)
+    tail = float(scipy.special.ndtr(wider))
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return math.nan, math.nan
@@ -440,4 +441,5 @@ def level_at_zero(draws: Floats, sources: int) -> float:
         step = draws[below] - draws[below - 1]
         tail = (below - 1 - draws[below - 1] / step) / (len(draws) - 1)
     tail = max(tail, 1 / (len(draws) + 1))
-    return float(stdtr(sources - 1, float(ndtri(tail)) * math.sqrt((sources - 1) / sources)))
+    narrower = float(scipy.special.ndtri(tail)) * math.sqrt((sources - 1) / sources)
+    return float(scipy.special.stdtr(sources - 1, narrower))

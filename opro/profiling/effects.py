@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from evaluators.statistics.compare import holm
 from evaluators.statistics.resampling import MIN_SOURCES, Statistic
@@ -161,7 +161,7 @@ def _p(one: Statistic, sources: int) -> float:
     spread = float(np.nanstd(one.draws))
     if sources < MIN_SOURCES or not spread > 0:
         return 1.0
-    return float(2.0 * stdtr(sources - 1, -abs(float(one.value)) / spread))
+    return float(2.0 * scipy.special.stdtr(sources - 1, -abs(float(one.value)) / spread))
 
 
 def explained(design: Design, value: Floats) -> dict[str, float]:

@@ -95,7 +95,7 @@ class Presenting:
                     yield trial, how
 
 
-def _draw(gains: Sequence[float], rng: np.random.Generator) -> float:
+def _draw(gains: Sequence[float], rng: "np.random.Generator") -> float:
     """A draw of what a presentation changes: the known gains, and one of zero for the prior."""
     count = len(gains) + 1
     return float(rng.normal(sum(gains) / count, SPREAD / np.sqrt(count)))

@@ -29,7 +29,7 @@ def pick(
     past: Sequence[tuple[Prompt, float, float]],
     pool: Sequence[Prompt],
     count: int,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
 ) -> list[int]:
     """Indices of `count` of the pool by Thompson sampling: each the best of one draw from the posterior.
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from evaluators.audio import RATE
 from opro.recordings.windows import Cut
@@ -72,7 +72,8 @@ def merge(
     """
     at, mean = over_steps(firsts, odds, cut, samples)
     if how.smooth_s * RATE > cut.hop:
-        mean = median_filter(mean, round(how.smooth_s * RATE / cut.hop) | 1, mode="nearest")
+        windows = round(how.smooth_s * RATE / cut.hop) | 1
+        mean = scipy.ndimage.median_filter(mean, windows, mode="nearest")
     return _joined(at, mean > 0, how)
 
 

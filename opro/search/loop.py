@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -105,6 +106,11 @@ class Search:
         """What it climbs."""
         return Objective(self.settings.objective, self.settings.threshold)
 
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Resamples of the search clips, drawn after the first scores."""
+        return resample(self.problem.search_clips.targets, seed=self.settings.seed)
+
     @property
     def limit(self) -> Limit | None:
         """The longest that its candidates may be."""
@@ -122,7 +128,6 @@ class Search:
         Raises:
             PauseError: A person asked for a pause.
         """
-        clusters = resample(self.problem.search_clips.targets, seed=self.settings.seed)
         for number in range(self.settings.iterations + 1):
             if number > 0 and number not in self.history.proposed:
                 self._take(number)
@@ -143,7 +148,7 @@ class Search:
                 self._skip(max(0, self.settings.candidates - len(trials)))
             self.display.stage(number, "scoring")
             if any(t.state == "waiting" for t in trials):
-                self._score(view, left, clusters)
+                self._score(view, left)
             else:  # of a run that was interrupted
                 self._skip(len(trials))
             if number == 0:
@@ -179,7 +184,6 @@ class Search:
         """
         clips, passed = self.problem.search_clips, set[int]()
         fewest = self.problem.holdout_clips.targets.fewest_sources
-        clusters = resample(clips.targets, seed=self.settings.seed)
         while True:
             scored = [t for t in self.history.scored if t.number not in passed]
             if not any(t.iteration == 0 for t in scored):
@@ -195,7 +199,7 @@ class Search:
                 continue
             with self.clock.stage("scoring"):  # what it was scored on is in the cache
                 (entry,) = Race(self.problem.evaluator, clips, self.objective).run([trial.prompt])
-            self._tell(trial, entry, clusters)
+            self._tell(trial, entry)
 
     def _view(self, number: int) -> SearchView:
         """What the iteration may know, with the scores of the best complete trials."""
@@ -263,7 +267,7 @@ class Search:
         """So many prompts will not be asked for on any clip."""
         self.display.advance(0, prompts * len(self.problem.search_clips))
 
-    def _score(self, view: SearchView, left: float, clusters: Clusters) -> None:
+    def _score(self, view: SearchView, left: float) -> None:
         """Races all trials of the iteration, told or not, so that a resumed race runs as the interrupted one did."""
         trials = self.history.of(view.iteration)
         with self.clock.stage("scoring"):
@@ -273,11 +277,11 @@ class Search:
                 self.logp[trial.number] = entry.logp
             if trial.state != "waiting":
                 continue
-            self._tell(trial, entry, clusters)
+            self._tell(trial, entry)
 
-    def _tell(self, trial: Trial, entry: Entry, clusters: Clusters) -> None:
+    def _tell(self, trial: Trial, entry: Entry) -> None:
         """Saves, journals and shows a trial's outcome."""
-        told = self._told(trial, entry, clusters)
+        told = self._told(trial, entry)
         self.save(told, entry)
         self.history.tell(told)
         best = self.history.best
@@ -315,7 +319,7 @@ class Search:
         against = replace(race, references=np.stack([entries[-1].logp]))
         return [*entries, *against.run(rest, min(left, max(least, left / 2)))] if rest else entries
 
-    def _told(self, trial: Trial, entry: Entry, clusters: Clusters) -> Trial:
+    def _told(self, trial: Trial, entry: Entry) -> Trial:
         """The trial with its outcome."""
         error = entry.error
         if not error and not len(entry.scored):
@@ -325,7 +329,7 @@ class Search:
         if error:
             return replace(trial, state="failed", error=error, failed_after=len(entry.scored))
         clips, exact = self.problem.search_clips, entry.measured
-        low, high = self._interval(trial, entry, clusters)
+        low, high = self._interval(trial, entry)
         outcome = Outcome(
             reward=entry.reward,
             sd=entry.sd,
@@ -345,14 +349,12 @@ class Search:
         )
         return replace(trial, state="complete" if exact else "dropped", outcome=outcome)
 
-    def _interval(
-        self, trial: Trial, entry: Entry, clusters: Clusters
-    ) -> tuple[float | None, float | None]:
+    def _interval(self, trial: Trial, entry: Entry) -> tuple[float | None, float | None]:
         """Bounds of a reward, 95 %, over sources; those of a forecast are wider by its own error."""
         targets = self.problem.search_clips.targets
         said = predictions("", targets, Classifier(trial.prompt, entry.bias), entry.expected)
         said = replace(said, score=np.asarray(said.score, dtype=np.float64))
-        own = clusters.estimate(METRICS[self.settings.objective](clusters, said))
+        own = self.clusters.estimate(METRICS[self.settings.objective](self.clusters, said))
         if own.low is None or own.high is None:
             return None, None
         error = 1.96 * entry.sd

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from evaluators.clips import ClipSet
 from evaluators.statistics.compare import ALPHA, resamples_at, step_down
@@ -114,7 +114,7 @@ def simulate(
 
 
 def _answers(
-    gain: float, settings: Simulation, rng: np.random.Generator
+    gain: float, settings: Simulation, rng: "np.random.Generator"
 ) -> Callable[[Half, Array], Array]:
     """Draws ``[prompt, clip]`` whether prompts are right on a half."""
     count = SEEDS + settings.candidates
@@ -125,7 +125,7 @@ def _answers(
         sources = int(half.source.max()) + 1
         own = settings.spread / np.sqrt(2)
         effect = rng.normal(0, own, sources) + rng.normal(0, own, (count, sources))
-        bound = ndtri(np.clip(accuracy[:, None] + effect, 0.01, 0.99))[prompts]
+        bound = scipy.special.ndtri(np.clip(accuracy[:, None] + effect, 0.01, 0.99))[prompts]
         shared = np.sqrt(SHARED) * rng.normal(size=len(half.truth))
         z = shared + np.sqrt(1 - SHARED) * rng.normal(size=(len(prompts), len(half.truth)))
         return np.asarray(z < bound[:, half.source])

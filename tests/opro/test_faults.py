@@ -212,6 +212,23 @@ def test_what_ends_a_search_is_told_though_its_study_cannot_be_written(
     assert run(tmp_path) == 0 and (tmp_path / "run" / "optuna.log").is_file()
 
 
+def test_a_new_runs_study_is_opened_after_the_first_scores_a_resumed_ones_before(
+    tmp_path, monkeypatch
+):
+    study, score, opened = tmp_path / "run" / "optuna.log", FakeEvaluator.score, list[bool]()
+
+    def watched(self, prompts, clips):
+        opened.append(study.is_file())
+        if opened.count(True) == 1:
+            raise PauseError("enough")
+        return score(self, prompts, clips)
+
+    monkeypatch.setattr(FakeEvaluator, "score", watched)
+    assert run(tmp_path) == 1 and not opened[0] and opened[-1]
+    study.unlink()
+    assert run(tmp_path) == 0 and all(opened[opened.index(True) :])
+
+
 @pytest.mark.tiny
 def test_faults_of_the_device_are_known_for_what_they_are(monkeypatch, seeds, dev_clips):
     import torch

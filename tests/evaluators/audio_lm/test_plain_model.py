@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import BASE, EXACT, in_old_layout, lora, make_adapter
+from common import DEMO, LABELS
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from evaluators.audio_lm import kept_weights
@@ -32,6 +33,8 @@ from evaluators.errors import UserError
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] * torch.cuda.is_available())]
 HEAVY = "transformers", "peft", "sklearn", "torch._dynamo", "accelerate"
+# Imported after the first scores:
+LATER = "optuna", "scipy.special", "numpy.f2py", "pandas", "httpx2"
 HUB = {  # as short as the hub's files are
     "model_type": "qwen2_audio",
     "audio_config": {"model_type": "qwen2_audio_encoder", "dtype": "bfloat16"},
@@ -145,19 +148,28 @@ def test_scores_and_keys_are_those_of_transformers_model(monkeypatch, seeds, dev
 
 
 def test_scoring_imports_nothing_heavy(tmp_path):
+    """Nor does the search until its first scores."""
     code = f"""
-import sys
-from common import DEMO, LABELS
+import os, sys
+from pathlib import Path
 from evaluators.audio_lm.checkpoint import open_checkpoint
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.files import shipped
 from evaluators.manifest import read_manifest
 from evaluators.prompts import read_prompts
-seeds, clips = read_prompts(shipped("prompts/seeds/baselines.yaml"), LABELS), read_manifest(DEMO, LABELS, "dev")
+seeds = read_prompts(shipped("prompts/seeds/baselines.yaml"), {LABELS})
+clips = read_manifest(Path({str(DEMO)!r}), {LABELS}, "dev")
 for name in ("pocket-base", "pocket-lora"):  # with nothing remembered
     scorer = AudioScorer(open_checkpoint(name), "cpu")
     assert scorer.fingerprint and scorer.score(seeds[:1], clips[:2]).logp.shape[:2] == (1, 2)
-print([name for name in {HEAVY} if name in sys.modules])
+from opro import optimize
+score = AudioScorer.score
+def first_scores(*given):
+    assert score(*given).logp.size
+    print([name for name in {HEAVY + LATER} if name in sys.modules], flush=True)
+    os._exit(0)
+AudioScorer.score = first_scores
+optimize.main(["--iterations", "0", "--clips", "40", "--runs-dir", {str(tmp_path)!r}])
 """
     places = os.pathsep.join(sys.path)
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": places}

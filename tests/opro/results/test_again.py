@@ -19,7 +19,7 @@ from opro import optimize, problem
 from opro.results.again import finished_run
 from opro.settings import OptimizeSettings
 
-HEAVY = ("torch", "transformers", "peft", "optuna", "pandas")
+HEAVY = ("torch", "transformers", "peft", "optuna", "pandas", "scipy.special", "numpy.random")
 
 
 class StandIn(fakes.FakeEvaluator):

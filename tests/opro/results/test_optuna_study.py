@@ -5,7 +5,7 @@ from datetime import datetime
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -62,7 +62,8 @@ class Run:
     def start(self):
         self.history = History(self.folder / "trials.jsonl", LABELS, repair=True)
         self.study = LiveStudy(self.history, self.folder / "optuna.log", levels(LABELS), surface)
-        self.study.catch_up()
+        if self.history.trials:
+            self.study.catch_up()
 
     def tell(self, trial, dies, torn):
         self.history.tell(trial)
@@ -105,6 +106,7 @@ def searched(folder, states, again, deaths):
         max_size=4,
     ),
 )
+@example(["dropped"], {0}, {0: ("before it is shown", False)})  # told anew as complete
 def test_resumed_is_uninterrupted(tmp_path_factory, states, again, deaths):
     folder = tmp_path_factory.mktemp("study")
     whole = searched(folder / "a", states, again, {})
@@ -178,4 +180,5 @@ def test_the_file_of_an_earlier_version_is_written_anew(tmp_path):
 def test_a_damaged_file_is_written_anew(tmp_path, damage):
     (tmp_path / "optuna.log").write_bytes(damage)
     run = Run(tmp_path)
+    run.study.catch_up()
     assert read(tmp_path / "optuna.log") == [] and not run.study._failed
