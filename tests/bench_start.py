@@ -26,7 +26,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9
-SLOW = "torch transformers peft accelerate sklearn sympy torch._dynamo scipy.stats optuna pandas triton".split()
+SLOW = (
+    "torch transformers peft accelerate bitsandbytes sklearn sympy torch._dynamo scipy.special scipy.stats optuna pandas"
+    " triton".split()
+)
 
 
 class Watch:
@@ -175,6 +178,17 @@ def seven(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def bare_start() -> float:
+    """Seconds of a fresh process that imports torch and puts a number onto the card, the fastest of three."""
+    code = "import torch; torch.zeros(1, device='cuda' if torch.cuda.is_available() else 'cpu')"
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
 def copy_speeds(folder: Path) -> None:
     """Prints GB/s from the page cache into pinned memory, from there to the card, and both at once."""
     import torch
@@ -316,6 +330,7 @@ def main() -> None:
             subprocess.run([*again, "seven"], check=True)
             print(f"weights written in {time.time() - begin:.0f} s", flush=True)
         subprocess.run([*again, "speeds"], check=True)
+        print(f"a process that imports torch and puts a number there: {bare_start():.2f} s")
         flags = ["--checkpoint", str(weights), "--iterations", "5"]
         four = [*flags, "--quantization", "nf4"]
         names = ["first", *["again", "stock"] * args.runs]
