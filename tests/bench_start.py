@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9
 SLOW = (
-    "torch transformers peft accelerate bitsandbytes sklearn sympy torch._dynamo scipy.special scipy.stats optuna pandas"
-    " triton".split()
+    "torch transformers peft accelerate bitsandbytes sklearn sympy torch._dynamo scipy.special scipy.stats optuna"
+    " pandas triton".split()
 )
 
 
