@@ -270,3 +270,15 @@ def test_waiting_results_are_entered_as_they_come(small, monkeypatch):
     table = evaluator.score(PROMPTS, clips)
     assert np.abs(table.logp - truth).max() < 1e-5
     assert len(most) > 9 and max(most) == 2
+
+
+def test_embeddings_of_another_line_are_not_taken_for_those_of_this_one(small):
+    """In half precision they may be other bits, and the size of a line is a part of the key of a score."""
+    model, processor, clips, _ = small
+    evaluator = evaluator_with(model, processor)
+    heard, wide, found = note_heard(evaluator), evaluator.shape, []
+    for shape in (wide, wide, replace(wide, prefix=2 * wide.prefix), wide):
+        evaluator.shape = shape
+        evaluator.score(PROMPTS[:1], clips[:2])
+        found.append(heard.total())
+    assert found == [2, 2, 4, 6]
