@@ -43,6 +43,7 @@ from evaluators.bench import matrix_rate, prompts_of_length
 from evaluators.clips import Clip
 from evaluators.finetuning.memory import RowLength, TrainingPlan, plan_training
 from evaluators.finetuning.model import adapted_model
+from evaluators.finetuning.processes import close
 from evaluators.finetuning.recipe import Recipe
 from evaluators.finetuning.samples import Collate, Samples, tokenize_prompts
 from evaluators.finetuning.train import Machine, Training, train
@@ -533,6 +534,7 @@ def one_of_two(bench: Bench) -> None:
         plan = TrainingPlan(False, BATCH // 2, False, 0.0, None)
         ours(bench, bench.training(plan=plan, machine=machine), f"ours, two cards{again}")
     trainer_profile(bench, bench.training(plan=plan, machine=machine))
+    close()
 
 
 def open_bench(args: argparse.Namespace, folder: Path) -> Bench:
