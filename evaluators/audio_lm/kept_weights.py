@@ -51,10 +51,12 @@ def stored_tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Te
         with contextlib.closing(reader):
             yield from reader.all(sorted(reader.tensors, key=lambda name: ".weight." not in name))
         return
-    for path, _ in shards(folder, f"model {str(folder)!r}"):
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys(), key=lambda name: ".weight." not in name):
-                yield name, file.get_tensor(name)
+    files = [path for path, _ in shards(folder, f"model {str(folder)!r}")]
+    for first in (True, False):  # a weight may lie in a file before what says how to read it
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in [name for name in file.keys() if (".weight." in name) == first]:
+                    yield name, file.get_tensor(name)
 
 
 def expanded(

@@ -212,3 +212,16 @@ def test_kept_4_bit_weights_are_those_that_are_made_anew(four_bits, monkeypatch)
         for state in states[1:]
         for name, tensor in states[0].items()
     )
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_what_says_how_to_read_a_weight_comes_first_though_it_lies_in_a_later_file(
+    tmp_path, monkeypatch, blocks
+):
+    monkeypatch.setattr(kept_weights, "can_read", lambda *_: blocks)
+    files = {"a.weight": "model-1.safetensors", "a.weight.absmax": "model-2.safetensors"}
+    for name, file in files.items():
+        save_file({name: torch.zeros(4)}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    names = [name for name, _ in kept_weights.stored_tensors(tmp_path, CPU)]
+    assert names == ["a.weight.absmax", "a.weight"]
