@@ -150,7 +150,7 @@ def plain_front(folder: Path) -> SimpleNamespace | None:
         return None
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # tokenizers raises no other; the same
+    except Exception:  # tokenizers raises no other; this, too, transformers meets again
         return None
     return SimpleNamespace(tokenizer=PlainTokenizer(tokenizer), feature_extractor=extractor)
 
