@@ -4,12 +4,12 @@ transformers copies from mapped memory, which the driver first copies into pinne
 each thread reads blocks into pinned memory of ours, and the card fetches one while the next is read. The tensors are
 handed to transformers as slices that are read when it asks for them: names, types and places stay its own affair, and
 no more memory is taken on the card than it asks for. Who takes all tensors, one after another, has those that follow
-read meanwhile (`all`). (fastsafetensors, the well-kept loader, puts each file into one piece of the card's memory, which
-is free again only when the last tensor of the file is: with weights that are laid side by side, or quantized, a model
-would take its memory twice.)
+read meanwhile (`all`). (fastsafetensors, the well-kept loader, puts each file into one piece of the card's memory,
+which is free again only when the last tensor of the file is: with weights that are laid side by side, or quantized, a
+model would take its memory twice.)
 
-Reading begins when a tensor is asked for. Begun earlier, beside the imports of transformers, it made those slower by more
-than it saved (evaluators/README.md).
+Reading begins when a tensor is asked for. Begun earlier, beside the imports of transformers, it made those slower by
+more than it saved (evaluators/README.md).
 """
 
 import os
