@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import time
+import uuid
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ class Worker:
     """What runs in an actor: an evaluator for each pool of its crew, one of which scores."""
 
     def __init__(self, makes: Sequence[Callable[[], Evaluator]]) -> None:
+        self.process = (
+            uuid.uuid4().hex
+        )  # Ray starts a lost actor anew: another process, another name
         self.evaluators: list[Any] = []
         self.evaluator = self._evaluator(0, makes)
 
@@ -52,15 +56,15 @@ class Worker:
 
     def begin(
         self, number: int, makes: Sequence[Callable[[], Evaluator]], shape: Any = None
-    ) -> tuple[str, Any]:
-        """`about` of an evaluator, which scores from here on; of pools that joined later they are made now.
+    ) -> tuple[str, tuple[str, Any]]:
+        """(process, `about`) of an evaluator, which scores from here on; of pools that joined later they are made now.
 
         Before that it takes over a shape that another worker's memory made necessary.
         """
         self.evaluator = self._evaluator(number, makes)
         if shape is not None:
             self.evaluator.shape = shape
-        return self.about()
+        return self.process, self.about()
 
     def about(self) -> tuple[str, Any]:
         """(fingerprint, batch shape) of the evaluator that scores."""
@@ -93,11 +97,17 @@ class Worker:
 
 @dataclass
 class Seat:
-    """A worker as its owner sees it: `flight` are its unfinished calls, with the chunk each is for (None: `begin`)."""
+    """A worker as its owner sees it.
+
+    Attributes:
+        process: The one that answered last.
+        flight: Unfinished calls: (number of the owner's call, its chunk, the process it went to); None: `begin`.
+    """
 
     actor: Any
     usable: bool = False
-    flight: dict[Any, tuple[int, Chunk] | None] = field(default_factory=dict)
+    process: str = ""
+    flight: dict[Any, tuple[int, Chunk, str] | None] = field(default_factory=dict)
 
 
 class Crew:
@@ -154,7 +164,7 @@ class RayPool(Uncached):
         self._calls = 0
         self.forwards = 0
         self._seconds = 0.0  # of calls
-        self.lost = 0  # workers that died
+        self._gone: set[str] = set()  # processes that do not answer
 
     @functools.cached_property
     def _local(self) -> Evaluator:
@@ -276,6 +286,11 @@ class RayPool(Uncached):
         return seats
 
     @property
+    def lost(self) -> int:
+        """Workers that died."""
+        return len(self._gone)
+
+    @property
     def usable(self) -> int:
         """Workers that have started and live."""
         return sum(seat.usable for seat in self._seats)
@@ -311,7 +326,7 @@ class RayPool(Uncached):
                         break
                     chunk = (queues[number] or max(queues, key=len)).popleft()
                     ref = seat.actor.score.remote(prompts, [clips[i] for i in chunk])
-                    seat.flight[ref] = (self._calls, chunk)
+                    seat.flight[ref] = (self._calls, chunk, seat.process)
             for seat, job, answer in self._next():
                 if job is None or job[0] != self._calls:
                     continue  # of a call that ended early
@@ -361,7 +376,7 @@ class RayPool(Uncached):
         tokens = len(clips) * sum(length + TEMPLATE for length in lengths if length is not None)
         return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
 
-    def _next(self) -> list[tuple[Seat, tuple[int, Chunk] | None, Any]]:
+    def _next(self) -> list[tuple[Seat, tuple[int, Chunk, str] | None, Any]]:
         """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
         import ray
 
@@ -383,14 +398,16 @@ class RayPool(Uncached):
             job = seat.flight.pop(ref)
             answer = self._fetch(ref)
             if answer is None:
-                self._lose(seat)
+                self._lose(seat, job[2] if job else "")
             elif job is None:
                 if isinstance(answer, Exception):
                     try:
                         raise answer
                     finally:
                         del answer  # as in `_score`
-                self._agree(answer)
+                seat.process, about = answer
+                self._gone.discard(seat.process)  # it was only slow to answer
+                self._agree(about)
                 seat.usable = True
             out.append((seat, job, answer))
         return out
@@ -410,11 +427,16 @@ class RayPool(Uncached):
             log.debug("worker died: %s", error)
             return None
 
-    def _lose(self, seat: Seat) -> None:
-        """A worker died: Ray starts it anew, elsewhere if need be; it works again once it answers."""
-        if seat.usable:
-            self.lost += 1
+    def _lose(self, seat: Seat, process: str) -> None:
+        """A call to a process failed: Ray starts the worker anew, elsewhere if need be; it works once it answers.
+
+        Failures of one death come one by one, the last of them perhaps when the next process works already.
+        """
+        if process and process not in self._gone:
+            self._gone.add(process)
             log.warning("a Ray worker died (%d so far); its clips are scored again", self.lost)
+        if process not in ("", seat.process):
+            return
         seat.usable = False
         if None not in seat.flight.values():
             self._greet(seat)

@@ -229,6 +229,24 @@ def test_a_killed_worker_is_replaced_and_nothing_is_missing(
     assert pool.lost == kills
 
 
+def test_a_death_counts_once_however_late_its_calls_fail_and_one_who_answers_again_does_not(
+    cluster, seeds, dev_clips, tmp_path
+):
+    pool = RayPool(functools.partial(Slow, tmp_path), workers=1)
+    pool.score(seeds, dev_clips[:4])
+    (seat,), (first,) = pool._seats, tmp_path.iterdir()
+    died = seat.process
+    pool._lose(seat, died)
+    assert (pool.lost, seat.usable) == (1, False)
+    pool.score(seeds, dev_clips[:4])
+    assert (pool.lost, seat.process, seat.usable) == (0, died, True)
+    os.kill(int(first.name), signal.SIGKILL)
+    pool.score(seeds, dev_clips[:4])
+    assert (pool.lost, seat.process == died, seat.usable) == (1, False, True)
+    pool._lose(seat, died)
+    assert (pool.lost, seat.usable, seat.flight) == (1, True, {})
+
+
 def test_a_lost_node_is_done_without(cluster, seeds, dev_clips, tmp_path):
     node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
     pool = RayPool(functools.partial(Slow, tmp_path, 0.005))
