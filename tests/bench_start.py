@@ -6,7 +6,8 @@ seconds from the start of the process, begin-end, and in brackets what all threa
 of the weights' bytes alone, by threads from the page cache into pinned memory and from there to the card, as measured
 here. ``--shape 7b`` writes 17 GB of random weights of the exact shape first (one GPU with 40 GB); ``--nf4`` adds 4-bit
 weights, made and kept (bitsandbytes); ``--whole`` times whole default searches too;
-``--runs 1`` takes `again` and `stock` once each.
+``--runs 1`` takes `again` and `stock` once each. ``--disk 4`` times nothing else than reading 4 GB that lie on the
+disk alone, by the reader of weights and by plain reads, three times.
 """
 
 import argparse
@@ -193,29 +194,14 @@ def copy_speeds(folder: Path) -> None:
     """Prints GB/s from the page cache into pinned memory, from there to the card, and both at once."""
     import torch
 
-    from evaluators.audio_lm.weight_reader import BLOCK, THREADS, WeightReader, fill
+    from evaluators.audio_lm.weight_reader import THREADS
 
     files = sorted(folder.glob("*.safetensors"))
-    blocks = [(path, at) for path in files for at in range(0, path.stat().st_size - BLOCK, BLOCK)]
-    on_card = torch.cuda.is_available()
-    device = torch.device("cuda" if on_card else "cpu")
-    opened = {path: os.open(path, os.O_RDONLY) for path in files}
-    pieces = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=on_card) for _ in range(THREADS)]
-
-    def lane(number: int) -> None:
-        for path, at in blocks[number::THREADS]:
-            fill(opened[path], at, pieces[number])
-
-    for count in (1, THREADS) if blocks else ():
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lane, range(THREADS)))
-        seconds = time.perf_counter() - begin
-        print(f"page cache to {'pinned ' * on_card}memory, {count} threads:"
-              f" {len(blocks) * BLOCK / GB / seconds:.1f} GB/s")  # fmt: skip
-    if on_card:
+    for count in (1, THREADS):
+        print(f"page cache to memory, {count} threads: {read_blocks(files, count)}")
+    if torch.cuda.is_available():
         piece = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
-        there = torch.empty(2**28, dtype=torch.uint8, device=device)
+        there = torch.empty(2**28, dtype=torch.uint8, device="cuda")
         there.copy_(piece)
         torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -225,14 +211,79 @@ def copy_speeds(folder: Path) -> None:
         print(
             f"pinned memory to the card: {20 * 2**28 / GB / (time.perf_counter() - begin):.1f} GB/s"
         )
+    print(f"all weights by the reader alone, in a fresh process: {read_tensors(files)}")
+
+
+def read_blocks(files: list[Path], count: int) -> str:
+    """How fast threads read the blocks of files into one piece of memory each, pinned where there is a card."""
+    import torch
+
+    from evaluators.audio_lm.weight_reader import BLOCK, fill
+
+    blocks = [(path, at) for path in files for at in range(0, path.stat().st_size - BLOCK, BLOCK)]
+    opened = {path: os.open(path, os.O_RDONLY) for path in files}
+    pinned = torch.cuda.is_available()
+    pieces = [torch.empty(BLOCK, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)]
+
+    def lane(number: int) -> None:
+        for path, at in blocks[number::count]:
+            fill(opened[path], at, pieces[number])
+
     begin = time.perf_counter()
-    reader = WeightReader(files, device)
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lane, range(count)))
+    said = rate(len(blocks) * BLOCK, begin)
+    for file in opened.values():
+        os.close(file)
+    return said
+
+
+def read_tensors(files: list[Path]) -> str:
+    """How fast the reader of weights takes the tensors of files to the card, or into memory where there is none."""
+    import torch
+
+    from evaluators.audio_lm.weight_reader import WeightReader
+
+    begin = time.perf_counter()
+    reader = WeightReader(files, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for _ in reader.all(reader.tensors):
         pass
-    seconds, size = time.perf_counter() - begin, sum(path.stat().st_size for path in files) / GB
+    said = rate(sum(path.stat().st_size for path in files), begin)
     reader.close()
-    print(f"all {size:.2f} GB of weights by the reader alone, in a fresh process: {seconds:.2f} s,"
-          f" {size / seconds:.1f} GB/s")  # fmt: skip
+    return said
+
+
+def rate(count: int, begin: float) -> str:
+    seconds = time.perf_counter() - begin
+    return f"{count / GB:.2f} GB in {seconds:.2f} s, {count / GB / seconds:.1f} GB/s"
+
+
+def disk_speeds(folder: Path, size: int) -> None:
+    """Prints GB/s from the disk, of files that the page cache does not hold."""
+    import torch
+    from safetensors.torch import save_file
+
+    from evaluators.audio_lm.weight_reader import THREADS
+
+    for number in range(size):
+        tensors = {
+            f"{number}.{i}": torch.randint(2**15, (2**12, 2**12), dtype=torch.int16)
+            for i in range(30)
+        }
+        save_file(tensors, folder / f"{number}.safetensors")
+    files = sorted(folder.glob("*.safetensors"))
+    for _ in range(3):
+        for name, work in (
+            ("plain reads, 1 thread", functools.partial(read_blocks, files, 1)),
+            (f"plain reads, {THREADS} threads", functools.partial(read_blocks, files, THREADS)),
+            ("the reader of weights", functools.partial(read_tensors, files)),
+        ):
+            for path in files:
+                file = os.open(path, os.O_RDONLY)
+                os.fsync(file)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(file)
+            print(f"from the disk, {name}: {work()}", flush=True)
 
 
 def run_case(
@@ -310,6 +361,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="a folder for weights and caches, kept afterwards"
     )
+    parser.add_argument("--disk", type=int, metavar="GB", help="time reads from the disk alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=["seven", "speeds"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -320,6 +372,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         work.mkdir(exist_ok=True, parents=True)
+        if args.disk:
+            disk_speeds(work, args.disk)
+            return
         weights = ROOT / "data/pocket/base" if args.shape == "pocket" else work / "weights"
         if args.step:
             {"seven": seven, "speeds": copy_speeds}[args.step](weights)

@@ -34,7 +34,9 @@ SMALL = (
     2**16
 )  # bytes: what is smaller is read at once, which takes less than handing it to a thread
 AHEAD = 2**30  # bytes that are read ahead of the tensor that is taken
-THREADS = 8  # at most: they read 32.7 GB/s from the page cache, one 6.2 (tests/bench_start.py, on an H100's host)
+# They read 32.7 GB/s from the page cache, one 6.2 (tests/bench_start.py, on an H100's host). So many on few cores, too:
+# a disk is faster with several requests at once (tests/bench_start.py --disk 4).
+THREADS = 8
 TYPES = {  # of safetensors
     "F64": torch.float64,
     "F32": torch.float32,
@@ -92,7 +94,7 @@ class WeightReader:
         self._files = {
             path: os.open(path, os.O_RDONLY) for path in {one.path for one in places.values()}
         }
-        self._pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(THREADS)
         self._lanes = local()
 
     def close(self) -> None:
