@@ -285,7 +285,8 @@ def main() -> None:
                 assert code in (0, 1) and (verb.results == [] or results_of(disk, verb)), said
                 whole_code, whole, written = code, results_of(disk, verb), used_kib(disk) - before
             for level in levels:
-                kib = max(4 * level, written * level // LEVELS)
+                # Of what little is written, still too little room: at least a page less than it takes.
+                kib = max(4, min(max(4 * level, written * level // LEVELS), written - 4))
                 with disk_of(disk, verb, inputs, kib):
                     code, said = done(work)
                     left = [str(p.relative_to(disk)) for p in disk.rglob("*")

@@ -287,6 +287,7 @@ QUICK = (  # one of each check; what the doctor's own tests below break is a slo
     half_a_tower,
     other_tower,
     other_record,
+    padding_is_heard,
     processor_drops_audio,
     a_tensor_is_loaded_wrong,
 )
