@@ -499,8 +499,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/kept_weights.py", " < LEAST", " < 0"),
     (
         "evaluators/audio_lm/kept_weights.py",
-        "        shutil.rmtree(scratch, ignore_errors=True)\n",
-        "",
+        "_remove(folder, *folder.parent.glob(UNFINISHED))",
+        "_remove(folder)",
+    ),
+    (
+        "evaluators/audio_lm/kept_weights.py",
+        "file_version(path)[1:]",
+        "file_version(path)[1:3]",
     ),
     (
         "opro/results/again.py",

@@ -194,12 +194,12 @@ def _remembered(path: Path, kind: str, make: Callable[[Path], list[Any]]) -> lis
     except RuntimeError:  # a user without a home
         return make(path)
     with _alone(record):
-        before = _version(path)
+        before = file_version(path)
         known = _read(record, before)
         if known is not None:
             return known
         made = make(path)
-        if _version(path) == before:
+        if file_version(path) == before:
             _remember(record, {"file": before, "found": made})
     return made
 
@@ -228,7 +228,7 @@ def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -
         about: Plain data: what else it depends on.
         make: Gives plain data.
     """
-    state = [[_version(path.resolve()) for path in paths], about]
+    state = [[file_version(path.resolve()) for path in paths], about]
     try:
         record = _memory() / f"{_digest(state)[:32]}.json"
     except RuntimeError:  # a user without a home
@@ -258,8 +258,8 @@ def _memory() -> Path:
     return cache_folder() / "digests"
 
 
-def _version(path: Path) -> list[Any]:
-    """What changes when a file does. Tools may set the first of its times back, the system alone sets the second."""
+def file_version(path: Path) -> list[Any]:
+    """Path, size and times of a file. Tools may set the first of its times back, the system alone sets the second."""
     about = path.stat()
     return [str(path), about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
