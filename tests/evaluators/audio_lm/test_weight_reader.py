@@ -21,7 +21,7 @@ from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder
 from evaluators.audio_lm.model_folder import read_model, shards, tensor_places
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.weight_reader import TYPES, WeightReader
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 
 BASE, CPU = POCKET / "base", torch.device("cpu")
 FILES = [path for path, _ in shards(BASE, "the pocket checkpoint")]
@@ -136,6 +136,37 @@ def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path, monkeypatch, smal
     with pytest.raises(UserError, match="became shorter while it was read"):
         reader.read(places[name])
     reader.close()
+
+
+@pytest.mark.parametrize("small", [0, 2**30])
+def test_a_disk_that_does_not_give_a_tensor_is_one_sentence(monkeypatch, small):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(weight_reader, "SMALL", small)
+    monkeypatch.setattr(os, "preadv", fail)
+    reader = WeightReader(FILES, CPU)
+    with pytest.raises(PauseError, match=r"model.safetensors' cannot be read \(Input/output error"):
+        next(reader.all(reader.tensors))
+    reader.close()
+
+
+def test_no_file_stays_open_where_another_cannot_be_opened(tmp_path, monkeypatch):
+    opened, real = [], os.open
+
+    def one_alone(path, flags):
+        if opened:
+            raise OSError(24, "Too many open files")
+        opened.append(real(path, flags))
+        return opened[0]
+
+    for number in (1, 2):
+        save_file({f"{number}": torch.zeros(1)}, tmp_path / f"{number}.safetensors")
+    monkeypatch.setattr(os, "open", one_alone)
+    with pytest.raises(PauseError, match=r"safetensors' cannot be read \(Too many open files"):
+        WeightReader(sorted(tmp_path.iterdir()), CPU)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(*opened)
 
 
 @pytest.fixture
