@@ -228,7 +228,12 @@ def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -
         about: Plain data: what else it depends on.
         make: Gives plain data.
     """
-    state = [[file_version(path.resolve()) for path in paths], about]
+    paths = list(paths)
+
+    def seen() -> list[Any]:
+        return [[file_version(path.resolve()) for path in paths], about]
+
+    state = seen()
     try:
         record = _memory() / f"{_digest(state)[:32]}.json"
     except RuntimeError:  # a user without a home
@@ -236,7 +241,8 @@ def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -
     found = _read(record, state)
     if found is None:
         found = make()
-        _remember(record, {"file": state, "found": found})
+        if seen() == state:  # a link may lead elsewhere by now
+            _remember(record, {"file": state, "found": found})
     return found
 
 

@@ -337,6 +337,24 @@ def test_where_the_system_sets_no_time_of_change_size_and_time_tell(base, hashed
     assert weights_digest(base) not in (first, second)
 
 
+def test_a_link_that_leads_elsewhere_meanwhile_is_not_remembered_of_its_first_file(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
+    first.write_text("1")
+    second.write_text("2")
+    link.symlink_to(first)
+
+    def turned():
+        link.unlink()
+        link.symlink_to(second)
+        return [link.read_text()]
+
+    assert identity.recalled([link], "text", turned) == ["2"]
+    assert identity.recalled([first], "text", lambda: [first.read_text()]) == ["1"]
+
+
 DAMAGE = {
     "cut": lambda text: text[:-20],
     "empty": lambda text: "",
