@@ -718,7 +718,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/scorer.py", ".holding(len(layout.positions))", ".largest"),
     ("evaluators/audio_lm/scorer.py", "in rows) * len(clips)", "in rows)"),
     ("evaluators/audio_lm/scorer.py", '"scorer": SCORER,', ""),
-    ("evaluators/audio_lm/scorer.py", '"checkpoint": self._digest,', ""),
+    ("evaluators/audio_lm/scorer.py", '"checkpoint": self._known.digest,', ""),
     ("evaluators/audio_lm/scorer.py", '            "versions": self.versions,\n', ""),
     ("evaluators/audio_lm/scorer.py", '            "front_end": FRONT_END,\n', ""),
     ("evaluators/audio_lm/scorer.py", "            **front_end_versions(),\n", ""),
