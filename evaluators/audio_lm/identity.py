@@ -35,6 +35,7 @@ from evaluators.files import write_text
 log = logging.getLogger(__name__)
 SMALL = 64 * 2**20  # bytes; smaller files are hashed in less time than it takes to notice
 TOLD = 1.0  # gigabytes; of larger files it is said that they are hashed, which takes seconds
+PATIENCE = 2.0  # seconds that another process may hash before it is said that this one waits
 BLOCK = 4 * 2**20  # bytes that a thread holds
 THREADS = 8  # at most; more do not make a disk faster
 # Of a configuration: where it came from, how its files are stored (each tensor has its own type here, and is loaded in
@@ -286,7 +287,11 @@ def _alone(record: Path) -> Iterator[None]:
     lock = filelock.FileLock(record.with_suffix(".lock"))
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except filelock.Timeout:
+            log.warning("another process hashes the same weights; this one waits for it")
+            lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.info("digests are not remembered: %s", error)
     try:

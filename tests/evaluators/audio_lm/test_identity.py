@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
 import torch
 from common import ROOT
@@ -299,6 +300,19 @@ def test_it_is_said_once_that_a_large_file_is_hashed(base, hashed, monkeypatch, 
         assert caplog.messages == [
             "model.safetensors: 0.0 GB are hashed, once for this version of the file"
         ]
+
+
+def test_it_is_said_that_another_process_is_waited_for(base, hashed, monkeypatch, tmp_path):
+    first = weights_digest(base)
+    (lock,) = (tmp_path / "cache").rglob("*.lock")
+    said = []
+    monkeypatch.setattr(identity, "PATIENCE", 0)
+    with filelock.FileLock(lock) as held:
+        monkeypatch.setattr(
+            identity.log, "warning", lambda text: (said.append(text), held.release())
+        )
+        assert weights_digest(base) == first
+    assert said == ["another process hashes the same weights; this one waits for it"]
 
 
 def test_another_version_of_a_file_is_hashed_again(base, hashed):
