@@ -46,7 +46,7 @@ from evaluators.audio_lm.scorer import AudioScorer, check_finite, check_whole, l
 from evaluators.audio_lm.templates import count_tokens
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached, score_each_sound
 from evaluators.prompts import Prompt
 
@@ -192,9 +192,13 @@ class GenericScorer(Uncached):
         return Known.of(self.checkpoint)
 
     def _check_unchanged(self) -> None:
-        """Raises PauseError where the files are no longer those that the fingerprint told of."""
+        """Raises PauseError where the files are no longer those that the fingerprint told of; nothing is kept then."""
         if "_known" in vars(self) and self._given is None:
-            self._known = self._known.again(self.checkpoint)
+            try:
+                self._known = self._known.again(self.checkpoint)
+            except (PauseError, UserError):
+                self.release()
+                raise
 
     @functools.cached_property
     def versions(self) -> dict[str, str]:

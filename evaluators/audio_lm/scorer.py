@@ -77,7 +77,7 @@ from evaluators.audio_lm.shared_base import SharedBase
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import PromptError, UserError
+from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached, Work, score_each_sound
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
@@ -253,9 +253,13 @@ class AudioScorer(Uncached):
         return Known.of(self.checkpoint)
 
     def _check_unchanged(self) -> None:
-        """Raises PauseError where the files are no longer those that the fingerprint told of."""
+        """Raises PauseError where the files are no longer those that the fingerprint told of; nothing is kept then."""
         if "_known" in vars(self) and not self._given:
-            self._known = self._known.again(self.checkpoint)
+            try:
+                self._known = self._known.again(self.checkpoint)
+            except (PauseError, UserError):
+                self.release()
+                raise
 
     @functools.cached_property
     def versions(self) -> dict[str, str]:
