@@ -472,6 +472,13 @@ def run_verb(main: Callable[[], int]) -> int:
                 f"path {brief(str(error.filename))} is too long; give a shorter one",
                 WRONG_USE,
             )
+        if isinstance(error, PermissionError) and error.filename is not None:
+            return _tell(
+                "error",
+                f"path {brief(str(error.filename))} may not be used ({error.strerror}); give this user the right to it,"
+                " or give another path",
+                WRONG_USE,
+            )
         if not disk_is_full(error):
             raise
         return _tell_of_full_disk(error)

@@ -499,8 +499,13 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/kept_weights.py", " < LEAST", " < 0"),
     (
         "evaluators/audio_lm/kept_weights.py",
-        "        shutil.rmtree(scratch, ignore_errors=True)\n",
-        "",
+        "_remove(folder, *folder.parent.glob(UNFINISHED))",
+        "_remove(folder)",
+    ),
+    (
+        "evaluators/audio_lm/kept_weights.py",
+        "file_version(path)[1:]",
+        "file_version(path)[1:3]",
     ),
     (
         "opro/results/again.py",
@@ -713,7 +718,7 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/scorer.py", ".holding(len(layout.positions))", ".largest"),
     ("evaluators/audio_lm/scorer.py", "in rows) * len(clips)", "in rows)"),
     ("evaluators/audio_lm/scorer.py", '"scorer": SCORER,', ""),
-    ("evaluators/audio_lm/scorer.py", '"checkpoint": self._digest,', ""),
+    ("evaluators/audio_lm/scorer.py", '"checkpoint": self._known.digest,', ""),
     ("evaluators/audio_lm/scorer.py", '            "versions": self.versions,\n', ""),
     ("evaluators/audio_lm/scorer.py", '            "front_end": FRONT_END,\n', ""),
     ("evaluators/audio_lm/scorer.py", "            **front_end_versions(),\n", ""),

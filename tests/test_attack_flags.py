@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 
 import pytest
@@ -86,6 +87,35 @@ def test_a_value_that_cannot_be_is_one_sentence(
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert sentence in line and "\x1b" not in said and "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+FORBIDDEN = [
+    ("doctor", ("--checkpoint", "{}")),
+    ("doctor", ("--manifest", "{}")),
+    ("report", ("{}",)),
+    ("brittle", ("{}",)),
+    ("power", ("--manifest", "{}")),
+    ("leaderboard", ("--runs-dir", "{}")),
+]
+
+
+@pytest.mark.parametrize(("verb", "flags"), FORBIDDEN)
+def test_a_place_that_this_user_may_not_use_is_one_sentence(
+    verb, flags, tmp_path, monkeypatch, capsys
+):
+    place, real = tmp_path / "inside" / "x", os.stat
+
+    def stat(path, **options):  # a user may be root, who may do anything
+        if str(path).startswith(str(place)):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(sys, "argv", [verb])
+    monkeypatch.setattr(os, "stat", stat)
+    code = run(verb, *(flag.format(place) for flag in flags))
+    said = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in said
+    assert f"error: path '{place}" in said and "may not be used (Permission denied)" in said
 
 
 @pytest.mark.parametrize("verb", ["rescore", "matrix"])

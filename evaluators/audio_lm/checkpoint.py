@@ -8,14 +8,20 @@ from typing import Any, Literal
 
 from evaluators.audio_lm.adapter_kinds import CONFIG, WEIGHTS, check_adapter
 from evaluators.audio_lm.generic_class import generic_class
-from evaluators.audio_lm.identity import adapter_digest, base_digest, old_digest, weights_digest
+from evaluators.audio_lm.identity import (
+    adapter_digest,
+    base_digest,
+    file_version,
+    old_digest,
+    weights_digest,
+)
 from evaluators.audio_lm.model_folder import (
     check_model_folder,
     read_object,
     refuse_pointers,
     refuse_quantized,
 )
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.files import shipped
 from evaluators.prompts import Prompt, prompt_from
 
@@ -123,6 +129,44 @@ class Checkpoint:
                 f" {str(self.base)!r}: their digests are {trained[:12]} and {here[:12]}; give the base"
                 " it was trained on"
             )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a checkpoint was when its files were looked at.
+
+    Attributes:
+        digest: The checkpoint's.
+        files: Versions of its files, by which a write to one is seen at once.
+    """
+
+    digest: str
+    files: list[list[Any]]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Known":
+        """A checkpoint as it is now. Raises UserError as its digest."""
+        files = [file_version(path) for path in checkpoint.files]
+        return cls(checkpoint.digest, files)
+
+    def again(self, checkpoint: Checkpoint) -> "Known":
+        """The checkpoint as it is now, which has the same digest.
+
+        Raises:
+            PauseError: It has another one.
+        """
+        try:
+            if [file_version(path) for path in checkpoint.files] == self.files:
+                return self
+        except FileNotFoundError:  # what is removed stays as it was for who has it open
+            return self
+        now = Known.of(checkpoint)
+        if now.digest != self.digest:
+            raise PauseError(
+                f"the files of checkpoint {checkpoint.name!r} were changed while they were in use; when they"
+                " are as they shall be, give the same command again"
+            )
+        return now
 
 
 def open_checkpoint(

@@ -27,7 +27,7 @@ from evaluators.audio import Wave
 from evaluators.audio_lm import selftest
 from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.answer_tokens import reading_of
-from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.checkpoint import Checkpoint, Known
 from evaluators.audio_lm.device import (
     card_gib,
     device_faults,
@@ -46,7 +46,7 @@ from evaluators.audio_lm.scorer import AudioScorer, check_finite, check_whole, l
 from evaluators.audio_lm.templates import count_tokens
 from evaluators.audio_lm.tower import ClipKey, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.evaluator import About, Array, Evaluator, ScoreTable, Uncached, score_each_sound
 from evaluators.prompts import Prompt
 
@@ -176,7 +176,7 @@ class GenericScorer(Uncached):
             "class": self.kind.model_class,
             "template": [self.chat.template, self.chat.in_parts, self.chat.system_role],
             "versions": self.versions,
-            "checkpoint": self._digest,
+            "checkpoint": self._known.digest,
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
@@ -186,10 +186,19 @@ class GenericScorer(Uncached):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
-    def _digest(self) -> str:
-        """The checkpoint's, which is whole."""
+    def _known(self) -> Known:
+        """The checkpoint, which is whole."""
         check_whole(self.checkpoint, self.kind)
-        return self.checkpoint.digest
+        return Known.of(self.checkpoint)
+
+    def _check_unchanged(self) -> None:
+        """Raises PauseError where the files are no longer those that the fingerprint told of; nothing is kept then."""
+        if "_known" in vars(self) and self._given is None:
+            try:
+                self._known = self._known.again(self.checkpoint)
+            except (PauseError, UserError):
+                self.release()
+                raise
 
     @functools.cached_property
     def versions(self) -> dict[str, str]:
@@ -295,6 +304,8 @@ class GenericScorer(Uncached):
             begin = 0
             while begin < len(clips):
                 begin = self._attempt(loaded, (alone, shared), (prompts, clips), sums, begin)
+        if self.device.type == "cpu":  # where weights may lie in the file itself, mapped
+            self._check_unchanged()
         table = ScoreTable(tuple(prompts), tuple(clips), sums.logp, sums.top)
         check_finite(table)
         return table
@@ -351,6 +362,7 @@ class GenericScorer(Uncached):
             way = self._find_way(model)
             if not way.shared and self._share is None:
                 log.warning("every pair is scored by a forward of its own: %s", way.why)
+            self._check_unchanged()
             self._loaded = _Loaded(model, way, {})
         return self._loaded
 

@@ -35,6 +35,7 @@ from evaluators.files import write_text
 log = logging.getLogger(__name__)
 SMALL = 64 * 2**20  # bytes; smaller files are hashed in less time than it takes to notice
 TOLD = 1.0  # gigabytes; of larger files it is said that they are hashed, which takes seconds
+PATIENCE = 2.0  # seconds that another process may hash before it is said that this one waits
 BLOCK = 4 * 2**20  # bytes that a thread holds
 THREADS = 8  # at most; more do not make a disk faster
 # Of a configuration: where it came from, how its files are stored (each tensor has its own type here, and is loaded in
@@ -194,12 +195,12 @@ def _remembered(path: Path, kind: str, make: Callable[[Path], list[Any]]) -> lis
     except RuntimeError:  # a user without a home
         return make(path)
     with _alone(record):
-        before = _version(path)
+        before = file_version(path)
         known = _read(record, before)
         if known is not None:
             return known
         made = make(path)
-        if _version(path) == before:
+        if file_version(path) == before:
             _remember(record, {"file": before, "found": made})
     return made
 
@@ -228,7 +229,12 @@ def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -
         about: Plain data: what else it depends on.
         make: Gives plain data.
     """
-    state = [[_version(path.resolve()) for path in paths], about]
+    paths = list(paths)
+
+    def seen() -> list[Any]:
+        return [[file_version(path.resolve()) for path in paths], about]
+
+    state = seen()
     try:
         record = _memory() / f"{_digest(state)[:32]}.json"
     except RuntimeError:  # a user without a home
@@ -236,7 +242,8 @@ def recalled(paths: Iterable[Path], about: Any, make: Callable[[], list[Any]]) -
     found = _read(record, state)
     if found is None:
         found = make()
-        _remember(record, {"file": state, "found": found})
+        if seen() == state:  # a link may lead elsewhere by now
+            _remember(record, {"file": state, "found": found})
     return found
 
 
@@ -258,8 +265,8 @@ def _memory() -> Path:
     return cache_folder() / "digests"
 
 
-def _version(path: Path) -> list[Any]:
-    """What changes when a file does. Tools may set the first of its times back, the system alone sets the second."""
+def file_version(path: Path) -> list[Any]:
+    """Path, size and times of a file. Tools may set the first of its times back, the system alone sets the second."""
     about = path.stat()
     return [str(path), about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
@@ -280,7 +287,11 @@ def _alone(record: Path) -> Iterator[None]:
     lock = filelock.FileLock(record.with_suffix(".lock"))
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except filelock.Timeout:
+            log.warning("another process hashes the same weights; this one waits for it")
+            lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.info("digests are not remembered: %s", error)
     try:

@@ -10,23 +10,26 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evaluators.audio_lm.checkpoint import Checkpoint
-from evaluators.audio_lm.identity import base_digest, cache_folder, versions
+from evaluators.audio_lm.identity import base_digest, cache_folder, file_version, versions
 from evaluators.audio_lm.model_folder import shards
 from evaluators.audio_lm.weight_reader import WeightReader, can_read
+from evaluators.files import replacing_folder
 
 log = logging.getLogger(__name__)
 LEAST = 10**9  # bytes of weights; smaller ones are quantized in no time
+LOCK = "lock"  # of the one process that keeps weights, beside the folders
+UNFINISHED = "?" * 32 + ".*"  # folders that killed processes left
 MADE = "made.json"  # sizes and times of the files as written, which a whole folder still has
 SHARD = "4GB"
 STATE = "quant_state.bitsandbytes__nf4"  # the last of the tensors that say what a 4-bit weight stands for
@@ -118,24 +121,39 @@ def kept_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
 
 
 def keep(model: Any, folder: Path) -> None:
-    """Keeps a quantized model and says where; where that fails, it says so, and the next load quantizes again."""
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
+    """Keeps a quantized model and says where; where that fails, it says so, and the next load quantizes again.
+
+    One process of a user keeps at a time, another does not wait for it. What killed ones were writing is removed.
+    """
     try:
-        model.save_pretrained(scratch, max_shard_size=SHARD)
-        (scratch / MADE).write_text(json.dumps(_state(scratch)), encoding="utf-8")
-        if not is_whole(folder):  # else another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(LOCK), timeout=0):
+            if is_whole(folder):  # another process was faster
+                return
+            _remove(folder, *folder.parent.glob(UNFINISHED))
+            with replacing_folder(folder) as fresh:
+                model.save_pretrained(fresh, max_shard_size=SHARD)
+                (fresh / MADE).write_text(json.dumps(_state(fresh)), encoding="utf-8")
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+    except filelock.Timeout:
+        log.info("4-bit weights are not kept in %s: another process keeps some", folder)
+        return
+    except (OSError, NotImplementedError, SafetensorError) as error:
         log.warning("4-bit weights are not kept in %s: %s", folder, error)
         return
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     log.warning(
         "4-bit weights are kept in %s (%.1f GB), for faster loading; remove it at any time",
         folder,
         size,
     )
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_whole(folder: Path) -> bool:
@@ -147,5 +165,4 @@ def is_whole(folder: Path) -> bool:
 
 
 def _state(folder: Path) -> dict[str, list[int]]:
-    files = [path for path in folder.iterdir() if path.name != MADE]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {path.name: file_version(path)[1:] for path in folder.iterdir() if path.name != MADE}

@@ -351,8 +351,14 @@ def tensor_types(path: Path) -> dict[str, str]:
     """The type of each tensor of a safetensors file, as ``F32``. Reads the header alone.
 
     Raises:
-        UserError: The file is torn or no safetensors file, or holds no tensor.
+        UserError: The file is torn, may not be read, is no safetensors file, or holds no tensor.
     """
+    try:
+        path.open("rb").close()  # of one that may not be read safetensors says that it is not there
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error.strerror}); restore it, or the right to read it"
+        ) from None
     try:
         with safe_open(path, framework="numpy") as file:
             types = {key: file.get_slice(key).get_dtype() for key in file.keys()}

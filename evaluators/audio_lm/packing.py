@@ -247,8 +247,9 @@ class AnswerReads:
         raw = values.cpu().numpy().astype(np.float64)
         sums = np.bincount(self.sequence, weights=raw).astype(np.float32)
         cells = tuple(self.cells.T)
-        np.logaddexp.at(logp, cells, sums)
-        np.maximum.at(top, cells, sums)
+        with np.errstate(invalid="ignore"):  # NaN is an error of the table, in one sentence
+            np.logaddexp.at(logp, cells, sums)
+            np.maximum.at(top, cells, sums)
 
 
 @dataclass(frozen=True)

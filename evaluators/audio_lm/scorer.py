@@ -31,7 +31,7 @@ from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
 from evaluators.audio_lm.adapters import beside, merge
 from evaluators.audio_lm.answer_tokens import find_answers, reading_of
 from evaluators.audio_lm.batch_sizes import BatchSizes
-from evaluators.audio_lm.checkpoint import Checkpoint
+from evaluators.audio_lm.checkpoint import Checkpoint, Known
 from evaluators.audio_lm.decoder import Decoder, load_kernels
 from evaluators.audio_lm.device import (
     card_gib,
@@ -77,7 +77,7 @@ from evaluators.audio_lm.shared_base import SharedBase
 from evaluators.audio_lm.templates import count_tokens, encode, parts_of
 from evaluators.audio_lm.tower import AudioTower, clip_key
 from evaluators.clips import Clip
-from evaluators.errors import PromptError, UserError
+from evaluators.errors import PauseError, PromptError, UserError
 from evaluators.evaluator import About, ScoreTable, Uncached, Work, score_each_sound
 from evaluators.presentation import Presentation
 from evaluators.prompts import Prompt
@@ -235,7 +235,7 @@ class AudioScorer(Uncached):
             "scorer": SCORER,
             "front_end": FRONT_END,
             "versions": self.versions,
-            "checkpoint": self._digest,
+            "checkpoint": self._known.digest,
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
@@ -247,10 +247,19 @@ class AudioScorer(Uncached):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
-    def _digest(self) -> str:
-        """The checkpoint's, all of which can be read. Kept here: what is sent elsewhere must not bring it along."""
+    def _known(self) -> Known:
+        """The checkpoint, all of which can be read. Kept here: what is sent elsewhere must not bring it along."""
         _ = self.config
-        return self.checkpoint.digest
+        return Known.of(self.checkpoint)
+
+    def _check_unchanged(self) -> None:
+        """Raises PauseError where the files are no longer those that the fingerprint told of; nothing is kept then."""
+        if "_known" in vars(self) and not self._given:
+            try:
+                self._known = self._known.again(self.checkpoint)
+            except (PauseError, UserError):
+                self.release()
+                raise
 
     @functools.cached_property
     def versions(self) -> dict[str, str]:
@@ -445,6 +454,8 @@ class AudioScorer(Uncached):
             with alone:
                 while not results.done.all():
                     self._attempt(groups, clips, results)
+        if self.device.type == "cpu":  # where weights may lie in the file itself, mapped
+            self._check_unchanged()
         table = ScoreTable(tuple(prompts), tuple(clips), results.logp, results.top)
         check_finite(table)
         rows = [row for by_system in groups.values() for own in by_system.values() for row in own]
@@ -458,6 +469,7 @@ class AudioScorer(Uncached):
         if self._loaded is None:
             self._base.join(self)
             decoder = Decoder(self._read_model())
+            self._check_unchanged()
             tower = self._tower(decoder)
             # Not a method of this object: in a cycle with it, the device's memory would wait for the collector.
             before = functools.partial(_tokens_before, self.family, self.front.tokenizer)

@@ -161,8 +161,16 @@ def list_answers(
 
 
 def check_weights(scorer: AudioScorer) -> Iterator[Finding]:
-    """Parts of the model whose weights look as they are drawn before training."""
+    """Parts of the model whose weights are no numbers, or look as they are drawn before training."""
     model = scorer.decoder.model
+    if torn := [name for name, one in model.named_parameters() if not _is_finite(one)]:
+        yield Finding(
+            "broken",
+            "weights",
+            f"{len(torn)} of the model's tensors hold NaN or infinity, {torn[0]} first",
+            "download the checkpoint or its adapter again, or take an earlier state of the training",
+        )
+        return
     inner = model.model
     parts = {
         "audio tower": inner.audio_tower,
@@ -187,6 +195,10 @@ def check_weights(scorer: AudioScorer) -> Iterator[Finding]:
             )
     if whole:
         yield Finding("ok", "weights", "no part of the model looks untrained")
+
+
+def _is_finite(weight: Tensor) -> bool:
+    return not weight.is_floating_point() or bool(torch.isfinite(weight).all())
 
 
 def _is_drawn(weight: Tensor, deviation: float) -> bool:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from evaluators.audio_lm.model_folder import TensorPlace, tensor_places, tensor_types
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 
 # Bytes that a thread reads at once; smaller blocks cost calls, larger ones pinned memory, which takes time to get.
 BLOCK = 8 * 2**20
@@ -83,6 +83,7 @@ class WeightReader:
 
     Raises:
         UserError: A file is torn or no safetensors file, or holds no tensor.
+        PauseError: A file cannot be opened.
     """
 
     def __init__(self, paths: Iterable[Path], device: torch.device) -> None:
@@ -91,11 +92,15 @@ class WeightReader:
         self._device = device
         places = {name: one for path in paths for name, one in tensor_places(path).items()}
         self.tensors = {name: StoredTensor(one, self) for name, one in places.items()}
-        self._files = {
-            path: os.open(path, os.O_RDONLY) for path in {one.path for one in places.values()}
-        }
+        self._files: dict[Path, int] = {}
         self._pool = ThreadPoolExecutor(THREADS)
         self._lanes = local()
+        for path in {one.path for one in places.values()}:
+            try:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                self.close()
+                raise _unread(path, error) from None
 
     def close(self) -> None:
         """Ends the threads, gives up the files."""
@@ -109,6 +114,7 @@ class WeightReader:
 
         Raises:
             UserError: The file became shorter.
+            PauseError: Its disk does not give it.
         """
         return self._begin(place).tensor()
 
@@ -117,6 +123,7 @@ class WeightReader:
 
         Raises:
             UserError: A file became shorter.
+            PauseError: Its disk does not give it.
         """
         begun: deque[tuple[str, _Reading]] = deque()
         ahead = 0
@@ -150,8 +157,8 @@ class WeightReader:
         out = torch.empty(place.shape, dtype=TYPES[place.kind])
         try:
             fill(self._files[place.path], place.begin, out.reshape(-1).view(torch.uint8))
-        except EOFError:
-            raise _shorter(place) from None
+        except (EOFError, OSError) as error:
+            raise _unread(place.path, error) from None
         return out.to(self._device)
 
     def _copy(self, place: TensorPlace, first: int, into: Tensor, free: Any) -> Any:
@@ -178,13 +185,17 @@ class _Reading:
             for copied in [part.result() for part in self.parts]:
                 if copied is not None:
                     copied.synchronize()
-        except EOFError:
-            raise _shorter(self.place) from None
+        except (EOFError, OSError) as error:
+            raise _unread(self.place.path, error) from None
         return self.into
 
 
-def _shorter(place: TensorPlace) -> UserError:
-    return UserError(f"{str(place.path)!r} became shorter while it was read; restore it")
+def _unread(path: Path, error: EOFError | OSError) -> UserError | PauseError:
+    if isinstance(error, EOFError):
+        return UserError(f"{str(path)!r} became shorter while it was read; restore it")
+    return PauseError(
+        f"{str(path)!r} cannot be read ({error.strerror}); when it can be, give the same command again"
+    )
 
 
 class PinnedLane:

@@ -309,6 +309,15 @@ def test_a_broken_stack_is_named(tmp_path, monkeypatch, seeds, clear, build):
     assert named[0].fix and "\n" not in named[0].text + named[0].fix
 
 
+def test_a_tensor_that_holds_no_number_is_named():
+    scorer = open_scorer()
+    scorer.decoder.model.model.language_model.layers[1].mlp.down_proj.weight[0, 0] = math.inf
+    (found,) = stack.check_weights(scorer)
+    assert (found.level, found.about) == ("broken", "weights")
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    assert found.text == f"1 of the model's tensors hold NaN or infinity, {name} first"
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

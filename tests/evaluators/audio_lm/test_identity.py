@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
 import torch
 from common import ROOT
@@ -301,6 +302,19 @@ def test_it_is_said_once_that_a_large_file_is_hashed(base, hashed, monkeypatch, 
         ]
 
 
+def test_it_is_said_that_another_process_is_waited_for(base, hashed, monkeypatch, tmp_path):
+    first = weights_digest(base)
+    (lock,) = (tmp_path / "cache").rglob("*.lock")
+    said = []
+    monkeypatch.setattr(identity, "PATIENCE", 0)
+    with filelock.FileLock(lock) as held:
+        monkeypatch.setattr(
+            identity.log, "warning", lambda text: (said.append(text), held.release())
+        )
+        assert weights_digest(base) == first
+    assert said == ["another process hashes the same weights; this one waits for it"]
+
+
 def test_another_version_of_a_file_is_hashed_again(base, hashed):
     path = base / "model.safetensors"
     first = weights_digest(base)
@@ -335,6 +349,24 @@ def test_where_the_system_sets_no_time_of_change_size_and_time_tell(base, hashed
     edit_tensors(path, lambda tensors: tensors.update(more=torch.zeros(3)))
     os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     assert weights_digest(base) not in (first, second)
+
+
+def test_a_link_that_leads_elsewhere_meanwhile_is_not_remembered_of_its_first_file(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
+    first.write_text("1")
+    second.write_text("2")
+    link.symlink_to(first)
+
+    def turned():
+        link.unlink()
+        link.symlink_to(second)
+        return [link.read_text()]
+
+    assert identity.recalled([link], "text", turned) == ["2"]
+    assert identity.recalled([first], "text", lambda: [first.read_text()]) == ["1"]
 
 
 DAMAGE = {

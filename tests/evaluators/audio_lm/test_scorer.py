@@ -1,8 +1,11 @@
 """The evaluator equals the stock model, and a score depends on nothing but its prompt and clip."""
 
 import contextlib
+import shutil
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +13,16 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_models import evaluator_with, noise, random_model, stock_scores
 
 from evaluators.audio import DECODERS
 from evaluators.audio_lm.answer_tokens import PromptError, find_answers
-from evaluators.audio_lm.checkpoint import SelfTest, open_checkpoint
+from evaluators.audio_lm.checkpoint import POCKET, SelfTest, open_checkpoint
 from evaluators.audio_lm.decoder import side_by_side
 from evaluators.audio_lm.families import QWEN2_AUDIO
 from evaluators.audio_lm.features import FeatureStore
+from evaluators.audio_lm.generic import GenericScorer
 from evaluators.audio_lm.loading import stock_model
 from evaluators.audio_lm.memory import Shape
 from evaluators.audio_lm.packing import (
@@ -828,6 +833,7 @@ def test_float16_clamps_in_the_audio_tower_where_the_stock_layer_does(clips):
     assert np.isfinite(theirs).all() and np.abs(ours - theirs).max() < 0.05
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # what numpy says of NaN is in no sentence
 def test_what_leaves_the_range_of_float16_is_refused_and_float32_named(clips):
     model, processor = random_model(1)
     model.model.language_model.layers[0].mlp.down_proj.weight.mul_(1e6)
@@ -835,11 +841,42 @@ def test_what_leaves_the_range_of_float16_is_refused_and_float32_named(clips):
         evaluator_with(model.half(), processor, dtype="float16").score(ASKED[:1], clips[:2])
 
 
+@pytest.mark.parametrize(
+    "kind", [AudioScorer, pytest.param(partial(GenericScorer, share=False), marks=pytest.mark.slow)]
+)
+def test_weights_that_are_changed_while_they_are_in_use_give_no_scores(
+    kind, tmp_path, seeds, dev_clips
+):
+    def scorer():
+        return kind(open_checkpoint(str(base)), "cpu")
+
+    def score(one, clip):
+        return one.score(seeds[:1], [clip]).logp
+
+    base = Path(shutil.copytree(POCKET / "base", tmp_path / "base"))
+    path = base / "model.safetensors"
+    tensors = {name: one.float() for name, one in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})  # as it is computed: the file is mapped
+    whole = path.read_bytes()
+    told, loaded, other = scorer(), scorer(), scorer()
+    fingerprint = told.fingerprint
+    assert loaded.fingerprint == fingerprint
+    expected = score(loaded, dev_clips[0])
+    path.write_bytes(whole)  # written anew, and the same
+    (base / "README.md").unlink()
+    assert (score(loaded, dev_clips[0]) == expected).all()
+    with path.open("r+b") as file:
+        file.seek(len(whole) // 2)
+        file.write(bytes(reversed(whole[len(whole) // 2 :])))
+    for one in (told, loaded):
+        with pytest.raises(PauseError, match="were changed while they were in use"):
+            score(one, dev_clips[1])
+    assert other.fingerprint != fingerprint
+    path.write_bytes(whole)
+    assert (score(loaded, dev_clips[1]) == score(scorer(), dev_clips[1])).all()  # nothing is left
+
+
 def test_the_fingerprint_changes_with_weights_precision_and_adapter(tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     base = open_checkpoint("pocket-base")
     prints = {
         AudioScorer(base, "cpu", "float32").fingerprint,

@@ -1,6 +1,7 @@
 """Weights that are read in blocks are those of the file; 4-bit ones that are kept, too."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from evaluators import files
 from evaluators.audio_lm import kept_weights, loading, weight_reader
 from evaluators.audio_lm.adapters import merge
 from evaluators.audio_lm.checkpoint import POCKET, open_checkpoint
@@ -19,7 +21,7 @@ from evaluators.audio_lm.kept_weights import is_whole, keep, kept_folder
 from evaluators.audio_lm.model_folder import read_model, shards, tensor_places
 from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.weight_reader import TYPES, WeightReader
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 
 BASE, CPU = POCKET / "base", torch.device("cpu")
 FILES = [path for path, _ in shards(BASE, "the pocket checkpoint")]
@@ -136,6 +138,37 @@ def test_a_file_that_becomes_shorter_is_one_sentence(tmp_path, monkeypatch, smal
     reader.close()
 
 
+@pytest.mark.parametrize("small", [0, 2**30])
+def test_a_disk_that_does_not_give_a_tensor_is_one_sentence(monkeypatch, small):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(weight_reader, "SMALL", small)
+    monkeypatch.setattr(os, "preadv", fail)
+    reader = WeightReader(FILES, CPU)
+    with pytest.raises(PauseError, match=r"model.safetensors' cannot be read \(Input/output error"):
+        next(reader.all(reader.tensors))
+    reader.close()
+
+
+def test_no_file_stays_open_where_another_cannot_be_opened(tmp_path, monkeypatch):
+    opened, real = [], os.open
+
+    def one_alone(path, flags):
+        if opened:
+            raise OSError(24, "Too many open files")
+        opened.append(real(path, flags))
+        return opened[0]
+
+    for number in (1, 2):
+        save_file({f"{number}": torch.zeros(1)}, tmp_path / f"{number}.safetensors")
+    monkeypatch.setattr(os, "open", one_alone)
+    with pytest.raises(PauseError, match=r"safetensors' cannot be read \(Too many open files"):
+        WeightReader(sorted(tmp_path.iterdir()), CPU)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(*opened)
+
+
 @pytest.fixture
 def four_bits(monkeypatch, tmp_path):
     """A checkpoint whose 4-bit weights are worth keeping, in a cache of the test."""
@@ -165,35 +198,87 @@ def test_what_is_kept_goes_by_all_that_it_is_made_of(four_bits, monkeypatch, tmp
     assert folder() is None
 
 
-def test_only_what_is_whole_is_used_and_a_full_disk_only_costs_time(four_bits, monkeypatch, caplog):
-    class Saved:
-        """Saves as a model does."""
+class Saved:
+    """Saves as a model does; in between another thing happens."""
 
-        def save_pretrained(self, folder, max_shard_size):
-            folder.mkdir(parents=True)
-            (folder / "model.safetensors").write_bytes(b"weights")
+    def __init__(self, meanwhile=lambda: None):
+        self.meanwhile = meanwhile
+
+    def save_pretrained(self, folder, max_shard_size):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        self.meanwhile()
+
+
+def kept_beside(folder):
+    """What lies beside kept weights but the lock."""
+    return [
+        path for path in folder.parent.iterdir() if path not in (folder, folder.with_name("lock"))
+    ]
+
+
+def test_only_what_is_whole_is_used_and_a_full_disk_only_costs_time(four_bits, caplog):
+    def full():
+        raise OSError(28, "No space left on device")
 
     folder = kept_folder(four_bits, torch.bfloat16, CPU)
     assert not is_whole(folder)
+    keep(Saved(full), folder)
+    assert not folder.exists() and "No space left" in caplog.text
     keep(Saved(), folder)
     assert is_whole(folder) and f"4-bit weights are kept in {folder}" in caplog.text
-    keep(Saved(), folder)  # of a process that was slower
-    assert is_whole(folder) and [*folder.parent.iterdir()] == [folder]
     (folder / "model.safetensors").write_bytes(b"weight")
     assert not is_whole(folder)
     keep(Saved(), folder)
     assert is_whole(folder)
     (folder / "made.json").write_text("{")
     assert not is_whole(folder)
-
-    def full(self, folder, max_shard_size):
-        folder.mkdir(parents=True)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Saved, "save_pretrained", full)
     keep(Saved(), folder)
-    assert not is_whole(folder) and "No space left" in caplog.text
-    assert [*folder.parent.iterdir()] == [folder]
+    assert is_whole(folder) and not kept_beside(folder)
+
+
+def test_a_kept_file_that_another_took_the_place_of_is_not_used(four_bits):
+    folder = kept_folder(four_bits, torch.bfloat16, CPU)
+    keep(Saved(), folder)
+    path = folder / "model.safetensors"
+    before = path.stat()
+    path.write_bytes(b"WEIGHTS")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as archives are unpacked
+    assert not is_whole(folder)
+
+
+def test_one_process_keeps_and_another_says_nothing_of_it(four_bits, caplog):
+    folder = kept_folder(four_bits, torch.bfloat16, CPU)
+    second = []
+
+    def another():
+        keep(Saved(lambda: second.append("wrote")), folder)
+
+    keep(Saved(another), folder)
+    keep(Saved(lambda: second.append("wrote")), folder)  # it is whole
+    assert is_whole(folder) and not second and not kept_beside(folder)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("left", ["new", "5642"])
+def test_what_an_interrupted_or_killed_process_was_keeping_takes_no_room(four_bits, left):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    folder = kept_folder(four_bits, torch.bfloat16, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        keep(Saved(interrupted), folder)
+    assert not folder.exists() and not kept_beside(folder)
+    Saved().save_pretrained(folder.with_name(f"{'0' * 32}.{left}"), "")
+    keep(Saved(), folder)
+    assert is_whole(folder) and not kept_beside(folder)
+
+
+def test_kept_weights_are_on_disk_before_they_have_their_name(four_bits, monkeypatch):
+    seen, folder = [], kept_folder(four_bits, torch.bfloat16, CPU)
+    monkeypatch.setattr(files, "_sync", lambda path: seen.append((path.name, folder.exists())))
+    keep(Saved(), folder)
+    assert {("model.safetensors", False), ("made.json", False)} <= {*seen} and is_whole(folder)
 
 
 def test_kept_4_bit_weights_are_those_that_are_made_anew(four_bits, monkeypatch):
