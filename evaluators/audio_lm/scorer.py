@@ -46,7 +46,7 @@ from evaluators.audio_lm.device import (
 from evaluators.audio_lm.families import Family, audio_config, family_of
 from evaluators.audio_lm.features import FRONT_END, FeatureStore, front_end_versions
 from evaluators.audio_lm.generic_class import GenericClass
-from evaluators.audio_lm.identity import check_once, versions
+from evaluators.audio_lm.identity import base_digest, check_once, versions
 from evaluators.audio_lm.lanes import Lanes, lanes_of
 from evaluators.audio_lm.memory import (
     Shape,
@@ -503,7 +503,7 @@ class AudioScorer(Uncached):
             merge(model, self.dtype, self.dequantize)
             return model
 
-        base = self._base.model(load)
+        base = self._base.model(base_digest(self.checkpoint.base), load)
         if adapter is None:
             return base
         self._base.make_room(

@@ -13,6 +13,7 @@ import torch
 
 from evaluators.audio_lm.decoder import Decoder
 from evaluators.audio_lm.prefixes import Embeddings
+from evaluators.errors import PauseError
 
 
 class SharedBase:
@@ -29,6 +30,7 @@ class SharedBase:
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.embeddings = Embeddings()
         self._model: Any = None
+        self._digest = ""  # of the files that the model is of
 
     @property
     def is_shared(self) -> bool:
@@ -46,11 +48,24 @@ class SharedBase:
             self._model = None
             self.embeddings.clear()
 
-    def model(self, load: Callable[[], Any]) -> Any:
-        """The base, which must stay as it is."""
+    def model(self, digest: str, load: Callable[[], Any]) -> Any:
+        """The base, which must stay as it is.
+
+        Args:
+            digest: Of the base's files as they are now.
+            load: Reads them.
+
+        Raises:
+            PauseError: They are not those that were read.
+        """
         if self._model is None:
-            self._model = load()
+            self._model, self._digest = load(), digest
             Decoder(self._model)  # lays weights side by side, once for all users
+        if digest != self._digest:
+            raise PauseError(
+                "the files of the base model were changed while they were in use; when they are as they shall be, give"
+                " the same command again"
+            )
         return self._model
 
     def make_room(self, user: object, needed: float, device: torch.device) -> None:

@@ -1,12 +1,15 @@
 """Scorers on one base: scores to the bit as by itself, there and back; what depends on an adapter is not shared."""
 
 import gc
+import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from adapters import BASE, EXACT, lora, make_adapter
+from safetensors.torch import load_file, save_file
 
 from evaluators.audio_lm import scorer
 from evaluators.audio_lm.adapter_kinds import leaves_tower, own_numbers
@@ -20,6 +23,7 @@ from evaluators.audio_lm.scorer import AudioScorer
 from evaluators.audio_lm.shared_base import SharedBase
 from evaluators.audio_lm.stock import config_7b
 from evaluators.audio_lm.tower import AudioTower
+from evaluators.errors import PauseError
 from evaluators.evaluator import share
 
 pytestmark = pytest.mark.tiny
@@ -225,3 +229,19 @@ def test_what_is_an_adapters_own_is_known_from_its_files(language, whole, base):
     assert own_numbers(language) == count * sizes
     assert leaves_tower(language) and not leaves_tower(whole)
     assert not leaves_tower(POCKET / "lora")
+
+
+def test_who_came_after_the_base_was_changed_does_not_score_on_the_earlier_one(
+    tmp_path, seeds, dev_clips
+):
+    path = Path(shutil.copytree(POCKET / "base", tmp_path / "base")) / "model.safetensors"
+    scorers = [opened(path.parent) for _ in range(2)]
+    share(scorers)
+    earlier = scorers[0].fingerprint
+    scorers[0].score(seeds[:1], dev_clips[:1])
+    weights = {name: one.flip(-1) for name, one in load_file(path).items()}
+    path.unlink()  # who has the earlier one open keeps it
+    save_file(weights, path, metadata={"format": "pt"})
+    assert scorers[1].fingerprint != earlier
+    with pytest.raises(PauseError, match="were changed while they were in use"):
+        scorers[1].score(seeds[:1], dev_clips[:1])
