@@ -84,9 +84,14 @@ class Worker:
         return evaluator.usage.forward, evaluator.about().work
 
     def score(
-        self, prompts: Sequence[Prompt], clips: Sequence[Clip]
-    ) -> tuple[Any, Any, tuple[str, Any]]:
-        """The table's two members, and `about`."""
+        self, process: str, prompts: Sequence[Prompt], clips: Sequence[Clip]
+    ) -> tuple[Any, Any, tuple[str, Any]] | None:
+        """The table's two members, and `about`; None in another process than the one that began.
+
+        A worker that dies between two calls is started anew without a word: evaluator and shape are not the owner's.
+        """
+        if process != self.process:
+            return None
         try:
             table = self.evaluator.score(prompts, clips)
         except DeviceLostError:  # a new process may get it back, or another device
@@ -325,7 +330,7 @@ class RayPool(Uncached):
                     if len(seat.flight) >= (AHEAD if queues[number] else 1):
                         break
                     chunk = (queues[number] or max(queues, key=len)).popleft()
-                    ref = seat.actor.score.remote(prompts, [clips[i] for i in chunk])
+                    ref = seat.actor.score.remote(seat.process, prompts, [clips[i] for i in chunk])
                     seat.flight[ref] = (self._calls, chunk, seat.process)
             for seat, job, answer in self._next():
                 if job is None or job[0] != self._calls:
@@ -346,8 +351,11 @@ class RayPool(Uncached):
                     queues[self._seats.index(seat)].appendleft(chunk)
                     continue
                 logp[:, chunk], top[:, chunk], about = answer
-                self._agree(about)
-                left -= 1
+                if self._agree(about):
+                    left -= 1
+                else:
+                    self._begin_again(seat)
+                    queues[self._seats.index(seat)].appendleft(chunk)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _hand_out(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[deque[Chunk]]:
@@ -407,8 +415,7 @@ class RayPool(Uncached):
                         del answer  # as in `_score`
                 seat.process, about = answer
                 self._gone.discard(seat.process)  # it was only slow to answer
-                self._agree(about)
-                seat.usable = True
+                seat.usable = self._agree(about)  # else the next greeting is under way
             out.append((seat, job, answer))
         return out
 
@@ -435,8 +442,10 @@ class RayPool(Uncached):
         if process and process not in self._gone:
             self._gone.add(process)
             log.warning("a Ray worker died (%d so far); its clips are scored again", self.lost)
-        if process not in ("", seat.process):
-            return
+        if process in ("", seat.process):
+            self._begin_again(seat)
+
+    def _begin_again(self, seat: Seat) -> None:
         seat.usable = False
         if None not in seat.flight.values():
             self._greet(seat)
@@ -453,12 +462,15 @@ class RayPool(Uncached):
             self._next()
         return self._about
 
-    def _agree(self, about: tuple[str, Any]) -> None:
-        """All workers have one fingerprint. One that ran out of memory makes all take its smaller shape."""
+    def _agree(self, about: tuple[str, Any]) -> bool:
+        """All workers have one fingerprint. One that ran out of memory makes all take its smaller shape.
+
+        False of one that still has the larger one: its scores are not those of the fingerprint.
+        """
         if self._about is None:
             self._about = about
         if about[0] == self._about[0]:
-            return
+            return True
         if about[1] == self._about[1]:
             raise UserError(
                 f"--ray {self._address}: the cluster's nodes differ in weights, libraries or devices, so that scores"
@@ -466,12 +478,13 @@ class RayPool(Uncached):
                 " kind, or --dtype float32"
             )
         smaller = min(about, self._about, key=lambda a: a[1].tokens)
-        if smaller is self._about:  # a new worker, or one that still has the larger shape
-            return
+        if smaller is self._about:
+            return False
         self._about = smaller
         for seat in self._seats:
             seat.usable = False
             self._greet(seat)
+        return True
 
 
 def connect(address: str) -> None:

@@ -166,6 +166,11 @@ def test_checkpoints_take_turns_at_the_same_workers_till_the_last_is_released(
     pools[0].release()
     pools[2].release()
     np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
+    seat = pools[1]._seats[0]  # one that died between two calls, and was started anew
+    ray.get(seat.actor.begin.remote(0, pools[1]._crew.makes))
+    seat.process = "of the one that died"
+    np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
+    assert pools[1].lost == 1
     said = ray.get([seat.actor.about.remote() for seat in pools[1]._seats])
     assert {fingerprint for fingerprint, _ in said} == {"shifted by 2"}
     names = {path.name for path in shown.iterdir()}
@@ -288,6 +293,13 @@ def test_a_worker_without_memory_makes_all_take_its_shape(cluster, seeds, dev_cl
     expected = FakeEvaluator().score(seeds, dev_clips[:30]).logp - np.float32(128)
     np.testing.assert_array_equal(table.logp, expected)
     assert pool.fingerprint.endswith("-128")
+    for seat in pool._seats:  # what a greeting that was lost leaves
+        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+    np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
+    pool._seats[0].process = "of one that died"
+    ray.get(pool._seats[0].actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+    np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
+    assert pool.lost == 1
 
 
 def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
