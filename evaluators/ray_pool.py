@@ -6,14 +6,16 @@ repeated. Scores do not depend on the actor that computes them, so results equal
 journal stay with the calling process.
 """
 
+import contextlib
 import functools
 import logging
 import os
+import signal
 import time
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -502,15 +504,28 @@ def connect(address: str) -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address != "auto":
-            ray.init(address=address, **options)
-            return
-        try:
-            ray.init(address="auto", **options)
-        except ConnectionError:
-            ray.init(include_dashboard=False, **options)
+        with _terminated_as_before():
+            if address != "auto":
+                ray.init(address=address, **options)
+                return
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                ray.init(include_dashboard=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"--ray {address!r}: no Ray cluster answers ({type(error).__name__}: {str(error).splitlines()[0][:200]});"
             " start one with: ray start --head, or give --ray auto"
         ) from None
+
+
+@contextlib.contextmanager
+def _terminated_as_before() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and ends the process with a trace: who has a handler gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, before)

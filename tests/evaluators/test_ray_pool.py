@@ -20,7 +20,7 @@ from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.evaluator import About, Work, share
 from evaluators.fakes import FakeEvaluator
-from evaluators.ray_pool import RayPool
+from evaluators.ray_pool import RayPool, connect
 from opro import matrix, optimize
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -312,6 +312,21 @@ def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
     with pytest.raises(UserError, match="differ in weights, libraries or devices"):
         while True:  # as soon as the second worker has started
             pool.score(seeds, dev_clips[:10])
+
+
+def test_a_verb_that_is_terminated_over_ray_is_interrupted_as_without_it(capsys, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+    )
+
+    def verb():
+        connect("auto")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    assert optimize.run_verb(verb) == 1
+    assert "interrupted: nothing is lost" in capsys.readouterr().err
 
 
 def test_too_many_cpus_are_one_sentence(cluster, seeds, dev_clips):
