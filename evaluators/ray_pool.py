@@ -35,6 +35,7 @@ AHEAD = 2  # of its own chunks a worker has at once, so that it never waits for 
 TEMPLATE = 12  # tokens of a row besides its prompt, about
 LOSSES = 3  # workers that may die on one chunk
 WAIT_S = 120.0  # without any worker at all
+OF_ONE = "of_one_process"  # resource of a cluster that ends with the process that started it
 TOLD_S = 30.0  # for workers to tell what they have computed; a run ends without it as well
 
 Chunk = NDArray[np.int64]  # positions of clips
@@ -494,6 +495,7 @@ def connect(address: str) -> None:
 
     Raises:
         UserError: Ray is not installed, or no cluster answers.
+        PauseError: Another process has started the one that runs here for itself, and has its workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -511,12 +513,19 @@ def connect(address: str) -> None:
             try:
                 ray.init(address="auto", **options)
             except ConnectionError:
-                ray.init(include_dashboard=False, **options)
+                ray.init(include_dashboard=False, resources={OF_ONE: 1}, **options)
+                return
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"--ray {address!r}: no Ray cluster answers ({type(error).__name__}: {str(error).splitlines()[0][:200]});"
             " start one with: ray start --head, or give --ray auto"
         ) from None
+    if OF_ONE in ray.cluster_resources():  # type: ignore[no-untyped-call, unused-ignore]
+        ray.shutdown()
+        raise PauseError(
+            f"--ray {address}: another command has started a Ray cluster for itself on this machine; wait until it has"
+            " ended, then give the same command again"
+        )
 
 
 @contextlib.contextmanager

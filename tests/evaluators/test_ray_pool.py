@@ -319,6 +319,7 @@ def test_a_verb_that_is_terminated_over_ray_is_interrupted_as_without_it(capsys,
     monkeypatch.setattr(
         ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
     )
+    monkeypatch.setattr(ray, "cluster_resources", dict)
 
     def verb():
         connect("auto")
@@ -327,6 +328,26 @@ def test_a_verb_that_is_terminated_over_ray_is_interrupted_as_without_it(capsys,
 
     assert optimize.run_verb(verb) == 1
     assert "interrupted: nothing is lost" in capsys.readouterr().err
+
+
+def test_a_cluster_that_another_process_started_for_itself_is_not_joined(monkeypatch):
+    """It ends with that process, and Ray would then end this one after a minute, with a trace."""
+    there, done = dict[str, int](), list[str]()
+
+    def init(address=None, resources=None, **_):
+        if not there and address == "auto":
+            raise ConnectionError("no cluster")
+        there.update(resources or {})
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "shutdown", lambda: done.append("shut down"))
+    connect("auto")
+    assert there and not done
+    with pytest.raises(PauseError, match="for itself on this machine; wait until it has ended"):
+        connect("auto")
+    assert done == ["shut down"]
 
 
 def test_too_many_cpus_are_one_sentence(cluster, seeds, dev_clips):
