@@ -88,13 +88,13 @@ class Worker:
 
     def score(
         self, process: str, prompts: Sequence[Prompt], clips: Sequence[Clip]
-    ) -> tuple[Any, Any, tuple[str, Any]] | None:
-        """The table's two members, and `about`; None in another process than the one that began.
+    ) -> tuple[Any, Any, tuple[str, Any]] | tuple[()]:
+        """The table's two members, and `about`; nothing in another process than the one that began.
 
         A worker that dies between two calls is started anew without a word: evaluator and shape are not the owner's.
         """
         if process != self.process:
-            return None
+            return ()
         try:
             table = self.evaluator.score(prompts, clips)
         except DeviceLostError:  # a new process may get it back, or another device
@@ -344,8 +344,8 @@ class RayPool(Uncached):
                         raise answer
                     finally:  # else this frame, which the error keeps, would keep it and the workers
                         del answer
-                if answer is None:
-                    losses[chunk.tobytes()] += 1
+                if not answer:
+                    losses[chunk.tobytes()] += answer is None  # else it died before it had them
                     if losses[chunk.tobytes()] >= LOSSES:
                         raise PauseError(
                             f"{LOSSES} workers died on the clips from {clips[chunk[0]].clip_id!r} to"
@@ -388,7 +388,10 @@ class RayPool(Uncached):
         return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
 
     def _next(self) -> list[tuple[Seat, tuple[int, Chunk, str] | None, Any]]:
-        """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
+        """Finished calls: (seat, what it was for, answer). Waits for one at least.
+
+        The answer is None where the worker died meanwhile, nothing where it had died before.
+        """
         import ray
 
         begin = time.monotonic()
@@ -408,7 +411,7 @@ class RayPool(Uncached):
             seat = flight[ref]
             job = seat.flight.pop(ref)
             answer = self._fetch(ref)
-            if answer is None:
+            if not answer:
                 self._lose(seat, job[2] if job else "")
             elif job is None:
                 if isinstance(answer, Exception):

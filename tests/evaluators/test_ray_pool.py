@@ -287,7 +287,9 @@ def test_clips_that_kill_every_worker_pause_the_run_and_are_named(cluster, seeds
         pool.score([bad], dev_clips[:2])
 
 
-def test_a_worker_without_memory_makes_all_take_its_shape(cluster, seeds, dev_clips, tmp_path):
+def test_a_worker_without_memory_makes_all_take_its_shape(
+    cluster, seeds, dev_clips, tmp_path, monkeypatch
+):
     pool = RayPool(functools.partial(Small, tmp_path), workers=3)
     table = pool.score(seeds, dev_clips[:30])
     expected = FakeEvaluator().score(seeds, dev_clips[:30]).logp - np.float32(128)
@@ -296,6 +298,7 @@ def test_a_worker_without_memory_makes_all_take_its_shape(cluster, seeds, dev_cl
     for seat in pool._seats:  # what a greeting that was lost leaves
         ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
     np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
+    monkeypatch.setattr("evaluators.ray_pool.LOSSES", 1)  # it did not die on these clips
     pool._seats[0].process = "of one that died"
     ray.get(pool._seats[0].actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
     np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
