@@ -6,14 +6,16 @@ repeated. Scores do not depend on the actor that computes them, so results equal
 journal stay with the calling process.
 """
 
+import contextlib
 import functools
 import logging
 import os
+import signal
 import time
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +35,7 @@ AHEAD = 2  # of its own chunks a worker has at once, so that it never waits for 
 TEMPLATE = 12  # tokens of a row besides its prompt, about
 LOSSES = 3  # workers that may die on one chunk
 WAIT_S = 120.0  # without any worker at all
+OF_ONE = "of_one_process"  # resource of a cluster that ends with the process that started it
 TOLD_S = 30.0  # for workers to tell what they have computed; a run ends without it as well
 
 Chunk = NDArray[np.int64]  # positions of clips
@@ -84,9 +87,14 @@ class Worker:
         return evaluator.usage.forward, evaluator.about().work
 
     def score(
-        self, prompts: Sequence[Prompt], clips: Sequence[Clip]
-    ) -> tuple[Any, Any, tuple[str, Any]]:
-        """The table's two members, and `about`."""
+        self, process: str, prompts: Sequence[Prompt], clips: Sequence[Clip]
+    ) -> tuple[Any, Any, tuple[str, Any]] | tuple[()]:
+        """The table's two members, and `about`; nothing in another process than the one that began.
+
+        A worker that dies between two calls is started anew without a word: evaluator and shape are not the owner's.
+        """
+        if process != self.process:
+            return ()
         try:
             table = self.evaluator.score(prompts, clips)
         except DeviceLostError:  # a new process may get it back, or another device
@@ -325,7 +333,7 @@ class RayPool(Uncached):
                     if len(seat.flight) >= (AHEAD if queues[number] else 1):
                         break
                     chunk = (queues[number] or max(queues, key=len)).popleft()
-                    ref = seat.actor.score.remote(prompts, [clips[i] for i in chunk])
+                    ref = seat.actor.score.remote(seat.process, prompts, [clips[i] for i in chunk])
                     seat.flight[ref] = (self._calls, chunk, seat.process)
             for seat, job, answer in self._next():
                 if job is None or job[0] != self._calls:
@@ -336,8 +344,8 @@ class RayPool(Uncached):
                         raise answer
                     finally:  # else this frame, which the error keeps, would keep it and the workers
                         del answer
-                if answer is None:
-                    losses[chunk.tobytes()] += 1
+                if not answer:
+                    losses[chunk.tobytes()] += answer is None  # else it died before it had them
                     if losses[chunk.tobytes()] >= LOSSES:
                         raise PauseError(
                             f"{LOSSES} workers died on the clips from {clips[chunk[0]].clip_id!r} to"
@@ -346,8 +354,11 @@ class RayPool(Uncached):
                     queues[self._seats.index(seat)].appendleft(chunk)
                     continue
                 logp[:, chunk], top[:, chunk], about = answer
-                self._agree(about)
-                left -= 1
+                if self._agree(about):
+                    left -= 1
+                else:
+                    self._begin_again(seat)
+                    queues[self._seats.index(seat)].appendleft(chunk)
         return ScoreTable(tuple(prompts), tuple(clips), logp, top)
 
     def _hand_out(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[deque[Chunk]]:
@@ -377,7 +388,10 @@ class RayPool(Uncached):
         return max(1, min(CHUNKS, tokens // (batch * BATCHES * len(self._seats))))
 
     def _next(self) -> list[tuple[Seat, tuple[int, Chunk, str] | None, Any]]:
-        """Finished calls: (seat, what it was for, answer or None when the worker died). Waits for one at least."""
+        """Finished calls: (seat, what it was for, answer). Waits for one at least.
+
+        The answer is None where the worker died meanwhile, nothing where it had died before.
+        """
         import ray
 
         begin = time.monotonic()
@@ -397,7 +411,7 @@ class RayPool(Uncached):
             seat = flight[ref]
             job = seat.flight.pop(ref)
             answer = self._fetch(ref)
-            if answer is None:
+            if not answer:
                 self._lose(seat, job[2] if job else "")
             elif job is None:
                 if isinstance(answer, Exception):
@@ -407,8 +421,7 @@ class RayPool(Uncached):
                         del answer  # as in `_score`
                 seat.process, about = answer
                 self._gone.discard(seat.process)  # it was only slow to answer
-                self._agree(about)
-                seat.usable = True
+                seat.usable = self._agree(about)  # else the next greeting is under way
             out.append((seat, job, answer))
         return out
 
@@ -435,8 +448,10 @@ class RayPool(Uncached):
         if process and process not in self._gone:
             self._gone.add(process)
             log.warning("a Ray worker died (%d so far); its clips are scored again", self.lost)
-        if process not in ("", seat.process):
-            return
+        if process in ("", seat.process):
+            self._begin_again(seat)
+
+    def _begin_again(self, seat: Seat) -> None:
         seat.usable = False
         if None not in seat.flight.values():
             self._greet(seat)
@@ -453,12 +468,15 @@ class RayPool(Uncached):
             self._next()
         return self._about
 
-    def _agree(self, about: tuple[str, Any]) -> None:
-        """All workers have one fingerprint. One that ran out of memory makes all take its smaller shape."""
+    def _agree(self, about: tuple[str, Any]) -> bool:
+        """All workers have one fingerprint. One that ran out of memory makes all take its smaller shape.
+
+        False of one that still has the larger one: its scores are not those of the fingerprint.
+        """
         if self._about is None:
             self._about = about
         if about[0] == self._about[0]:
-            return
+            return True
         if about[1] == self._about[1]:
             raise UserError(
                 f"--ray {self._address}: the cluster's nodes differ in weights, libraries or devices, so that scores"
@@ -466,12 +484,13 @@ class RayPool(Uncached):
                 " kind, or --dtype float32"
             )
         smaller = min(about, self._about, key=lambda a: a[1].tokens)
-        if smaller is self._about:  # a new worker, or one that still has the larger shape
-            return
+        if smaller is self._about:
+            return False
         self._about = smaller
         for seat in self._seats:
             seat.usable = False
             self._greet(seat)
+        return True
 
 
 def connect(address: str) -> None:
@@ -479,6 +498,7 @@ def connect(address: str) -> None:
 
     Raises:
         UserError: Ray is not installed, or no cluster answers.
+        PauseError: Another process has started the one that runs here for itself, and has its workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -489,15 +509,35 @@ def connect(address: str) -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address != "auto":
-            ray.init(address=address, **options)
-            return
-        try:
-            ray.init(address="auto", **options)
-        except ConnectionError:
-            ray.init(include_dashboard=False, **options)
+        with _terminated_as_before():
+            if address != "auto":
+                ray.init(address=address, **options)
+                return
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                ray.init(include_dashboard=False, resources={OF_ONE: 1}, **options)
+                return
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"--ray {address!r}: no Ray cluster answers ({type(error).__name__}: {str(error).splitlines()[0][:200]});"
             " start one with: ray start --head, or give --ray auto"
         ) from None
+    if OF_ONE in ray.cluster_resources():  # type: ignore[no-untyped-call, unused-ignore]
+        ray.shutdown()
+        raise PauseError(
+            f"--ray {address}: another command has started a Ray cluster for itself on this machine; wait until it has"
+            " ended, then give the same command again"
+        )
+
+
+@contextlib.contextmanager
+def _terminated_as_before() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and ends the process with a trace: who has a handler gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, before)

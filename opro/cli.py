@@ -431,6 +431,14 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A signal asked the verb to end.
+
+    A plain KeyboardInterrupt that passes an ``exec`` of text, as in imports, makes Python end itself by the signal,
+    whatever the exit code (`unhandled_keyboard_interrupt` in CPython's pythonrun.c).
+    """
+
+
 def run_verb(main: Callable[[], int]) -> int:
     """Runs a verb: wrong use is one sentence and 2, a fault that a resume can continue one sentence and 1.
 
@@ -443,7 +451,7 @@ def run_verb(main: Callable[[], int]) -> int:
         return _run_for_json(main)
 
     def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
+        raise _Interrupted
 
     wait_asleep()
     if logging.lastResort is not None:  # what prints warnings where a verb keeps no log

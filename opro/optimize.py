@@ -623,12 +623,11 @@ def _turn(
 def _study_kept(folder: RunFolder) -> Iterator[LiveStudy]:
     """The Optuna study of the run, with all that was told before the block and in it, however it ends.
 
-    A new run's is opened by the first trial that is told: Optuna's import would delay the first scores. An interrupted
-    run's is opened at once, since what stands in the history may be told anew.
+    A new run's is opened by the first trial that is told: Optuna's import would delay the first scores. One where
+    trials were told is opened at once, since they may be told anew.
     """
     study = LiveStudy(folder.history, folder.path / STUDY, levels(folder.task.labels), surface)
-    if folder.history.trials:
-        study.catch_up()
+    study.catch_up()
     try:
         yield study
     finally:

@@ -58,8 +58,9 @@ class LiveStudy:
         self._guarded(lambda: self._add_told(trial.number))
 
     def catch_up(self) -> None:
-        """Adds what was told and does not stand there."""
-        self._guarded(self._add_missing)
+        """Adds what was told and does not stand there. Where nothing was, no study is opened for it."""
+        if any(trial.state != "waiting" for trial in self._history.trials):
+            self._guarded(self._add_missing)
 
     def _guarded(self, write: Callable[[], None]) -> None:
         if self._failed:

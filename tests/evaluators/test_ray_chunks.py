@@ -42,7 +42,7 @@ class Actor:
     def score(self):
         return self
 
-    def remote(self, prompts, clips):
+    def remote(self, process, prompts, clips):
         self.calls.append(list(clips))
         table = self.evaluator.score(prompts, clips)
         return Answer(table.logp, table.logp_top)

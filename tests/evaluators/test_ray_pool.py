@@ -20,7 +20,7 @@ from evaluators.audio_lm.answer_tokens import PromptError
 from evaluators.errors import DeviceLostError, PauseError, UserError
 from evaluators.evaluator import About, Work, share
 from evaluators.fakes import FakeEvaluator
-from evaluators.ray_pool import RayPool
+from evaluators.ray_pool import RayPool, connect
 from opro import matrix, optimize
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -168,6 +168,12 @@ def test_checkpoints_take_turns_at_the_same_workers_till_the_last_is_released(
     np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
     said = ray.get([seat.actor.about.remote() for seat in pools[1]._seats])
     assert {fingerprint for fingerprint, _ in said} == {"shifted by 2"}
+    for seat in pools[1]._seats:
+        if seat.usable:  # as if it had died between two calls, and had been started anew
+            ray.get(seat.actor.begin.remote(0, pools[1]._crew.makes))
+            seat.process = "of one that died"
+    np.testing.assert_array_equal(pools[1].score(seeds, clips).logp, expected - np.float32(2))
+    assert pools[1].lost
     names = {path.name for path in shown.iterdir()}
     assert {"released 1", "released 3"} <= names and "released 2" not in names
     assert len([name for name in names if name.isdigit()]) <= 3  # processes
@@ -282,12 +288,24 @@ def test_clips_that_kill_every_worker_pause_the_run_and_are_named(cluster, seeds
         pool.score([bad], dev_clips[:2])
 
 
-def test_a_worker_without_memory_makes_all_take_its_shape(cluster, seeds, dev_clips, tmp_path):
+def test_a_worker_without_memory_makes_all_take_its_shape(
+    cluster, seeds, dev_clips, tmp_path, monkeypatch
+):
     pool = RayPool(functools.partial(Small, tmp_path), workers=3)
     table = pool.score(seeds, dev_clips[:30])
     expected = FakeEvaluator().score(seeds, dev_clips[:30]).logp - np.float32(128)
     np.testing.assert_array_equal(table.logp, expected)
     assert pool.fingerprint.endswith("-128")
+    begun = [seat for seat in pool._seats if seat.usable]
+    for seat in begun:  # what a greeting that was lost leaves
+        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+    np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
+    monkeypatch.setattr("evaluators.ray_pool.LOSSES", 1)  # they did not die on these clips
+    for seat in begun:
+        seat.process = "of one that died"
+        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+    np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
+    assert pool.lost
 
 
 def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
@@ -300,6 +318,42 @@ def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
     with pytest.raises(UserError, match="differ in weights, libraries or devices"):
         while True:  # as soon as the second worker has started
             pool.score(seeds, dev_clips[:10])
+
+
+def test_a_verb_that_is_terminated_over_ray_is_interrupted_as_without_it(capsys, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+    )
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+
+    def verb():
+        connect("auto")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    assert optimize.run_verb(verb) == 1
+    assert "interrupted: nothing is lost" in capsys.readouterr().err
+
+
+def test_a_cluster_that_another_process_started_for_itself_is_not_joined(monkeypatch):
+    """It ends with that process, and Ray would then end this one after a minute, with a trace."""
+    there, done = dict[str, int](), list[str]()
+
+    def init(address=None, resources=None, **_):
+        if not there and address == "auto":
+            raise ConnectionError("no cluster")
+        there.update(resources or {})
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "shutdown", lambda: done.append("shut down"))
+    connect("auto")
+    assert there and not done
+    with pytest.raises(PauseError, match="for itself on this machine; wait until it has ended"):
+        connect("auto")
+    assert done == ["shut down"]
 
 
 def test_too_many_cpus_are_one_sentence(cluster, seeds, dev_clips):

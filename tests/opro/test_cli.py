@@ -173,6 +173,23 @@ def test_a_termination_is_an_interruption(capsys):
     assert run_verb(main) == FAULT and "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_within_an_import_has_its_exit_code_too(tmp_path, number):
+    """Imports run texts by `exec`, as dataclasses do, and Python then took the signal's code."""
+    body = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)"
+    (tmp_path / "verb.py").write_text(
+        f"import sys\nfrom opro import cli\nsys.exit(cli.run_verb(lambda: exec({body!r})))\n"
+    )
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-m", "verb"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == FAULT and done.stderr.startswith("interrupted"), done
+
+
 def test_a_pipe_that_is_closed_early_is_no_fault():
     command = f"{sys.executable} -m opro.leaderboard --help | head -n 1; exit ${{PIPESTATUS[0]}}"
     many = (

@@ -196,20 +196,36 @@ def test_a_fault_of_the_device_stops_the_run_which_resumes(
 def test_what_ends_a_search_is_told_though_its_study_cannot_be_written(
     tmp_path, monkeypatch, capsys, fault, code, sentence
 ):
-    def score(self, prompts, clips):
-        raise fault
+    score, calls = FakeEvaluator.score, []
+
+    def failing(self, prompts, clips):
+        calls.append(len(clips))
+        if len(calls) == 2:
+            raise fault
+        return score(self, prompts, clips)
 
     def opened(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakeEvaluator, "score", score)
+        patch.setattr(FakeEvaluator, "score", failing)
         patch.setattr(LiveStudy, "_open", opened)
         assert run(tmp_path) == code
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith(sentence) and "Traceback" not in err
     assert "optuna.log could not be written" in (tmp_path / "run" / "log.txt").read_text()
     assert run(tmp_path) == 0 and (tmp_path / "run" / "optuna.log").is_file()
+
+
+def test_a_run_that_ends_before_its_first_trial_leaves_no_study(tmp_path, monkeypatch, capsys):
+    def score(self, prompts, clips):
+        raise PauseError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEvaluator, "score", score)
+        for _ in range(2):
+            assert run(tmp_path) == 1
+    assert not (tmp_path / "run" / "optuna.log").exists()
 
 
 def test_a_new_runs_study_is_opened_after_the_first_scores_a_resumed_ones_before(

@@ -62,8 +62,7 @@ class Run:
     def start(self):
         self.history = History(self.folder / "trials.jsonl", LABELS, repair=True)
         self.study = LiveStudy(self.history, self.folder / "optuna.log", levels(LABELS), surface)
-        if self.history.trials:
-            self.study.catch_up()
+        self.study.catch_up()
 
     def tell(self, trial, dies, torn):
         self.history.tell(trial)
@@ -180,5 +179,11 @@ def test_the_file_of_an_earlier_version_is_written_anew(tmp_path):
 def test_a_damaged_file_is_written_anew(tmp_path, damage):
     (tmp_path / "optuna.log").write_bytes(damage)
     run = Run(tmp_path)
+    run.study.catch_up()  # nothing was told
+    assert (tmp_path / "optuna.log").read_bytes() == damage
+    run.history.begin({"seed": 0})
+    trial = trial_of(0, "complete")
+    run.history.add(0, [trial.candidate])
+    run.history.tell(trial)
     run.study.catch_up()
-    assert read(tmp_path / "optuna.log") == [] and not run.study._failed
+    assert len(read(tmp_path / "optuna.log")) == 1 and not run.study._failed
