@@ -151,6 +151,14 @@ def test_a_disk_that_does_not_give_a_tensor_is_one_sentence(monkeypatch, small):
     reader.close()
 
 
+def test_closing_waits_for_what_a_card_still_fetches(monkeypatch):
+    reader, waited = WeightReader(FILES, CPU), []
+    reader._device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    reader.close()
+    assert waited == [reader._device]
+
+
 def test_no_file_stays_open_where_another_cannot_be_opened(tmp_path, monkeypatch):
     opened, real = [], os.open
 
