@@ -105,7 +105,9 @@ class WeightReader:
     def close(self) -> None:
         """Ends the threads, gives up the files."""
         self._pool.shutdown(cancel_futures=True)
-        if self._device.type == "cuda":  # after an early end nobody has waited for what the card still fetches
+        if (
+            self._device.type == "cuda"
+        ):  # after an early end nobody has waited for what the card still fetches
             torch.cuda.synchronize(self._device)
         for file in self._files.values():
             os.close(file)
