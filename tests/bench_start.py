@@ -116,7 +116,7 @@ def watch_scorer(watch: Watch, out: Path, whole: bool, how: str) -> None:
     own = vars(scorer.AudioScorer)
     for name, phase in (
         ("config", "configuration, its class"),
-        ("_digest", "digest"),
+        ("_known", "digest"),
         ("front", "tokenizer, extractor"),
     ):
         own[name].func = watch.over(phase, own[name].func)
@@ -396,9 +396,13 @@ def main() -> None:
             groups.append([("whole", flags, "again"), *[("whole nf4", four, "again")] * args.nf4])
         if args.shape == "pocket":
             time_without_watch(work)
+        failed = False
         for group in groups:
             whole = group[0][0] == "whole"
-            show({name: run_case(work, name, given, how, whole) for name, given, how in group})
+            found = {name: run_case(work, name, given, how, whole) for name, given, how in group}
+            failed |= not all(found.values())
+            show(found)
+        sys.exit(failed)
 
 
 if __name__ == "__main__":
