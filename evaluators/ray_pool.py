@@ -421,7 +421,9 @@ class RayPool(Uncached):
                         del answer  # as in `_score`
                 seat.process, about = answer
                 self._gone.discard(seat.process)  # it was only slow to answer
-                seat.usable = self._agree(about)  # else the next greeting is under way
+                seat.usable = self._agree(about)
+                if not seat.usable:  # it has not been told of the smaller shape, or is being told
+                    self._begin_again(seat)
             out.append((seat, job, answer))
         return out
 

@@ -353,7 +353,8 @@ DIRECTED: list[tuple[str, str, str]] = [
     ("evaluators/audio_lm/stack.py", "PADDING = 1e-4", "PADDING = 1.0"),
     # Files that change while a command uses them.
     ("evaluators/audio_lm/shared_base.py", "if digest != self._digest:", "if False:"),
-    ("evaluators/audio_lm/checkpoint.py", "if now.digest != self.digest:", "if False:"),
+    ("evaluators/audio_lm/checkpoint.py", "if now.digest == self.digest:", "if True:"),
+    ("evaluators/audio_lm/scorer.py", "                self._base.forget()\n", ""),
     (
         "evaluators/audio_lm/scorer.py",
         'if self.device.type == "cpu":  # where weights may lie',

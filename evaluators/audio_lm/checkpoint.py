@@ -1,5 +1,6 @@
 """Checkpoints: which weights, in which precision, with which adapter, and what they were trained on."""
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -146,27 +147,45 @@ class Known:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Known":
         """A checkpoint as it is now. Raises UserError as its digest."""
-        files = [file_version(path) for path in checkpoint.files]
+        files = _versions(checkpoint)
         return cls(checkpoint.digest, files)
 
     def again(self, checkpoint: Checkpoint) -> "Known":
         """The checkpoint as it is now, which has the same digest.
 
+        A folder that was removed counts as it was: who has its files open keeps them.
+
         Raises:
-            PauseError: It has another one.
+            PauseError: It has another one, or files of it are missing or cannot be read.
+            UserError: As its digest.
         """
         try:
-            if [file_version(path) for path in checkpoint.files] == self.files:
+            files = _versions(checkpoint)
+            left = {Path(str(name)).parent for name, *_ in files}
+            if files == [one for one in self.files if Path(str(one[0])).parent in left]:
                 return self
-        except FileNotFoundError:  # what is removed stays as it was for who has it open
-            return self
-        now = Known.of(checkpoint)
-        if now.digest != self.digest:
-            raise PauseError(
-                f"the files of checkpoint {checkpoint.name!r} were changed while they were in use; when they"
-                " are as they shall be, give the same command again"
-            )
-        return now
+            now = Known.of(checkpoint)
+        except OSError as error:
+            why = f" ({error.filename}: {error.strerror})"
+        else:
+            if now.digest == self.digest:
+                return now
+            why = ""
+        raise PauseError(
+            f"the files of checkpoint {checkpoint.name!r} were changed while they were in use{why}; when they"
+            " are as they shall be, give the same command again"
+        )
+
+
+def _versions(checkpoint: Checkpoint) -> list[list[Any]]:
+    """Of the files that are there; one that goes at this moment is not."""
+    found = []
+    for folder in (checkpoint.base, checkpoint.adapter):
+        if folder is not None and folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                with contextlib.suppress(FileNotFoundError):
+                    found += [file_version(path)] if path.is_file() else []
+    return found
 
 
 def open_checkpoint(

@@ -91,7 +91,12 @@ def load_model(
             model = read_model(model_class, folder, reader.tensors, **options)
     if device.type == "mps":
         model = model.to(device)
-    if kept is not None and folder == checkpoint.base:
+    # The base may have been changed since it got that name.
+    if (
+        kept is not None
+        and folder == checkpoint.base
+        and kept == kept_folder(checkpoint, dtype, device)
+    ):
         keep(model, kept)
     if checkpoint.adapter is not None:
         model = attach(model, checkpoint.adapter).get_base_model()

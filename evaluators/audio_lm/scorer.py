@@ -258,6 +258,7 @@ class AudioScorer(Uncached):
             try:
                 self._known = self._known.again(self.checkpoint)
             except (PauseError, UserError):
+                self._base.forget()
                 self.release()
                 raise
 

@@ -45,8 +45,12 @@ class SharedBase:
         """A scorer lets go of it; with the last one its memory is free."""
         self.users.discard(user)
         if not self.users:
-            self._model = None
-            self.embeddings.clear()
+            self.forget()
+
+    def forget(self) -> None:
+        """Drops the base and its embeddings; who needs them reads the files again."""
+        self._model = None
+        self.embeddings.clear()
 
     def model(self, digest: str, load: Callable[[], Any]) -> Any:
         """The base, which must stay as it is.

@@ -308,6 +308,40 @@ def test_a_worker_without_memory_makes_all_take_its_shape(
     assert pool.lost
 
 
+class Sized(FakeEvaluator):
+    """One on cards of several sizes: those that start later have larger batches."""
+
+    def __init__(self, folder):
+        super().__init__(delay=0.001)
+        try:
+            (folder / "first").touch(exist_ok=False)
+            self.shape = Small.Shape(128)
+        except FileExistsError:
+            time.sleep(0.3)  # the first has answered
+            self.shape = Small.Shape(256)
+
+    @property
+    def fingerprint(self):
+        return f"{self.whole}-{self.shape.tokens}"
+
+    @fingerprint.setter
+    def fingerprint(self, value):
+        self.whole = value
+
+
+def test_a_larger_card_that_starts_late_takes_the_shape_of_the_smaller_ones(
+    cluster, seeds, dev_clips, tmp_path
+):
+    pool = RayPool(functools.partial(Sized, tmp_path), workers=2)
+    pool.score(seeds[:1], dev_clips[:9])
+    end = time.monotonic() + 30
+    while pool.usable < 2 and time.monotonic() < end:
+        pool.score(seeds[:1], dev_clips[:9])
+    assert pool.usable == 2
+    assert pool.fingerprint.endswith("-128")
+    pool.release()
+
+
 def test_devices_that_differ_are_refused(cluster, seeds, dev_clips, tmp_path):
     class Odd(FakeEvaluator):
         def __init__(self):

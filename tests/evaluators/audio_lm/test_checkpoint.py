@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from evaluators.audio_lm import checkpoint
 from evaluators.audio_lm.identity import adapter_digest, base_digest, old_digest, weights_digest
-from evaluators.errors import UserError
+from evaluators.errors import PauseError, UserError
 from evaluators.prompts import Prompt
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # making failures small takes minutes here
@@ -93,6 +93,43 @@ def test_each_file_that_decides_a_score_changes_the_digest(tmp_path, base, adapt
     else:
         path.write_text(path.read_text() + " ")
     assert digest(adapter) != before
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_is_missing_while_it_is_in_use_is_one_sentence(tmp_path, base, adapter, part):
+    one = opened(base, adapter)
+    known = checkpoint.Known.of(one)
+    folder, name, _ = PARTS[part]
+    (tmp_path / folder / name).unlink()
+    with pytest.raises((PauseError, UserError), match=re.escape(str(tmp_path / folder))):
+        known.again(one)
+
+
+def test_a_folder_that_is_removed_while_it_is_in_use_hides_no_change_of_the_other(base, adapter):
+    one = opened(base, adapter)
+    known = checkpoint.Known.of(one)
+    shutil.rmtree(adapter)
+    assert known.again(one) == known
+    (base / "model.safetensors").write_bytes(weights(b"efgh"))
+    with pytest.raises((PauseError, UserError)):
+        known.again(one)
+
+
+def test_a_file_that_comes_and_goes_hides_no_change_of_another(base, monkeypatch):
+    one = opened(base)
+    known = checkpoint.Known.of(one)
+    (base / ".model.safetensors.part").write_bytes(b"")
+    (base / "model.safetensors").write_bytes(weights(b"efgh"))
+    real = checkpoint.file_version
+
+    def seen(path):
+        if path.suffix == ".part":
+            path.unlink(missing_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "file_version", seen)
+    with pytest.raises(PauseError, match="were changed while they were in use"):
+        known.again(one)
 
 
 def test_what_decides_nothing_is_no_part_of_the_digest(base, adapter):

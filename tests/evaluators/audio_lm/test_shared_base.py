@@ -245,3 +245,25 @@ def test_who_came_after_the_base_was_changed_does_not_score_on_the_earlier_one(
     assert scorers[1].fingerprint != earlier
     with pytest.raises(PauseError, match="were changed while they were in use"):
         scorers[1].score(seeds[:1], dev_clips[:1])
+
+
+def test_what_one_scorer_made_of_a_changed_base_is_not_taken_by_the_others(
+    tmp_path, seeds, dev_clips
+):
+    path = Path(shutil.copytree(POCKET / "base", tmp_path / "base")) / "model.safetensors"
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})  # as it is computed: the file is mapped
+    whole = path.read_bytes()
+    expected = opened(path.parent).score(seeds[:1], dev_clips[1:2]).logp
+    scorers = [opened(path.parent) for _ in range(2)]
+    share(scorers)
+    assert len({one.fingerprint for one in scorers}) == 1
+    scorers[0].score(seeds[:1], dev_clips[:1])
+    with path.open("r+b") as file:
+        file.seek(len(whole) // 2)
+        file.write(bytes(reversed(whole[len(whole) // 2 :])))
+    with pytest.raises(PauseError, match="were changed while they were in use"):
+        scorers[0].score(seeds[:1], dev_clips[1:2])
+    path.write_bytes(whole)
+    table = scorers[1].score(seeds[:1], dev_clips[1:2])
+    np.testing.assert_array_equal(table.logp, expected)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +288,39 @@ def test_kept_weights_are_on_disk_before_they_have_their_name(four_bits, monkeyp
     monkeypatch.setattr(files, "_sync", lambda path: seen.append((path.name, folder.exists())))
     keep(Saved(), folder)
     assert {("model.safetensors", False), ("made.json", False)} <= {*seen} and is_whole(folder)
+
+
+class Read(torch.nn.Linear):
+    """A model that was read; it counts how often it is saved."""
+
+    def __init__(self, saved):
+        super().__init__(1, 1)
+        self.saved = saved
+
+    def save_pretrained(self, folder, max_shard_size):
+        Saved().save_pretrained(folder, max_shard_size)
+        self.saved.append(folder)
+
+
+def test_weights_that_are_changed_while_they_are_read_are_not_kept_under_their_earlier_name(
+    four_bits, monkeypatch, tmp_path
+):
+    copied = Path(shutil.copytree(BASE, tmp_path / "base"))
+    path, saved = copied / "model.safetensors", []
+    whole, checkpoint = path.read_bytes(), replace(four_bits, base=copied)
+    monkeypatch.setattr(transformers, "BitsAndBytesConfig", dict)
+    monkeypatch.setattr(loading, "check_once", lambda *_: None)
+    meanwhile = [whole[:-1] + bytes([whole[-1] ^ 1]), whole]
+
+    def read(*_, **__):
+        path.write_bytes(meanwhile.pop(0))
+        return Read(saved)
+
+    monkeypatch.setattr(loading, "read_model", read)
+    for count in (0, 1):
+        path.write_bytes(whole)
+        loading.load_model(checkpoint, QWEN2_AUDIO, CPU, torch.bfloat16)
+        assert len(saved) == count
 
 
 def test_kept_4_bit_weights_are_those_that_are_made_anew(four_bits, monkeypatch):
