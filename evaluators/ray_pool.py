@@ -518,7 +518,7 @@ def connect(address: str) -> None:
             try:
                 ray.init(address="auto", **options)
             except ConnectionError:
-                ray.init(include_dashboard=False, resources={OF_ONE: 1}, **options)
+                ray.init("local", include_dashboard=False, resources={OF_ONE: 1}, **options)
                 return
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
