@@ -12,4 +12,7 @@ WATCH = "from bench_start import Path, Watch, watch_scorer; watch_scorer(Watch(0
 def test_all_that_it_watches_has_its_name():
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     environment = {**os.environ, "PYTHONPATH": paths}
-    subprocess.run([sys.executable, "-c", WATCH], env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

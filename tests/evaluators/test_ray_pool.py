@@ -71,26 +71,13 @@ class Faulty(FakeEvaluator):
         return super().score(prompts, clips)
 
 
-class Small(FakeEvaluator):
-    """One whose memory runs out on its first call, as AudioScorer's does: batches are halved, and the key changes."""
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    tokens: int
 
-    @dataclasses.dataclass(frozen=True)
-    class Shape:
-        tokens: int
 
-    def __init__(self, folder):
-        super().__init__()
-        self.folder, self.shape = folder, self.Shape(256)
-
-    def score(self, prompts, clips):
-        try:
-            (self.folder / "first").touch(exist_ok=False)
-            self.shape = self.Shape(128)
-        except FileExistsError:
-            pass
-        table = super().score(prompts, clips)
-        shift = np.float32(self.shape.tokens)
-        return dataclasses.replace(table, logp=table.logp - shift, logp_top=table.logp_top - shift)
+class Shaped(FakeEvaluator):
+    """One whose key holds the shape of its batches."""
 
     @property
     def fingerprint(self):
@@ -99,6 +86,24 @@ class Small(FakeEvaluator):
     @fingerprint.setter
     def fingerprint(self, value):
         self.whole = value
+
+
+class Small(Shaped):
+    """One whose memory runs out on its first call, as AudioScorer's does: batches are halved, and the key changes."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.shape = folder, Shape(256)
+
+    def score(self, prompts, clips):
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+            self.shape = Shape(128)
+        except FileExistsError:
+            pass
+        table = super().score(prompts, clips)
+        shift = np.float32(self.shape.tokens)
+        return dataclasses.replace(table, logp=table.logp - shift, logp_top=table.logp_top - shift)
 
 
 def test_three_nodes_give_the_scores_of_one_process(cluster, seeds, dev_clips, tmp_path):
@@ -298,35 +303,27 @@ def test_a_worker_without_memory_makes_all_take_its_shape(
     assert pool.fingerprint.endswith("-128")
     begun = [seat for seat in pool._seats if seat.usable]
     for seat in begun:  # what a greeting that was lost leaves
-        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Shape(256)))
     np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
     monkeypatch.setattr("evaluators.ray_pool.LOSSES", 1)  # they did not die on these clips
     for seat in begun:
         seat.process = "of one that died"
-        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Small.Shape(256)))
+        ray.get(seat.actor.begin.remote(0, pool._crew.makes, Shape(256)))
     np.testing.assert_array_equal(pool.score(seeds, dev_clips[:30]).logp, expected)
     assert pool.lost
 
 
-class Sized(FakeEvaluator):
+class Sized(Shaped):
     """One on cards of several sizes: those that start later have larger batches."""
 
     def __init__(self, folder):
         super().__init__(delay=0.001)
         try:
             (folder / "first").touch(exist_ok=False)
-            self.shape = Small.Shape(128)
+            self.shape = Shape(128)
         except FileExistsError:
             time.sleep(0.3)  # the first has answered
-            self.shape = Small.Shape(256)
-
-    @property
-    def fingerprint(self):
-        return f"{self.whole}-{self.shape.tokens}"
-
-    @fingerprint.setter
-    def fingerprint(self, value):
-        self.whole = value
+            self.shape = Shape(256)
 
 
 def test_a_larger_card_that_starts_late_takes_the_shape_of_the_smaller_ones(
